@@ -1,0 +1,1 @@
+"""The patch sets, one folder per SGLang version; data only."""

@@ -1,0 +1,1 @@
+"""The `sglang-layered` console command: one module per command group, loaded when used."""

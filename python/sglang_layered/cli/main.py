@@ -1,0 +1,52 @@
+"""Entry point of the console command; it knows the names of the command groups and nothing of their work."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from sglang_layered import __version__
+from sglang_layered.errors import LayeredPrefillError
+
+COMMANDS = {
+    "patch": ("sglang_layered.cli.patch", "patch", "Apply, revert, inspect or verify the patch set."),
+    "doctor": ("sglang_layered.cli.doctor", "doctor", "Say what is installed, patched and possible here."),
+    "make-model": ("sglang_layered.cli.make_model", "make_model", "Write a model with random weights to serve offline."),
+    "quickstart": ("sglang_layered.cli.quickstart", "quickstart", "Serve one model in three modes and compare them."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sglang-layered")
+def cli() -> None:
+    """Layered prefill for SGLang."""
+
+
+def main() -> None:
+    """Run the console command; our own errors become one line and exit status 1."""
+    try:
+        cli(prog_name="sglang-layered")
+    except LayeredPrefillError as error:
+        click.echo(f"sglang-layered: {error}", err=True)
+        sys.exit(1)
