@@ -1,0 +1,42 @@
+"""`sglang-layered quickstart`: reads options, calls the quickstart, and nothing more."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sglang_layered.quickstart.scenario import MODE_FLAGS, Scenario
+
+MODES = tuple(MODE_FLAGS)
+
+
+@click.command()
+@click.option(
+    "--mode", "modes", multiple=True, type=click.Choice(MODES), help="Only this mode; may be repeated."
+)
+@click.option("--keep", is_flag=True, help="Leave the last server running and say how to use and stop it.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/quickstart"), show_default=True)
+@click.option("--repetitions", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option(
+    "--model-path", type=click.Path(path_type=Path, exists=True), help="Default: a demo model, made here."
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the servers; default: any free one.")
+def quickstart(
+    modes: tuple[str, ...], keep: bool, out: Path, repetitions: int, model_path: Path | None, port: int | None
+) -> None:
+    """Serve one model in three modes, one after another, and compare them.
+
+    Four conversations are running when a prompt of 2048 tokens arrives. Each mode gets the same model, seeds
+    and prompts; servers are bound to loopback and are stopped at the end. Writes record.json, tokens.png and
+    the servers' logs to the folder OUT.
+    """
+    from sglang_layered.quickstart.run import Plan, run  # imports openai and matplotlib
+
+    # Being terminated ends the servers as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    chosen = tuple(mode for mode in MODES if mode in modes) or MODES
+    plan = Plan(chosen, Scenario(repetitions=repetitions), out, model_path, port, keep)
+    run(plan, Console())

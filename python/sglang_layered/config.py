@@ -1,0 +1,88 @@
+"""The flags of layered mode: declared once here, checked at construction, given to SGLang by `server_flags`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
+from sglang_layered.errors import ConfigError
+
+PREFILL_MODES = ("chunked", "layered")
+
+
+def flag(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is also a server flag."""
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class LayeredConfig:
+    """Settings of one server; field names are the flags' names with underscores."""
+
+    prefill_mode: str = flag(
+        "chunked",
+        "How prompts are scheduled: 'chunked' cuts them along the tokens (stock SGLang), 'layered' along the"
+        " layers, so that running requests decode in every step and a prompt loads each expert once.",
+        PREFILL_MODES,
+    )
+    layered_group_tokens: int = flag(
+        512,
+        "Layered mode: one layer group per this many prompt tokens of a cohort, at most one group a layer.",
+    )
+    layered_num_groups: int | None = flag(
+        None, "Layered mode: a fixed number of layer groups for every cohort; overrides the policy."
+    )
+    layered_policy: str = flag(
+        DEFAULT_POLICY,
+        "Layered mode: what chooses the layer groups: 'token-target', the name of an installed entry point"
+        " of group sglang_layered.policies, or module:Class.",
+    )
+    layered_check_invariants: bool = flag(
+        False, "Layered mode: compare the KV pool, the prefix cache and the ledger after every step (slow)."
+    )
+    layered_step_log: str | None = flag(
+        None, "Layered mode: append one JSON line per engine step to this file (research, tests)."
+    )
+
+    def __post_init__(self) -> None:
+        if self.prefill_mode not in PREFILL_MODES:
+            raise ConfigError(f"--prefill-mode {self.prefill_mode}: choose one of {', '.join(PREFILL_MODES)}")
+        if self.layered_group_tokens < 1:
+            raise ConfigError(f"--layered-group-tokens {self.layered_group_tokens}: give 1 or more tokens")
+        if self.layered_num_groups is not None and self.layered_num_groups < 1:
+            raise ConfigError(f"--layered-num-groups {self.layered_num_groups}: give 1 or more groups")
+
+    @property
+    def is_layered(self) -> bool:
+        """True when layered prefill is asked for."""
+        return self.prefill_mode == "layered"
+
+    @classmethod
+    def from_server_args(cls, server_args: Any) -> LayeredConfig:
+        """Read the flags back from SGLang's ServerArgs; a field it lacks keeps its default."""
+        given = {item.name: getattr(server_args, item.name, item.default) for item in fields(cls)}
+        return cls(**given)
+
+    def make_policy(self) -> GroupPolicy:
+        """The policy these flags name.
+
+        Raises:
+            ConfigError: the name is unknown, cannot be imported, or is no policy.
+        """
+        return find_policy(
+            self.layered_policy, group_tokens=self.layered_group_tokens, num_groups=self.layered_num_groups
+        )
+
+    def check_depth(self, num_layers: int) -> None:
+        """Refuse a fixed group count that the model has too few layers for."""
+        if self.layered_num_groups is not None and self.layered_num_groups > num_layers:
+            raise ConfigError(
+                f"--layered-num-groups {self.layered_num_groups}: the model has {num_layers} layers;"
+                f" give {num_layers} or fewer"
+            )
+
+
+def flag_defaults() -> dict[str, Any]:
+    """Default value of every flag, by field name."""
+    return {item.name: item.default for item in fields(LayeredConfig) if item.default is not MISSING}

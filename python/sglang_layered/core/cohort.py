@@ -1,0 +1,51 @@
+"""Progress of a cohort through its layer groups, written once and as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
+from sglang_layered.errors import CohortError
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Prompts that move through the layer groups together.
+
+    `next_group` is the index of the group that the next step runs; equal to the number of groups when done.
+    """
+
+    plan: LayerGroupPlan
+    request_ids: tuple[str, ...]
+    next_group: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.request_ids:
+            raise CohortError("a cohort needs at least one request")
+        if len(set(self.request_ids)) != len(self.request_ids):
+            raise CohortError(f"a request is twice in cohort {self.request_ids}")
+        if not 0 <= self.next_group <= self.plan.num_groups:
+            raise CohortError(f"group {self.next_group} is outside [0, {self.plan.num_groups}]")
+
+    @property
+    def is_done(self) -> bool:
+        """True once every group has run."""
+        return self.next_group == self.plan.num_groups
+
+    @property
+    def is_last_group(self) -> bool:
+        """True when the next step runs the last group."""
+        return self.next_group == self.plan.num_groups - 1
+
+    @property
+    def group(self) -> LayerGroup:
+        """The group that the next step runs."""
+        if self.is_done:
+            raise CohortError(f"cohort {self.request_ids} has run all its groups")
+        return self.plan.groups[self.next_group]
+
+    def advance(self) -> Cohort:
+        """The cohort after its next group has run."""
+        if self.is_done:
+            raise CohortError(f"cohort {self.request_ids} has run all its groups")
+        return replace(self, next_group=self.next_group + 1)

@@ -1,0 +1,56 @@
+"""Layer groups and the plan that tiles a model with them; it knows no request, tensor or clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sglang_layered.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Half-open layer range [start, end)."""
+
+    start: int
+    end: int
+
+    @property
+    def num_layers(self) -> int:
+        """Layers in the group."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroupPlan:
+    """How a cohort visits the layers: every layer once, in order (paper section 4)."""
+
+    num_layers: int
+    groups: tuple[LayerGroup, ...]
+
+    def __post_init__(self) -> None:
+        cuts = [0, *(group.end for group in self.groups)]
+        if [group.start for group in self.groups] != cuts[:-1] or cuts[-1] != self.num_layers:
+            raise PlanError(f"groups {self.groups} do not tile [0, {self.num_layers})")
+        if any(low >= high for low, high in pairwise(cuts)):
+            raise PlanError(f"groups {self.groups} contain an empty range")
+
+    @property
+    def num_groups(self) -> int:
+        """Groups, which is also the number of steps a cohort takes."""
+        return len(self.groups)
+
+    @classmethod
+    def even(cls, num_layers: int, num_groups: int) -> LayerGroupPlan:
+        """Split evenly; when it does not divide, the first groups get one layer more."""
+        if not 1 <= num_groups <= num_layers:
+            raise PlanError(f"cannot cut {num_layers} layers into {num_groups} groups")
+        base, extra = divmod(num_layers, num_groups)
+        cuts = [index * base + min(index, extra) for index in range(num_groups + 1)]
+        return cls.from_cuts(num_layers, cuts)
+
+    @classmethod
+    def from_cuts(cls, num_layers: int, cuts: Sequence[int]) -> LayerGroupPlan:
+        """Groups between neighbouring cuts; the first cut must be 0 and the last `num_layers`."""
+        return cls(num_layers, tuple(LayerGroup(low, high) for low, high in pairwise(cuts)))

@@ -1,0 +1,163 @@
+"""From a recipe to a finished folder: all or nothing.
+
+The folder is filled under a hidden name beside its place and renamed at the end, so a killed run leaves at
+most a hidden `.NAME.partial-*` folder that can be deleted, never half a model. recipe.json, written last, marks
+a folder as ours and complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sglang_layered.errors import ModelRecipeError
+from sglang_layered.models.hf_config import generation_config, model_config
+from sglang_layered.models.recipe import RECIPE_FORMAT, ModelRecipe, find_recipe
+from sglang_layered.models.tensors import count_bytes
+
+MARKER = "recipe.json"
+MADE_BY = "sglang-layered make-model"
+SPARE_BYTES = 64 * 2**20  # tokenizer, headers and a little air on the disk
+
+
+def make_model(
+    arch: str,
+    preset: str,
+    out: Path,
+    seed: int = 0,
+    dtype: str | None = None,
+    num_layers: int | None = None,
+    force: bool = False,
+) -> Path:
+    """Make the model folder `out`, or find it already there, and return its absolute path."""
+    recipe = find_recipe(arch, preset, seed=seed, dtype=dtype, num_layers=num_layers)
+    make_from_recipe(recipe, out, force=force)
+    return Path(out).resolve()
+
+
+def make_from_recipe(
+    recipe: ModelRecipe,
+    out: Path,
+    *,
+    force: bool = False,
+    on_progress: Callable[[int], object] = lambda num_bytes: None,
+) -> bool:
+    """Write the model and return True; return False when the same model is already complete there.
+
+    `on_progress` gets the number of bytes of each tensor as it is made.
+    """
+    target = Path(out).resolve()
+    if _is_already_there(recipe, target, force=force):
+        return False
+    with _partial_folder(recipe, target) as partial:
+        _write_model(recipe, partial, on_progress)
+        if _is_already_there(recipe, target, force=force):  # another process was quicker
+            return False
+        _put_in_place(partial, target)
+    return True
+
+
+def _write_model(recipe: ModelRecipe, folder: Path, on_progress: Callable[[int], object]) -> None:
+    from sglang_layered.models.checkpoint import write_weights
+    from sglang_layered.models.tokenizer import write_tokenizer
+
+    _write_json(folder / "config.json", model_config(recipe))
+    _write_json(folder / "generation_config.json", generation_config())
+    write_tokenizer(recipe, folder)
+    write_weights(recipe, folder, on_progress)
+    file_bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    _write_json(folder / MARKER, _identity(recipe) | {"file_bytes": file_bytes})
+
+
+def _identity(recipe: ModelRecipe) -> dict[str, Any]:
+    """Return what two folders must share to hold the same model."""
+    package = resources.files("sglang_layered.models")
+    texts = {name: package.joinpath(name).read_bytes() for name in ("corpus.txt", "chat_template.jinja")}
+    return {
+        "made_by": MADE_BY,
+        "format": RECIPE_FORMAT,
+        "recipe": recipe.as_dict(),
+        "text_sha256": {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()},
+    }
+
+
+def _is_already_there(recipe: ModelRecipe, target: Path, *, force: bool) -> bool:
+    """Return whether the model is complete; raise when the place is taken by something else."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    marker = _read_marker(target)
+    if force:
+        return False
+    if {key: value for key, value in marker.items() if key != "file_bytes"} != _identity(recipe):
+        raise ModelRecipeError(
+            f"--out {target} holds another model; choose another --out, or --force to replace it"
+        )
+    damaged = _damaged_files(target, marker)
+    if damaged:
+        raise ModelRecipeError(
+            f"--out {target}: {', '.join(damaged)} changed since it was made; --force remakes it"
+        )
+    return True
+
+
+def _read_marker(target: Path) -> dict[str, Any]:
+    """Return our marker; a place without one is never touched, not even by --force."""
+    try:
+        marker = json.loads((target / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        marker = None
+    if not isinstance(marker, dict) or marker.get("made_by") != MADE_BY:
+        raise ModelRecipeError(
+            f"--out {target} exists and was not made by this command; choose another --out"
+        )
+    return marker
+
+
+def _damaged_files(target: Path, marker: dict[str, Any]) -> list[str]:
+    """Names of files that are gone or have another size than when they were written."""
+    return [
+        name
+        for name, num_bytes in marker["file_bytes"].items()
+        if not (target / name).is_file() or (target / name).stat().st_size != num_bytes
+    ]
+
+
+@contextmanager
+def _partial_folder(recipe: ModelRecipe, target: Path) -> Iterator[Path]:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(target.parent).free
+        needed_bytes = count_bytes(recipe) + SPARE_BYTES
+        if free_bytes < needed_bytes:
+            raise ModelRecipeError(
+                f"--out {target} needs {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there"
+            )
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
+    try:
+        model = holder / target.name
+        model.mkdir()
+        yield model
+    except OSError as error:
+        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename `partial` to `target`; a model of ours that is there moves beside `partial`, to be deleted."""
+    if target.exists() and any(target.iterdir()):
+        target.rename(partial.with_name("replaced"))
+    partial.rename(target)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,140 @@
+"""What layered mode refuses at start: one table row a feature, with the flag, the reason and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_layered.errors import UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A combination that layered mode does not serve."""
+
+    flag: str
+    applies: Callable[[Any], bool]
+    reason: str
+    remedy: str
+
+    def message(self) -> str:
+        """The one line a user sees."""
+        return f"--prefill-mode layered does not work with {self.flag}: {self.reason}; {self.remedy}"
+
+
+def _set(name: str) -> Callable[[Any], bool]:
+    return lambda args: bool(getattr(args, name, None))
+
+
+def _above_one(name: str) -> Callable[[Any], bool]:
+    return lambda args: (getattr(args, name, None) or 1) > 1
+
+
+FLAG_REFUSALS = (
+    Refusal(
+        "--speculative-algorithm",
+        _set("speculative_algorithm"),
+        "a draft model verifies whole steps and a cohort spreads over several",
+        "leave the flag out",
+    ),
+    Refusal(
+        "--disaggregation-mode",
+        lambda args: args.disaggregation_mode not in (None, "null"),
+        "prefill and decode run on different servers there, so there is no decode to keep going",
+        "use 'null'",
+    ),
+    Refusal("--enable-pdmux", _set("enable_pdmux"), "it has a prefill scheduler of its own", "choose one of the two"),
+    Refusal(
+        "--enable-two-batch-overlap",
+        _set("enable_two_batch_overlap"),
+        "it splits the batch that a layered step composes",
+        "leave the flag out",
+    ),
+    Refusal(
+        "--enable-single-batch-overlap",
+        _set("enable_single_batch_overlap"),
+        "it reorders the work inside a layer range",
+        "leave the flag out",
+    ),
+    Refusal(
+        "--enable-mixed-chunk",
+        _set("enable_mixed_chunk"),
+        "layered mode already runs decode in every step",
+        "leave the flag out",
+    ),
+    Refusal("--pp-size", _above_one("pp_size"), "groups inside pipeline stages are not built yet", "use --pp-size 1"),
+    Refusal(
+        "--enable-dp-attention",
+        _set("enable_dp_attention"),
+        "its ranks must agree on one forward mode per step",
+        "use --dp-size replicas without it",
+    ),
+    Refusal("--attn-cp-size", _above_one("attn_cp_size"), "context parallel cuts the prompt rows", "use 1"),
+    Refusal("--dcp-size", _above_one("dcp_size"), "context parallel cuts the KV pool", "use 1"),
+    Refusal("--enable-prefill-cp", _set("enable_prefill_cp"), "context parallel cuts the prompt rows", "leave it out"),
+    Refusal("--dllm-algorithm", _set("dllm_algorithm"), "diffusion models have no decode step", "leave it out"),
+    Refusal("--is-embedding", _set("is_embedding"), "embedding models do not decode", "serve it in chunked mode"),
+    Refusal(
+        "--enable-hisparse", _set("enable_hisparse"), "it moves KV between prefill and decode itself", "leave it out"
+    ),
+    Refusal(
+        "--enable-lora",
+        lambda args: bool(args.enable_lora or args.lora_paths),
+        "adapters are prepared per batch and a layered step runs two",
+        "serve merged weights",
+    ),
+    Refusal(
+        "--enable-hierarchical-cache",
+        _set("enable_hierarchical_cache"),
+        "loading KV back layer by layer is not tied to layer groups yet",
+        "leave the flag out",
+    ),
+    Refusal(
+        "--enable-return-routed-experts",
+        _set("enable_return_routed_experts"),
+        "expert ids are gathered per forward and a prompt takes several",
+        "leave the flag out",
+    ),
+    Refusal(
+        "--quantization",
+        _set("quantization"),
+        "quantized experts are not tested in layered mode yet",
+        "serve bf16, fp16 or fp32 weights",
+    ),
+)
+
+
+def refuse_unsupported(server_args: Any) -> None:
+    """Refuse the first flag or model property that layered mode cannot serve.
+
+    Raises:
+        UnsupportedError: with the flag, the reason and the remedy.
+    """
+    for refusal in FLAG_REFUSALS:
+        if refusal.applies(server_args):
+            raise UnsupportedError(refusal.message())
+    reason = model_refusal(server_args.get_model_config())
+    if reason is not None:
+        raise UnsupportedError(f"--prefill-mode layered cannot serve {server_args.model_path}: {reason}")
+
+
+def model_refusal(model_config: Any) -> str | None:
+    """Why layered mode cannot serve this model (an SGLang ModelConfig), or None."""
+    architecture = ", ".join(model_config.hf_config.architectures or ["?"])
+    if not model_config.is_generation:
+        return f"{architecture} does not generate text; serve it in chunked mode"
+    if model_config.is_multimodal:
+        return f"{architecture} takes images or audio, which is not tested; serve it in chunked mode"
+    if getattr(model_config.hf_config, "quantization_config", None):
+        return "its weights are quantized, which is not tested; serve bf16, fp16 or fp32 weights"
+    if _has_recurrent_layers(model_config.hf_text_config):
+        return f"{architecture} has recurrent (linear attention or SSM) layers; serve it in chunked mode"
+    return None
+
+
+def _has_recurrent_layers(text_config: Any) -> bool:
+    kinds = [str(kind) for kind in getattr(text_config, "layer_types", None) or []]
+    return any("linear" in kind or "mamba" in kind for kind in kinds) or any(
+        getattr(text_config, name, None) for name in ("mamba_d_state", "ssm_state_size", "mamba_num_heads")
+    )

@@ -1,0 +1,70 @@
+"""Any layer range [start, end) of an SGLang model, run as a virtual pipeline stage.
+
+SGLang's models already run the layers between `start_layer` and `end_layer` and take and return
+PPProxyTensors when the stage is not the first or the last. This is the one place that borrows that: it sets
+the two numbers and stands in for the pipeline group while one range runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from sglang_layered.errors import UnsupportedError
+
+
+class VirtualStage:
+    """A pipeline group that says where the current range stands; everything else is the real group's."""
+
+    def __init__(self, group: Any, *, is_first: bool, is_last: bool) -> None:
+        self._group = group
+        self.is_first_rank = is_first
+        self.is_last_rank = is_last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group, name)
+
+
+class LayerRanges:
+    """Access to the layer ranges of one model.
+
+    Raises:
+        UnsupportedError: the model does not offer the pipeline interface that layer ranges need.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._grouped = [module for module in modules if "pp_group" in vars(module)]
+        stacks = [module for module in modules if {"start_layer", "end_layer"} <= vars(module).keys()]
+        if len(stacks) != 1 or not self._grouped:
+            raise UnsupportedError(
+                f"--prefill-mode layered cannot serve {type(model).__name__}: its layers cannot be run in"
+                " ranges (SGLang has no pipeline parallelism for it); serve it in chunked mode"
+            )
+        self._stack: Any = stacks[0]
+        self.num_layers: int = self._stack.end_layer
+        group = self._grouped[0].pp_group
+        self._stages = {
+            (first, last): VirtualStage(group, is_first=first, is_last=last)
+            for first in (False, True)
+            for last in (False, True)
+        }
+
+    @contextmanager
+    def stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
+        """Make the model's forward run layers [start, end); `first` embeds, `last` norms and makes logits."""
+        groups = [module.pp_group for module in self._grouped]
+        bounds = (self._stack.start_layer, self._stack.end_layer)
+        virtual = self._stages[first, last]
+        try:
+            self._stack.start_layer, self._stack.end_layer = start, end
+            for module in self._grouped:
+                module.pp_group = virtual  # type: ignore[assignment]
+            yield
+        finally:
+            self._stack.start_layer, self._stack.end_layer = bounds
+            for module, group in zip(self._grouped, groups, strict=True):
+                module.pp_group = group

@@ -1,0 +1,141 @@
+"""Runs a layered step: decode rows through all layers, prompt rows through one layer group."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.model_executor.model_runner import ModelRunnerOutput
+from sglang.srt.utils.device_timer import device_timer_ctx
+
+from sglang_layered.core.plan import LayerGroup
+from sglang_layered.runner.hybrid_attention import HybridAttention
+from sglang_layered.runner.layer_ranges import LayerRanges
+from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows
+
+
+@dataclass(slots=True)
+class GroupStep:
+    """One step as the runner sees it. `parked` holds the prompt's activations between its groups."""
+
+    prompt: ForwardBatch
+    decode: ForwardBatch | None
+    group: LayerGroup
+    parked: PPProxyTensors | None
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What a step leaves: logits of the decode rows, and the prompt's parked rows or its logits."""
+
+    decode_logits: LogitsProcessorOutput | None
+    prompt_logits: LogitsProcessorOutput | None
+    parked: PPProxyTensors | None
+
+
+class CarriedStep:
+    """Rides on a ForwardBatch into `ModelRunner.forward`; the seam in `_forward_raw` runs it there.
+
+    So the expert recorder, step spans, canary and dumper of `ModelRunner.forward` come as in stock.
+    """
+
+    def __init__(self, runner: LayeredRunner, step: GroupStep) -> None:
+        self._runner = runner
+        self._step = step
+
+    def run(self, model_runner: Any) -> ModelRunnerOutput:
+        """Run the step in place of the stock forward."""
+        output = self._runner.run_layers(self._step)
+        return ModelRunnerOutput(logits_output=output, can_run_graph=False)
+
+
+class LayeredRunner:
+    """Runs layered steps on one SGLang ModelRunner.
+
+    Raises:
+        UnsupportedError: the model's layers cannot be run in ranges.
+    """
+
+    def __init__(self, model_runner: Any) -> None:
+        self._model_runner = model_runner
+        self._ranges = LayerRanges(model_runner.model)
+        self._prompt_backend = model_runner._get_attention_backend(init_new_workspace=True)
+        self._attention = HybridAttention(self._prompt_backend, model_runner.attn_backend)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self._ranges.num_layers
+
+    def forward(self, step: GroupStep) -> tuple[StepOutput, ModelRunnerOutput]:
+        """Run a step through `ModelRunner.forward`; the second value holds what SGLang recorded."""
+        carrier: Any = step.prompt if step.decode is None else hybrid_batch(step.prompt, step.decode)
+        carrier = replace(carrier)
+        carrier.layered_step = CarriedStep(self, step)
+        recorded = self._model_runner.forward(carrier)
+        return recorded.logits_output, recorded
+
+    def run_layers(self, step: GroupStep) -> StepOutput:
+        """Run the layers; called inside `ModelRunner.forward`."""
+        self._plan_attention(step)
+        with device_timer_ctx(self._model_runner.device_timer, "extend"):
+            prompt = self._embed(step.prompt) if step.parked is None else step.parked
+            if step.decode is None:
+                with self._attend(self._prompt_backend):
+                    prompt = self._layers(step.prompt, step.group, prompt)
+                decode_logits = None
+            else:
+                prompt, decode_logits = self._hybrid(step, step.decode, prompt)
+            if step.group.end == self.num_layers:
+                return StepOutput(decode_logits, self._head(step.prompt, prompt, self.num_layers), None)
+            return StepOutput(decode_logits, None, prompt)
+
+    def _hybrid(
+        self, step: GroupStep, decode_batch: ForwardBatch, prompt: PPProxyTensors
+    ) -> tuple[PPProxyTensors, LogitsProcessorOutput]:
+        group = step.group
+        decode = self._below(decode_batch, group.start)
+        hybrid = hybrid_batch(step.prompt, decode_batch)
+        self._model_runner._prepare_eager_forward_batch(hybrid)
+        with self._attend(self._attention.bind(step.prompt, decode_batch)):
+            joined = self._layers(hybrid, group, join_rows(prompt, decode))
+        prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
+        return prompt, self._head(decode_batch, decode, group.end)
+
+    def _plan_attention(self, step: GroupStep) -> None:
+        if step.parked is None:
+            self._model_runner._prepare_eager_forward_batch(step.prompt)
+            self._prompt_backend.init_forward_metadata(step.prompt)
+        if step.decode is not None:
+            self._model_runner._prepare_eager_forward_batch(step.decode)
+            self._model_runner.attn_backend.init_forward_metadata(step.decode)
+
+    def _embed(self, batch: ForwardBatch) -> PPProxyTensors:
+        kwargs = self._model_runner._extend_forward_kwargs(batch, None)
+        with self._ranges.stage(0, 0, first=True, last=False):
+            return self._model_runner.model.forward(batch.input_ids, batch.positions, batch, **kwargs)
+
+    def _below(self, batch: ForwardBatch, end: int) -> PPProxyTensors:
+        with self._ranges.stage(0, end, first=True, last=False):
+            return self._call(batch, None)
+
+    def _layers(self, batch: ForwardBatch, group: LayerGroup, rows: PPProxyTensors) -> PPProxyTensors:
+        with self._ranges.stage(group.start, group.end, first=False, last=False):
+            return self._call(batch, rows)
+
+    def _head(self, batch: ForwardBatch, rows: PPProxyTensors, start: int) -> LogitsProcessorOutput:
+        with self._ranges.stage(start, self.num_layers, first=False, last=True):
+            return self._call(batch, rows)
+
+    def _call(self, batch: ForwardBatch, rows: PPProxyTensors | None) -> Any:
+        return self._model_runner.model.forward(
+            batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows
+        )
+
+    @staticmethod
+    def _attend(backend: Any) -> AbstractContextManager[None]:
+        return forward_context(ForwardContext(attn_backend=backend))

@@ -1,0 +1,73 @@
+"""Rows of a layered step: joining prompt and decode rows, and cutting them apart again.
+
+In every hybrid tensor the prompt rows come first: `[prompt; decode]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode, PPProxyTensors
+
+
+def join_rows(prompt: PPProxyTensors, decode: PPProxyTensors) -> PPProxyTensors:
+    """Stack the activations of both; keys must agree, a key that is None in one is None in both."""
+    if prompt.tensors.keys() != decode.tensors.keys():
+        raise AssertionError(f"activations differ: {set(prompt.tensors)} and {set(decode.tensors)}")
+    return PPProxyTensors(
+        {key: _join(prompt.tensors[key], decode.tensors[key]) for key in prompt.tensors},
+    )
+
+
+def cut_rows(hybrid: PPProxyTensors, num_prompt_rows: int) -> tuple[PPProxyTensors, PPProxyTensors]:
+    """Views of the prompt rows and of the decode rows."""
+    return (
+        _map(hybrid, lambda tensor: tensor[:num_prompt_rows]),
+        _map(hybrid, lambda tensor: tensor[num_prompt_rows:]),
+    )
+
+
+def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
+    """The ForwardBatch of a group's layers: both batches' rows, prompt first.
+
+    Attention and logits get the real prompt or decode batch, never this one. Upstream:
+    srt/model_executor/forward_batch_info.py.
+    """
+    return replace(
+        prompt,
+        forward_mode=ForwardMode.MIXED,
+        batch_size=prompt.batch_size + decode.batch_size,
+        input_ids=torch.cat([prompt.input_ids, decode.input_ids]),
+        positions=torch.cat([prompt.positions, decode.positions]),
+        req_pool_indices=torch.cat([prompt.req_pool_indices, decode.req_pool_indices]),
+        seq_lens=torch.cat([prompt.seq_lens, decode.seq_lens]),
+        seq_lens_cpu=_join(prompt.seq_lens_cpu, decode.seq_lens_cpu),
+        seq_lens_sum=None,
+        orig_seq_lens=_join(prompt.orig_seq_lens, decode.orig_seq_lens),
+        out_cache_loc=torch.cat([prompt.out_cache_loc, decode.out_cache_loc]),
+        num_token_non_padded=_add(prompt.num_token_non_padded, decode.num_token_non_padded),
+        num_token_non_padded_cpu=_add(prompt.num_token_non_padded_cpu, decode.num_token_non_padded_cpu),
+        rids=[*(prompt.rids or []), *(decode.rids or [])],
+        lora_ids=[*(prompt.lora_ids or []), *(decode.lora_ids or [])],
+    )
+
+
+def _join(prompt: torch.Tensor | None, decode: torch.Tensor | None) -> torch.Tensor | None:
+    if prompt is None or decode is None:
+        if prompt is not decode:
+            raise AssertionError("a tensor is there for the prompt rows or the decode rows only")
+        return None
+    return torch.cat([prompt, decode])
+
+
+def _add(prompt: Any, decode: Any) -> Any:
+    return None if prompt is None or decode is None else prompt + decode
+
+
+def _map(proxies: PPProxyTensors, cut: Callable[[torch.Tensor], torch.Tensor]) -> PPProxyTensors:
+    return PPProxyTensors(
+        {key: None if tensor is None else cut(tensor) for key, tensor in proxies.tensors.items()}
+    )

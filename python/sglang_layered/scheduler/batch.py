@@ -1,0 +1,58 @@
+"""What the layered loop holds between steps and hands to the runner in one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
+
+from sglang_layered.core.cohort import Cohort
+
+if TYPE_CHECKING:
+    from sglang_layered.core.plan import LayerGroup
+
+
+@dataclass(slots=True)
+class InFlightCohort:
+    """A cohort with its SGLang batch.
+
+    `forward` is the cohort's own ForwardBatch, made at the first group and kept to the last; `parked` holds
+    its rows' activations [prompt rows, hidden] between two groups.
+    """
+
+    cohort: Cohort
+    batch: ScheduleBatch
+    forward: ForwardBatch | None = None
+    parked: PPProxyTensors | None = None
+
+    @property
+    def reqs(self) -> list[Req]:
+        """SGLang's request objects, in the batch's order."""
+        reqs: list[Req] = self.batch.reqs
+        return reqs
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Prompt rows: tokens to compute, without those found in the prefix cache."""
+        num_tokens: int = self.batch.extend_num_tokens
+        return num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroupBatch:
+    """One engine step: every running request through all layers, the cohort through one group."""
+
+    decode: ScheduleBatch | None
+    inflight: InFlightCohort
+
+    @property
+    def group(self) -> LayerGroup:
+        """The cohort's group in this step."""
+        return self.inflight.cohort.group
+
+    @property
+    def completes_cohort(self) -> bool:
+        """True when the cohort has its first tokens after this step."""
+        return self.inflight.cohort.is_last_group

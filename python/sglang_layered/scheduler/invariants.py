@@ -1,0 +1,85 @@
+"""The invariant checker: KV pool, prefix cache and ledger compared after every step.
+
+Slow by design (it walks the prefix cache); `--layered-check-invariants` turns it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from sglang_layered.core.ledger import GroupKVLedger
+from sglang_layered.errors import InvariantError
+from sglang_layered.scheduler.batch import InFlightCohort
+
+
+class InvariantChecker:
+    """Checks one scheduler's pools against the ledger.
+
+    Raises:
+        InvariantError: a half-filled slot is free, cached or not where the pool says; or the ledger and the
+            cohort in flight disagree. AssertionError from SGLang's own accounting when slots are lost.
+    """
+
+    def __init__(self, scheduler: Any, ledger: GroupKVLedger) -> None:
+        self._scheduler = scheduler
+        self._ledger = ledger
+
+    def check(self, inflight: InFlightCohort | None) -> None:
+        """Check everything between two steps."""
+        self._check_ledger(inflight)
+        if inflight is not None:
+            partial = self._pages(entry.slots for entry in self._ledger)
+            self._check_apart(partial, self._free_pages(), "in the free list")
+            self._check_apart(partial, self._cached_pages(), "in the prefix cache")
+            self._check_pool_rows(inflight)
+        self._scheduler.invariant_checker.self_check_during_busy()
+
+    def _check_ledger(self, inflight: InFlightCohort | None) -> None:
+        known = {entry.request_id: entry.filled_layers for entry in self._ledger}
+        if inflight is None:
+            expected = {}
+        else:
+            filled = inflight.cohort.group.start
+            expected = dict.fromkeys(inflight.cohort.request_ids, filled)
+        if known != expected:
+            raise InvariantError(f"the ledger holds {known}, the cohort in flight is {expected}")
+
+    def _check_pool_rows(self, inflight: InFlightCohort) -> None:
+        table = self._scheduler.req_to_token_pool.req_to_token
+        slots = {entry.request_id: entry.slots for entry in self._ledger}
+        for req, length in zip(inflight.reqs, inflight.batch.extend_lens, strict=True):
+            end = int(req.extend_range.end)
+            row = table[req.req_pool_idx, end - length : end]
+            if not torch.equal(row.to(torch.int64), slots[req.rid].to(torch.int64)):
+                raise InvariantError(f"request {req.rid}: its row in the pool is not what was allocated")
+
+    def _pages(self, slots: Iterable[Any]) -> set[int]:
+        page_size = self._scheduler.page_size
+        return {slot // page_size for part in slots for slot in part.tolist()}
+
+    def _free_pages(self) -> set[int]:
+        allocator = self._scheduler.token_to_kv_pool_allocator
+        parts = [allocator.free_pages, allocator.release_pages]
+        return {page for part in parts if part is not None for page in part.tolist()}
+
+    def _cached_pages(self) -> set[int]:
+        cache = self._scheduler.tree_cache
+        if not hasattr(cache, "root_node"):
+            return set()
+        pages: set[int] = set()
+        nodes = [cache.root_node]
+        while nodes:
+            node = nodes.pop()
+            nodes.extend(node.children.values())
+            if node is not cache.root_node and node.value is not None:
+                pages |= self._pages([node.value])
+        return pages
+
+    @staticmethod
+    def _check_apart(partial: set[int], others: set[int], where: str) -> None:
+        shared = partial & others
+        if shared:
+            raise InvariantError(f"half-filled KV pages {sorted(shared)[:8]} are {where}")

@@ -1,0 +1,59 @@
+"""The only module that a patch imports: one short function a seam.
+
+Patched SGLang imports it in every process and in every mode, so importing it loads neither torch nor sglang,
+and with the mode off each function costs one attribute test. What a seam leads to is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+ServerArgsClass = TypeVar("ServerArgsClass", bound=type)
+
+
+def offer_cpu_kernels() -> None:
+    """`sglang/__init__.py`: offer kernels/cpu as `sgl_kernel` where no CUDA driver exists."""
+    from sglang_layered import cpu_kernels
+
+    cpu_kernels.offer_cpu_kernels()
+
+
+def server_args_fields(cls: ServerArgsClass) -> ServerArgsClass:
+    """`ServerArgs`: add the flags of LayeredConfig as annotated fields."""
+    from sglang_layered.server_flags import add_fields
+
+    return add_fields(cls)
+
+
+def check_server_args(server_args: Any) -> None:
+    """`ServerArgs.check_server_args`: refuse bad flags; in layered mode also what it cannot serve."""
+    from sglang_layered.server_flags import check
+
+    check(server_args)
+
+
+def run_event_loop(scheduler: Any) -> bool:
+    """`dispatch_event_loop`: run the layered loop until shutdown and say True; False leaves it to SGLang."""
+    if scheduler.server_args.prefill_mode != "layered":
+        return False
+    from sglang_layered.scheduler.loop import LayeredLoop
+
+    LayeredLoop.start(scheduler)
+    return True
+
+
+def on_pause(scheduler: Any) -> None:
+    """`Scheduler.pause_generation` (abort and retract modes): let go of the cohort in flight."""
+    loop = getattr(scheduler, "layered_loop", None)
+    if loop is not None:
+        loop.on_pause()
+
+
+def has_step(forward_batch: Any) -> bool:
+    """`ModelRunner._forward_raw`: does this ForwardBatch carry a layered step?"""
+    return hasattr(forward_batch, "layered_step")
+
+
+def run_step(model_runner: Any, forward_batch: Any) -> Any:
+    """`ModelRunner._forward_raw`: run the step that the ForwardBatch carries."""
+    return forward_batch.layered_step.run(model_runner)

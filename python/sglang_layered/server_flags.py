@@ -1,0 +1,85 @@
+"""LayeredConfig's flags as fields of SGLang's ServerArgs, and the checks made before a server starts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.errors import LayeredPrefillError
+
+logger = logging.getLogger(__name__)
+
+SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
+
+
+def add_fields(cls: Any) -> Any:
+    """Add every flag to the class that SGLang turns into its ServerArgs dataclass.
+
+    Upstream file: srt/server_args.py. Help, parsing, Engine keywords, `/server_info` and the `schedule`
+    namespace follow from the annotation.
+    """
+    from sglang.srt.arg_groups.arg_utils import NS, A, Arg
+
+    types = get_type_hints(LayeredConfig)
+    for item in fields(LayeredConfig):
+        choices = item.metadata["choices"]
+        arg = Arg(help=item.metadata["help"], choices=list(choices) if choices else None)
+        cls.__annotations__[item.name] = A[types[item.name], arg, NS("schedule")]
+        setattr(cls, item.name, item.default)
+    _without_overlap(cls)
+    return cls
+
+
+def _without_overlap(cls: Any) -> None:
+    """Layered mode runs the non-overlap scheduler: choose it before SGLang resolves what depends on it."""
+    resolve = cls.__post_init__
+
+    def __post_init__(self: Any) -> None:
+        if self.prefill_mode == "layered" and not self.disable_overlap_schedule:
+            self.disable_overlap_schedule = True
+            logger.info("Layered prefill runs the non-overlap scheduler: --disable-overlap-schedule is set.")
+        resolve(self)
+
+    cls.__post_init__ = __post_init__
+
+
+def check(server_args: Any) -> None:
+    """Check our flags in any mode, and everything else that layered mode depends on.
+
+    From the command line an error is one line and exit status 2; through `sglang.Engine` it is raised.
+
+    Raises:
+        ConfigError: a flag holds a bad value.
+        UnsupportedError: layered mode refuses the combination or the model.
+        PatchError: the installed SGLang is not patched as our manifest says.
+    """
+    try:
+        _check(server_args)
+    except LayeredPrefillError as error:
+        if _started_as_server():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+        raise
+
+
+def _check(server_args: Any) -> None:
+    config = LayeredConfig.from_server_args(server_args)
+    if not config.is_layered:
+        return
+    from sglang_layered.patching import verify_patched
+    from sglang_layered.refusals import refuse_unsupported
+
+    verify_patched()
+    config.make_policy()
+    refuse_unsupported(server_args)
+    config.check_depth(server_args.get_model_config().num_hidden_layers)
+
+
+def _started_as_server() -> bool:
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    name = spec.name if spec is not None else ""
+    return name in SERVER_DOORS or str(getattr(main, "__file__", "")).endswith("/bin/sglang")
