@@ -1,0 +1,88 @@
+"""Fixtures of the patch tests: the real files made pristine, their syntax trees, and a toy SGLang."""
+
+import ast
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from seam_trees import SeamFile
+from sglang_layered.patching import Site, apply, locate
+from sglang_layered.patching.files import sha256
+from sglang_layered.patching.maintain import refresh
+from sglang_layered.patching.manifest import PatchSet, default_root, load_patch_set, set_folder
+from sglang_layered.patching.series import remove_series
+from sglang_layered.patching.site import at_package
+from toy_sglang import HEADER, TOY_PRISTINE, TOY_SERIES, TOY_VERSION, Toy
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    toy = Toy(tmp_path / "site-packages", tmp_path / "repo" / "patches")
+    toy.folder.mkdir(parents=True)
+    guard = tmp_path / "repo" / "test" / "guard.py"
+    guard.parent.mkdir()
+    guard.touch()
+    for path, text in TOY_PRISTINE.items():
+        (toy.package / path).parent.mkdir(parents=True, exist_ok=True)
+        (toy.package / path).write_text(text)
+    toy.set_version(TOY_VERSION)
+    for name, diff in TOY_SERIES.items():
+        (toy.folder / name).write_text(HEADER + diff)
+    (toy.folder / "series").write_text("# a toy\n" + "\n".join(TOY_SERIES) + "\n")
+    refresh(toy.site, toy.root)
+    return toy
+
+
+@pytest.fixture(scope="session")
+def real_site() -> Site:
+    return locate()
+
+
+@pytest.fixture(scope="session")
+def real_set(real_site: Site) -> PatchSet:
+    return load_patch_set(set_folder(default_root(), real_site.version))
+
+
+@pytest.fixture(scope="session")
+def pristine_sglang(real_site: Site, real_set: PatchSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package folder with the touched files of the installed SGLang, pristine whatever they are now."""
+    package = tmp_path_factory.mktemp("pristine") / "sglang"
+    for path, hashes in real_set.manifest.files.items():
+        data = (real_site.package / path).read_bytes()
+        if sha256(data) == hashes.after:
+            data = remove_series(real_set.diffs(path), data)
+        assert sha256(data) == hashes.before, (
+            f"{path} of the installed SGLang is neither pristine nor patched"
+        )
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_bytes(data)
+    shutil.copy(real_site.package / "_version.py", package)
+    for info in real_site.package.parent.glob("sglang-*.dist-info"):
+        (package.parent / info.name).mkdir()
+        for name in ("METADATA", "RECORD"):
+            shutil.copy(info / name, package.parent / info.name)
+    return package
+
+
+@pytest.fixture
+def sglang_copy(pristine_sglang: Path, tmp_path: Path) -> Site:
+    """A pristine copy that a test may change."""
+    shutil.copytree(pristine_sglang.parent, tmp_path / "site-packages")
+    return at_package(tmp_path / "site-packages" / "sglang")
+
+
+@pytest.fixture(scope="session")
+def seam_file(pristine_sglang: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SeamFile]:
+    """Parse one of the touched files of a patched copy, without importing it."""
+    site_packages = tmp_path_factory.mktemp("patched") / "site-packages"
+    shutil.copytree(pristine_sglang.parent, site_packages)
+    apply(at_package(site_packages / "sglang"))
+
+    @cache
+    def parse(path: str) -> SeamFile:
+        patched, pristine = site_packages / "sglang" / path, pristine_sglang / path
+        return SeamFile(ast.parse(patched.read_bytes()), ast.parse(pristine.read_bytes()))
+
+    return parse

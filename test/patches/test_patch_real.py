@@ -1,0 +1,91 @@
+"""The real patch set on the real files of the installed SGLang, copied and made pristine."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sglang_layered
+from sglang_layered.errors import PatchError
+from sglang_layered.patching import apply, revert, status, verify_patched
+from sglang_layered.patching.files import sha256
+from sglang_layered.patching.maintain import refresh
+from sglang_layered.patching.manifest import default_root
+from sglang_layered.patching.site import recorded_sha256
+
+
+def read_all(package, manifest):
+    return {path: (package / path).read_bytes() for path in manifest.files}
+
+
+def test_the_manifest_pins_what_the_installer_recorded(sglang_copy, real_set):
+    for path, hashes in real_set.manifest.files.items():
+        assert hashes.before == recorded_sha256(sglang_copy.package, path)
+
+
+def test_apply_verify_revert_on_the_real_files(sglang_copy, real_set):
+    pristine = read_all(sglang_copy.package, real_set.manifest)
+    with pytest.raises(PatchError, match="not patched"):
+        verify_patched(sglang_copy.package)
+    apply(sglang_copy)
+    verify_patched(sglang_copy.package)
+    patched = read_all(sglang_copy.package, real_set.manifest)
+    for path, hashes in real_set.manifest.files.items():
+        assert sha256(patched[path]) == hashes.after
+        compile(patched[path], path, "exec", dont_inherit=True)
+    revert(sglang_copy)
+    assert read_all(sglang_copy.package, real_set.manifest) == pristine
+
+
+def test_git_applies_the_series_to_the_same_bytes(sglang_copy, real_set, tmp_path):
+    shutil.copytree(sglang_copy.package, tmp_path / "git" / "sglang")
+    for patch in real_set.patches:
+        command = ["git", "apply", "--unidiff-zero", "-p1", str(real_set.folder / patch.name)]
+        subprocess.run(command, cwd=tmp_path / "git", check=True, timeout=60)
+    apply(sglang_copy)
+    by_git = read_all(tmp_path / "git" / "sglang", real_set.manifest)
+    assert by_git == read_all(sglang_copy.package, real_set.manifest)
+
+
+def test_refresh_gives_the_manifest_in_the_repository(sglang_copy, real_set, tmp_path):
+    shutil.copytree(real_set.folder, tmp_path / "patches" / sglang_copy.version)
+    (tmp_path / "patches" / sglang_copy.version / "manifest.json").unlink()
+    written = refresh(sglang_copy, tmp_path / "patches")
+    assert written.read_text() == (real_set.folder / "manifest.json").read_text()
+
+
+def test_refresh_refuses_files_that_the_installer_did_not_record(sglang_copy):
+    path = sglang_copy.package / "srt/server_args.py"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(PatchError, match=r"srt/server_args\.py is not pristine"):
+        refresh(sglang_copy, default_root())
+
+
+def test_every_real_anchor_is_found_once_in_a_shifted_file(sglang_copy, real_set):
+    for path in real_set.manifest.files:
+        file = sglang_copy.package / path
+        file.write_bytes(b"# shifted by one line\n" + file.read_bytes())
+    for entry in status(sglang_copy).patches:
+        assert entry.text.startswith("unknown: ")
+        assert "would fit at line " in entry.text
+
+
+def test_the_tool_imports_neither_sglang_nor_torch(sglang_copy):
+    script = (
+        "import sys; from pathlib import Path; from sglang_layered import patching as p;"
+        "s = p.locate(site=Path(sys.argv[1])); p.apply(s); p.status(s);"
+        "p.verify_patched(s.package); p.locate();"
+        "sys.exit('sglang' in sys.modules or 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(sglang_copy.package)]
+    assert subprocess.run(command, timeout=60).returncode == 0
+
+
+def test_our_seams_define_every_name_that_the_patches_call(real_set):
+    inserted = b"\n".join(patch.diff for patch in real_set.patches).decode()
+    called = set(re.findall(r"layered_seams\.(\w+)", inserted)) | {"offer_cpu_kernels"}
+    tree = ast.parse(Path(sglang_layered.__file__).with_name("seams.py").read_text())
+    assert called == {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
