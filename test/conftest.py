@@ -1,0 +1,38 @@
+"""What every test folder shares: the tiny models, made once, and the marks."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+MODELS = REPO / "out" / "test-models"
+
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
+
+
+def tiny_model(arch: str) -> Path:
+    from sglang_layered.models import make_model
+
+    return make_model(arch, "tiny", MODELS / arch)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3_moe() -> Path:
+    return tiny_model("qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Path:
+    return tiny_model("llama")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU and this machine has none"))

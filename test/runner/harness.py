@@ -1,0 +1,133 @@
+"""SGLang's real Scheduler in this process, stepped by hand: no HTTP, no tokenizer, no second process.
+
+One scheduler per process (SGLang's distributed state is global), so tests share it and flush it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sglang.srt.managers.io_struct import AbortReq, PauseGenerationReqInput, TokenizedGenerateReqInput
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.runtime_context import publish
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.server_args import PortArgs, ServerArgs
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.scheduler.loop import LayeredLoop
+
+PORT_RANKS = (0, 0, 0, 0, 0, 0, None)
+
+
+class Outbox:
+    """Stands where the scheduler's sockets stand and keeps what it would send."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send_output(self, output: Any, recv_obj: Any = None) -> None:
+        self.sent.append(output)
+
+
+class SteppedScheduler:
+    """A layered scheduler whose steps a test makes one by one."""
+
+    def __init__(self, model_path: Path, **flags: Any) -> None:
+        args = ServerArgs(
+            model_path=str(model_path),
+            device="cpu",
+            dtype="float32",
+            skip_tokenizer_init=True,
+            prefill_mode="layered",
+            layered_check_invariants=True,
+            random_seed=1,
+            **flags,
+        )
+        publish(args, role="scheduler")
+        self.scheduler = Scheduler(args, PortArgs.init_new(args), *PORT_RANKS)
+        self.tokenizer, self.detokenizer = Outbox(), Outbox()
+        channels = self.scheduler.ipc_channels
+        object.__setattr__(channels, "send_to_tokenizer", self.tokenizer)
+        object.__setattr__(self.scheduler.output_streamer, "send_to_detokenizer", self.detokenizer)
+        self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
+        self.scheduler.layered_loop = self.loop
+        self.num_layers = self.loop.num_layers
+        self.reqs: dict[str, Any] = {}
+        self._names = itertools.count()
+
+    def send(self, prompt: Sequence[int], max_new_tokens: int, **params: Any) -> str:
+        """Queue a request; returns its id."""
+        rid = f"r{next(self._names)}"
+        sampling = SamplingParams(
+            temperature=0.0, max_new_tokens=max_new_tokens, ignore_eos=True, **params.pop("sampling", {})
+        )
+        sampling.normalize(None)
+        sampling.verify(self.scheduler.model_config.vocab_size)
+        message = TokenizedGenerateReqInput(
+            rid=rid,
+            input_text=None,
+            input_ids=array("q", prompt),
+            input_embeds=None,
+            mm_inputs=None,
+            token_type_ids=None,
+            sampling_params=sampling,
+            return_logprob=params.pop("return_logprob", False),
+            logprob_start_len=params.pop("logprob_start_len", -1),
+            top_logprobs_num=0,
+            token_ids_logprob=None,
+            stream=True,
+            **params,
+        )
+        self.scheduler.process_input_requests([message])
+        self.reqs[rid] = self.scheduler.waiting_queue[-1]
+        return rid
+
+    def step(self, times: int = 1) -> None:
+        """Run engine steps."""
+        for _ in range(times):
+            if not self.scheduler._engine_paused:
+                self.loop.step()
+
+    def step_until(self, condition: Any, limit: int = 400) -> None:
+        """Step until `condition()` holds."""
+        for _ in range(limit):
+            if condition():
+                return
+            self.step()
+        raise AssertionError(f"not reached within {limit} steps")
+
+    def finish(self, *rids: str) -> list[list[int]]:
+        """Step until these requests are finished; returns their output tokens."""
+        self.step_until(lambda: all(self.reqs[rid].finished() for rid in rids))
+        return [list(self.reqs[rid].output_ids) for rid in rids]
+
+    def abort(self, rid: str) -> None:
+        """Deliver an abort message, as a disconnecting client causes."""
+        self.scheduler.process_input_requests([AbortReq(rid=rid)])
+
+    def pause(self, mode: str) -> None:
+        """Pause generation."""
+        self.scheduler.pause_generation(PauseGenerationReqInput(mode=mode))
+
+    def resume(self) -> None:
+        """Continue after a pause."""
+        self.scheduler._engine_paused = False
+
+    def drain(self) -> None:
+        """Step until idle, check that nothing leaked, and empty the prefix cache."""
+        self.step_until(self.scheduler.is_fully_idle)
+        self.step()
+        assert len(self.loop.ledger) == 0
+        assert self.scheduler.flush_cache(empty_cache=False), "the scheduler is not idle"
+        self.reqs.clear()
+        self.tokenizer.sent.clear()
+        self.detokenizer.sent.clear()
+
+    @property
+    def next_group(self) -> int | None:
+        """Index of the group that the cohort in flight runs next, or None."""
+        return None if self.loop.inflight is None else self.loop.inflight.cohort.next_group
