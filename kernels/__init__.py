@@ -1,1 +1,1 @@
-"""Kernels of the layered-prefill runtime: one folder a kernel, with wrapper, reference, test and benchmark."""
+"""Kernels of the layered-prefill runtime: one folder each, with wrapper, reference, test and benchmark."""

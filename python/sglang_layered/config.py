@@ -1,8 +1,8 @@
-"""The flags of layered mode: declared once here, checked at construction, given to SGLang by `server_flags`."""
+"""The flags of layered mode: declared once here, checked at construction; `server_flags` gives them to SGLang."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
@@ -61,7 +61,9 @@ class LayeredConfig:
     @classmethod
     def from_server_args(cls, server_args: Any) -> LayeredConfig:
         """Read the flags back from SGLang's ServerArgs; a field it lacks keeps its default."""
-        given = {item.name: getattr(server_args, item.name, item.default) for item in fields(cls)}
+        given: dict[str, Any] = {
+            item.name: getattr(server_args, item.name, item.default) for item in fields(cls)
+        }
         return cls(**given)
 
     def make_policy(self) -> GroupPolicy:
@@ -81,8 +83,3 @@ class LayeredConfig:
                 f"--layered-num-groups {self.layered_num_groups}: the model has {num_layers} layers;"
                 f" give {num_layers} or fewer"
             )
-
-
-def flag_defaults() -> dict[str, Any]:
-    """Default value of every flag, by field name."""
-    return {item.name: item.default for item in fields(LayeredConfig) if item.default is not MISSING}

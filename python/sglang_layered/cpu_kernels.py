@@ -1,8 +1,8 @@
 """Offers the CPU reference kernels as `sgl_kernel` where the real wheel cannot be loaded.
 
 The wheel that SGLang depends on needs libcuda.so.1, which comes with the CUDA driver. Without a driver its
-import fails, and SGLang's CPU path, which imports functions from it, fails with it. This module imports no torch
-and no sglang: it runs before both.
+import fails, and SGLang's CPU path, which imports functions from it, fails with it. This module imports
+neither torch nor sglang: it runs before both.
 """
 
 from __future__ import annotations

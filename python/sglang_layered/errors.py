@@ -1,15 +1,15 @@
 """Every error this package raises on purpose.
 
-    LayeredPrefillError
-    ├── ConfigError          a flag or field is wrong; the message names it and the remedy
-    ├── UnsupportedError     a combination that layered mode refuses; names the flag, the reason, the remedy
-    ├── PlanError            layer groups that do not tile the model
-    ├── CohortError          a cohort asked to do what its state forbids
-    ├── InvariantError       the invariant checker found the KV pool and the ledger apart
-    ├── PatchError           the patch set cannot be applied, reverted or verified
-    ├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
-    ├── ModelRecipeError     `make-model` was asked for something it cannot make
-    └── QuickstartError      the quickstart cannot go on
+LayeredPrefillError
+├── ConfigError          a flag or field is wrong; the message names it and the remedy
+├── UnsupportedError     a combination that layered mode refuses; names the flag, the reason, the remedy
+├── PlanError            layer groups that do not tile the model
+├── CohortError          a cohort asked to do what its state forbids
+├── InvariantError       the invariant checker found the KV pool and the ledger apart
+├── PatchError           the patch set cannot be applied, reverted or verified
+├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
+├── ModelRecipeError     `make-model` was asked for something it cannot make
+└── QuickstartError      the quickstart cannot go on
 """
 
 

@@ -44,7 +44,12 @@ FLAG_REFUSALS = (
         "prefill and decode run on different servers there, so there is no decode to keep going",
         "use 'null'",
     ),
-    Refusal("--enable-pdmux", _set("enable_pdmux"), "it has a prefill scheduler of its own", "choose one of the two"),
+    Refusal(
+        "--enable-pdmux",
+        _set("enable_pdmux"),
+        "it has a prefill scheduler of its own",
+        "choose one of the two",
+    ),
     Refusal(
         "--enable-two-batch-overlap",
         _set("enable_two_batch_overlap"),
@@ -63,7 +68,12 @@ FLAG_REFUSALS = (
         "layered mode already runs decode in every step",
         "leave the flag out",
     ),
-    Refusal("--pp-size", _above_one("pp_size"), "groups inside pipeline stages are not built yet", "use --pp-size 1"),
+    Refusal(
+        "--pp-size",
+        _above_one("pp_size"),
+        "groups inside pipeline stages are not built yet",
+        "use --pp-size 1",
+    ),
     Refusal(
         "--enable-dp-attention",
         _set("enable_dp_attention"),
@@ -72,11 +82,23 @@ FLAG_REFUSALS = (
     ),
     Refusal("--attn-cp-size", _above_one("attn_cp_size"), "context parallel cuts the prompt rows", "use 1"),
     Refusal("--dcp-size", _above_one("dcp_size"), "context parallel cuts the KV pool", "use 1"),
-    Refusal("--enable-prefill-cp", _set("enable_prefill_cp"), "context parallel cuts the prompt rows", "leave it out"),
-    Refusal("--dllm-algorithm", _set("dllm_algorithm"), "diffusion models have no decode step", "leave it out"),
-    Refusal("--is-embedding", _set("is_embedding"), "embedding models do not decode", "serve it in chunked mode"),
     Refusal(
-        "--enable-hisparse", _set("enable_hisparse"), "it moves KV between prefill and decode itself", "leave it out"
+        "--enable-prefill-cp",
+        _set("enable_prefill_cp"),
+        "context parallel cuts the prompt rows",
+        "leave it out",
+    ),
+    Refusal(
+        "--dllm-algorithm", _set("dllm_algorithm"), "diffusion models have no decode step", "leave it out"
+    ),
+    Refusal(
+        "--is-embedding", _set("is_embedding"), "embedding models do not decode", "serve it in chunked mode"
+    ),
+    Refusal(
+        "--enable-hisparse",
+        _set("enable_hisparse"),
+        "it moves KV between prefill and decode itself",
+        "leave it out",
     ),
     Refusal(
         "--enable-lora",

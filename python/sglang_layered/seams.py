@@ -1,7 +1,7 @@
 """The only module that a patch imports: one short function a seam.
 
 Patched SGLang imports it in every process and in every mode, so importing it loads neither torch nor sglang,
-and with the mode off each function costs one attribute test. What a seam leads to is imported when it is used.
+and with the mode off each function costs one attribute test. What a seam leads to is imported on use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def server_args_fields(cls: ServerArgsClass) -> ServerArgsClass:
     """`ServerArgs`: add the flags of LayeredConfig as annotated fields."""
     from sglang_layered.server_flags import add_fields
 
-    return add_fields(cls)
+    add_fields(cls)
+    return cls
 
 
 def check_server_args(server_args: Any) -> None:

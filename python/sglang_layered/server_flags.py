@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
 
-def add_fields(cls: Any) -> Any:
+def add_fields(cls: Any) -> None:
     """Add every flag to the class that SGLang turns into its ServerArgs dataclass.
 
     Upstream file: srt/server_args.py. Help, parsing, Engine keywords, `/server_info` and the `schedule`
@@ -30,7 +30,6 @@ def add_fields(cls: Any) -> Any:
         cls.__annotations__[item.name] = A[types[item.name], arg, NS("schedule")]
         setattr(cls, item.name, item.default)
     _without_overlap(cls)
-    return cls
 
 
 def _without_overlap(cls: Any) -> None:

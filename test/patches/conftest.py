@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from seam_trees import SeamFile
 from sglang_layered.patching import Site, apply, locate
 from sglang_layered.patching.files import sha256

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from sglang_layered.cli.patch import patch
 from sglang_layered.errors import PatchError
 from sglang_layered.patching import apply, locate

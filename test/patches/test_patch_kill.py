@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from sglang_layered.patching import apply, revert
 from sglang_layered.patching.files import TEMP_PREFIX
 from toy_sglang import TOY_PATCHED, TOY_PRISTINE

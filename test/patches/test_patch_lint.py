@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+
 from sglang_layered.patching.maintain import lint
 from sglang_layered.patching.manifest import default_root
 from toy_sglang import TOY_SERIES

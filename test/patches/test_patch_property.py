@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sglang_layered.patching import Site, apply, revert
 from sglang_layered.patching.files import sha256
 from toy_sglang import HEADER

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import sglang_layered
 from sglang_layered.errors import PatchError
 from sglang_layered.patching import apply, revert, status, verify_patched

@@ -5,6 +5,7 @@ import re
 import stat
 
 import pytest
+
 from sglang_layered.errors import PatchError
 from sglang_layered.patching import apply, revert, verify, verify_patched
 from sglang_layered.patching.files import TEMP_PREFIX, sha256

@@ -11,8 +11,16 @@ from sglang_layered.errors import LayeredPrefillError
 COMMANDS = {
     "patch": ("sglang_layered.cli.patch", "patch", "Apply, revert, inspect or verify the patch set."),
     "doctor": ("sglang_layered.cli.doctor", "doctor", "Say what is installed, patched and possible here."),
-    "make-model": ("sglang_layered.cli.make_model", "make_model", "Write a model with random weights to serve offline."),
-    "quickstart": ("sglang_layered.cli.quickstart", "quickstart", "Serve one model in three modes and compare them."),
+    "make-model": (
+        "sglang_layered.cli.make_model",
+        "make_model",
+        "Write a model with random weights to serve offline.",
+    ),
+    "quickstart": (
+        "sglang_layered.cli.quickstart",
+        "quickstart",
+        "Serve one model in three modes and compare them.",
+    ),
 }
 
 

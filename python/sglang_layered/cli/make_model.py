@@ -23,7 +23,7 @@ from sglang_layered.models.tensors import count_bytes, count_parameters
 @click.option(
     "--layers", "num_layers", type=click.IntRange(min=1), help="Number of layers, instead of the preset's."
 )
-@click.option("--force", is_flag=True, help="Replace another model that this command made in --out.")
+@click.option("--force", is_flag=True, help="Replace a model that this command made in --out.")
 def make_model(
     arch: str, preset: str, out: Path, seed: int, dtype: str | None, num_layers: int | None, force: bool
 ) -> None:

@@ -35,8 +35,8 @@ def quickstart(
     """
     from sglang_layered.quickstart.run import Plan, run  # imports openai and matplotlib
 
-    # Being terminated ends the servers as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # these, too, end the servers as Ctrl-C does
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
     chosen = tuple(mode for mode in MODES if mode in modes) or MODES
     plan = Plan(chosen, Scenario(repetitions=repetitions), out, model_path, port, keep)
     run(plan, Console())

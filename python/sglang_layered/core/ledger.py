@@ -68,7 +68,9 @@ class GroupKVLedger:
         for request_id in request_ids:
             if not self.may_enter_prefix_cache(request_id):
                 entry = self._entry(request_id)
-                raise InvariantError(f"request {request_id} is complete only up to layer {entry.filled_layers}")
+                raise InvariantError(
+                    f"request {request_id} is complete only up to layer {entry.filled_layers}"
+                )
             del self._entries[request_id]
 
     def drop(self, request_ids: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sglang_layered.models.recipe import DTYPE_BYTES, ModelRecipe
@@ -64,7 +65,10 @@ def _write_shard(recipe: ModelRecipe, shard: Shard, path: Path, on_progress: Cal
     for tensor in shard.tensors:
         weights[tensor.name] = random_tensor(tensor, recipe.seed, DTYPES[recipe.dtype])
         on_progress(weights[tensor.name].nbytes)
-    save_file(weights, path, metadata={"format": "pt"})
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # what a full disk becomes
+        raise OSError(f"{path.name}: {error}") from error
     shutil.copymode(
         path.with_name("config.json"), path
     )  # safetensors makes files that only their owner can read

@@ -1,8 +1,8 @@
 """From a recipe to a finished folder: all or nothing.
 
 The folder is filled under a hidden name beside its place and renamed at the end, so a killed run leaves at
-most a hidden `.NAME.partial-*` folder that can be deleted, never half a model. recipe.json, written last, marks
-a folder as ours and complete.
+most a hidden `.NAME.partial-*` folder that can be deleted, never half a model. recipe.json, written last,
+marks a folder as ours and complete.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,9 @@ def _write_model(recipe: ModelRecipe, folder: Path, on_progress: Callable[[int],
 
 def _identity(recipe: ModelRecipe) -> dict[str, Any]:
     """Return what two folders must share to hold the same model."""
-    package = resources.files("sglang_layered.models")
-    texts = {name: package.joinpath(name).read_bytes() for name in ("corpus.txt", "chat_template.jinja")}
+    texts = {
+        name: Path(__file__).with_name(name).read_bytes() for name in ("corpus.txt", "chat_template.jinja")
+    }
     return {
         "made_by": MADE_BY,
         "format": RECIPE_FORMAT,
@@ -113,7 +113,8 @@ def _read_marker(target: Path) -> dict[str, Any]:
         marker = json.loads((target / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         marker = None
-    if not isinstance(marker, dict) or marker.get("made_by") != MADE_BY:
+    ours = isinstance(marker, dict) and marker.get("made_by") == MADE_BY
+    if not ours or not isinstance(marker.get("file_bytes"), dict):
         raise ModelRecipeError(
             f"--out {target} exists and was not made by this command; choose another --out"
         )

@@ -84,7 +84,7 @@ PRESETS: Mapping[tuple[str, str], ModelRecipe] = MappingProxyType(
                 num_kv_heads=4,
                 head_size=64,
                 intermediate_size=2048,
-                vocab_size=4096,
+                vocab_size=2048,
                 experts=ExpertShape(num_experts=64, num_experts_per_token=4, intermediate_size=512),
             ),
             ModelRecipe(
@@ -103,13 +103,13 @@ PRESETS: Mapping[tuple[str, str], ModelRecipe] = MappingProxyType(
                 arch="llama",
                 preset="demo",
                 dtype="bfloat16",
-                num_layers=20,
+                num_layers=21,
                 hidden_size=1024,
                 num_heads=16,
                 num_kv_heads=8,
                 head_size=64,
                 intermediate_size=3584,
-                vocab_size=4096,
+                vocab_size=2048,
             ),
         )
     }

@@ -21,7 +21,11 @@ COLOURS = {"whole": "#7f7f7f", "mixed": "#d98a1f", "layered": "#1f6fb4"}
 
 
 def staircase(repetition: Repetition, start_s: float, end_s: float) -> tuple[list[float], list[int]]:
-    """Tokens of all running streams since `start_s`, as corners of a staircase."""
+    """Tokens of all running streams since `start_s`, as corners of a staircase.
+
+    It ends when the client ended the first of the streams: a flat line after that would look like a pause.
+    """
+    end_s = min(end_s, *(stream[-1].time_s for stream in repetition.running))
     counts = {index: 0 for index in range(len(repetition.running))}
     events = sorted(
         (arrival.time_s, index, arrival.num_tokens)

@@ -30,7 +30,7 @@ def table(record: Record) -> Table:
     shown = Table(
         title=f"A {spec.long_prompt_tokens}-token prompt beside {spec.num_running} running conversations",
         caption=f"TTFT of the prompt; gaps and tokens/s of the conversations until its first token; "
-        f"median (min-max) of {spec.repetitions}",
+        f"median and min - max of {spec.repetitions}",
     )
     shown.add_column("mode", no_wrap=True)
     for heading, *_ in COLUMNS:
@@ -60,4 +60,4 @@ def last_line(record: Record) -> str:
 
 def _cell(spread: Spread, factor: float, form: str) -> str:
     middle, low, high = (format(value * factor, form) for value in (spread.median, spread.low, spread.high))
-    return f"{middle} ({low}-{high})"
+    return f"{middle}\n[dim]{low} - {high}[/dim]"

@@ -12,7 +12,7 @@ ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
 
 
-class HybridAttention(AttentionBackend):  # type: ignore[misc]
+class HybridAttention(AttentionBackend):
     """Two attention backends behind one, for rows `[prompt; decode]`.
 
     They are separate instances because decode plans anew every step while the prompt's plan lives until its

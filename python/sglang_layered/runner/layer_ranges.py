@@ -62,7 +62,7 @@ class LayerRanges:
         try:
             self._stack.start_layer, self._stack.end_layer = start, end
             for module in self._grouped:
-                module.pp_group = virtual  # type: ignore[assignment]
+                module.pp_group = virtual
             yield
         finally:
             self._stack.start_layer, self._stack.end_layer = bounds

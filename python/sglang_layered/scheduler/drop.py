@@ -1,4 +1,4 @@
-"""What becomes of the requests of a dropped cohort. Their slots are half filled: none enters the prefix cache."""
+"""What becomes of a dropped cohort's requests. Their slots are half filled: none enters the prefix cache."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class InvariantChecker:
 
     def _check_pool_rows(self, inflight: InFlightCohort) -> None:
         table = self._scheduler.req_to_token_pool.req_to_token
-        slots = {entry.request_id: entry.slots for entry in self._ledger}
+        slots: dict[str, Any] = {entry.request_id: entry.slots for entry in self._ledger}
         for req, length in zip(inflight.reqs, inflight.batch.extend_lens, strict=True):
             end = int(req.extend_range.end)
             row = table[req.req_pool_idx, end - length : end]

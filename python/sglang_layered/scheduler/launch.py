@@ -63,7 +63,9 @@ class StepLauncher:
         self._scheduler.tp_worker.set_hicache_consumer(batch.hicache_consumer_index)
         return ForwardBatch.init_new(batch, self._model_runner, return_hidden_states_before_norm=False)
 
-    def _finish(self, batch: ScheduleBatch, forward: Any, logits: Any, recorded: Any) -> GenerationBatchResult:
+    def _finish(
+        self, batch: ScheduleBatch, forward: Any, logits: Any, recorded: Any
+    ) -> GenerationBatchResult:
         result = GenerationBatchResult(
             logits_output=logits,
             can_run_cuda_graph=recorded.can_run_graph,

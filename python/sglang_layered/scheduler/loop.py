@@ -56,7 +56,7 @@ class LayeredLoop:
         logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.policy)
         loop.run()
 
-    @DynamicGradMode()  # type: ignore[untyped-decorator]
+    @DynamicGradMode()
     def run(self) -> None:
         """Receive, schedule and step until the scheduler is told to exit."""
         scheduler = self.scheduler

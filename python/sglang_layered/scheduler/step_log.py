@@ -15,8 +15,8 @@ class StepLog:
     """Appends step records to a JSONL file.
 
     Fields: `step` (SGLang's forward counter), `kind` (decode, layered), `t_s` (monotonic, at the step's end),
-    `decode` (request id to output tokens so far, after the step), and for a layered step `group` [start, end),
-    `group_index`, `num_groups`, `prompt` (request id to prompt rows).
+    `decode` (request id to output tokens so far, after the step), and for a layered step `group`
+    [start, end), `group_index`, `num_groups`, `prompt` (request id to prompt rows).
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,8 @@ class StepLog:
                 "group_index": inflight.cohort.next_group,
                 "num_groups": inflight.cohort.plan.num_groups,
                 "prompt": {
-                    req.rid: length for req, length in zip(inflight.reqs, inflight.batch.extend_lens, strict=True)
+                    req.rid: length
+                    for req, length in zip(inflight.reqs, inflight.batch.extend_lens, strict=True)
                 },
             }
         )

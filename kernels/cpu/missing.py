@@ -1,0 +1,29 @@
+"""What a name that is not implemented becomes.
+
+SGLang imports the `_cpu` functions of every feature when it starts, and few of them are called; and it
+detects features of other devices by `from sgl_kernel import name` with `except ImportError`. So `_cpu` names
+exist and fail when called, and all other names do not exist.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from sglang_layered.errors import CpuKernelError
+
+
+def resolve_missing(module: str, name: str) -> Callable[..., NoReturn]:
+    """Return a function that fails when called, or raise AttributeError unless the name ends in `_cpu`."""
+    if not name.endswith("_cpu") or name.startswith("__"):
+        raise AttributeError(
+            f"module {module!r} has no {name!r}: without a CUDA driver it has CPU functions only"
+        )
+    op = f"{module}.{name}"
+
+    def missing(*args: Any, **kwargs: Any) -> NoReturn:
+        raise CpuKernelError(
+            f"{op} was called, and there is no CPU reference of it. Turn off the feature that needs it "
+            "(speculative decoding, linear attention), use a CUDA machine, or add the function to kernels/cpu"
+        )
+
+    missing.__name__ = missing.__qualname__ = name
+    return missing

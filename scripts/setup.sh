@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository root: pinned packages, this package, patched SGLang. Safe to run again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { echo "setup: $1" >&2; exit 1; }
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.11 python3; do
+    [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+      && { command -v "$candidate"; return; }
+  done
+  fail "Python 3.11 is needed and not found; install it (Debian 12: apt-get install python3 python3-venv) or set PYTHON"
+}
+
+stamp_now() { cat requirements.lock pyproject.toml patches/*/manifest.json | sha256sum | cut -d' ' -f1; }
+
+check_disk() {
+  local free_gib
+  free_gib=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+  [ "$free_gib" -ge 11 ] || fail "about 11 GiB of disk are needed here and $free_gib GiB are free"
+}
+
+make_venv() {
+  local python
+  python=$(find_python)
+  echo "setup: making .venv with $python"
+  "$python" -m venv .venv || fail "python -m venv failed; on Debian: apt-get install python3-venv"
+}
+
+install_packages() {
+  check_disk
+  echo "setup: installing $(grep -vc '^#' requirements.lock) pinned packages (about 8.6 GB on disk, a few minutes)"
+  .venv/bin/python -m pip install --no-deps --no-warn-script-location -r requirements.lock
+  .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+}
+
+exec 9>.setup.lock
+flock 9
+
+[ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || make_venv
+if [ "$(cat .venv/.setup-stamp 2>/dev/null)" != "$(stamp_now)" ]; then
+  rm -f .venv/.setup-stamp
+  install_packages
+  .venv/bin/sglang-layered patch apply
+  stamp_now > .venv/.setup-stamp
+fi
+.venv/bin/sglang-layered patch verify
+command -v g++ > /dev/null \
+  || echo "setup: g++ is missing: SGLang's sampling penalties need it on CPU; remedy: apt-get install g++" >&2
