@@ -44,6 +44,7 @@ if [ "$(cat .venv/.setup-stamp 2>/dev/null)" != "$(stamp_now)" ]; then
   rm -f .venv/.setup-stamp
   install_packages
   .venv/bin/sglang-layered patch apply
+  .venv/bin/python -m compileall -q .venv/lib/python3.11/site-packages/sglang/srt python kernels
   stamp_now > .venv/.setup-stamp
 fi
 .venv/bin/sglang-layered patch verify

@@ -1,4 +1,4 @@
-"""The flags of layered mode: declared once here, checked at construction; `server_flags` gives them to SGLang."""
+"""The flags of layered mode, declared once here; `server_flags` gives them to SGLang."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from sglang_layered.errors import QuickstartError
 from sglang_layered.quickstart.metrics import Arrival, Repetition, Stream
 from sglang_layered.quickstart.scenario import MODEL_NAME, Scenario
 
-REPETITION_TIMEOUT_S = 180.0
+REPETITION_TIMEOUT_S = 300.0
 
 
 class TokenStream:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sglang_layered.errors import QuickstartError
+from sglang_layered.errors import ModelRecipeError, QuickstartError
 from sglang_layered.models import make_model
 from sglang_layered.quickstart import plot, report
 from sglang_layered.quickstart.client import play_once
@@ -115,7 +115,10 @@ def ensure_model(model_path: Path | None, console: Console) -> Path:
             raise QuickstartError(f"{model_path} holds no config.json; name a model folder")
         return model_path
     with phase(console, f"demo model {DEFAULT_MODEL_PATH}"):
-        return make_model("qwen3_moe", "demo", DEFAULT_MODEL_PATH)  # quick if it is there already
+        try:
+            return make_model("qwen3_moe", "demo", DEFAULT_MODEL_PATH)  # quick if it is there already
+        except ModelRecipeError:  # one of an older recipe, perhaps; force replaces nothing but our own models
+            return make_model("qwen3_moe", "demo", DEFAULT_MODEL_PATH, force=True)
 
 
 @contextmanager
@@ -146,8 +149,7 @@ def _run_mode(plan: Plan, mode: str, model_path: Path, *, keep: bool, console: C
                 server.start()
             startup_s = time.perf_counter() - start_s
             with phase(console, f"{mode}: warming up"):
-                play_once(server.base_url, plan.scenario, WARM_UP, vocab_size)
-                server.flush_cache()
+                _play(server, plan.scenario, WARM_UP, vocab_size)
         repetitions = _repeat(server, plan.scenario, mode, vocab_size, memory, console)
     except BaseException:
         server.stop()
@@ -170,10 +172,18 @@ def _repeat(
     repetitions = []
     for index in range(scenario.repetitions):
         with phase(console, f"{mode}: repetition {index + 1} of {scenario.repetitions}"):
-            repetitions.append(play_once(server.base_url, scenario, index, vocab_size))
+            repetitions.append(_play(server, scenario, index, vocab_size))
         memory.sample()
-        server.flush_cache()
     return repetitions
+
+
+def _play(server: ServerProcess, scenario: Scenario, repetition: int, vocab_size: int) -> Repetition:
+    try:
+        played = play_once(server.base_url, scenario, repetition, vocab_size)
+        server.flush_cache()
+    except QuickstartError as error:
+        raise QuickstartError(f"{error}; {server.log_path} ends with\n{server.log_tail()}") from error
+    return played
 
 
 def vocabulary_size(model_path: Path) -> int:

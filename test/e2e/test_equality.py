@@ -1,0 +1,100 @@
+"""Layered output equals SGLang's as released, and Hugging Face's, token for token in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from workload import Ask, answers, logprobs, output_tokens, prompt, read_steps, staggered
+
+pytestmark = pytest.mark.server
+
+
+def assert_equal_answers(asks: list[Ask], got: list[dict], expected: list[dict]) -> None:
+    wrong = [
+        (index, len(ask.tokens))
+        for index, ask in enumerate(asks)
+        if output_tokens(got[index]) != output_tokens(expected[index])
+    ]
+    assert not wrong, f"requests with other tokens (index, prompt tokens): {wrong}"
+    for ask, mine, theirs in zip(asks, got, expected, strict=True):
+        if ask.logprobs:
+            assert len(logprobs(mine)) == len(ask.tokens) - 1 + ask.num_outputs
+            torch.testing.assert_close(
+                torch.tensor(logprobs(mine)), torch.tensor(logprobs(theirs)), atol=1e-4, rtol=0
+            )
+
+
+def assert_equal_hugging_face(model_path: Path, asks: list[Ask], got: list[dict]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+    for ask, answer in zip(asks, got, strict=True):
+        inputs = torch.tensor([ask.tokens])
+        generated = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            max_new_tokens=ask.num_outputs,
+        )
+        assert generated[0, len(ask.tokens) :].tolist() == output_tokens(answer), len(ask.tokens)
+
+
+@pytest.mark.parametrize("arch", ["moe", "llama"])
+def test_staggered_requests_equal_stock_and_hugging_face(arch: str, request: pytest.FixtureRequest) -> None:
+    layered = request.getfixturevalue(f"layered_{arch}")
+    stock = request.getfixturevalue(f"stock_{arch}")
+    model_path = request.getfixturevalue("tiny_qwen3_moe" if arch == "moe" else "tiny_llama")
+    asks = staggered(seed=7)
+    got = answers(layered.url, asks)
+    assert_equal_answers(asks, got, answers(stock.url, asks))
+    assert_equal_hugging_face(model_path, asks[::3], got[::3])
+    layered.server.flush_cache()
+
+
+@pytest.mark.parametrize("arch", ["moe", "llama"])
+def test_every_running_request_decodes_in_every_step(arch: str, request: pytest.FixtureRequest) -> None:
+    layered = request.getfixturevalue(f"layered_{arch}")
+    already = len(read_steps(layered.steps)) if layered.steps.exists() else 0
+    asks = [
+        Ask(prompt(length, 70 + index), index * 0.2, 60)
+        for index, length in enumerate([9, 30, 12, 900, 2000, 300])
+    ]
+    answers(layered.url, asks)
+    steps = read_steps(layered.steps)[already:]
+    assert max(len(step["decode"]) for step in steps if step["kind"] == "layered") >= 2
+    appearances: dict[str, list[tuple[int, int]]] = {}
+    for step in steps:
+        for rid, num_outputs in step["decode"].items():
+            appearances.setdefault(rid, []).append((step["step"], num_outputs))
+    assert len(appearances) == len(asks)
+    for seen in appearances.values():
+        first_step = seen[0][0]
+        assert seen == [(first_step + offset, 2 + offset) for offset in range(59)]
+
+
+@pytest.mark.parametrize(("arch", "num_layers"), [("moe", 8), ("llama", 7)])
+def test_each_layer_meets_each_prompt_row_once(
+    arch: str, num_layers: int, request: pytest.FixtureRequest
+) -> None:
+    layered = request.getfixturevalue(f"layered_{arch}")
+    asks = [Ask(prompt(length, 90 + length), 0.0, 30) for length in (20, 1000, 200)]
+    already = len(read_steps(layered.steps)) if layered.steps.exists() else 0
+    answers(layered.url, asks)
+    met: dict[str, list[int]] = {}
+    for step in read_steps(layered.steps)[already:]:
+        for rid, num_rows in step.get("prompt", {}).items():
+            layers = range(*step["group"])
+            met.setdefault(rid, []).extend(layer for layer in layers for _ in range(num_rows))
+    lengths = sorted(len(ask.tokens) for ask in asks)
+    assert sorted(len(rows) // num_layers for rows in met.values()) == lengths
+    for rows in met.values():
+        counts = {layer: rows.count(layer) for layer in range(num_layers)}
+        assert len(set(counts.values())) == 1
+        assert rows == sorted(rows)
+    groups = {step["num_groups"] for step in read_steps(layered.steps) if step["kind"] == "layered"}
+    assert num_layers in groups

@@ -1,0 +1,89 @@
+"""Requests with known shapes, sent to a real server at staggered times."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+VOCAB = 1000
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: its prompt, when it is sent, and what it wants back."""
+
+    tokens: tuple[int, ...]
+    delay_s: float
+    num_outputs: int
+    logprobs: bool = False
+
+    def body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "input_ids": list(self.tokens),
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": self.num_outputs,
+                "ignore_eos": True,
+            },
+        }
+        if self.logprobs:
+            body |= {"return_logprob": True, "logprob_start_len": 0}
+        return body
+
+
+def prompt(num_tokens: int, seed: int) -> tuple[int, ...]:
+    return tuple(random.Random(seed).choices(range(3, VOCAB), k=num_tokens))
+
+
+def staggered(seed: int) -> list[Ask]:
+    """36 requests of 5 to 3000 tokens: 8 share a prefix of 400, 4 are exact repeats, some want logprobs."""
+    rng = random.Random(seed)
+    lengths = [5, 3000, 64, 65, 2048, 17, 700, 1500, 128, 33, 900, 260, 8, 450, 1100, 75, 310, 600]
+    lengths += [40, 2500, 222, 511, 96, 1300]
+    prompts = [prompt(length, seed * 1000 + index) for index, length in enumerate(lengths)]
+    shared = prompt(400, seed * 1000 + 500)
+    prompts += [shared + prompt(rng.randrange(5, 200), seed * 1000 + 600 + index) for index in range(8)]
+    prompts += [prompts[3], prompts[6], prompts[9], prompts[24]]
+    return [
+        Ask(tokens, index * 0.12, rng.randrange(12, 33), logprobs=index % 3 == 0)
+        for index, tokens in enumerate(prompts)
+    ]
+
+
+async def _send(client: httpx.AsyncClient, ask: Ask) -> dict[str, Any]:
+    await asyncio.sleep(ask.delay_s)
+    reply = await client.post("/generate", json=ask.body())
+    assert reply.status_code == 200, reply.text
+    answer: dict[str, Any] = reply.json()
+    return answer
+
+
+async def _send_all(base_url: str, asks: list[Ask]) -> list[dict[str, Any]]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=base_url, timeout=300, limits=limits, trust_env=False) as client:
+        return await asyncio.gather(*(_send(client, ask) for ask in asks))
+
+
+def answers(base_url: str, asks: list[Ask]) -> list[dict[str, Any]]:
+    """Send all at their times; answers in the order of `asks`."""
+    return asyncio.run(_send_all(base_url, asks))
+
+
+def output_tokens(answer: dict[str, Any]) -> list[int]:
+    tokens: list[int] = answer["output_ids"]
+    return tokens
+
+
+def logprobs(answer: dict[str, Any]) -> list[float]:
+    """Log-probabilities of the prompt's tokens (after the first) and of the output's."""
+    meta = answer["meta_info"]
+    return [entry[0] for entry in meta["input_token_logprobs"][1:] + meta["output_token_logprobs"]]
+
+
+def read_steps(path: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

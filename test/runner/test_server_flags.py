@@ -1,0 +1,95 @@
+"""The doors to a server: help, parsing, and refusals before any work is lost (no server is started)."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sglang.srt.server_args import ServerArgs, prepare_server_args
+
+from sglang_layered.errors import ConfigError, LayeredPrefillError, UnsupportedError
+
+LAYERED = ("--prefill-mode", "layered")
+
+
+def check(model: Path, *flags: str) -> ServerArgs:
+    args = prepare_server_args(["--model-path", str(model), "--device", "cpu", *flags])
+    args.check_server_args()
+    return args
+
+
+def test_help_shows_every_flag() -> None:
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    text = parser.format_help()
+    for flag in ("--prefill-mode {chunked,layered}", "--layered-group-tokens", "--layered-policy"):
+        assert flag in text
+
+
+def test_layered_mode_runs_without_overlap_and_chunked_keeps_it(tiny_qwen3_moe: Path) -> None:
+    assert check(tiny_qwen3_moe, *LAYERED).disable_overlap_schedule
+    assert not check(tiny_qwen3_moe).disable_overlap_schedule
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--layered-group-tokens", "0"), "--layered-group-tokens 0"),
+        (("--layered-group-tokens", "-3"), "--layered-group-tokens -3"),
+        (("--layered-num-groups", "9"), r"--layered-num-groups 9.*8 layers"),
+        (("--layered-policy", "fastest"), r"--layered-policy fastest.*unknown policy"),
+        (("--layered-policy", "json:Absent"), "--layered-policy json:Absent"),
+    ],
+)
+def test_bad_values_are_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(tiny_qwen3_moe, *LAYERED, *flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--enable-mixed-chunk",),
+        ("--pp-size", "2"),
+        ("--disaggregation-mode", "prefill"),
+        ("--enable-two-batch-overlap",),
+        ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "all"),
+        ("--is-embedding",),
+        ("--quantization", "fp8"),
+        ("--enable-return-routed-experts",),
+        ("--enable-hierarchical-cache",),
+    ],
+)
+def test_unsupported_flags_are_named_with_reason_and_remedy(
+    tiny_qwen3_moe: Path, flags: tuple[str, ...]
+) -> None:
+    with pytest.raises(UnsupportedError, match=rf"does not work with {flags[0]}: .*; .*"):
+        check(tiny_qwen3_moe, *LAYERED, *flags)
+
+
+def test_a_value_that_argparse_never_saw_is_refused(tiny_qwen3_moe: Path) -> None:
+    args = ServerArgs(model_path=str(tiny_qwen3_moe), device="cpu", prefill_mode="sideways")
+    with pytest.raises(LayeredPrefillError, match="--prefill-mode sideways"):
+        args.check_server_args()
+
+
+def test_a_refusal_from_the_command_line_is_one_line(tiny_qwen3_moe: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        str(tiny_qwen3_moe),
+        "--device",
+        "cpu",
+    ]
+    flags = [*LAYERED, "--speculative-algorithm", "NGRAM"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "--prefill-mode layered does not work with --speculative-algorithm:" in errors[0]
