@@ -126,18 +126,20 @@ def test_long_prompt_goes_chunk_by_chunk_through_all_groups(stepped: SteppedSche
 
 @pytest.mark.parametrize("group", range(1, 5))
 def test_abort_at_every_group_leaves_the_others_alone(stepped: SteppedScheduler, group: int) -> None:
-    beside = prompt(15, 51)
-    expected = alone(stepped, beside, 25)
+    beside, dropped = prompt(15, 51), prompt(300, 52)
+    expected = [alone(stepped, beside, 25), alone(stepped, dropped, 4)]
     survivor = stepped.send(beside, 25)
     stepped.step(2)
-    victim = stepped.send(prompt(300, 52), 4)
+    victim = stepped.send(dropped, 4)
     stepped.step_until(lambda: stepped.next_group == group)
     stepped.abort(victim)
     stepped.step()
     assert stepped.next_group is None
     assert [message.rid for message in stepped.tokenizer.sent] == [victim]
     assert stepped.tokenizer.sent[0].finished_reason["type"] == "abort"
-    assert stepped.finish(survivor) == [expected]
+    again = stepped.send(dropped, 4)
+    assert stepped.finish(survivor, again) == expected
+    assert stepped.reqs[again].cached_tokens == 0
 
 
 def test_abort_of_one_in_a_cohort_keeps_the_other(stepped: SteppedScheduler) -> None:
