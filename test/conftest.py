@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from sglang_layered.cpu_kernels import cuda_driver_available
+
 REPO = Path(__file__).resolve().parent.parent
 MODELS = REPO / "out" / "test-models"
 
-os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+if not cuda_driver_available():
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 
 

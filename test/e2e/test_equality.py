@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -54,6 +55,19 @@ def test_staggered_requests_equal_stock_and_hugging_face(arch: str, request: pyt
     assert_equal_answers(asks, got, answers(stock.url, asks))
     assert_equal_hugging_face(model_path, asks[::3], got[::3])
     layered.server.flush_cache()
+
+
+def chat(url: str, **options: object) -> str:
+    messages = [{"role": "user", "content": "Tell me about ships, and then about the weather at sea. " * 12}]
+    body = {"model": "default", "messages": messages, "max_tokens": 30, "temperature": 0, **options}
+    reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120, trust_env=False)
+    assert reply.status_code == 200, reply.text
+    return "|".join(choice["message"]["content"] for choice in reply.json()["choices"])
+
+
+@pytest.mark.parametrize("options", [{}, {"n": 2}, {"stop": ["a"]}, {"min_p": 0.1, "top_p": 0.9}])
+def test_chat_on_text_equals_stock(layered_moe, stock_moe, options: dict) -> None:
+    assert chat(layered_moe.url, **options) == chat(stock_moe.url, **options)
 
 
 @pytest.mark.parametrize("arch", ["moe", "llama"])
