@@ -105,6 +105,7 @@ def check_machine(modes: Sequence[str], console: Console) -> None:
             "warning: no g++ here. The quickstart does without, but SGLang compiles penalties and sampling "
             "seeds when a request first asks for them, and dies without it: apt-get install g++",
             highlight=False,
+            soft_wrap=True,
         )
 
 

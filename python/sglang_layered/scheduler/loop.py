@@ -151,6 +151,7 @@ class LayeredLoop:
             self.scheduler.process_batch_result(batch.decode, decode_result)
         if cohort_result is not None:
             self.scheduler.process_batch_result(inflight.batch, cohort_result)
+        self.scheduler.maybe_send_health_check_signal()
         if self._log is not None:
             self._log.layered(self.scheduler.forward_ct, batch, batch.decode.reqs if batch.decode else [])
         inflight.cohort = inflight.cohort.advance()
