@@ -134,7 +134,7 @@ def test_presets_have_the_size_that_the_documents_speak_of(key: tuple[str, str])
     low, high = {
         ("qwen3_moe", "tiny"): (3e6, 5e6),
         ("llama", "tiny"): (1e6, 2e6),
-        ("qwen3_moe", "demo"): (1.15e9, 1.3e9),
+        ("qwen3_moe", "demo"): (1.0e9, 1.3e9),
         ("llama", "demo"): (0.27e9, 0.33e9),
     }[key]
     assert low < count_parameters(PRESETS[key]) < high

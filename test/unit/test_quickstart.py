@@ -118,7 +118,7 @@ def test_prompts_have_exact_lengths_and_differ_by_repetition_but_not_by_call() -
     assert len({tuple(prompt[:4]) for prompt in longs}) == 4
     assert spec.long_prompt(1, 4096) == Scenario().long_prompt(1, 4096)
     running = spec.running_prompts(0, 4096)
-    assert [len(prompt) for prompt in running] == [64] * 4
+    assert [len(prompt) for prompt in running] == [1280] * 4
     assert len({tuple(prompt[:4]) for prompt in running}) == 4
     assert all(0 < token < 4096 for prompt in [*longs, *running] for token in prompt)
 
@@ -294,7 +294,7 @@ def test_client_notes_when_tokens_came(fake_url: str) -> None:
         assert counts[-1] < spec.running_max_tokens
     assert measure(played).median_gap_s == pytest.approx(FakeModel.STEP_S, abs=0.1)
     prompts = [len(body["prompt"]) for body in FakeModel.asked]  # type: ignore[arg-type]
-    assert sorted(prompts) == [64] * 4 + [2048]
+    assert sorted(prompts) == [1280] * 4 + [2048]
     assert all(body["ignore_eos"] and body["temperature"] == 0 for body in FakeModel.asked)
 
 

@@ -13,13 +13,13 @@ MODEL_NAME = "quickstart"  # the name requests use, whatever the model's path
 MODE_FLAGS: dict[str, tuple[str, ...]] = {
     "whole": ("--chunked-prefill-size", "4096"),
     "mixed": ("--chunked-prefill-size", "256", "--enable-mixed-chunk"),
-    "layered": ("--chunked-prefill-size", "4096", "--prefill-mode", "layered", "--layered-num-groups", "7"),
+    "layered": ("--chunked-prefill-size", "4096", "--prefill-mode", "layered", "--layered-num-groups", "5"),
 }
 
 MODE_TITLES = {
     "whole": "whole prompt first (SGLang's default)",
     "mixed": "mixed chunks of 256 tokens",
-    "layered": "layered prefill, 7 layer groups",
+    "layered": "layered prefill, 5 layer groups",
 }
 
 
@@ -29,8 +29,8 @@ class Scenario:
 
     repetitions: int = 3
     num_running: int = 4
-    running_prompt_tokens: int = 512
-    running_max_tokens: int = 512  # never reached: the streams are ended after `tokens_after`
+    running_prompt_tokens: int = 1280
+    running_max_tokens: int = 192  # never reached: the streams are ended after `tokens_after`
     tokens_before: int = 8  # each running stream has this many before the long prompt is sent
     tokens_after: int = 10  # and gets this many more after the long prompt's first token
     long_prompt_tokens: int = 2048
