@@ -7,7 +7,6 @@ number cannot come to name a stranger.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -21,20 +20,12 @@ from pathlib import Path
 import httpx
 import psutil  # type: ignore[import-untyped]
 
+from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.errors import QuickstartError
 
 HOST = "127.0.0.1"
 POLL_S = 0.2
 LOG_TAIL_LINES = 15
-
-
-def has_cuda_driver() -> bool:
-    """Whether `libcuda.so.1` can be loaded here."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def free_port() -> int:
@@ -50,13 +41,13 @@ def server_command(python: str, model_path: Path, port: int, args: Sequence[str]
     command = [python, "-m", "sglang.launch_server", "--model-path", str(model_path)]
     command += ["--host", HOST, "--port", str(port), *args]
     named = any(arg == "--device" or arg.startswith("--device=") for arg in args)
-    return command if named or has_cuda_driver() else [*command, "--device", "cpu"]
+    return command if named or cuda_driver_available() else [*command, "--device", "cpu"]
 
 
 def server_environment(overrides: Mapping[str, str] | None) -> dict[str, str]:
     """Join our own environment, the CPU engine where there is no CUDA driver, and `overrides`."""
     environment = dict(os.environ)
-    if not has_cuda_driver():
+    if not cuda_driver_available():
         environment.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     return environment | dict(overrides or {})
 

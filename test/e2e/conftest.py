@@ -15,6 +15,8 @@ from sglang_layered.patching import locate
 from sglang_layered.serving import ServerProcess
 
 COMMON = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
+# An idle SGLang scheduler polls at full speed unless told to sleep; up to five servers share two cores here.
+COMMON += ("--sleep-on-idle",)
 LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", "64", "--layered-check-invariants")
 
 

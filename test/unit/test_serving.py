@@ -127,7 +127,7 @@ def test_failing_block_stops_the_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cuda", [True, False])
 def test_device_is_added_only_without_a_driver(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
-    monkeypatch.setattr("sglang_layered.serving.has_cuda_driver", lambda: cuda)
+    monkeypatch.setattr("sglang_layered.serving.cuda_driver_available", lambda: cuda)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
     command = server_command("python", Path("model"), 1234, ["--tp", "1"])
     assert (command[-2:] == ["--device", "cpu"]) is not cuda

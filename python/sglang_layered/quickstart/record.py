@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.quickstart.metrics import Arrival, Repetition, Spread, Stream, summarise
 from sglang_layered.quickstart.scenario import Scenario
-from sglang_layered.serving import has_cuda_driver
 
 VERSIONED = ("sglang", "torch", "sglang-layered", "openai", "transformers")
 
@@ -140,7 +140,11 @@ def current_commit() -> str | None:
 def this_machine() -> dict[str, Any]:
     """Processor, cores, memory and GPU of this machine."""
     names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") if has_cuda_driver() else ""
+    gpus = (
+        _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+        if cuda_driver_available()
+        else ""
+    )
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.errors import ModelRecipeError, QuickstartError
 from sglang_layered.models import make_model
 from sglang_layered.quickstart import plot, report
@@ -27,7 +28,7 @@ from sglang_layered.quickstart.record import (
     this_machine,
 )
 from sglang_layered.quickstart.scenario import MODEL_NAME, Scenario
-from sglang_layered.serving import ServerProcess, has_cuda_driver
+from sglang_layered.serving import ServerProcess
 
 DEFAULT_MODEL_PATH = Path("out/models/qwen3_moe-demo")
 WARM_UP = -1  # the repetition that is played first and thrown away: same shapes, other tokens
@@ -100,7 +101,7 @@ def check_machine(modes: Sequence[str], console: Console) -> None:
     server_args = Path(sglang.origin).parent / "srt" / "server_args.py"
     if "layered" in modes and "sglang_layered" not in server_args.read_text():
         raise QuickstartError("SGLang is not patched; run `sglang-layered patch apply` or scripts/setup.sh")
-    if not has_cuda_driver() and shutil.which("g++") is None:
+    if not cuda_driver_available() and shutil.which("g++") is None:
         console.print(
             "warning: no g++ here. The quickstart does without, but SGLang compiles penalties and sampling "
             "seeds when a request first asks for them, and dies without it: apt-get install g++",
