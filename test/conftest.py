@@ -1,6 +1,7 @@
 """What every test folder shares: the tiny models, made once, and the marks."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ def tiny_model(arch: str) -> Path:
     from sglang_layered.models import make_model
 
     return make_model(arch, "tiny", MODELS / arch)
+
+
+def pytest_configure() -> None:
+    """A terminated test run ends its servers as an interrupted one does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
