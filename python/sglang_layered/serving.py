@@ -46,7 +46,7 @@ def server_command(python: str, model_path: Path, port: int, args: Sequence[str]
 
 def server_environment(overrides: Mapping[str, str] | None) -> dict[str, str]:
     """Join our own environment, the CPU engine where there is no CUDA driver, and `overrides`."""
-    environment = dict(os.environ)
+    environment = {"PYTHONUNBUFFERED": "1", **os.environ}  # so that the log's end is what happened last
     if not cuda_driver_available():
         environment.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     return environment | dict(overrides or {})
