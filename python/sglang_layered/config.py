@@ -9,11 +9,14 @@ from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
 from sglang_layered.errors import ConfigError
 
 PREFILL_MODES = ("chunked", "layered")
+INVARIANT_CHECKS = ("basic", "full", "strict")
 
 
-def flag(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is also a server flag."""
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+def flag(
+    default: Any, help_text: str, choices: tuple[str, ...] | None = None, nargs: str | None = None
+) -> Any:
+    """A dataclass field that is also a server flag; its default is never a mutable value."""
+    return field(default=default, metadata={"help": help_text, "choices": choices, "nargs": nargs})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,26 @@ class LayeredConfig:
         "Layered mode: what chooses the layer groups: 'token-target', the name of an installed entry point"
         " of group sglang_layered.policies, or module:Class.",
     )
-    layered_check_invariants: bool = flag(
-        False, "Layered mode: compare the KV pool, the prefix cache and the ledger after every step (slow)."
+    layered_check_invariants: str = flag(
+        "basic",
+        "Layered mode: 'basic' compares ledger and cohort in every step, 'full' also walks the KV pool and"
+        " the prefix cache (slow). When a check fails the cohort starts again and the server goes on in"
+        " chunked mode; 'strict' checks as 'full' and stops the server instead.",
+        INVARIANT_CHECKS,
     )
-    layered_step_log: str | None = flag(
-        None, "Layered mode: append one JSON line per engine step to this file (research, tests)."
+    layered_listeners: list[str] | None = flag(  # noqa: RUF009
+        None,
+        "Layered mode: who hears step events: jsonl=PATH, perfetto=PATH, the name of an installed entry point"
+        " of group sglang_layered.listeners, or module:Class, each with =ARGUMENT where it takes one.",
+        nargs="+",
     )
 
     def __post_init__(self) -> None:
-        if self.prefill_mode not in PREFILL_MODES:
-            raise ConfigError(f"--prefill-mode {self.prefill_mode}: choose one of {', '.join(PREFILL_MODES)}")
+        for item in fields(self):
+            choices, value = item.metadata["choices"], getattr(self, item.name)
+            if choices and value not in choices:
+                name = item.name.replace("_", "-")
+                raise ConfigError(f"--{name} {value}: choose one of {', '.join(choices)}")
         if self.layered_group_tokens < 1:
             raise ConfigError(f"--layered-group-tokens {self.layered_group_tokens}: give 1 or more tokens")
         if self.layered_num_groups is not None and self.layered_num_groups < 1:

@@ -101,6 +101,12 @@ FLAG_REFUSALS = (
         "leave it out",
     ),
     Refusal(
+        "--enable-unified-memory",
+        _set("enable_unified_memory"),
+        "it moves KV while a forward runs and knows nothing of a cohort's",
+        "leave it out",
+    ),
+    Refusal(
         "--enable-lora",
         lambda args: bool(args.enable_lora or args.lora_paths),
         "adapters are prepared per batch and a layered step runs two",

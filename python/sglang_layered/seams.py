@@ -50,6 +50,17 @@ def on_pause(scheduler: Any) -> None:
         loop.on_pause()
 
 
+def owns_settings(scheduler: Any, request: Any) -> bool:
+    """`Scheduler.set_internal_state`: does this request name settings of layered mode?"""
+    loop = getattr(scheduler, "layered_loop", None)
+    return loop is not None and loop.controls.owns(request.server_args)
+
+
+def change_settings(scheduler: Any, request: Any) -> Any:
+    """`Scheduler.set_internal_state`: change them and give SGLang's answer."""
+    return scheduler.layered_loop.controls.handle(request.server_args)
+
+
 def has_step(forward_batch: Any) -> bool:
     """`ModelRunner._forward_raw`: does this ForwardBatch carry a layered step?"""
     return hasattr(forward_batch, "layered_step")

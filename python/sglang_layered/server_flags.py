@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import fields
 from typing import Any, get_type_hints
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import LayeredPrefillError
-
-logger = logging.getLogger(__name__)
 
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
@@ -26,23 +23,13 @@ def add_fields(cls: Any) -> None:
     types = get_type_hints(LayeredConfig)
     for item in fields(LayeredConfig):
         choices = item.metadata["choices"]
-        arg = Arg(help=item.metadata["help"], choices=list(choices) if choices else None)
+        arg = Arg(
+            help=item.metadata["help"],
+            choices=list(choices) if choices else None,
+            nargs=item.metadata["nargs"],
+        )
         cls.__annotations__[item.name] = A[types[item.name], arg, NS("schedule")]
         setattr(cls, item.name, item.default)
-    _without_overlap(cls)
-
-
-def _without_overlap(cls: Any) -> None:
-    """Layered mode runs the non-overlap scheduler: choose it before SGLang resolves what depends on it."""
-    resolve = cls.__post_init__
-
-    def __post_init__(self: Any) -> None:
-        if self.prefill_mode == "layered" and not self.disable_overlap_schedule:
-            self.disable_overlap_schedule = True
-            logger.info("Layered prefill runs the non-overlap scheduler: --disable-overlap-schedule is set.")
-        resolve(self)
-
-    cls.__post_init__ = __post_init__
 
 
 def check(server_args: Any) -> None:
@@ -68,11 +55,13 @@ def _check(server_args: Any) -> None:
     config = LayeredConfig.from_server_args(server_args)
     if not config.is_layered:
         return
+    from sglang_layered.listeners.dispatch import check_listeners
     from sglang_layered.patching import verify_patched
     from sglang_layered.refusals import refuse_unsupported
 
     verify_patched()
     config.make_policy()
+    check_listeners(config.layered_listeners or ())
     refuse_unsupported(server_args)
     config.check_depth(server_args.get_model_config().num_hidden_layers)
 

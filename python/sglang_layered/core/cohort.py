@@ -44,6 +44,10 @@ class Cohort:
             raise CohortError(f"cohort {self.request_ids} has run all its groups")
         return self.plan.groups[self.next_group]
 
+    def with_rest_at_once(self) -> Cohort:
+        """The cohort with all groups that it has still to run as one."""
+        return replace(self, plan=self.plan.merged_from(self.next_group))
+
     def advance(self) -> Cohort:
         """The cohort after its next group has run."""
         if self.is_done:

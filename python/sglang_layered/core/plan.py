@@ -51,6 +51,16 @@ class LayerGroupPlan:
         return cls.from_cuts(num_layers, cuts)
 
     @classmethod
+    def whole(cls, num_layers: int) -> LayerGroupPlan:
+        """All layers as one group."""
+        return cls.even(num_layers, 1)
+
+    def merged_from(self, index: int) -> LayerGroupPlan:
+        """The same plan with group `index` and all after it as one group."""
+        rest = LayerGroup(self.groups[index].start, self.num_layers)
+        return LayerGroupPlan(self.num_layers, (*self.groups[:index], rest))
+
+    @classmethod
     def from_cuts(cls, num_layers: int, cuts: Sequence[int]) -> LayerGroupPlan:
         """Groups between neighbouring cuts; the first cut must be 0 and the last `num_layers`."""
         return cls(num_layers, tuple(LayerGroup(low, high) for low, high in pairwise(cuts)))

@@ -1,17 +1,17 @@
 """Policies that choose the layer groups of a cohort, and how one is found by name.
 
-A policy is pure: the same sizes give the same plan on every rank. It never sees a request or a tensor.
+A policy is pure: the same view gives the same plan on every rank. It never sees a request or a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
+from sglang_layered.core.lookup import Lookup
 from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import ConfigError
 
 ENTRY_POINT_GROUP = "sglang_layered.policies"
@@ -20,10 +20,10 @@ DEFAULT_POLICY = "token-target"
 
 @runtime_checkable
 class GroupPolicy(Protocol):
-    """Chooses the layer groups of a cohort. Pure: same sizes in, same plan out, on every rank."""
+    """Chooses the layer groups of a cohort. Pure: same view in, same plan out, on every rank."""
 
-    def plan(self, *, prompt_tokens: int, num_layers: int) -> LayerGroupPlan:
-        """Plan for a cohort that has `prompt_tokens` tokens to compute in a model of `num_layers` layers."""
+    def plan(self, view: SchedulerView) -> LayerGroupPlan:
+        """Plan for the cohort that `view` describes; it must tile all of `view.num_layers`."""
         ...
 
 
@@ -33,10 +33,10 @@ class TokenTargetPolicy:
 
     target_tokens: int = 512
 
-    def plan(self, *, prompt_tokens: int, num_layers: int) -> LayerGroupPlan:
+    def plan(self, view: SchedulerView) -> LayerGroupPlan:
         """G = max(1, ceil(prompt_tokens / target_tokens)), at most one group a layer."""
-        wanted = -(-prompt_tokens // self.target_tokens)  # ceiling division
-        return LayerGroupPlan.even(num_layers, min(max(wanted, 1), num_layers))
+        wanted = -(-view.prompt_tokens // self.target_tokens)  # ceiling division
+        return LayerGroupPlan.even(view.num_layers, min(max(wanted, 1), view.num_layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class FixedCountPolicy:
 
     num_groups: int
 
-    def plan(self, *, prompt_tokens: int, num_layers: int) -> LayerGroupPlan:
+    def plan(self, view: SchedulerView) -> LayerGroupPlan:
         """`num_groups` even groups whatever the prompt's length."""
-        return LayerGroupPlan.even(num_layers, self.num_groups)
+        return LayerGroupPlan.even(view.num_layers, self.num_groups)
 
 
 def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> GroupPolicy:
@@ -61,34 +61,14 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
     """
     if num_groups is not None:
         return FixedCountPolicy(num_groups)
-    if name == DEFAULT_POLICY:
-        return TokenTargetPolicy(group_tokens)
-    factory = _import_class(name) if ":" in name else _entry_point(name)
+    where = f"--layered-policy {name}"
+    shipped = {DEFAULT_POLICY: partial(TokenTargetPolicy, group_tokens)}
+    factory = Lookup("policy", ENTRY_POINT_GROUP, shipped).find(name, where=where)
     make = getattr(factory, "from_flags", None)
     try:
         policy = make(group_tokens=group_tokens) if make else factory()
     except Exception as error:
-        raise ConfigError(f"--layered-policy {name}: cannot make the policy: {error!r}") from error
+        raise ConfigError(f"{where}: cannot make the policy: {error!r}") from error
     if not isinstance(policy, GroupPolicy):
-        raise ConfigError(f"--layered-policy {name}: it has no method plan(*, prompt_tokens, num_layers)")
+        raise ConfigError(f"{where}: it has no method plan(view)")
     return policy
-
-
-def _import_class(name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        found: Callable[..., Any] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"--layered-policy {name}: {error}; give module:Class of an importable class"
-        ) from error
-    return found
-
-
-def _entry_point(name: str) -> Callable[..., Any]:
-    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
-    if name not in found:
-        known = ", ".join(sorted({DEFAULT_POLICY, *found}))
-        raise ConfigError(f"--layered-policy {name}: unknown policy; known: {known}, or module:Class")
-    loaded: Callable[..., Any] = found[name].load()
-    return loaded

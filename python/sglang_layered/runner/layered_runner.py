@@ -43,13 +43,14 @@ class CarriedStep:
     So the expert recorder, step spans, canary and dumper of `ModelRunner.forward` come as in stock.
     """
 
-    def __init__(self, runner: LayeredRunner, step: GroupStep) -> None:
+    def __init__(self, runner: LayeredRunner, step: GroupStep, rows: ForwardBatch) -> None:
         self._runner = runner
         self._step = step
+        self._rows = rows
 
     def run(self, model_runner: Any) -> ModelRunnerOutput:
         """Run the step in place of the stock forward."""
-        output = self._runner.run_layers(self._step)
+        output = self._runner.run_layers(self._step, self._rows)
         return ModelRunnerOutput(logits_output=output, can_run_graph=False)
 
 
@@ -73,14 +74,14 @@ class LayeredRunner:
 
     def forward(self, step: GroupStep) -> tuple[StepOutput, ModelRunnerOutput]:
         """Run a step through `ModelRunner.forward`; the second value holds what SGLang recorded."""
-        carrier: Any = step.prompt if step.decode is None else hybrid_batch(step.prompt, step.decode)
-        carrier = replace(carrier)
-        carrier.layered_step = CarriedStep(self, step)
+        rows = replace(step.prompt) if step.decode is None else hybrid_batch(step.prompt, step.decode)
+        carrier: Any = rows
+        carrier.layered_step = CarriedStep(self, step, rows)
         recorded = self._model_runner.forward(carrier)
         return recorded.logits_output, recorded
 
-    def run_layers(self, step: GroupStep) -> StepOutput:
-        """Run the layers; called inside `ModelRunner.forward`."""
+    def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
+        """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
         self._plan_attention(step)
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
             prompt = self._embed(step.prompt) if step.parked is None else step.parked
@@ -89,17 +90,16 @@ class LayeredRunner:
                     prompt = self._layers(step.prompt, step.group, prompt)
                 decode_logits = None
             else:
-                prompt, decode_logits = self._hybrid(step, step.decode, prompt)
+                prompt, decode_logits = self._hybrid(step, rows, prompt)
             if step.group.end == self.num_layers:
                 return StepOutput(decode_logits, self._head(step.prompt, prompt, self.num_layers), None)
             return StepOutput(decode_logits, None, prompt)
 
     def _hybrid(
-        self, step: GroupStep, decode_batch: ForwardBatch, prompt: PPProxyTensors
+        self, step: GroupStep, hybrid: ForwardBatch, prompt: PPProxyTensors
     ) -> tuple[PPProxyTensors, LogitsProcessorOutput]:
-        group = step.group
+        group, decode_batch = step.group, step.decode
         decode = self._below(decode_batch, group.start)
-        hybrid = hybrid_batch(step.prompt, decode_batch)
         self._model_runner._prepare_eager_forward_batch(hybrid)
         with self._attend(self._attention.bind(step.prompt, decode_batch)):
             joined = self._layers(hybrid, group, join_rows(prompt, decode))

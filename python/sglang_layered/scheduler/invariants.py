@@ -1,6 +1,6 @@
-"""The invariant checker: KV pool, prefix cache and ledger compared after every step.
+"""The invariant checker: ledger against cohort in every step; KV pool and prefix cache too when asked.
 
-Slow by design (it walks the prefix cache); `--layered-check-invariants` turns it on.
+`full` and `strict` are slow by design: they walk the prefix cache after every step.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from sglang.srt.environ import envs
 
 from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.errors import InvariantError
@@ -16,26 +17,38 @@ from sglang_layered.scheduler.batch import InFlightCohort
 
 
 class InvariantChecker:
-    """Checks one scheduler's pools against the ledger.
+    """Checks one scheduler's pools against the ledger, as far as `level` says (basic, full, strict).
 
     Raises:
-        InvariantError: a half-filled slot is free, cached or not where the pool says; or the ledger and the
-            cohort in flight disagree. AssertionError from SGLang's own accounting when slots are lost.
+        InvariantError: a half-filled slot is free, cached or not where the pool says; the ledger and the
+            cohort in flight disagree; or SGLang's own accounting misses slots.
     """
 
-    def __init__(self, scheduler: Any, ledger: GroupKVLedger) -> None:
+    def __init__(self, scheduler: Any, ledger: GroupKVLedger, level: str) -> None:
         self._scheduler = scheduler
         self._ledger = ledger
+        self._walks_pools = level != "basic"
+        self._counts_slots = self._walks_pools or envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get() > 0
+        self.is_strict = level == "strict"
 
-    def check(self, inflight: InFlightCohort | None) -> None:
-        """Check everything between two steps."""
+    def before_group(self, inflight: InFlightCohort | None) -> None:
+        """Check before anything of a step is prepared, so that a broken step leaves nothing half done."""
         self._check_ledger(inflight)
-        if inflight is not None:
-            partial = self._pages(entry.slots for entry in self._ledger)
-            self._check_apart(partial, self._free_pages(), "in the free list")
-            self._check_apart(partial, self._cached_pages(), "in the prefix cache")
-            self._check_pool_rows(inflight)
-        self._scheduler.invariant_checker.self_check_during_busy()
+
+    def after_step(self, inflight: InFlightCohort | None) -> None:
+        """Check between two steps."""
+        if self._walks_pools:
+            self._check_ledger(inflight)
+            if inflight is not None:
+                partial = self._pages(entry.slots for entry in self._ledger)
+                self._check_apart(partial, self._free_pages(), "in the free list")
+                self._check_apart(partial, self._cached_pages(), "in the prefix cache")
+                self._check_pool_rows(inflight)
+        if self._counts_slots:
+            try:
+                self._scheduler.invariant_checker.self_check_during_busy()
+            except AssertionError as error:
+                raise InvariantError(str(error)) from error
 
     def _check_ledger(self, inflight: InFlightCohort | None) -> None:
         known = {entry.request_id: entry.filled_layers for entry in self._ledger}

@@ -6,6 +6,9 @@ Upstream: srt/managers/scheduler.py `run_batch`, srt/managers/tp_worker.py `forw
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 
 from sglang_layered.runner.layered_runner import GroupStep, LayeredRunner
-from sglang_layered.scheduler.batch import LayerGroupBatch
+from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 
 
 class StepLauncher:
@@ -27,43 +30,83 @@ class StepLauncher:
         self._runner = runner
         self._model_runner = scheduler.tp_worker.model_runner
 
-    def launch(self, batch: LayerGroupBatch) -> tuple[Any, Any]:
-        """Run the step; returns the decode's result and the cohort's, each None where there is none."""
-        self._begin(batch)
-        inflight = batch.inflight
-        if inflight.forward is None:
-            inflight.forward = self._prepare(inflight.batch)
-        decode = None if batch.decode is None else self._prepare(batch.decode)
-        step = GroupStep(inflight.forward, decode, batch.group, inflight.parked)
-        output, recorded = self._runner.forward(step)
-        inflight.parked = output.parked
-        decode_result = cohort_result = None
-        if batch.decode is not None:
-            decode_result = self._finish(batch.decode, decode, output.decode_logits, recorded)
-        if output.prompt_logits is not None:
-            cohort_result = self._finish(inflight.batch, inflight.forward, output.prompt_logits, recorded)
-        return decode_result, cohort_result
+    def launch(self, step: LayerGroupBatch) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
+        """Run the step; gives the decode's batch and result, and the cohort's after its last group."""
+        self._begin(step)
+        if not self._scheduler.enable_overlap:
+            return self._forward(step)
+        scheduler = self._scheduler
+        with scheduler.forward_stream_ctx:
+            scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
+            results = self._forward(step)
+        scheduler._apply_war_barrier()
+        return results
 
-    def _begin(self, batch: LayerGroupBatch) -> None:
+    def _begin(self, step: LayerGroupBatch) -> None:
         scheduler = self._scheduler
         scheduler.forward_ct += 1
-        fresh = [] if batch.inflight.forward is not None else [batch.inflight.batch]
-        for part in [*fresh, *([batch.decode] if batch.decode is not None else [])]:
+        for part in _new_batches(step):
             part.launch_ts = part.fpm_start_time = time.monotonic()
             set_schedule_time_batch(part)
-        for part in (batch.inflight.batch, batch.decode):
+        for part in (step.inflight.batch, step.decode):
             if part is not None:
                 part.forward_iter = scheduler.forward_ct
-        scheduler.profiler_manager._profile_batch_predicate(batch.inflight.batch)
+        scheduler.profiler_manager._profile_batch_predicate(step.inflight.batch)
         if scheduler.forward_sleep_time is not None:
             time.sleep(scheduler.forward_sleep_time)
 
+    def _forward(self, step: LayerGroupBatch) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
+        for batch in _new_batches(step):
+            resolve_forward_inputs(batch, self._scheduler.future_map)
+        inflight = step.inflight
+        with self._isolated(step):
+            if inflight.forward is None:
+                inflight.forward = self._prepare(inflight.batch)
+            decode = None if step.decode is None else self._prepare(step.decode)
+            self._keep_alive(inflight)
+            group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked)
+            output, recorded = self._runner.forward(group_step)
+            inflight.parked = output.parked
+            results = []
+            if step.decode is not None:
+                results.append(
+                    (step.decode, self._result(step.decode, decode, output.decode_logits, recorded))
+                )
+            if output.prompt_logits is not None:
+                result = self._result(inflight.batch, inflight.forward, output.prompt_logits, recorded)
+                results.append((inflight.batch, result))
+        for batch, result in results:
+            self._after(batch, result)
+        return results
+
+    @contextmanager
+    def _isolated(self, step: LayerGroupBatch) -> Iterator[None]:
+        """SGLang's isolation of a forward under overlap: both batches share one slot of its ring of two."""
+        scheduler = self._scheduler
+        if not scheduler.enable_overlap:
+            yield
+            return
+        batches = _new_batches(step) or [step.inflight.batch]
+        with scheduler._forward_isolation(batches[0], overlap=True):
+            if len(batches) == 1:
+                yield
+                return
+            with scheduler._forward_isolation(batches[1], overlap=False):
+                yield
+
+    def _keep_alive(self, inflight: InFlightCohort) -> None:
+        """Hold the cohort's tensors in this step's ring slot: it may be dropped while the forward runs."""
+        scheduler = self._scheduler
+        if scheduler.enable_overlap:
+            tensors = [getattr(inflight.batch, item.name, None) for item in fields(inflight.batch)]
+            slot = scheduler.batch_record_buf[scheduler.batch_record_ct]
+            slot.extend([inflight.batch, tensors, inflight.forward, inflight.parked])
+
     def _prepare(self, batch: ScheduleBatch) -> ForwardBatch:
-        resolve_forward_inputs(batch, self._scheduler.future_map)
         self._scheduler.tp_worker.set_hicache_consumer(batch.hicache_consumer_index)
         return ForwardBatch.init_new(batch, self._model_runner, return_hidden_states_before_norm=False)
 
-    def _finish(
+    def _result(
         self, batch: ScheduleBatch, forward: Any, logits: Any, recorded: Any
     ) -> GenerationBatchResult:
         result = GenerationBatchResult(
@@ -71,17 +114,45 @@ class StepLauncher:
             can_run_cuda_graph=recorded.can_run_graph,
             expert_distribution_metrics=recorded.expert_distribution_metrics,
         )
-        result.next_token_ids = self._sample(forward, logits)
-        self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
+        if self._scheduler.enable_overlap:
+            self._finish_overlapped(batch, forward, result)
+        else:
+            result.next_token_ids = self._sample(forward, logits)
+            self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
+            self._scheduler.update_cache_from_scheduler(batch, result)
+        return result
+
+    def _finish_overlapped(self, batch: ScheduleBatch, forward: Any, result: GenerationBatchResult) -> None:
+        """Sample and start the copy to the host; with a grammar both wait for the step before this one."""
+        scheduler = self._scheduler
+        indices = batch.req_pool_indices
+        scheduler.future_map.publish(indices, batch.seq_lens + 1)
+        result.copy_done = scheduler.device_module.Event()
+        if forward.sampling_info.grammars is not None:
+
+            def sample_later() -> GenerationBatchResult:
+                result.next_token_ids = self._sample(forward, result.logits_output)
+                return result
+
+            result.delay_sample_func, result.future_indices = sample_later, indices
+            return
+        result.next_token_ids = self._sample(forward, result.logits_output)
+        scheduler._relay_forward_payload(indices, result)
+        scheduler.copy_stream.wait_stream(scheduler.forward_stream)
+        with scheduler.copy_stream_ctx:
+            result.copy_to_cpu(
+                return_logprob=batch.return_logprob, return_hidden_states=batch.return_hidden_states
+            )
+
+    @staticmethod
+    def _after(batch: ScheduleBatch, result: GenerationBatchResult) -> None:
         batch.input_ids = None
-        self._scheduler.update_cache_from_scheduler(batch, result)
         if batch.return_logprob or batch.return_hidden_states:
             result.extend_input_len_per_req = [
                 req.extend_range.length if req.extend_range is not None else 0 for req in batch.reqs
             ]
         if batch.return_logprob:
             result.extend_logprob_start_len_per_req = batch.extend_logprob_start_lens
-        return result
 
     def _sample(self, forward: ForwardBatch, logits: Any) -> torch.Tensor:
         if not forward.is_prefill_only:
@@ -89,3 +160,9 @@ class StepLauncher:
         if forward.return_logprob and logits.next_token_logits is not None:
             self._model_runner.compute_logprobs_only(logits, forward)
         return torch.zeros(len(forward.seq_lens), dtype=torch.long, device=forward.input_ids.device)
+
+
+def _new_batches(step: LayerGroupBatch) -> list[ScheduleBatch]:
+    """Batches whose inputs are new in this step: the decode's, and a cohort's at its first group."""
+    fresh = [] if step.inflight.forward is not None else [step.inflight.batch]
+    return fresh if step.decode is None else [step.decode, *fresh]

@@ -7,7 +7,7 @@ it into the running batch. Aborts, idle checks, flushes, pool statistics and pau
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -15,46 +15,61 @@ from sglang.srt.utils import DynamicGradMode
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.cohort import Cohort
-from sglang_layered.core.ledger import GroupKVLedger
+from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.view import SchedulerView, StepKind, StepTiming
+from sglang_layered.errors import InvariantError, PlanError
+from sglang_layered.listeners.dispatch import find_listeners
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
-from sglang_layered.scheduler.drop import abort_requests, requeue_requests
+from sglang_layered.scheduler.cohorts import CohortKeeper
+from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
-from sglang_layered.scheduler.step_log import StepLog
+from sglang_layered.scheduler.metrics import metrics_of
+from sglang_layered.scheduler.report import Reporter
+from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
+from sglang_layered.scheduler.timer import StepTimer
 
 logger = logging.getLogger(__name__)
 
 
 class LayeredLoop:
-    """Runs one SGLang Scheduler in layered mode.
+    """Runs one SGLang Scheduler in layered mode, with the overlap scheduler or without.
 
-    Upstream: srt/managers/scheduler.py, `event_loop_normal` and `get_next_batch_to_run`. The latter is called
-    unchanged whenever no cohort is in flight.
+    Upstream: srt/managers/scheduler.py, `event_loop_overlap`, `event_loop_normal` and
+    `get_next_batch_to_run`. The latter is called unchanged whenever no cohort is in flight.
     """
 
     def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
         self.scheduler = scheduler
         runner = LayeredRunner(scheduler.tp_worker.model_runner)
-        config.check_depth(runner.num_layers)
-        self.policy = config.make_policy()
         self.num_layers = runner.num_layers
-        self.ledger = GroupKVLedger(runner.num_layers)
-        self.inflight: InFlightCohort | None = None
+        self.controls = Controls(scheduler, config, runner.num_layers)
+        self.last_timing: StepTiming | None = None
+        self.results = StepResults(scheduler, self._process)
+        self.report = Reporter(scheduler, find_listeners(_specs(scheduler, config)))
+        self._metrics = metrics_of(scheduler)
+        self.keeper = CohortKeeper(scheduler, runner.num_layers, self._heard_of_drop)
         self._launcher = StepLauncher(scheduler, runner)
-        self._checker = InvariantChecker(scheduler, self.ledger) if config.layered_check_invariants else None
-        self._log = StepLog(Path(config.layered_step_log)) if config.layered_step_log else None
+        self._checker = InvariantChecker(scheduler, self.keeper.ledger, config.layered_check_invariants)
+        self._single_rank = scheduler.ps.tp_size == 1
+        self.controls.changed.append(self._mode_changed)
+
+    @property
+    def inflight(self) -> InFlightCohort | None:
+        """The cohort in flight."""
+        return self.keeper.inflight
 
     @classmethod
     def start(cls, scheduler: Any) -> None:
         """Attach a loop to the scheduler and run it until shutdown."""
-        config = LayeredConfig.from_server_args(scheduler.server_args)
-        if scheduler.enable_overlap:
-            raise AssertionError("layered mode was started with the overlap scheduler on")
-        loop = cls(scheduler, config)
+        loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
-        logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.policy)
-        loop.run()
+        logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy)
+        try:
+            loop.run()
+        finally:
+            loop.report.close()
 
     @DynamicGradMode()
     def run(self) -> None:
@@ -66,22 +81,30 @@ class LayeredLoop:
                 self.step()
 
     def step(self) -> None:
-        """Schedule and run one engine step."""
-        batch = self._resume() if self.inflight is not None else self._schedule()
-        if isinstance(batch, LayerGroupBatch):
-            self._run_layered(batch)
-        else:
-            self._run_stock(batch)
-        if self._checker is not None:
-            self._checker.check(self.inflight)
+        """Schedule and launch one engine step, and process the results that are due."""
+        try:
+            batch = self._resume() if self.inflight is not None else self._schedule()
+            if isinstance(batch, LayerGroupBatch):
+                self._run_layered(batch)
+            else:
+                self._run_stock(batch)
+            self._checker.after_step(self.inflight)
+        except InvariantError as error:
+            self._recover(error)
 
     def on_pause(self) -> None:
-        """SGLang is about to retract every request, the cohort's among them."""
+        """SGLang is about to retract every request: leave them all in the running batch, nothing pending."""
+        scheduler = self.scheduler
+        self.results.process_all()
         if self.inflight is not None:
-            self._forget("paused")
+            self.keeper.forget("paused")
+        running, last = scheduler.running_batch, scheduler.last_batch
+        if last is not None and last is not running and last.forward_mode.is_extend():
+            running.reqs = [*running.reqs, *(req for req in last.reqs if req not in running.reqs)]
+        scheduler.last_batch = None
 
     def _schedule(self) -> LayerGroupBatch | ScheduleBatch | None:
-        """No cohort in flight: SGLang chooses; a prompt batch becomes a cohort."""
+        """No cohort in flight: SGLang chooses; a prompt batch beside running requests becomes a cohort."""
         scheduler = self.scheduler
         plan = scheduler.get_next_batch_to_run(
             running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
@@ -90,92 +113,170 @@ class LayeredLoop:
         batch = plan.batch_to_run
         if batch is None or not batch.forward_mode.is_extend():
             return batch
-        self._admit(batch)
+        if scheduler.is_disable_overlap_for_batch(batch, last_batch=scheduler.last_batch):
+            self.results.process_all()
+        if not self.controls.is_layered or self._num_running() == 0:
+            return batch
+        groups = self._plan(batch)
+        if groups is None:
+            return batch
+        self.report.admitted(self.keeper.admit(batch, groups))
         return self._compose()
 
     def _resume(self) -> LayerGroupBatch | ScheduleBatch | None:
         """A cohort is in flight: no admission, its next group beside the next decode."""
-        scheduler = self.scheduler
+        scheduler, inflight = self.scheduler, self.inflight
         scheduler._abort_on_waiting_timeout()
         scheduler._abort_on_running_timeout(scheduler.running_batch)
-        if self.inflight is not None and all(req.to_finish is not None for req in self.inflight.reqs):
-            self._drop("aborted")
+        if scheduler.grammar_manager.has_waiting_grammars():
+            for req in scheduler.grammar_manager.get_ready_grammar_requests():
+                scheduler._add_request_to_queue(req)
+        if inflight is not None:
+            scheduler._abort_on_running_timeout(inflight.batch)
+            if all(req.to_finish is not None for req in inflight.reqs):
+                self._drop("aborted")
         return self._compose()
 
     def _compose(self) -> LayerGroupBatch | ScheduleBatch | None:
+        self._checker.before_group(self.inflight)
         decode = self._decode_batch()
-        return decode if self.inflight is None else LayerGroupBatch(decode, self.inflight)
+        if self.inflight is None:
+            return decode
+        if decode is None:
+            self.inflight.cohort = self.inflight.cohort.with_rest_at_once()
+        return LayerGroupBatch(decode, self.inflight)
 
-    def _admit(self, batch: ScheduleBatch) -> None:
-        plan = self.policy.plan(prompt_tokens=batch.extend_num_tokens, num_layers=self.num_layers)
-        cohort = Cohort(plan, tuple(req.rid for req in batch.reqs))
-        slots = batch.out_cache_loc.split(list(batch.extend_lens))
-        for request_id, part in zip(cohort.request_ids, slots, strict=True):
-            self.ledger.admit(request_id, part)
-        self.inflight = InFlightCohort(cohort, batch)
-        self.scheduler.last_batch = batch
+    def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
+        """The policy's plan; None when the policy failed and prompts go whole from now on."""
+        policy = self.controls.policy
+        try:
+            plan = policy.plan(self._view(batch))
+            if not isinstance(plan, LayerGroupPlan) or plan.num_layers != self.num_layers:
+                raise PlanError(f"policy {policy} gave {plan} for {self.num_layers} layers")
+        except Exception as error:
+            self._leave_layered_mode("policy failed", error)
+            return None
+        return plan
+
+    def _view(self, batch: ScheduleBatch) -> SchedulerView:
+        running = self.scheduler.running_batch
+        return SchedulerView(
+            num_layers=self.num_layers,
+            prompt_lens=tuple(batch.extend_lens),
+            prefix_lens=tuple(batch.prefix_lens),
+            num_running=len(running.reqs),
+            decode_kv_tokens=sum(req.seqlen for req in running.reqs),
+            num_waiting=len(self.scheduler.waiting_queue),
+            last_step=self.last_timing if self._single_rank else None,
+        )
+
+    def _num_running(self) -> int:
+        """Requests that decode: 0, 1, or 2 for any more. SGLang filters the batch where it changes it."""
+        running = self.scheduler.running_batch
+        if running.is_prefill_only:
+            return 0
+        unfinished = (req for req in running.reqs if not req.finished())
+        return sum(1 for _ in islice(unfinished, 2))
 
     def _decode_batch(self) -> ScheduleBatch | None:
         """The running batch made ready for its next token, or None; may drop the cohort to make room."""
         scheduler = self.scheduler
-        running = scheduler.running_batch
-        if running.is_empty() or running.is_prefill_only:
+        if self._last_one_has_no_room():
+            self.results.process_all()
+            if self._last_one_has_no_room():
+                self._drop("KV pool full")
+        if self._num_running() == 0:
+            scheduler.running_batch.filter_batch()
             return None
-        running.filter_batch()
-        if self.inflight is not None and len(running.reqs) == 1 and not running.check_decode_mem():
-            self._drop("KV pool full")
-        scheduler.running_batch = running = scheduler.update_running_batch(running)
+        scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
         return None if running.is_empty() else running
+
+    def _last_one_has_no_room(self) -> bool:
+        """SGLang would abort this request; the cohort in flight holds slots that it can have."""
+        if self.inflight is None or self._num_running() != 1:
+            return False
+        running = self.scheduler.running_batch
+        running.filter_batch()
+        return not running.check_decode_mem()
 
     def _run_stock(self, batch: ScheduleBatch | None) -> None:
         scheduler = self.scheduler
         scheduler.cur_batch_for_debug = batch
         if batch is None:
-            scheduler.on_idle()
-        else:
-            result = scheduler.run_batch(batch)
-            scheduler.process_batch_result(batch, result)
-            if self._log is not None:
-                self._log.stock(scheduler.forward_ct, "decode", batch.reqs)
+            if not self.results.process_all():
+                scheduler.on_idle()
+            scheduler.last_batch = None
+            return
+        kind: StepKind = "prefill" if batch.forward_mode.is_extend() else "decode"
+        timer = StepTimer.start(scheduler)
+        result = scheduler.run_batch(batch)
+        timer.stop()
+        if scheduler.enable_overlap:
+            scheduler._apply_war_barrier()
+        rows = tuple(batch.extend_lens) if kind == "prefill" else ()
+        outcomes = (Outcome(batch, self._seen(batch), result),)
+        self.results.launched(LaunchedStep(scheduler.forward_ct, kind, outcomes, timer, prompt_rows=rows))
         scheduler.last_batch = batch
 
-    def _run_layered(self, batch: LayerGroupBatch) -> None:
-        inflight = batch.inflight
+    def _run_layered(self, step: LayerGroupBatch) -> None:
+        inflight, cohort = step.inflight, step.inflight.cohort
         self.scheduler.cur_batch_for_debug = inflight.batch
-        decode_result, cohort_result = self._launcher.launch(batch)
-        self.ledger.group_done(inflight.cohort.request_ids, batch.group)
-        if cohort_result is not None:
-            self.ledger.complete(inflight.cohort.request_ids)
-            self.inflight = None
-        if batch.decode is not None:
-            self.scheduler.process_batch_result(batch.decode, decode_result)
-        if cohort_result is not None:
-            self.scheduler.process_batch_result(inflight.batch, cohort_result)
-        self.scheduler.maybe_send_health_check_signal()
-        if self._log is not None:
-            self._log.layered(self.scheduler.forward_ct, batch, batch.decode.reqs if batch.decode else [])
-        inflight.cohort = inflight.cohort.advance()
+        timer = StepTimer.start(self.scheduler)
+        outcomes = [
+            Outcome(batch, self._seen(batch), result) for batch, result in self._launcher.launch(step)
+        ]
+        timer.stop()
+        self.keeper.advance()
+        rows = tuple(inflight.batch.extend_lens)
+        number = self.scheduler.forward_ct
+        self.results.launched(LaunchedStep(number, "layered", tuple(outcomes), timer, cohort, rows))
+
+    def _seen(self, batch: ScheduleBatch) -> ScheduleBatch:
+        return batch.copy() if self.scheduler.enable_overlap else batch
+
+    def _process(self, step: LaunchedStep) -> None:
+        decoded = self.report.reqs_to_get_a_token(step)
+        decode_rows = sum(
+            len(outcome.seen.reqs) for outcome in step.outcomes if outcome.seen.forward_mode.is_decode()
+        )
+        for outcome in step.outcomes:
+            self.scheduler.process_batch_result(outcome.seen, outcome.result)
+        num_layers = self.num_layers if step.cohort is None else step.cohort.group.num_layers
+        self.last_timing = StepTiming(
+            step.kind, step.timer.duration_s(), decode_rows, sum(step.prompt_rows), num_layers
+        )
+        self.report.step_done(step, self.last_timing, decoded)
 
     def _drop(self, reason: str) -> None:
-        """Give the cohort's slots back; its aborted requests end, the others wait again."""
-        inflight = self._forget(reason)
-        aborted = [req for req in inflight.reqs if req.to_finish is not None]
-        abort_requests(self.scheduler, aborted)
-        requeue_requests(self.scheduler, [req for req in inflight.reqs if req not in aborted])
-        self.scheduler.last_batch = None
+        self.results.process_all()
+        self.keeper.drop(reason)
 
-    def _forget(self, reason: str) -> InFlightCohort:
-        inflight = self.inflight
-        if inflight is None:
-            raise AssertionError("no cohort is in flight")
-        cohort = inflight.cohort
-        logger.info(
-            "Cohort of %d requests dropped at group %d of %d: %s",
-            len(cohort.request_ids),
-            cohort.next_group,
-            cohort.plan.num_groups,
-            reason,
-        )
-        self.ledger.drop(cohort.request_ids)
-        self.inflight = None
-        return inflight
+    def _heard_of_drop(self, cohort: Cohort, reason: str) -> None:
+        self._metrics.dropped(reason)
+        self.report.dropped(cohort, reason)
+
+    def _recover(self, error: InvariantError) -> None:
+        """A broken invariant in production: the cohort starts again, and prompts go on chunk by chunk."""
+        self._leave_layered_mode("broken invariant", error)
+        self.keeper.reset_ledger()
+        if self.inflight is not None:
+            self._drop("broken invariant")
+
+    def _leave_layered_mode(self, reason: str, error: Exception) -> None:
+        """Go on in chunked mode and say so; stop instead when strict, or when other ranks may not follow."""
+        if self._checker.is_strict or not self._single_rank:
+            raise error
+        logger.error("Layered prefill is off: %s; prompts go chunk by chunk", reason, exc_info=error)
+        self.controls.go_on_chunked(reason)
+
+    def _mode_changed(self, reason: str) -> None:
+        mode = self.controls.config.prefill_mode
+        self._metrics.mode_changed(mode, reason)
+        self.report.mode_changed(mode, reason)
+
+
+def _specs(scheduler: Any, config: LayeredConfig) -> list[str]:
+    """Listeners of this process: only tensor rank 0 has any, `{dp}` in one is the data-parallel rank."""
+    if scheduler.ps.tp_rank != 0:
+        return []
+    return [spec.replace("{dp}", str(scheduler.ps.dp_rank or 0)) for spec in config.layered_listeners or ()]

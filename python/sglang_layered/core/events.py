@@ -1,0 +1,93 @@
+"""What a listener hears: one frozen value an event, in the order things happened.
+
+`step` is SGLang's forward counter; `time_s` and the like are `time.monotonic()` in seconds. Layer ranges are
+half-open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
+from sglang_layered.core.view import StepKind
+
+
+@dataclass(frozen=True, slots=True)
+class CohortAdmitted:
+    """A cohort got its KV slots and its plan. Rows are tokens to compute, prefixes come from the cache."""
+
+    step: int
+    time_s: float
+    plan: LayerGroupPlan
+    prompt_rows: Mapping[str, int]
+    prefix_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDone:
+    """The cohort was computed in one more layer group."""
+
+    step: int
+    time_s: float
+    group: LayerGroup
+    group_index: int
+    num_groups: int
+    request_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A step's results were processed.
+
+    `start_s` is the launch, `duration_s` the forward's time on the device. `decode` maps each request that
+    got a token to its number of output tokens, `prompt` each prompt's request to its rows; `group` is None
+    unless the step is layered (a prefill step runs all layers). `num_decode_rows` also counts rows of
+    requests that had just finished.
+    """
+
+    step: int
+    time_s: float
+    kind: StepKind
+    start_s: float
+    duration_s: float
+    num_decode_rows: int = 0
+    num_prompt_rows: int = 0
+    decode: Mapping[str, int] = field(default_factory=dict)
+    prompt: Mapping[str, int] = field(default_factory=dict)
+    group: LayerGroup | None = None
+    group_index: int = 0
+    num_groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CohortFinished:
+    """A cohort passed its last group: its requests have their first tokens, or their next chunk to come."""
+
+    step: int
+    time_s: float
+    request_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CohortDropped:
+    """A cohort left before its last group; `group_index` is the group it would have run next."""
+
+    step: int
+    time_s: float
+    request_ids: tuple[str, ...]
+    group_index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChanged:
+    """The server goes on in another mode: asked for by an operator, or after a broken invariant."""
+
+    step: int
+    time_s: float
+    mode: str
+    reason: str
+
+
+Event = CohortAdmitted | GroupDone | StepDone | CohortFinished | CohortDropped | ModeChanged

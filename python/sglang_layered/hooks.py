@@ -1,0 +1,36 @@
+"""The research interface: write a policy or a listener against what this module exports.
+
+A policy is chosen by `--layered-policy NAME` (an entry point of group `sglang_layered.policies`) or
+`module:Class`; a listener by `--layered-listeners NAME=ARGUMENT` (group `sglang_layered.listeners`) or
+`module:Class=ARGUMENT`. examples/ has one of each; docs/research.md says what is promised.
+"""
+
+from sglang_layered.core.events import (
+    CohortAdmitted,
+    CohortDropped,
+    CohortFinished,
+    Event,
+    GroupDone,
+    ModeChanged,
+    StepDone,
+)
+from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
+from sglang_layered.core.policy import GroupPolicy
+from sglang_layered.core.view import SchedulerView, StepTiming
+from sglang_layered.listeners.dispatch import Listener
+
+__all__ = [
+    "CohortAdmitted",
+    "CohortDropped",
+    "CohortFinished",
+    "Event",
+    "GroupDone",
+    "GroupPolicy",
+    "LayerGroup",
+    "LayerGroupPlan",
+    "Listener",
+    "ModeChanged",
+    "SchedulerView",
+    "StepDone",
+    "StepTiming",
+]

@@ -1,0 +1,138 @@
+"""Gives every event to the attached listeners, and finds the listeners that a flag names.
+
+A listener can slow a server down but not stop it: one that raises is detached.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from inspect import signature
+from typing import Any, Protocol, runtime_checkable
+
+from sglang_layered.core.events import Event
+from sglang_layered.core.lookup import Factory, Lookup
+from sglang_layered.errors import ConfigError
+from sglang_layered.listeners.jsonl import JsonlListener
+from sglang_layered.listeners.perfetto import PerfettoListener
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "sglang_layered.listeners"
+LOOKUP = Lookup("listener", ENTRY_POINT_GROUP, {"jsonl": JsonlListener, "perfetto": PerfettoListener})
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Hears every event of a server, in order and in the scheduler's thread.
+
+    A method `close()` is optional; it is called once, when the server ends or the listener is detached.
+    """
+
+    def on_event(self, event: Event) -> None:
+        """Take note of `event`. An exception detaches the listener; the server goes on."""
+        ...
+
+
+class Listeners:
+    """The attached listeners; false when there are none, so that callers need not make the event."""
+
+    def __init__(self, listeners: Sequence[Listener] = ()) -> None:
+        self._attached = list(listeners)
+
+    def __bool__(self) -> bool:
+        return bool(self._attached)
+
+    def emit(self, event: Event) -> None:
+        """Give `event` to each listener; one that raises is logged, closed and never called again."""
+        for listener in tuple(self._attached):
+            try:
+                listener.on_event(event)
+            except Exception:
+                logger.exception("Listener %s raised on %s and is detached", _name(listener), event)
+                self._attached = [kept for kept in self._attached if kept is not listener]
+                _close(listener)
+
+    def close(self) -> None:
+        """Close and detach all."""
+        attached, self._attached = self._attached, []
+        for listener in attached:
+            _close(listener)
+
+
+def find_listeners(specs: Sequence[str]) -> Listeners:
+    """The listeners behind `--layered-listeners SPEC ...`, made and ready.
+
+    SPEC is NAME, NAME=ARGUMENT, module:Class or module:Class=ARGUMENT. NAME is `jsonl`, `perfetto` or an
+    entry point of group `sglang_layered.listeners`. ARGUMENT is given to the factory as one string.
+
+    Raises:
+        ConfigError: a name is unknown, cannot be imported, is no listener, or cannot use its argument.
+    """
+    made: list[Listener] = []
+    try:
+        for spec in specs:
+            made.append(_make(spec))
+    except ConfigError:
+        Listeners(made).close()
+        raise
+    return Listeners(made)
+
+
+def check_listeners(specs: Sequence[str]) -> None:
+    """Refuse what `find_listeners` would refuse before it makes a listener: no file is opened.
+
+    Raises:
+        ConfigError: a name is unknown, cannot be imported, or does not take the argument as given.
+    """
+    for spec in specs:
+        _find(spec)
+
+
+def _make(spec: str) -> Listener:
+    make = _find(spec)
+    where = _where(spec)
+    try:
+        listener = make()
+    except OSError as error:
+        raise ConfigError(f"{where}: {error}; give a path that can be written") from error
+    except Exception as error:
+        raise ConfigError(f"{where}: cannot make the listener: {error!r}") from error
+    if not isinstance(listener, Listener):
+        raise ConfigError(f"{where}: it has no method on_event(event); add one")
+    return listener
+
+
+def _find(spec: str) -> partial[Any]:
+    name, _, argument = spec.partition("=")
+    factory = LOOKUP.find(name, where=_where(spec))
+    arguments = (argument,) if argument else ()
+    try:
+        signature(factory).bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(f"{_where(spec)}: {error}; give {_usage(name, factory)}") from error
+    return partial(factory, *arguments)
+
+
+def _usage(name: str, factory: Factory) -> str:
+    parameters = list(signature(factory).parameters)
+    return f"{name}={parameters[0].upper()}" if parameters else name
+
+
+def _where(spec: str) -> str:
+    return f"--layered-listeners {spec}"
+
+
+def _close(listener: Listener) -> None:
+    close = getattr(listener, "close", None)
+    if close is None:
+        return
+    try:
+        close()
+    except Exception:
+        logger.exception("Listener %s raised on close", _name(listener))
+
+
+def _name(listener: Listener) -> str:
+    return f"{type(listener).__module__}:{type(listener).__qualname__}"

@@ -1,0 +1,84 @@
+"""The one cohort in flight: admitted, advanced group by group, finished or dropped; the ledger follows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.ledger import GroupKVLedger
+from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.drop import abort_requests, requeue_requests
+
+logger = logging.getLogger(__name__)
+
+
+class CohortKeeper:
+    """Keeps `scheduler.last_batch` the in-flight cohort's batch, and the ledger in step with it.
+
+    `dropped` is told of every cohort that leaves before its last group, with the reason. No result may be
+    pending when a cohort is dropped.
+    """
+
+    def __init__(self, scheduler: Any, num_layers: int, dropped: Callable[[Cohort, str], None]) -> None:
+        self.ledger = GroupKVLedger(num_layers)
+        self.inflight: InFlightCohort | None = None
+        self._scheduler = scheduler
+        self._dropped = dropped
+
+    def admit(self, batch: ScheduleBatch, plan: LayerGroupPlan) -> InFlightCohort:
+        """A prompt batch that SGLang chose becomes the cohort in flight."""
+        cohort = Cohort(plan, tuple(req.rid for req in batch.reqs))
+        self.inflight = InFlightCohort(cohort, batch)
+        self._scheduler.last_batch = batch
+        slots = batch.out_cache_loc.split(list(batch.extend_lens))
+        for request_id, part in zip(cohort.request_ids, slots, strict=True):
+            self.ledger.admit(request_id, part)
+        return self.inflight
+
+    def advance(self) -> None:
+        """The cohort's next group was launched; after its last one nothing is in flight."""
+        inflight = self._present()
+        cohort = inflight.cohort
+        self.ledger.group_done(cohort.request_ids, cohort.group)
+        inflight.cohort = cohort.advance()
+        if inflight.cohort.is_done:
+            self.ledger.complete(cohort.request_ids)
+            self.inflight = None
+
+    def drop(self, reason: str) -> None:
+        """Give the cohort's slots back; its aborted requests end, the others wait again."""
+        inflight = self.forget(reason)
+        aborted = [req for req in inflight.reqs if req.to_finish is not None]
+        abort_requests(self._scheduler, aborted)
+        requeue_requests(self._scheduler, [req for req in inflight.reqs if req not in aborted])
+        self._scheduler.last_batch = None
+
+    def forget(self, reason: str) -> InFlightCohort:
+        """Let go of the cohort; what becomes of its requests and slots is the caller's business."""
+        inflight = self._present()
+        cohort = inflight.cohort
+        logger.info(
+            "Cohort of %d requests dropped at group %d of %d: %s",
+            len(cohort.request_ids),
+            cohort.next_group,
+            cohort.plan.num_groups,
+            reason,
+        )
+        self.ledger.drop(cohort.request_ids)
+        self.inflight = None
+        self._dropped(cohort, reason)
+        return inflight
+
+    def reset_ledger(self) -> None:
+        """After a broken invariant the ledger knows the cohort in flight again, and nothing else."""
+        self.ledger.reset(() if self.inflight is None else self.inflight.cohort.request_ids)
+
+    def _present(self) -> InFlightCohort:
+        if self.inflight is None:
+            raise AssertionError("no cohort is in flight")
+        return self.inflight

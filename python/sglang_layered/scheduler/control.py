@@ -1,0 +1,119 @@
+"""What an operator can change on a running server, and when it takes effect: at the next cohort.
+
+The door is SGLang's `/set_internal_state` (admin only), whose values are numbers:
+`{"server_args": {"layered_prefill": 0}}`. A request that names none of our keys is SGLang's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+from sglang.srt.runtime_context import get_context
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+KEYS = ("layered_prefill", "layered_group_tokens", "layered_num_groups", "layered_cohort_tokens")
+
+
+class Controls:
+    """The settings in force. `changed` is called after every change with the reason."""
+
+    def __init__(self, scheduler: Any, config: LayeredConfig, num_layers: int) -> None:
+        config.check_depth(num_layers)
+        self.config = config
+        self.policy = config.make_policy()
+        self._num_layers = num_layers
+        self._scheduler = scheduler
+        self._start_cohort_tokens = scheduler.chunked_prefill_size
+        self.changed: list[Callable[[str], None]] = []
+
+    @property
+    def is_layered(self) -> bool:
+        """False while prompts are scheduled as in stock."""
+        return self.config.is_layered
+
+    def go_on_chunked(self, reason: str) -> None:
+        """Admit no more cohorts until an operator says otherwise."""
+        self._adopt(replace(self.config, prefill_mode="chunked"), reason)
+
+    @staticmethod
+    def owns(wanted: Mapping[str, float]) -> bool:
+        """True when a `/set_internal_state` request names a setting of ours."""
+        return bool(set(KEYS) & wanted.keys())
+
+    def handle(self, wanted: Mapping[str, float]) -> SetInternalStateReqOutput:
+        """Change what the request names, all of it or, when a value is bad, nothing."""
+        try:
+            config, cohort_tokens = self._parse(wanted)
+            self._adopt(config, "operator")
+        except ConfigError as error:
+            logger.error("/set_internal_state refused, nothing changed: %s", error)
+            return SetInternalStateReqOutput(updated=False)
+        if cohort_tokens is not None:
+            self._scheduler.chunked_prefill_size = cohort_tokens
+            get_context().override(source="layered", chunked_prefill_size=cohort_tokens)
+        logger.warning("/set_internal_state: from the next cohort on %s", dict(wanted))
+        return SetInternalStateReqOutput(updated=True)
+
+    def _parse(self, wanted: Mapping[str, float]) -> tuple[LayeredConfig, int | None]:
+        unknown = sorted(wanted.keys() - set(KEYS))
+        if unknown:
+            raise ConfigError(
+                f"{unknown} cannot be changed together with {sorted(set(KEYS) & wanted.keys())}"
+            )
+        numbers = {key: _whole(key, value) for key, value in wanted.items()}
+        changes: dict[str, Any] = {}
+        if "layered_prefill" in numbers:
+            changes["prefill_mode"] = _one_of("layered_prefill", numbers["layered_prefill"])
+        if "layered_group_tokens" in numbers:
+            changes["layered_group_tokens"] = numbers["layered_group_tokens"]
+        if "layered_num_groups" in numbers:
+            changes["layered_num_groups"] = numbers["layered_num_groups"] or None
+        config = replace(self.config, **changes)
+        config.check_depth(self._num_layers)
+        return config, self._cohort_tokens(numbers.get("layered_cohort_tokens"))
+
+    def _cohort_tokens(self, wanted: int | None) -> int | None:
+        limit, page = self._start_cohort_tokens, self._scheduler.page_size
+        if wanted is None:
+            return None
+        if limit is None:
+            raise ConfigError("layered_cohort_tokens: this server was started with --chunked-prefill-size -1")
+        if not page <= wanted <= limit:
+            raise ConfigError(
+                f"layered_cohort_tokens {wanted}: give {page} to {limit}, the server's --chunked-prefill-size"
+            )
+        return wanted - wanted % page
+
+    def _adopt(self, config: LayeredConfig, reason: str) -> None:
+        policy = config.make_policy()
+        mode_changes = config.prefill_mode != self.config.prefill_mode
+        self.config, self.policy = config, policy
+        get_context().override(
+            source="layered",
+            prefill_mode=config.prefill_mode,
+            layered_group_tokens=config.layered_group_tokens,
+            layered_num_groups=config.layered_num_groups,
+        )
+        if mode_changes:
+            for tell in self.changed:
+                tell(reason)
+
+
+def _whole(key: str, value: float) -> int:
+    if value != int(value) or value < 0:
+        raise ConfigError(f"{key} {value}: give a whole number")
+    return int(value)
+
+
+def _one_of(key: str, value: int) -> str:
+    if value not in (0, 1):
+        raise ConfigError(f"{key} {value}: give 1 for layered or 0 for chunked")
+    return "layered" if value else "chunked"
