@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Sets everything up, then: checks, and every test that this machine can run. Arguments go to pytest.
+# Sets everything up, then: checks, and every test that this machine can run; what steps the scheduler runs a second
+# time without SGLang's overlap. With arguments: they go to pytest, and it runs once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
 scripts/check
-exec .venv/bin/python -m pytest "$@"
+if [ $# -gt 0 ]; then
+    exec .venv/bin/python -m pytest "$@"
+fi
+.venv/bin/python -m pytest
+exec .venv/bin/python -m pytest test/runner --without-overlap

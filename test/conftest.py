@@ -22,6 +22,12 @@ def tiny_model(arch: str) -> Path:
     return make_model(arch, "tiny", MODELS / arch)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-overlap", action="store_true", help="step the scheduler without SGLang's overlap"
+    )
+
+
 def pytest_configure() -> None:
     """A terminated test run ends its servers as an interrupted one does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

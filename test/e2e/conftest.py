@@ -17,7 +17,8 @@ from sglang_layered.serving import ServerProcess
 COMMON = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
 # An idle SGLang scheduler polls at full speed unless told to sleep; up to five servers share two cores here.
 COMMON += ("--sleep-on-idle",)
-LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", "64", "--layered-check-invariants")
+LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", "64")
+LAYERED += ("--layered-check-invariants", "strict", "--chunked-prefill-size", "8192")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def pristine_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def layered_moe(tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("layered-moe")
     steps = folder / "steps.jsonl"
-    with serve(folder, tiny_qwen3_moe, *LAYERED, "--layered-step-log", str(steps)) as server:
+    with serve(folder, tiny_qwen3_moe, *LAYERED, "--layered-listeners", f"jsonl={steps}") as server:
         yield Served(server, steps)
 
 
@@ -114,7 +115,7 @@ def layered_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Started through the other door, `sglang serve`."""
     folder = tmp_path_factory.mktemp("layered-llama")
     steps = folder / "steps.jsonl"
-    server = serve(folder, tiny_llama, *LAYERED, "--layered-step-log", str(steps))
+    server = serve(folder, tiny_llama, *LAYERED, "--layered-listeners", f"jsonl={steps}")
     start = server.command.index("-m")
     server.command[start - 1 : start + 2] = [str(Path(sys.executable).with_name("sglang")), "serve"]
     with server:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import torch
 
-from workload import Ask, answers, logprobs, output_tokens, prompt, read_steps, staggered
+from workload import Ask, answers, logprobs, output_tokens, prompt, read_steps, send_all, settings, staggered
 
 pytestmark = pytest.mark.server
+
+NUM_LAYERS = {"moe": 8, "llama": 7}
 
 
 def assert_equal_answers(asks: list[Ask], got: list[dict], expected: list[dict]) -> None:
@@ -45,16 +51,76 @@ def assert_equal_hugging_face(model_path: Path, asks: list[Ask], got: list[dict]
         assert generated[0, len(ask.tokens) :].tolist() == output_tokens(answer), len(ask.tokens)
 
 
+@pytest.fixture(scope="module")
+def stock_answers(request: pytest.FixtureRequest) -> Callable[[str], list[dict]]:
+    """What SGLang as released answers, asked once an architecture."""
+
+    @cache
+    def ask(arch: str) -> list[dict]:
+        return answers(request.getfixturevalue(f"stock_{arch}").url, staggered(seed=7))
+
+    return ask
+
+
+@pytest.mark.parametrize("group_tokens", [64, 512])
+@pytest.mark.parametrize("cohort_tokens", [8192, 512])
 @pytest.mark.parametrize("arch", ["moe", "llama"])
-def test_staggered_requests_equal_stock_and_hugging_face(arch: str, request: pytest.FixtureRequest) -> None:
-    layered = request.getfixturevalue(f"layered_{arch}")
-    stock = request.getfixturevalue(f"stock_{arch}")
-    model_path = request.getfixturevalue("tiny_qwen3_moe" if arch == "moe" else "tiny_llama")
-    asks = staggered(seed=7)
-    got = answers(layered.url, asks)
-    assert_equal_answers(asks, got, answers(stock.url, asks))
-    assert_equal_hugging_face(model_path, asks[::3], got[::3])
+def test_staggered_requests_equal_stock_and_hugging_face(
+    arch: str, cohort_tokens: int, group_tokens: int, request: pytest.FixtureRequest, stock_answers: Any
+) -> None:
+    layered, asks = request.getfixturevalue(f"layered_{arch}"), staggered(seed=7)
+    already = len(read_steps(layered.steps))
+    with settings(layered, layered_cohort_tokens=cohort_tokens, layered_group_tokens=group_tokens):
+        got = answers(layered.url, asks)
+    assert_equal_answers(asks, got, stock_answers(arch))
+    steps = [step for step in read_steps(layered.steps)[already:] if step["kind"] == "layered"]
+    most_groups = max(step["num_groups"] for step in steps)
+    if (cohort_tokens, group_tokens) == (8192, 512):
+        assert 2 <= most_groups <= NUM_LAYERS[arch]  # prompts of up to 3000 tokens, beside others or not
+    else:
+        assert most_groups == min(cohort_tokens // group_tokens, NUM_LAYERS[arch])
+    assert max(sum(step["prompt"].values()) for step in steps) <= cohort_tokens
+    if (cohort_tokens, group_tokens) == (8192, 64):
+        model_path = request.getfixturevalue("tiny_qwen3_moe" if arch == "moe" else "tiny_llama")
+        assert_equal_hugging_face(model_path, asks[::3], got[::3])
     layered.server.flush_cache()
+
+
+def test_chunked_and_back_on_a_running_server_loses_no_token(layered_moe, stock_answers: Any) -> None:
+    asks = staggered(seed=7)
+    already = len(read_steps(layered_moe.steps))
+
+    async def switch_to_and_fro() -> None:
+        async with httpx.AsyncClient(base_url=layered_moe.url, timeout=60, trust_env=False) as client:
+            for turn in range(12):
+                body = {"server_args": {"layered_prefill": turn % 2}}
+                reply = await client.post("/set_internal_state", json=body)
+                assert reply.json() == [True]
+                await asyncio.sleep(0.4)
+
+    async def both() -> list[dict]:
+        got, _ = await asyncio.gather(send_all(layered_moe.url, asks), switch_to_and_fro())
+        return got
+
+    assert_equal_answers(asks, asyncio.run(both()), stock_answers("moe"))
+    kinds = {step["kind"] for step in read_steps(layered_moe.steps)[already:] if step["prompt"]}
+    assert kinds == {"layered", "prefill"}
+    layered_moe.server.flush_cache()
+
+
+def test_settings_show_in_server_info_and_bad_ones_change_nothing(layered_moe) -> None:
+    def shown() -> tuple[str, int]:
+        info = httpx.get(f"{layered_moe.url}/server_info", timeout=60, trust_env=False).json()
+        state = info["internal_states"][0]
+        return state["prefill_mode"], state["layered_group_tokens"]
+
+    assert shown() == ("layered", 64)
+    with settings(layered_moe, layered_prefill=0, layered_group_tokens=128):
+        assert shown() == ("chunked", 128)
+    body = {"server_args": {"layered_group_tokens": 0}}
+    reply = httpx.post(f"{layered_moe.url}/set_internal_state", json=body, timeout=60, trust_env=False)
+    assert reply.json() == [False]
+    assert shown() == ("layered", 64)
 
 
 def chat(url: str, **options: object) -> str:
@@ -73,7 +139,7 @@ def test_chat_on_text_equals_stock(layered_moe, stock_moe, options: dict) -> Non
 @pytest.mark.parametrize("arch", ["moe", "llama"])
 def test_every_running_request_decodes_in_every_step(arch: str, request: pytest.FixtureRequest) -> None:
     layered = request.getfixturevalue(f"layered_{arch}")
-    already = len(read_steps(layered.steps)) if layered.steps.exists() else 0
+    already = len(read_steps(layered.steps))
     asks = [
         Ask(prompt(length, 70 + index), index * 0.2, 60)
         for index, length in enumerate([9, 30, 12, 900, 2000, 300])
@@ -97,12 +163,12 @@ def test_each_layer_meets_each_prompt_row_once(
 ) -> None:
     layered = request.getfixturevalue(f"layered_{arch}")
     asks = [Ask(prompt(length, 90 + length), 0.0, 30) for length in (20, 1000, 200)]
-    already = len(read_steps(layered.steps)) if layered.steps.exists() else 0
+    already = len(read_steps(layered.steps))
     answers(layered.url, asks)
     met: dict[str, list[int]] = {}
     for step in read_steps(layered.steps)[already:]:
         for rid, num_rows in step.get("prompt", {}).items():
-            layers = range(*step["group"])
+            layers = range(*(step["group"] or (0, num_layers)))
             met.setdefault(rid, []).extend(layer for layer in layers for _ in range(num_rows))
     lengths = sorted(len(ask.tokens) for ask in asks)
     assert sorted(len(rows) // num_layers for rows in met.values()) == lengths

@@ -111,8 +111,9 @@ import json, sglang
 if __name__ == "__main__":
     engine = sglang.Engine(
         model_path={str(tiny_llama)!r}, device="cpu", dtype="float32", max_total_tokens=8000, random_seed=1,
-        prefill_mode="layered", layered_group_tokens=64, layered_step_log={str(steps)!r},
-        layered_check_invariants=True, log_level="error",
+        chunked_prefill_size=128, prefill_mode="layered", layered_group_tokens=64,
+        layered_listeners=["jsonl={steps}"],
+        layered_check_invariants="strict", log_level="error",
     )
     sampling = {{"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}}
     answers = engine.generate(input_ids={[list(ask.tokens) for ask in asks]!r}, sampling_params=sampling)

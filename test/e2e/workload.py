@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 VOCAB = 1000
+USUAL_SETTINGS = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_cohort_tokens": 8192}
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,16 @@ async def _send(client: httpx.AsyncClient, ask: Ask) -> dict[str, Any]:
     return answer
 
 
-async def _send_all(base_url: str, asks: list[Ask]) -> list[dict[str, Any]]:
+async def send_all(base_url: str, asks: list[Ask]) -> list[dict[str, Any]]:
+    """Send all at their times; answers in the order of `asks`."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=base_url, timeout=300, limits=limits, trust_env=False) as client:
         return await asyncio.gather(*(_send(client, ask) for ask in asks))
 
 
 def answers(base_url: str, asks: list[Ask]) -> list[dict[str, Any]]:
-    """Send all at their times; answers in the order of `asks`."""
-    return asyncio.run(_send_all(base_url, asks))
+    """`send_all` from a place without an event loop."""
+    return asyncio.run(send_all(base_url, asks))
 
 
 def output_tokens(answer: dict[str, Any]) -> list[int]:
@@ -85,5 +89,24 @@ def logprobs(answer: dict[str, Any]) -> list[float]:
     return [entry[0] for entry in meta["input_token_logprobs"][1:] + meta["output_token_logprobs"]]
 
 
+@contextmanager
+def settings(served: Any, **wanted: int) -> Iterator[None]:
+    """Other settings for a while, through the running server's own endpoint."""
+    _change(served.url, wanted)
+    try:
+        yield
+    finally:
+        _change(served.url, USUAL_SETTINGS)
+
+
+def _change(url: str, wanted: dict[str, int]) -> None:
+    reply = httpx.post(f"{url}/set_internal_state", json={"server_args": wanted}, timeout=60, trust_env=False)
+    assert reply.json() == [True], reply.text
+
+
 def read_steps(path: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """A server's steps so far: what its JSONL listener heard, or what a traced server wrote itself."""
+    if not path.exists():
+        return []
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [record for record in records if record.get("event", "step_done") == "step_done"]

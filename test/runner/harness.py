@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sglang.srt.managers.io_struct import AbortReq, PauseGenerationReqInput, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    PauseGenerationReqInput,
+    SetInternalStateReq,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.events import Event
+from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
+from sglang_layered.scheduler.report import Reporter
 
 PORT_RANKS = (0, 0, 0, 0, 0, 0, None)
 
@@ -43,21 +52,35 @@ class SteppedScheduler:
             dtype="float32",
             skip_tokenizer_init=True,
             prefill_mode="layered",
-            layered_check_invariants=True,
+            layered_check_invariants="strict",
             random_seed=1,
             **flags,
         )
         publish(args, role="scheduler")
         self.scheduler = Scheduler(args, PortArgs.init_new(args), *PORT_RANKS)
+        # As Scheduler.run_event_loop does before the loop; on CPU all streams are one.
+        self.scheduler.schedule_stream = self.scheduler.device_module.Stream(priority=0)
+        self.scheduler._war_barrier_enabled = False
         self.tokenizer, self.detokenizer = Outbox(), Outbox()
         channels = self.scheduler.ipc_channels
         object.__setattr__(channels, "send_to_tokenizer", self.tokenizer)
         object.__setattr__(self.scheduler.output_streamer, "send_to_detokenizer", self.detokenizer)
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
+        self.events: list[Event] = []
+        self.loop.report = Reporter(self.scheduler, Listeners([self]))
         self.num_layers = self.loop.num_layers
         self.reqs: dict[str, Any] = {}
         self._names = itertools.count()
+
+    def on_event(self, event: Event) -> None:
+        """Listen to the loop."""
+        self.events.append(event)
+
+    def change(self, settings: dict[str, float]) -> bool:
+        """Ask for other settings, as `/set_internal_state` does."""
+        reply = self.scheduler.set_internal_state(SetInternalStateReq(server_args=settings))
+        return bool(reply.updated)
 
     def send(self, prompt: Sequence[int], max_new_tokens: int, **params: Any) -> str:
         """Queue a request; returns its id."""
@@ -117,13 +140,24 @@ class SteppedScheduler:
         """Continue after a pause."""
         self.scheduler._engine_paused = False
 
+    @contextmanager
+    def full_pool(self) -> Iterator[None]:
+        """Take every free KV slot away, and tell SGLang's own leak check about it."""
+        allocator, checker = self.scheduler.token_to_kv_pool_allocator, self.scheduler.invariant_checker
+        taken = allocator.alloc(allocator.available_size())
+        checker.max_total_num_tokens -= len(taken)
+        yield
+        allocator.free(taken)
+        checker.max_total_num_tokens += len(taken)
+
     def drain(self) -> None:
         """Step until idle, check that nothing leaked, and empty the prefix cache."""
         self.step_until(self.scheduler.is_fully_idle)
         self.step()
-        assert len(self.loop.ledger) == 0
+        assert len(self.loop.keeper.ledger) == 0
         assert self.scheduler.flush_cache(empty_cache=False), "the scheduler is not idle"
         self.reqs.clear()
+        self.events.clear()
         self.tokenizer.sent.clear()
         self.detokenizer.sent.clear()
 

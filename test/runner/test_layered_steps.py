@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
+from sglang.srt.environ import envs
 
 from harness import SteppedScheduler
-
-VOCAB = 1000
-
-
-def prompt(num_tokens: int, seed: int) -> list[int]:
-    return random.Random(seed).choices(range(3, VOCAB), k=num_tokens)
-
-
-def alone(stepped: SteppedScheduler, tokens: list[int], num_outputs: int) -> list[int]:
-    """Oracle: the same request with nothing beside it and no cache."""
-    [output] = stepped.finish(stepped.send(tokens, num_outputs))
-    stepped.drain()
-    return output
+from prompts import alone, prompt
+from sglang_layered.core.events import CohortDropped, StepDone
 
 
 @contextmanager
@@ -89,10 +79,13 @@ def test_no_prefix_hit_on_a_cohort_in_flight(stepped: SteppedScheduler) -> None:
     assert stepped.next_group is not None
     assert stepped.scheduler.tree_cache.total_size() < 100
     second = stepped.send(tokens, 3)
-    outputs = stepped.finish(first, second)
-    assert outputs[0] == outputs[1]
+    stepped.step_until(lambda: stepped.reqs[first].output_ids)
+    third = stepped.send(tokens, 3)
+    outputs = stepped.finish(first, second, third)
+    assert outputs[0] == outputs[1] == outputs[2]
     assert stepped.reqs[first].cached_tokens == 0
-    assert stepped.reqs[second].cached_tokens == 399
+    assert stepped.reqs[second].cached_tokens in (0, 399)
+    assert stepped.reqs[third].cached_tokens == 399
 
 
 def test_shared_prefix_computes_only_the_rest(stepped: SteppedScheduler) -> None:
@@ -135,6 +128,8 @@ def test_abort_at_every_group_leaves_the_others_alone(stepped: SteppedScheduler,
     stepped.abort(victim)
     stepped.step()
     assert stepped.next_group is None
+    [event] = [event for event in stepped.events if isinstance(event, CohortDropped)]
+    assert (event.reason, event.group_index, event.request_ids) == ("aborted", group, (victim,))
     assert [message.rid for message in stepped.tokenizer.sent] == [victim]
     assert stepped.tokenizer.sent[0].finished_reason["type"] == "abort"
     again = stepped.send(dropped, 4)
@@ -171,9 +166,11 @@ def test_abort_of_a_middle_chunk(stepped: SteppedScheduler) -> None:
 
 
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
-@pytest.mark.parametrize("group", [1, 4])
-def test_pause_at_a_group_and_go_on(stepped: SteppedScheduler, mode: str, group: int) -> None:
-    prompts = [prompt(15, 81), prompt(300, 82)]
+@pytest.mark.parametrize(("group", "num_tokens"), [(1, 300), (4, 300), (3, 1200)])
+def test_pause_at_a_group_and_go_on(
+    stepped: SteppedScheduler, mode: str, group: int, num_tokens: int
+) -> None:
+    prompts = [prompt(15, 81), prompt(num_tokens, 82)]
     expected = [alone(stepped, tokens, 12) for tokens in prompts]
     first = stepped.send(prompts[0], 12)
     stepped.step(2)
@@ -186,17 +183,6 @@ def test_pause_at_a_group_and_go_on(stepped: SteppedScheduler, mode: str, group:
     assert stepped.finish(first, second) == expected
 
 
-@contextmanager
-def full_pool(stepped: SteppedScheduler) -> Iterator[None]:
-    """Take every free KV slot away, and tell SGLang's own leak check about it."""
-    allocator, checker = stepped.scheduler.token_to_kv_pool_allocator, stepped.scheduler.invariant_checker
-    taken = allocator.alloc(allocator.available_size())
-    checker.max_total_num_tokens -= len(taken)
-    yield
-    allocator.free(taken)
-    checker.max_total_num_tokens += len(taken)
-
-
 def test_kv_pressure_retracts_a_decode_and_the_cohort_goes_on(stepped: SteppedScheduler) -> None:
     prompts = [prompt(30, 91), prompt(31, 92), prompt(300, 93)]
     expected = [alone(stepped, tokens, 20) for tokens in prompts]
@@ -204,7 +190,7 @@ def test_kv_pressure_retracts_a_decode_and_the_cohort_goes_on(stepped: SteppedSc
     stepped.step(3)
     late = stepped.send(prompts[2], 20)
     stepped.step(2)
-    with full_pool(stepped):
+    with stepped.full_pool():
         stepped.step()
         assert stepped.next_group == 3
         assert [stepped.reqs[rid].is_retracted for rid in running].count(True) == 1
@@ -219,11 +205,71 @@ def test_cohort_is_requeued_before_the_last_running_request_is_aborted(stepped: 
     second = stepped.send(late, 4)
     stepped.step(2)
     assert stepped.next_group == 2
-    with full_pool(stepped):
+    with stepped.full_pool():
         stepped.step()
         assert stepped.next_group is None
         assert stepped.reqs[second].is_retracted
     assert stepped.finish(survivor, second) == expected
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+@pytest.mark.parametrize("steps_after", [0, 1])
+def test_pause_right_after_the_last_group(stepped: SteppedScheduler, mode: str, steps_after: int) -> None:
+    prompts = [prompt(15, 84), prompt(300, 85)]
+    expected = [alone(stepped, tokens, 12) for tokens in prompts]
+    first = stepped.send(prompts[0], 12)
+    stepped.step(2)
+    second = stepped.send(prompts[1], 12)
+    stepped.step_until(lambda: stepped.next_group == 4)
+    stepped.step(1 + steps_after)
+    stepped.pause(mode)
+    stepped.resume()
+    assert stepped.finish(first, second) == expected
+
+
+def test_a_prompt_runs_whole_when_nothing_decodes(stepped: SteppedScheduler) -> None:
+    rid = stepped.send(prompt(400, 86), 3)
+    stepped.finish(rid)
+    kinds = [event.kind for event in stepped.events if isinstance(event, StepDone)]
+    assert kinds == ["prefill", "decode", "decode"]
+
+
+def test_the_rest_runs_at_once_when_the_last_decode_ends(stepped: SteppedScheduler) -> None:
+    tokens = prompt(512, 87)
+    expected = alone(stepped, tokens, 5)
+    running = stepped.send(prompt(10, 88), 5)
+    stepped.step(2)
+    rid = stepped.send(tokens, 5)
+    with rows_per_layer(stepped) as seen:
+        assert stepped.finish(running, rid)[1] == expected
+    assert all(sorted(rows)[-1] >= 512 and sum(row >= 512 for row in rows) == 1 for rows in seen.values())
+    groups = [event.group for event in stepped.events if isinstance(event, StepDone) and event.group]
+    assert [group.num_layers for group in groups[:-1]] == [1] * (len(groups) - 1)
+    assert groups[-1].num_layers == stepped.num_layers - len(groups) + 1 > 1
+
+
+@pytest.mark.parametrize("overdue", ["cohort", "all", "waiting"])
+def test_timeouts_while_a_cohort_is_in_flight(stepped: SteppedScheduler, overdue: str) -> None:
+    beside = prompt(15, 89)
+    expected = alone(stepped, beside, 25)
+    first = stepped.send(beside, 25)
+    stepped.step(2)
+    second = stepped.send(prompt(300, 90), 4)
+    stepped.step(2)
+    third = stepped.send(prompt(20, 91), 4)
+    entries = {"cohort": [second], "all": [first, second], "waiting": [third]}[overdue]
+    for rid in entries:
+        times = stepped.reqs[rid].time_stats
+        times.forward_entry_time = times.wait_queue_entry_time = time.perf_counter() - 1000
+    name = "WAITING" if overdue == "waiting" else "RUNNING"
+    with getattr(envs, f"SGLANG_REQ_{name}_TIMEOUT").override(500):
+        stepped.step()
+    assert (stepped.next_group is None) == (overdue != "waiting")
+    stepped.step_until(stepped.scheduler.is_fully_idle)
+    gone = {message.rid for message in stepped.tokenizer.sent}
+    assert second in gone if overdue != "waiting" else gone == {third}
+    if overdue != "all":
+        assert list(stepped.reqs[first].output_ids) == expected
 
 
 def test_flush_is_refused_while_a_cohort_is_in_flight(stepped: SteppedScheduler) -> None:

@@ -29,9 +29,12 @@ def test_help_shows_every_flag() -> None:
         assert flag in text
 
 
-def test_layered_mode_runs_without_overlap_and_chunked_keeps_it(tiny_qwen3_moe: Path) -> None:
-    assert check(tiny_qwen3_moe, *LAYERED).disable_overlap_schedule
-    assert not check(tiny_qwen3_moe).disable_overlap_schedule
+@pytest.mark.parametrize("mode", [(), LAYERED])
+def test_both_modes_run_with_the_overlap_scheduler_unless_told(
+    tiny_qwen3_moe: Path, mode: tuple[str, ...]
+) -> None:
+    assert not check(tiny_qwen3_moe, *mode).disable_overlap_schedule
+    assert check(tiny_qwen3_moe, *mode, "--disable-overlap-schedule").disable_overlap_schedule
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,9 @@ def test_layered_mode_runs_without_overlap_and_chunked_keeps_it(tiny_qwen3_moe: 
         (("--layered-num-groups", "9"), r"--layered-num-groups 9.*8 layers"),
         (("--layered-policy", "fastest"), r"--layered-policy fastest.*unknown policy"),
         (("--layered-policy", "json:Absent"), "--layered-policy json:Absent"),
+        (("--layered-listeners", "json:Absent"), "--layered-listeners json:Absent"),
+        (("--layered-listeners", "jsonl"), "--layered-listeners jsonl: .*jsonl=PATH"),
+        (("--layered-listeners", "telepathy=1"), "--layered-listeners telepathy=1: unknown listener"),
     ],
 )
 def test_bad_values_are_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...], message: str) -> None:

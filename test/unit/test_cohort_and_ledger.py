@@ -40,6 +40,19 @@ def test_a_cohort_refuses_what_its_state_forbids() -> None:
         Cohort(plan, ("a",), next_group=3)
 
 
+@given(num_layers=st.integers(1, 40), data=st.data())
+def test_a_cohort_with_its_rest_at_once_has_one_group_to_go(num_layers: int, data: st.DataObject) -> None:
+    cohort = Cohort(LayerGroupPlan.even(num_layers, data.draw(st.integers(1, num_layers))), ("a",))
+    for _ in range(data.draw(st.integers(0, cohort.plan.num_groups - 1))):
+        cohort = cohort.advance()
+    merged = cohort.with_rest_at_once()
+    assert merged.is_last_group
+    assert merged.group == LayerGroup(cohort.group.start, num_layers)
+    assert (merged.request_ids, merged.next_group) == (cohort.request_ids, cohort.next_group)
+    assert merged.with_rest_at_once() == merged
+    assert merged.advance().is_done
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """The ledger against a dictionary of sets of filled layers."""
 

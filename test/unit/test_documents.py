@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-RECORD = REPO / "results" / "quickstart" / "2026-11-21-2cores-second.json"
+RECORD = REPO / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"
 
 
 def test_quickstart_table_of_the_readme_is_the_record() -> None:

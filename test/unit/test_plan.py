@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.policy import FixedCountPolicy, TokenTargetPolicy, find_policy
+from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import ConfigError, PlanError
 
 
@@ -28,14 +29,35 @@ def layers_of(plan: LayerGroupPlan) -> list[list[int]]:
 
 @given(prompt_tokens=st.integers(1, 200_000), num_layers=st.integers(1, 128))
 def test_plan_matches_dealing_oracle(prompt_tokens: int, num_layers: int) -> None:
-    plan = TokenTargetPolicy(512).plan(prompt_tokens=prompt_tokens, num_layers=num_layers)
+    plan = TokenTargetPolicy(512).plan(SchedulerView(num_layers=num_layers, prompt_lens=(prompt_tokens,)))
     num_groups = min(num_layers, math.ceil(prompt_tokens / 512))
     assert layers_of(plan) == layers_by_dealing(num_layers, num_groups)
 
 
 @pytest.mark.parametrize(("tokens", "groups"), [(1, 1), (512, 1), (513, 2), (8192, 16), (30_000, 48)])
 def test_paper_rule_on_48_layers(tokens: int, groups: int) -> None:
-    assert TokenTargetPolicy().plan(prompt_tokens=tokens, num_layers=48).num_groups == groups
+    view = SchedulerView(num_layers=48, prompt_lens=(tokens,))
+    assert TokenTargetPolicy().plan(view).num_groups == groups
+
+
+def test_a_cohort_counts_the_tokens_of_all_its_prompts() -> None:
+    view = SchedulerView(num_layers=48, prompt_lens=(500, 12, 1), prefix_lens=(9000, 0, 0))
+    assert TokenTargetPolicy().plan(view).num_groups == 2
+    assert FixedCountPolicy(5).plan(view) == LayerGroupPlan.even(48, 5)
+
+
+@given(num_layers=st.integers(1, 40), data=st.data())
+def test_merging_keeps_the_groups_before(num_layers: int, data: st.DataObject) -> None:
+    plan = LayerGroupPlan.even(num_layers, data.draw(st.integers(1, num_layers)))
+    index = data.draw(st.integers(0, plan.num_groups - 1))
+    *kept, rest = layers_of(plan.merged_from(index))
+    assert kept == layers_of(plan)[:index]
+    assert rest == [layer for group in layers_of(plan)[index:] for layer in group]
+
+
+def test_whole_is_one_group_and_merging_it_all() -> None:
+    assert layers_of(LayerGroupPlan.whole(5)) == [[0, 1, 2, 3, 4]]
+    assert LayerGroupPlan.even(5, 3).merged_from(0) == LayerGroupPlan.whole(5)
 
 
 @pytest.mark.parametrize("groups", [0, -1, 9])
@@ -63,8 +85,8 @@ def test_groups_that_do_not_tile_are_refused(groups: tuple[LayerGroup, ...]) -> 
 class OneLayerAtATime:
     """A policy that `--layered-policy module:Class` can name."""
 
-    def plan(self, *, prompt_tokens: int, num_layers: int) -> LayerGroupPlan:
-        return LayerGroupPlan.even(num_layers, num_layers)
+    def plan(self, view: SchedulerView) -> LayerGroupPlan:
+        return LayerGroupPlan.even(view.num_layers, view.num_layers)
 
 
 class NoPolicy:
@@ -79,7 +101,7 @@ def test_policies_are_found_by_name_and_by_class() -> None:
     assert find("token-target") == TokenTargetPolicy(64)
     assert find("token-target", num_groups=3) == FixedCountPolicy(3)
     policy = find(f"{__name__}:OneLayerAtATime")
-    assert policy.plan(prompt_tokens=1, num_layers=5).num_groups == 5
+    assert policy.plan(SchedulerView(num_layers=5, prompt_lens=(1,))).num_groups == 5
 
 
 @pytest.mark.parametrize(

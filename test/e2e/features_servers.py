@@ -1,0 +1,63 @@
+"""The layered server and the release side by side, with the same flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang_layered.serving import ServerProcess
+
+COMMON = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
+COMMON += ("--sleep-on-idle", "--disable-overlap-schedule")
+FLAGS = ("--grammar-backend", "llguidance", "--enable-metrics", "--enable-priority-scheduling")
+FLAGS += ("--enable-return-hidden-states", "--enable-custom-logit-processor")
+FLAGS += ("--chunked-prefill-size", "1024")
+# The release takes input embeddings only in bfloat16 and without the radix cache.
+BFLOAT16_FLAGS = ("--dtype", "bfloat16", "--disable-radix-cache", "--enable-streaming-session")
+GROUP_TOKENS = 64
+LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", str(GROUP_TOKENS))
+LAYERED += ("--layered-check-invariants", "strict")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server and, in layered mode, the file its listener writes."""
+
+    server: ServerProcess
+    steps: Path | None = None
+
+    @property
+    def url(self) -> str:
+        return self.server.base_url
+
+    @property
+    def log(self) -> str:
+        return self.server.log_path.read_text()
+
+
+@contextmanager
+def serve_both(
+    folder: Path, model: Path, release: Path, flags: Sequence[str]
+) -> Iterator[tuple[Served, Served]]:
+    """Start both at once; `release` is the folder with SGLang as released."""
+    steps = folder / "steps.jsonl"
+    listener = ("--layered-listeners", f"jsonl={steps}")
+    layered = ServerProcess(
+        model, [*COMMON, *flags, *LAYERED, *listener], log_path=folder / "layered.log", grace_s=3
+    )
+    stock = ServerProcess(
+        model,
+        [*COMMON, *flags],
+        log_path=folder / "stock.log",
+        env={"PYTHONPATH": str(release)},
+        grace_s=3,
+    )
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            list(pool.map(ServerProcess.start, (layered, stock)))
+            yield Served(layered, steps), Served(stock)
+        finally:
+            list(pool.map(ServerProcess.stop, (layered, stock)))

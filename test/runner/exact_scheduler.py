@@ -1,0 +1,272 @@
+"""The stepped scheduler with the exact model in it, and what must hold after every step, whoever steps it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sglang.srt.managers.io_struct import AbortReq, BatchTokenIDOutput
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
+from sglang.srt.mem_cache.common import evict_from_tree_cache
+
+from exact_model import ExactAttention, ExactModel
+from harness import SteppedScheduler
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished
+from sglang_layered.listeners.dispatch import Listeners
+from sglang_layered.scheduler.loop import LayeredLoop
+from sglang_layered.scheduler.report import Reporter
+
+START = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_num_groups": 0}
+
+
+class ExactScheduler:
+    """Sends requests whose answers are known, and checks every step.
+
+    A request is live until it has its answer or its client was told of its abort. `launched` of a request
+    counts the output tokens that were computed; SGLang knows them a step later with the overlap scheduler.
+    """
+
+    def __init__(self, stepped: SteppedScheduler, model: ExactModel) -> None:
+        self.stepped = stepped
+        self.scheduler = stepped.scheduler
+        self.model = model
+        self.prompts: dict[str, list[int]] = {}
+        self.expected: dict[str, list[int]] = {}
+        self.due: dict[str, int] = {}  # rows before the next token: prompt, and what retraction lost
+        self.aborted: set[str] = set()  # by a client, or by SGLang for want of KV slots
+        self.live: list[str] = []
+        self.answers: dict[str, list[int]] = {}  # as the clients see them
+        self.ends: Counter[str] = Counter()
+        self.taken: Any = None  # KV slots that a test took away
+
+    def send(self, prompt: Sequence[int], max_new_tokens: int) -> str:
+        rid = self.stepped.send(prompt, max_new_tokens)
+        self.prompts[rid], self.answers[rid], self.due[rid] = list(prompt), [], len(prompt)
+        self.expected[rid] = self.model.expect(rid, prompt, max_new_tokens)
+        self.live.append(rid)
+        return rid
+
+    def abort(self, rid: str) -> None:
+        """Abort; SGLang takes every request whose id starts with this one's."""
+        self.aborted |= {other for other in self.live if other.startswith(rid)}
+        self.stepped.abort(rid)
+        self.check()
+
+    def abort_all(self) -> None:
+        self.aborted |= set(self.live)
+        self.scheduler.process_input_requests([AbortReq(abort_all=True)])
+        self.check()
+
+    def pause(self, mode: str) -> None:
+        self.stepped.pause(mode)
+        self.check()
+
+    def take_slots(self, num_slots: int) -> None:
+        """Take KV slots away, free or cached ones, and tell SGLang's own leak check about it."""
+        allocator = self.scheduler.token_to_kv_pool_allocator
+        evict_from_tree_cache(self.scheduler.tree_cache, num_slots)
+        slots = allocator.alloc(min(num_slots, allocator.available_size()))
+        self.scheduler.invariant_checker.max_total_num_tokens -= len(slots)
+        self.taken = slots.clone() if self.taken is None else torch.cat([self.taken, slots])
+
+    def give_slots(self) -> None:
+        """Give them back. SGLang looks for free slots again when a request leaves; so it must here."""
+        if self.taken is not None:
+            self.scheduler.running_batch.batch_is_full = False
+            self.scheduler.token_to_kv_pool_allocator.free(self.taken)
+            self.scheduler.invariant_checker.max_total_num_tokens += len(self.taken)
+            self.taken = None
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            if not self.scheduler._engine_paused:
+                self._step()
+
+    def finish(self, *rids: str) -> None:
+        """Step until these requests have ended."""
+        for _ in range(400):
+            if not set(rids) & set(self.live):
+                return
+            self.step()
+        raise AssertionError(f"{set(rids) & set(self.live)} are not finished")
+
+    def launched(self, rid: str) -> int:
+        filled = self.model.log.filled.get(rid, 0)
+        return 0 if filled < self.due[rid] else filled - len(self.prompts[rid]) + 1
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        inflight = self.stepped.loop.inflight
+        return () if inflight is None else inflight.cohort.request_ids
+
+    def _step(self) -> None:
+        log, was_layered = self.model.log, self.stepped.loop.controls.is_layered
+        before = {rid: self.launched(rid) for rid in self.live}
+        cohort, is_unwanted = self.cohort, set(self.cohort) <= self.aborted
+        log.done.clear()
+        self.stepped.step()
+        done = Counter(log.done)
+        assert set(done.values()) <= {1}, f"computed twice: {done}"
+        prompts = {rows.rid for rows in done if rows.is_prompt}
+        assert not cohort or prompts <= set(cohort), f"{prompts} finish beside cohort {cohort}"
+        self._check_decodes(before, {rows.rid for rows in done if not rows.is_prompt}, prompts, was_layered)
+        self.check()
+        assert not (is_unwanted and set(cohort) & set(self.live)), f"nobody waits for {cohort}"
+        self._check_counts(before)
+
+    def _check_decodes(
+        self, before: dict[str, int], decoded: set[str], prompts: set[str], was_layered: bool
+    ) -> None:
+        """Every request that was running has one more token, but beside a whole prompt in chunked mode."""
+        waiting = {req.rid for req in self.scheduler.waiting_queue}
+        for rid, launched in before.items():
+            wanted = 1 <= launched < len(self.expected[rid])
+            if not wanted or rid in waiting | self.aborted:
+                continue
+            if self._aborted_for_slots(rid):
+                assert not prompts and not self.cohort, f"{rid} is aborted while a cohort holds slots"
+                continue
+            whole_prompt = prompts and not was_layered and not self.cohort
+            assert rid in decoded or whole_prompt, f"{rid} stood still with {launched} tokens"
+
+    def _check_counts(self, before: dict[str, int]) -> None:
+        """What SGLang knows is what was computed, at most one step late with the overlap scheduler."""
+        overlap, waiting = self.scheduler.enable_overlap, {req.rid for req in self.scheduler.waiting_queue}
+        for rid in set(self.live) - self.aborted - waiting:
+            known, most = len(self.stepped.reqs[rid].output_ids), len(self.expected[rid])
+            least = before[rid] if overlap else self.launched(rid)
+            assert min(least, most) <= known, f"{rid}: {known} tokens known, {least} computed a step ago"
+            if rid not in self.model.log.open and self.launched(rid):
+                assert known <= self.launched(rid), f"{rid}: {known} tokens known, {self.launched(rid)} made"
+
+    def check(self) -> None:
+        """What must hold between any two operations."""
+        self._listen()
+        for req in self.scheduler.waiting_queue:
+            self.model.log.forget(req.rid)
+            self.due[req.rid] = len(self.prompts[req.rid]) + len(req.output_ids)
+        for rid in [rid for rid in self.live if self._has_ended(rid)]:
+            self.live.remove(rid)
+            self.model.log.forget(rid)
+            self._check_answer(rid)
+        loop, log = self.stepped.loop, self.model.log
+        assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
+        ledger = {entry.request_id: entry.filled_layers for entry in loop.keeper.ledger}
+        assert ledger == {rid: layer for rid, (_, layer) in log.open.items()}
+        if loop.inflight is not None:
+            assert tuple(req.rid for req in loop.inflight.reqs) == self.cohort
+
+    def _has_ended(self, rid: str) -> bool:
+        return bool(self.stepped.reqs[rid].finished() or self.ends[rid])
+
+    def _aborted_for_slots(self, rid: str) -> bool:
+        """SGLang ends the last running request when not even it has room, and nothing else holds slots."""
+        req = self.stepped.reqs[rid]
+        reasons = (req.to_finish, req.finished_reason)
+        if not any(
+            isinstance(reason, FINISH_ABORT) and "Out of memory" in reason.message for reason in reasons
+        ):
+            return False
+        assert self.taken is not None, f"{rid} is aborted for want of slots"
+        self.aborted.add(rid)
+        return True
+
+    def _check_answer(self, rid: str) -> None:
+        output, expected = list(self.stepped.reqs[rid].output_ids), self.expected[rid]
+        if rid in self.aborted or self._aborted_for_slots(rid):
+            assert output == expected[: len(output)]
+        else:
+            assert output == expected, f"{rid} answers {output}, {expected} expected"
+            assert self.answers[rid] == expected, f"{rid}'s client got {self.answers[rid]}"
+
+    def _listen(self) -> None:
+        """Hear what clients hear."""
+        for message in self.stepped.detokenizer.sent:
+            assert isinstance(message, BatchTokenIDOutput)
+            for rid, tokens, reason in zip(
+                message.rids, message.output_ids, message.finished_reasons, strict=True
+            ):
+                self.answers[rid] += tokens
+                self.ends[rid] += reason is not None
+        for message in self.stepped.tokenizer.sent:
+            if isinstance(message, AbortReq):
+                self.ends[message.rid] += 1
+        self.stepped.detokenizer.sent.clear()
+        self.stepped.tokenizer.sent.clear()
+
+    def settle(self) -> None:
+        """No more disturbances: all end within a bound, each client heard one end, and no slot is lost."""
+        self.give_slots()
+        self.stepped.resume()
+        for _ in range(self._most_steps()):
+            if not self.live:
+                break
+            self.step()
+        assert not self.live, f"{self.live} starve"
+        self.stepped.step_until(self.scheduler.is_fully_idle, limit=5)
+        self.step()
+        assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
+        events = self.stepped.events
+        admitted = Counter(tuple(event.prompt_rows) for event in events if isinstance(event, CohortAdmitted))
+        left = (event for event in events if isinstance(event, CohortFinished | CohortDropped))
+        assert admitted == Counter(event.request_ids for event in left)
+        allocator, cache = self.scheduler.token_to_kv_pool_allocator, self.scheduler.tree_cache
+        assert allocator.available_size() + cache.evictable_size() == allocator.size
+        assert cache.protected_size() == 0
+        assert self.scheduler.req_to_token_pool.available_size() == self.scheduler.req_to_token_pool.size
+
+    def _most_steps(self) -> int:
+        """Twice the steps that the live requests need one after another, in the smallest chunks."""
+        chunk = self.scheduler.chunked_prefill_size
+        chunks = sum(-(-len(self.prompts[rid]) // chunk) + 1 for rid in self.live)
+        outputs = sum(len(self.expected[rid]) for rid in self.live)
+        return 2 * (chunks * self.model.num_layers + outputs) + 10
+
+
+@contextmanager
+def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[ExactScheduler]:
+    """Put an exact model of `num_layers` layers in; afterwards all is as it was, also after a failure."""
+    _reset(stepped)
+    scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
+    saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
+    max_total = scheduler.invariant_checker.max_total_num_tokens
+    model = ExactModel(num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
+    runner.model = model
+    runner.attn_backend = ExactAttention(model, runner.req_to_token_pool)
+    runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
+    try:
+        _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
+        stepped.loop.report = Reporter(scheduler, Listeners([stepped]))
+        yield ExactScheduler(stepped, model)
+    finally:
+        assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
+        runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers = saved
+        del runner._get_attention_backend
+        scheduler.invariant_checker.max_total_num_tokens = max_total
+        _attach(stepped, loop)
+        _reset(stepped)
+
+
+def _attach(stepped: SteppedScheduler, loop: LayeredLoop) -> None:
+    stepped.loop = stepped.scheduler.layered_loop = loop
+    stepped.num_layers = loop.num_layers
+
+
+def _reset(stepped: SteppedScheduler) -> None:
+    """Empty the scheduler, whatever a failed test left in it."""
+    scheduler = stepped.scheduler
+    scheduler.waiting_queue.clear()
+    scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
+    scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
+    scheduler.result_queue.clear()
+    scheduler.new_token_ratio_tracker.reset()
+    stepped.resume()
+    assert scheduler.flush_cache(empty_cache=False)
+    for kept in (stepped.reqs, stepped.events, stepped.tokenizer.sent, stepped.detokenizer.sent):
+        kept.clear()
+    stepped._names = itertools.count()

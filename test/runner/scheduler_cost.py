@@ -1,0 +1,190 @@
+"""What layered mode costs the scheduler: CPU time of a step, ours against SGLang's own loop.
+
+The model is a stand-in of 32 layers that computes nothing, so what is left is scheduling: 256 running
+requests and cohorts of 8192 prompt tokens in 16 groups. Three kinds of steps take turns in one process, so
+that drift hits all of them: decode in SGLang's loop, decode in ours, and layered steps. Run by
+`scripts/bench-scheduler`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
+from torch import nn
+
+from harness import SteppedScheduler
+from prompts import prompt
+from sglang_layered.config import LayeredConfig
+from sglang_layered.models import make_model
+from sglang_layered.scheduler.loop import LayeredLoop
+
+MODELS = Path(__file__).resolve().parents[2] / "out" / "test-models"
+
+NUM_LAYERS, NUM_RUNNING, COHORT_TOKENS, GROUP_TOKENS = 32, 256, 8192, 512
+LIMIT_MS = 0.3
+
+
+class EmptyStack(nn.Module):
+    """Layers [start_layer, end_layer) that do nothing."""
+
+    def __init__(self, group: Any) -> None:
+        super().__init__()
+        self.start_layer, self.end_layer, self.pp_group = 0, NUM_LAYERS, group
+
+
+class EmptyModel(nn.Module):
+    """A pipeline-parallel model that computes nothing: rows of 8 numbers in, rows or fixed logits out."""
+
+    def __init__(self, group: Any, vocab_size: int) -> None:
+        super().__init__()
+        self.pp_group, self.model = group, EmptyStack(group)
+        self._logits = torch.rand(NUM_RUNNING + 8, vocab_size)
+
+    def forward(
+        self, input_ids: torch.Tensor, positions: Any, batch: Any, pp_proxy_tensors: Any = None, **kwargs: Any
+    ) -> Any:
+        if self.pp_group.is_last_rank:
+            return LogitsProcessorOutput(next_token_logits=self._logits[: batch.batch_size].clone())
+        rows = (
+            torch.empty(len(input_ids), 8) if pp_proxy_tensors is None else pp_proxy_tensors["hidden_states"]
+        )
+        return PPProxyTensors({"hidden_states": rows, "residual": rows})
+
+
+@dataclass
+class Bench:
+    """One scheduler with the empty model in it."""
+
+    stepped: SteppedScheduler
+
+    def __post_init__(self) -> None:
+        scheduler = self.stepped.scheduler
+        runner = scheduler.tp_worker.model_runner
+        runner.model = EmptyModel(runner.model.pp_group, scheduler.model_config.vocab_size)
+        self.loop = LayeredLoop(scheduler, LayeredConfig("layered", layered_group_tokens=GROUP_TOKENS))
+        scheduler.layered_loop = self.stepped.loop = self.loop
+        for seed in range(NUM_RUNNING):
+            self.stepped.send(prompt(8, seed), 1500)
+        self.decode(8)
+
+    def decode(self, count: int) -> list[float]:
+        """CPU milliseconds of decode steps in our loop."""
+        return [self._timed() for _ in range(count)]
+
+    def cohort(self, seed: int) -> list[float]:
+        """CPU milliseconds of the layered steps of one cohort; its requests end with their first token."""
+        for part in range(4):
+            self.stepped.send(prompt(COHORT_TOKENS // 4, seed * 4 + part), 1)
+        times = [self._timed()]
+        while self.loop.inflight is not None:
+            times.append(self._timed())
+        return times
+
+    def stock(self, count: int) -> list[float]:
+        """CPU milliseconds of decode steps in SGLang's own overlap loop."""
+        scheduler, stamps = self.stepped.scheduler, []
+
+        def receive() -> list[Any]:
+            stamps.append(time.thread_time())
+            scheduler.gracefully_exit = len(stamps) > count + 1
+            return []
+
+        self.loop.results.process_all()
+        scheduler.last_batch, queue = None, scheduler.result_queue
+        receiver, scheduler.request_receiver = (
+            scheduler.request_receiver,
+            SimpleNamespace(recv_requests=receive),
+        )
+        scheduler.event_loop_overlap()
+        scheduler.request_receiver, scheduler.gracefully_exit = receiver, False
+        for batch, result in scheduler.result_queue:
+            scheduler.process_batch_result(batch, result)
+        scheduler.result_queue, scheduler.last_batch = queue, None
+        return [(end - start) * 1e3 for start, end in pairwise(stamps[1:])]
+
+    def _timed(self) -> float:
+        start = time.thread_time()
+        self.loop.step()
+        return (time.thread_time() - start) * 1e3
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """CPU milliseconds of every step, by kind."""
+    model = make_model("qwen3_moe", "tiny", MODELS / "qwen3_moe")
+    bench = Bench(
+        SteppedScheduler(
+            model, max_total_tokens=600_000, chunked_prefill_size=COHORT_TOKENS, max_running_requests=300
+        )
+    )
+    times: dict[str, list[float]] = {"stock": [], "decode": [], "first": [], "middle": [], "last": []}
+    for turn in range(rounds):
+        times["stock"] += bench.stock(20)
+        times["decode"] += bench.decode(21)[1:]
+        first, *middle, last = bench.cohort(turn)
+        times["first"].append(first)
+        times["middle"] += middle
+        times["last"].append(last)
+        bench.decode(2)
+    return times
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median and quartiles of each kind, and the median's distance from SGLang's decode step."""
+    base = statistics.median(times["stock"])
+    rows = {}
+    for kind, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        rows[kind] = {"q1_ms": low, "median_ms": middle, "q3_ms": high, "over_stock_ms": middle - base}
+    return rows
+
+
+@click.command()
+@click.option("--rounds", default=20, show_default=True, help="Cohorts to run.")
+@click.option("--record", type=click.Path(path_type=Path), help="Write spec, versions and raw data here.")
+def main(rounds: int, record: Path | None) -> None:
+    """Print the CPU time of scheduler steps; exit 1 when a middle layered step costs more than 0.3 ms."""
+    times = measure(rounds)
+    rows = summary(times)
+    table = Table("step", "steps", "q1 ms", "median ms", "q3 ms", "over stock ms")
+    for kind, row in rows.items():
+        table.add_row(kind, str(len(times[kind])), *(f"{value:.3f}" for value in row.values()))
+    Console().print(table)
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({**spec(rounds), "summary": rows, "times_ms": times}, indent=1) + "\n")
+    sys.exit(rows["middle"]["over_stock_ms"] > LIMIT_MS)
+
+
+def spec(rounds: int) -> dict[str, Any]:
+    """What was run, and with what."""
+    return {
+        "spec": {
+            "num_layers": NUM_LAYERS,
+            "num_running": NUM_RUNNING,
+            "cohort_tokens": COHORT_TOKENS,
+            "group_tokens": GROUP_TOKENS,
+            "rounds": rounds,
+        },
+        "versions": {name: version(name) for name in ("sglang", "torch", "sglang-layered")},
+        "machine": {"python": platform.python_version(), "machine": platform.machine()},
+    }
+
+
+if __name__ == "__main__":
+    main()

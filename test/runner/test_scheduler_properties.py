@@ -1,0 +1,203 @@
+"""Any sequence of operations on the layered scheduler; ExactScheduler checks what must hold after each.
+
+About 2,000 operations by default, always the same ones. `--hypothesis-profile=long` makes 100,000 others
+(with this file or folder on the command line: its conftest declares the profile).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from exact_model import FIRST_TOKEN, VOCAB
+from exact_scheduler import exact_scheduler
+from harness import SteppedScheduler
+
+MOST_LIVE = 14
+MOST_SLOTS = 10_000  # more than there are
+BASES = [random.Random(seed).choices(range(FIRST_TOKEN, VOCAB), k=1200) for seed in range(3)]
+BASE = st.integers(0, len(BASES) - 1)
+NEW = st.integers(1, 20)
+OFTEN = st.sampled_from([True, True, False])
+THEN = st.integers(0, 2)  # steps after an operation
+
+DEFAULT = settings(
+    max_examples=80,
+    stateful_step_count=40,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Clients, an operator and shortages of KV slots against one scheduler, each time of another depth."""
+
+    def __init__(self, stepped: SteppedScheduler) -> None:
+        super().__init__()
+        self.stepped = stepped
+        self.pause_left = self.shortage_left = 0  # operations until it ends
+
+    @initialize(num_layers=st.sampled_from([7, 7, 7, 4, 1]), group_tokens=st.sampled_from([1, 1, 16, 100]))
+    def start(self, num_layers: int, group_tokens: int) -> None:
+        self.swap = exact_scheduler(self.stepped, num_layers)
+        self.exact = self.swap.__enter__()
+        assert self.stepped.change({"layered_group_tokens": group_tokens})
+
+    def teardown(self) -> None:
+        """Settle, unless an operation has just failed."""
+        if not hasattr(self, "exact"):
+            return
+        try:
+            if not isinstance(sys.exc_info()[1], Exception):
+                self.exact.settle()
+        finally:
+            self.swap.__exit__(None, None, None)
+
+    def then(self, steps: int) -> None:
+        """Disturbances come nearer to their end, then the scheduler steps."""
+        self.pause_left, self.shortage_left = max(self.pause_left - 1, 0), max(self.shortage_left - 1, 0)
+        if not self.pause_left:
+            self.stepped.resume()
+        if not self.shortage_left:
+            self.exact.give_slots()
+        self.exact.step(steps)
+
+    def has_room(self) -> bool:
+        return len(self.exact.live) < MOST_LIVE
+
+    def send(self, prompts: list[list[int]], new: int, company: bool, steps: int) -> None:
+        """Send prompts; `company` makes sure that something decodes beside them."""
+        if company and not self.exact.scheduler.running_batch.reqs:
+            self.exact.send(BASES[0][:10], 40)
+            self.exact.step(2)
+        for index, prompt in enumerate(prompts):
+            self.exact.send(prompt, new + index)
+        self.then(steps)
+
+    @precondition(has_room)
+    @rule(length=st.integers(1, 60), base=BASE, new=NEW, steps=THEN)
+    def send_short(self, length: int, base: int, new: int, steps: int) -> None:
+        self.send([BASES[base][-length:]], new, False, steps)
+
+    @precondition(has_room)
+    @rule(length=st.integers(61, 1200), base=BASE, new=NEW, company=OFTEN, steps=THEN)
+    def send_long(self, length: int, base: int, new: int, company: bool, steps: int) -> None:
+        self.send([BASES[base][-length:]], new, company, steps)
+
+    @precondition(has_room)
+    @rule(shared=st.integers(1, 1000), own=st.integers(1, 200), base=BASE, new=NEW, company=OFTEN, steps=THEN)
+    def send_relative(self, shared: int, own: int, base: int, new: int, company: bool, steps: int) -> None:
+        """A prompt that starts as others of its base do."""
+        tokens = BASES[base][:shared] + random.Random(own).choices(BASES[base], k=own)
+        self.send([tokens], new, company, steps)
+
+    @precondition(has_room)
+    @rule(count=st.integers(2, 3), length=st.integers(1, 300), new=NEW, company=OFTEN, steps=THEN)
+    def send_together(self, count: int, length: int, new: int, company: bool, steps: int) -> None:
+        self.send([tokens[:length] for tokens in BASES[:count]], new, company, steps)
+
+    @rule(steps=st.integers(1, 5))
+    def step(self, steps: int) -> None:
+        self.then(steps)
+
+    @precondition(lambda self: not self.exact.cohort)
+    @rule(steps=st.integers(6, 12))
+    def run_on(self, steps: int) -> None:
+        self.then(steps)
+
+    @precondition(lambda self: self.exact.live)
+    @rule(index=st.integers(0, MOST_LIVE), steps=THEN)
+    def abort(self, index: int, steps: int) -> None:
+        """The last index means everybody."""
+        if index == MOST_LIVE:
+            self.exact.abort_all()
+        else:
+            self.exact.abort(self.exact.live[index % len(self.exact.live)])
+        self.then(steps)
+
+    @precondition(lambda self: self.exact.cohort)
+    @rule(index=st.integers(0, MOST_LIVE - 1), steps=THEN)
+    def abort_in_cohort(self, index: int, steps: int) -> None:
+        self.exact.abort(self.exact.cohort[index % len(self.exact.cohort)])
+        self.then(steps)
+
+    @rule(mode=st.sampled_from(["retract", "in_place"]), length=st.integers(1, 3), steps=THEN)
+    def pause(self, mode: str, length: int, steps: int) -> None:
+        self.exact.pause(mode)
+        self.pause_left = length
+        self.then(steps)
+
+    def may_take_slots(self) -> bool:
+        """Not with a chunk to come: SGLang itself stops when that finds no slot."""
+        return self.exact.taken is None and self.exact.scheduler.chunked_req is None
+
+    @precondition(lambda self: self.may_take_slots() and self.exact.cohort)
+    @rule(length=st.integers(1, 3), steps=st.integers(1, 4))
+    def take_slots_until_cohort_goes(self, length: int, steps: int) -> None:
+        for _ in range(steps):
+            if self.exact.cohort:
+                self.exact.take_slots(MOST_SLOTS)
+                self.exact.step()
+        self.shortage_left = length
+        self.then(0)
+
+    @precondition(may_take_slots)
+    @rule(num_slots=st.sampled_from([100, 1000, MOST_SLOTS]), length=st.integers(2, 6), steps=THEN)
+    def take_slots(self, num_slots: int, length: int, steps: int) -> None:
+        self.exact.take_slots(num_slots)
+        self.shortage_left = length
+        self.then(steps)
+
+    @precondition(lambda self: self.exact.taken is None)
+    @rule(steps=THEN)
+    def flush_cache(self, steps: int) -> None:
+        if self.exact.scheduler.flush_cache(empty_cache=False):
+            assert not self.exact.live
+        self.then(steps)
+
+    @rule(
+        layered=st.sampled_from([0, 1, 1]),
+        group_tokens=st.sampled_from([1, 1, 40, 300]),
+        num_groups=st.sampled_from([0, 0, 0, 1, 3, 7]),
+        cohort_tokens=st.sampled_from([100, 512, 512]),
+        steps=THEN,
+    )
+    def change_settings(
+        self, layered: int, group_tokens: int, num_groups: int, cohort_tokens: int, steps: int
+    ) -> None:
+        wanted = {"layered_prefill": layered, "layered_group_tokens": group_tokens}
+        wanted |= {"layered_num_groups": num_groups, "layered_cohort_tokens": cohort_tokens}
+        assert self.stepped.change(wanted) == (num_groups <= self.exact.model.num_layers)
+        self.then(steps)
+
+
+@pytest.fixture
+def silence() -> Iterator[None]:
+    """SGLang warns of every retraction and every change of settings: too much to keep for a failure."""
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("silence")
+def test_any_sequence_of_operations(stepped: SteppedScheduler) -> None:
+    is_default = settings.get_current_profile_name() != "long"
+    run_state_machine_as_test(
+        partial(SchedulerMachine, stepped), settings=DEFAULT if is_default else settings.get_profile("long")
+    )

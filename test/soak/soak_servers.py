@@ -1,0 +1,82 @@
+"""The two servers of a soak: the layered one under little memory, and SGLang as released for the replay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from sglang_layered.cpu_kernels import cuda_driver_available
+from sglang_layered.models import make_model
+from sglang_layered.patching import locate
+from sglang_layered.serving import ServerProcess
+from soak_plan import SoakSpec
+
+REPO = Path(__file__).resolve().parents[2]
+COMMON = ("--dtype", "float32", "--random-seed", "1", "--skip-server-warmup")
+GROUP_TOKENS = 64
+LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", str(GROUP_TOKENS))
+LAYERED += ("--layered-check-invariants", "strict", "--chunked-prefill-size", "512")
+# SGLang reserves room for what running requests may still write, and more after each retraction. Here it
+# reserves almost none: it admits too much and has to retract, again and again.
+OVERCOMMIT = ("--schedule-conservativeness", "0.01")
+OVERCOMMIT_ENV = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "1", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS": "1"}
+EVENTS = "events.jsonl"
+KERNELS = "from sglang_layered_kernels.cpu import *\nfrom sglang_layered_kernels.cpu import __getattr__\n"
+
+
+def prepare_environment() -> None:
+    """One thread for each process: the model is so small that threads only wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not cuda_driver_available():
+        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+
+
+def tiny_moe() -> Path:
+    """The model of the end-to-end tests."""
+    return make_model("qwen3_moe", "tiny", REPO / "out" / "test-models" / "qwen3_moe")
+
+
+def layered_server(spec: SoakSpec, folder: Path) -> ServerProcess:
+    """A layered server whose KV pool is too small for its clients."""
+    flags = [*COMMON, *LAYERED, *OVERCOMMIT, "--max-total-tokens", str(spec.pool_tokens)]
+    flags += ["--layered-listeners", f"jsonl={folder / EVENTS}"]
+    return ServerProcess(tiny_moe(), flags, log_path=folder / "layered.log", env=OVERCOMMIT_ENV, grace_s=20)
+
+
+def released_server(site: Path, folder: Path) -> ServerProcess:
+    """SGLang as released, with room for everything."""
+    return ServerProcess(
+        tiny_moe(),
+        [*COMMON, "--max-total-tokens", "20000"],
+        log_path=folder / "released.log",
+        env={"PYTHONPATH": str(site)},
+        grace_s=20,
+    )
+
+
+def release_site(site: Path) -> Path:
+    """Put SGLang as released into the folder `site`, and kernels/cpu as `sgl_kernel` beside it."""
+    package = locate().package
+    shutil.copytree(package, site / "sglang", ignore=shutil.ignore_patterns("multimodal_gen"))
+    for info in package.parent.glob("sglang-*.dist-info"):
+        shutil.copytree(info, site / info.name)
+    revert = [sys.executable, "-m", "sglang_layered", "patch", "revert", "--site", str(site)]
+    subprocess.run(revert, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(site / "sglang" / "srt")], check=True)
+    if not cuda_driver_available():
+        (site / "sgl_kernel").mkdir()
+        (site / "sgl_kernel" / "__init__.py").write_text(KERNELS)
+    return site
+
+
+def scheduler_process(server: ServerProcess) -> psutil.Process:
+    """The server's scheduler, by the title that SGLang gives it."""
+    for child in psutil.Process(server.pid).children(recursive=True):
+        if child.cmdline()[:1] and child.cmdline()[0].startswith("sglang::scheduler"):
+            return child
+    raise LookupError(f"server {server.pid} has no scheduler process")

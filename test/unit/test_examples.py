@@ -1,0 +1,111 @@
+"""The examples do what their docstrings and docs/research.md say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_layered.core.policy import GroupPolicy, find_policy
+from sglang_layered.hooks import CohortFinished, SchedulerView, StepDone, StepTiming
+from sglang_layered.listeners.dispatch import Listener, find_listeners
+
+REPO = Path(__file__).resolve().parents[2]
+EXAMPLES = REPO / "examples"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples_on_path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield
+
+
+def flag_in_command(text: str, flag: str) -> str:
+    """The value of `flag` in the command that `text` shows, which must put examples/ on the path."""
+    (command,) = re.findall(rf"(PYTHONPATH=examples (?:.+\\\n)+.*{flag}.+)", text)
+    words = shlex.split(command)
+    return words[words.index(flag) + 1]
+
+
+def by_load() -> GroupPolicy:
+    return find_policy("policy_by_load:ByLoad", group_tokens=512, num_groups=None)
+
+
+def step(number: int, duration_s: float) -> StepDone:
+    return StepDone(number, float(number), "decode", float(number), duration_s, num_decode_rows=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "value"),
+    [
+        ("policy_by_load.py", "--layered-policy", "policy_by_load:ByLoad"),
+        (
+            "listener_slowest_steps.py",
+            "--layered-listeners",
+            "listener_slowest_steps:SlowestSteps=slowest.txt",
+        ),
+    ],
+)
+def test_the_commands_name_the_examples(name: str, flag: str, value: str) -> None:
+    for text in ((EXAMPLES / name).read_text(), (REPO / "docs" / "research.md").read_text()):
+        assert flag_in_command(text, flag) == value
+
+
+def test_the_policy_is_short() -> None:
+    assert len((EXAMPLES / "policy_by_load.py").read_text().splitlines()) <= 30
+
+
+timings = st.builds(
+    StepTiming,
+    kind=st.sampled_from(["prefill", "decode", "layered"]),
+    duration_s=st.floats(0, 5),
+    num_decode_rows=st.integers(0, 64),
+    num_prompt_rows=st.integers(0, 8192),
+    num_layers=st.integers(1, 64),
+)
+
+
+@given(
+    num_layers=st.integers(1, 64),
+    prompt_lens=st.lists(st.integers(1, 40_000), min_size=1, max_size=4),
+    num_running=st.integers(0, 300),
+    last_step=st.none() | timings,
+)
+def test_the_policy_plans_every_layer(
+    num_layers: int, prompt_lens: list[int], num_running: int, last_step: StepTiming | None
+) -> None:
+    view = SchedulerView(num_layers, tuple(prompt_lens), num_running=num_running, last_step=last_step)
+    plan = by_load().plan(view)
+    assert [layer for group in plan.groups for layer in range(group.start, group.end)] == [*range(num_layers)]
+    assert by_load().plan(view) == plan
+
+
+def test_the_policy_makes_more_groups_under_load_and_when_slow() -> None:
+    def groups(num_running: int, last_s: float | None) -> int:
+        last = None if last_s is None else StepTiming("decode", last_s, 1, 0, 48)
+        view = SchedulerView(48, (2048,), num_running=num_running, last_step=last)
+        return by_load().plan(view).num_groups
+
+    assert [groups(1, None), groups(1, 0.01), groups(1, 0.5)] == [4, 4, 8]
+    assert [groups(20, None), groups(20, 0.5)] == [8, 16]
+
+
+def test_the_listener_keeps_the_slowest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "slowest.txt"
+    listeners = find_listeners([f"listener_slowest_steps:SlowestSteps={path}"])
+    assert all(isinstance(one, Listener) for one in listeners._attached)
+    durations = [((number * 7) % 31) / 1000 for number in range(31)]
+    for number, duration_s in enumerate(durations):
+        listeners.emit(step(number, duration_s))
+        listeners.emit(CohortFinished(number, float(number), ("a",)))
+    assert listeners, "the listener was detached"
+    told = [float(line.split()[0]) / 1000 for line in path.read_text().splitlines()]
+    assert told == sorted(durations, reverse=True)[:10]
+    listeners.close()
+    assert path.read_text() in capsys.readouterr().out
