@@ -143,8 +143,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.then(steps)
 
     def may_take_slots(self) -> bool:
-        """Not with a chunk to come: SGLang itself stops when that finds no slot."""
-        return self.exact.taken is None and self.exact.scheduler.chunked_req is None
+        return self.exact.taken is None
 
     @precondition(lambda self: self.may_take_slots() and self.exact.cohort)
     @rule(length=st.integers(1, 3), steps=st.integers(1, 4))

@@ -28,6 +28,7 @@ from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import metrics_of
 from sglang_layered.scheduler.report import Reporter
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
+from sglang_layered.scheduler.room import next_chunk_fits, requeue_chunked_prompt
 from sglang_layered.scheduler.timer import StepTimer
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class LayeredLoop:
     def _schedule(self) -> LayerGroupBatch | ScheduleBatch | None:
         """No cohort in flight: SGLang chooses; a prompt batch beside running requests becomes a cohort."""
         scheduler = self.scheduler
+        self._make_room_for_chunk()
         plan = scheduler.get_next_batch_to_run(
             running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
         )
@@ -198,6 +200,12 @@ class LayeredLoop:
         running = self.scheduler.running_batch
         running.filter_batch()
         return not running.check_decode_mem()
+
+    def _make_room_for_chunk(self) -> None:
+        if not next_chunk_fits(self.scheduler):
+            self.results.process_all()
+            if not next_chunk_fits(self.scheduler):
+                requeue_chunked_prompt(self.scheduler)
 
     def _run_stock(self, batch: ScheduleBatch | None) -> None:
         scheduler = self.scheduler

@@ -1,0 +1,45 @@
+"""Room in the KV pool for the next chunk of a long prompt.
+
+SGLang reserves that room when it admits the prompt and runs the chunks one after another, with no decode
+between them. In layered mode running requests decode meanwhile, and may have used it up.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang.srt.mem_cache.common import evict_from_tree_cache
+
+from sglang_layered.scheduler.drop import requeue_requests
+
+logger = logging.getLogger(__name__)
+
+
+def next_chunk_fits(scheduler: Any) -> bool:
+    """Whether SGLang finds slots for the next chunk; it ends the server when it does not.
+
+    Slots of the prefix cache count, and are freed when they are needed. With a sliding-window pool SGLang
+    itself lets the chunk wait. Upstream: srt/managers/schedule_policy.py `PrefillAdder.add_chunked_req`.
+    """
+    req = scheduler.chunked_req
+    if req is None or req is scheduler._pending_chunked_abort_req or scheduler.is_hybrid_swa:
+        return True
+    num_left = len(req.full_untruncated_fill_ids) - req.extend_range.end
+    num_tokens = min(num_left, scheduler.chunked_prefill_size)
+    num_slots = -(-num_tokens // scheduler.page_size) * scheduler.page_size
+    evict_from_tree_cache(scheduler.tree_cache, num_slots)
+    return bool(scheduler.token_to_kv_pool_allocator.available_size() >= num_slots)
+
+
+def requeue_chunked_prompt(scheduler: Any) -> None:
+    """The prompt waits again; its chunks so far stay in the prefix cache, where others may claim the slots.
+
+    No result may be pending.
+    """
+    req = scheduler.chunked_req
+    logger.info("Prompt %s waits again: no room for its next chunk", req.rid)
+    scheduler.stash_chunked_request(req)
+    scheduler.last_batch.filter_batch(chunked_req_to_exclude=[req])
+    requeue_requests(scheduler, [req])
+    scheduler.running_batch.batch_is_full = False
