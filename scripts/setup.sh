@@ -36,6 +36,14 @@ install_packages() {
   .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 }
 
+apply_patches() {
+  .venv/bin/sglang-layered patch apply && return
+  echo "setup: .venv has an SGLang with other changes, such as an older patch set of ours; installing it anew"
+  grep '^sglang==' requirements.lock > .venv/sglang.lock
+  .venv/bin/python -m pip install --force-reinstall --no-deps --no-warn-script-location -r .venv/sglang.lock
+  .venv/bin/sglang-layered patch apply
+}
+
 exec 9>.setup.lock
 flock 9
 
@@ -43,7 +51,7 @@ flock 9
 if [ "$(cat .venv/.setup-stamp 2>/dev/null)" != "$(stamp_now)" ]; then
   rm -f .venv/.setup-stamp
   install_packages
-  .venv/bin/sglang-layered patch apply
+  apply_patches
   .venv/bin/python -m compileall -q .venv/lib/python3.11/site-packages/sglang/srt python kernels
   stamp_now > .venv/.setup-stamp
 fi

@@ -80,6 +80,7 @@ class InvariantChecker:
 
     def _cached_pages(self) -> set[int]:
         cache = self._scheduler.tree_cache
+        cache = getattr(cache, "inner", cache)  # streaming sessions wrap it
         if not hasattr(cache, "root_node"):
             return set()
         pages: set[int] = set()
