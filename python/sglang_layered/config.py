@@ -9,6 +9,7 @@ from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
 from sglang_layered.errors import ConfigError
 
 PREFILL_MODES = ("chunked", "layered")
+EXECUTIONS = ("fused", "sequential", "concurrent", "auto")
 INVARIANT_CHECKS = ("basic", "full", "strict")
 
 
@@ -41,6 +42,16 @@ class LayeredConfig:
         "Layered mode: what chooses the layer groups: 'token-target', the name of an installed entry point"
         " of group sglang_layered.policies, or module:Class.",
     )
+    layered_execution: str = flag(
+        "fused",
+        "Layered mode: how prompt and decode rows of a step run. 'fused': together in the group's layers,"
+        " whose experts are read once; 'sequential': SGLang's own decode step, then the group for the prompt;"
+        " 'concurrent': these two on two CUDA streams; 'auto': whatever was fastest for steps of that size.",
+        EXECUTIONS,
+    )
+    layered_prompt_sms: int | None = flag(
+        None, "Layered mode: the most SMs that the prompt's stream may use when steps run concurrently."
+    )
     layered_check_invariants: str = flag(
         "basic",
         "Layered mode: 'basic' compares ledger and cohort in every step, 'full' also walks the KV pool and"
@@ -63,8 +74,19 @@ class LayeredConfig:
                 raise ConfigError(f"--{name} {value}: choose one of {', '.join(choices)}")
         if self.layered_group_tokens < 1:
             raise ConfigError(f"--layered-group-tokens {self.layered_group_tokens}: give 1 or more tokens")
+        if self.layered_prompt_sms is not None:
+            self._check_prompt_sms(self.layered_prompt_sms)
         if self.layered_num_groups is not None and self.layered_num_groups < 1:
             raise ConfigError(f"--layered-num-groups {self.layered_num_groups}: give 1 or more groups")
+
+    def _check_prompt_sms(self, num_sms: int) -> None:
+        if num_sms < 1:
+            raise ConfigError(f"--layered-prompt-sms {num_sms}: give 1 or more SMs")
+        if self.layered_execution not in ("concurrent", "auto"):
+            raise ConfigError(
+                f"--layered-prompt-sms {num_sms}: it needs --layered-execution concurrent or auto, not"
+                f" {self.layered_execution}"
+            )
 
     @property
     def is_layered(self) -> bool:

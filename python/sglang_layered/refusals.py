@@ -142,9 +142,26 @@ def refuse_unsupported(server_args: Any) -> None:
     for refusal in FLAG_REFUSALS:
         if refusal.applies(server_args):
             raise UnsupportedError(refusal.message())
+    reason = execution_refusal(server_args)
+    if reason is not None:
+        raise UnsupportedError(f"--layered-execution {server_args.layered_execution}: {reason}")
     reason = model_refusal(server_args.get_model_config())
     if reason is not None:
         raise UnsupportedError(f"--prefill-mode layered cannot serve {server_args.model_path}: {reason}")
+
+
+def execution_refusal(server_args: Any) -> str | None:
+    """Why the asked execution cannot run with these arguments, or None."""
+    wanted = server_args.layered_execution
+    if wanted == "concurrent" and server_args.device != "cuda":
+        return f"it needs two CUDA streams and the device is {server_args.device}; use sequential or fused"
+    if server_args.tp_size == 1:
+        return None
+    if wanted == "concurrent":
+        return "with --tp-size above 1 two streams would share one communicator; use sequential or fused"
+    if wanted == "auto":
+        return "with --tp-size above 1 each rank would choose by its own clock; name a strategy"
+    return None
 
 
 def model_refusal(model_config: Any) -> str | None:

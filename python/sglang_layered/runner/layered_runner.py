@@ -30,11 +30,16 @@ class GroupStep:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step leaves: logits of the decode rows, and the prompt's parked rows or its logits."""
+    """What a step leaves: logits of the decode rows, and the prompt's parked rows or its logits.
+
+    The records are what SGLang noted of the forward that the rows ran in; a fused step has one for both.
+    """
 
     decode_logits: LogitsProcessorOutput | None
     prompt_logits: LogitsProcessorOutput | None
     parked: PPProxyTensors | None
+    decode_record: ModelRunnerOutput | None = None
+    prompt_record: ModelRunnerOutput | None = None
 
 
 class CarriedStep:
@@ -72,13 +77,19 @@ class LayeredRunner:
         """Layers of the model."""
         return self._ranges.num_layers
 
-    def forward(self, step: GroupStep) -> tuple[StepOutput, ModelRunnerOutput]:
-        """Run a step through `ModelRunner.forward`; the second value holds what SGLang recorded."""
+    def fused(self, step: GroupStep) -> StepOutput:
+        """Run a step in one forward: in the group's layers prompt and decode rows share the weights read."""
         rows = replace(step.prompt) if step.decode is None else hybrid_batch(step.prompt, step.decode)
         carrier: Any = rows
         carrier.layered_step = CarriedStep(self, step, rows)
-        recorded = self._model_runner.forward(carrier)
-        return recorded.logits_output, recorded
+        record = self._model_runner.forward(carrier)
+        output: StepOutput = record.logits_output
+        output.decode_record = output.prompt_record = record
+        return output
+
+    def decode_alone(self, batch: ForwardBatch) -> ModelRunnerOutput:
+        """Run the decode rows as SGLang does, with its full graph where it has one."""
+        return self._model_runner.forward(batch)
 
     def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
