@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sglang_layered.cpu_kernels import cuda_driver_available
 
@@ -13,6 +14,8 @@ MODELS = REPO / "out" / "test-models"
 
 if not cuda_driver_available():
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+settings.register_profile("untimed", deadline=None)  # machines are shared: a slow test is no wrong one
+settings.load_profile("untimed")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 
 
