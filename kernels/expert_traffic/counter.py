@@ -101,15 +101,22 @@ class ExpertTrafficCounter:
             self._side.join()
 
     def snapshot(self) -> ExpertTraffic:
-        """Return what has been counted since the last reset; waits for the device."""
+        """Return what has been counted since the last reset; waits for all streams of the device."""
         self.join()
+        self._wait()
         return read_counters(self._tokens, self._totals)
 
     def reset(self) -> None:
-        """Set all counters to zero, after what the current stream has now."""
+        """Set all counters to zero between what was launched before and after; waits as `snapshot` does."""
         self.join()
+        self._wait()
         self._tokens.zero_()
         self._totals.zero_()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":  # the reader's stream is seldom the one that records
+            torch.cuda.synchronize(self.device)
 
     def _check(self, layer: int, topk_ids: torch.Tensor, num_prompt_rows: int | torch.Tensor) -> None:
         if not 0 <= layer < len(self._layers):

@@ -53,7 +53,7 @@ class ExpertTraffic:
 
 
 def read_counters(tokens: torch.Tensor, totals: torch.Tensor) -> ExpertTraffic:
-    """Copy the counters of all layers to the host; waits for the device.
+    """Copy the counters of all layers to the host.
 
     Args:
         tokens: int64 [num_layers, 2, num_experts].
