@@ -8,6 +8,7 @@ LayeredPrefillError
 ├── InvariantError       the invariant checker found the KV pool and the ledger apart
 ├── PatchError           the patch set cannot be applied, reverted or verified
 ├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
+├── KernelError          a kernel was called wrongly, or cannot run or be timed here
 ├── ModelRecipeError     `make-model` was asked for something it cannot make
 └── QuickstartError      the quickstart cannot go on
 """
@@ -43,6 +44,10 @@ class PatchError(LayeredPrefillError, RuntimeError):
 
 class CpuKernelError(LayeredPrefillError, NotImplementedError):
     """A CPU reference kernel is missing or was called wrongly."""
+
+
+class KernelError(LayeredPrefillError, ValueError):
+    """A kernel was called wrongly, or cannot run or be timed here."""
 
 
 class ModelRecipeError(LayeredPrefillError, ValueError):
