@@ -1,6 +1,6 @@
-"""FlashInfer's four wrappers in plain torch: they take what the real plan() and run() take and attend from that.
+"""FlashInfer's four wrappers in plain torch: they take what the real plan() and run() take and attend.
 
-Arguments are bound to the real signatures of the installed FlashInfer, so a name that it lacks is an error here.
+Arguments are bound to the real signatures of the installed FlashInfer: a name that it lacks is an error here.
 Written from FlashInfer's documentation of the page tables; knows nothing of req_to_token.
 """
 

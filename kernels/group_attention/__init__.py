@@ -1,4 +1,4 @@
-"""Attention of a layer group's rows `[prompt; decode]` over SGLang's paged KV pool, on FlashInfer's kernels."""
+"""Attention of a layer group's rows `[prompt; decode]` over SGLang's paged KV pool, by FlashInfer."""
 
 from sglang_layered_kernels.group_attention.flashinfer_pair import PagedPairAttention
 from sglang_layered_kernels.group_attention.flashinfer_pod import PodAttention

@@ -1,7 +1,7 @@
 """Benchmark cases of group attention: pair, POD, and the two launches of the pair alone.
 
-On a GPU the shapes are Qwen3-30B-A3B's; without one a small float32 run of the reference shows that the command
-works and says nothing about speed.
+On a GPU the shapes are Qwen3-30B-A3B's; without one a small float32 run of the reference shows that the
+command works and says nothing about speed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-
 from sglang_layered_kernels.bench_case import BenchCase
 from sglang_layered_kernels.group_attention.flashinfer_pair import PagedPairAttention
 from sglang_layered_kernels.group_attention.flashinfer_pod import PodAttention
@@ -47,7 +46,8 @@ class Workload:
         """Least traffic of the requests [first, end): queries and outputs, keys and values once."""
         query_elements = 2 * sum(self.query_lens[first:end]) * self.shape.num_q_heads
         key_elements = 2 * sum(self.kv_lens[first:end]) * self.shape.num_kv_heads
-        return (query_elements + key_elements) * self.shape.head_dim * self.q.element_size()
+        num_elements = (query_elements + key_elements) * self.shape.head_dim
+        return num_elements * int(self.q.element_size())
 
     def num_flops(self, first: int, end: int) -> int:
         """Two products of head_dim for each pair of a query and a key that it sees."""

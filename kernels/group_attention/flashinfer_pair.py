@@ -1,15 +1,14 @@
-"""Group attention as two launches: FlashInfer's paged prefill for the prompt rows, its decode for the others."""
+"""Group attention in two launches: FlashInfer's paged prefill for prompt rows, its decode for the others."""
 
 from __future__ import annotations
 
 import torch
-
 from sglang_layered_kernels.group_attention.plan import AttentionShape, PageTables
 from sglang_layered_kernels.group_attention.wrappers import WrapperFactory
 
 
 class PagedPairAttention:
-    """Planned once a step, run once a layer. The prompt's plan is kept while its tables are the same object."""
+    """Planned once a step, run once a layer; a prompt's plan is kept while its tables are the same object."""
 
     def __init__(self, shape: AttentionShape, wrappers: WrapperFactory) -> None:
         self._shape = shape

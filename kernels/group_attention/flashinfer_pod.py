@@ -1,4 +1,4 @@
-"""Group attention in one launch: FlashInfer's POD kernels run prompt and decode tiles side by side on each SM."""
+"""Group attention in one launch: FlashInfer's POD kernels mix prompt and decode tiles on each SM."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-
-from sglang_layered.errors import UnsupportedError
 from sglang_layered_kernels.group_attention.flashinfer_pair import check_rows
 from sglang_layered_kernels.group_attention.plan import AttentionShape, PageTables
 from sglang_layered_kernels.group_attention.wrappers import WrapperFactory
+
+from sglang_layered.errors import UnsupportedError
 
 DECODE_TILE_ROWS = 16  # FlashInfer 0.6: the decode tile of pod.cu and batch_pod.cu
 
@@ -18,11 +18,11 @@ DECODE_TILE_ROWS = 16  # FlashInfer 0.6: the decode tile of pod.cu and batch_pod
 class PodAttention:
     """Planned once a step, run once a layer: POD for one prompt, batch POD for several.
 
-    POD for one prompt takes its keys as one contiguous tensor, so they are gathered from the pool in each layer.
+    POD for one prompt takes its keys as one contiguous tensor; they are gathered from the pool in each layer.
 
     Raises:
-        UnsupportedError: the shape has what these kernels do not compute: a soft cap, or more query heads a KV
-            head than a decode tile has rows.
+        UnsupportedError: the shape has what these kernels do not compute: a soft cap, or more query heads a
+            KV head than a decode tile has rows.
     """
 
     def __init__(self, shape: AttentionShape, wrappers: WrapperFactory) -> None:

@@ -1,27 +1,28 @@
 """Page tables in FlashInfer's form, from per-request lengths and SGLang's req_to_token table.
 
-Knows no wrapper, no layer and no ForwardBatch. Works on any device and never waits for one: what the host must
-know comes from lengths that it already has; only the page numbers are gathered where the table lies.
+Knows no wrapper, no layer and no ForwardBatch. Works on any device and never waits for one: what the host
+must know comes from lengths that it already has; only the page numbers are gathered where the table lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-Lengths = Sequence[int] | npt.NDArray[np.int64] | torch.Tensor
+Lengths: TypeAlias = Sequence[int] | npt.NDArray[np.int64] | torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
     """What is the same in every step and in every layer that shares a kernel.
 
-    `scale` multiplies the scores before the softmax. `window_left` is how many keys before its own a query sees
-    (-1: all). `soft_cap` bounds the scores (0: no bound).
+    `scale` multiplies the scores before the softmax. `window_left` is how many keys before its own a query
+    sees (-1: all). `soft_cap` bounds the scores (0: no bound).
     """
 
     num_q_heads: int
@@ -42,8 +43,9 @@ class AttentionShape:
 class PageTables:
     """The pages that the query rows of each request read.
 
-    `qo_indptr` and `kv_indptr` [requests + 1] and `last_page_len` [requests] (tokens in a request's last page)
-    are int32 on the host; `kv_indices` [kv_indptr[-1]] holds page numbers, int32, on the table's device.
+    `qo_indptr` and `kv_indptr` [requests + 1] and `last_page_len` [requests] (tokens in a request's last
+    page) are int32 on the host; `kv_indices` [kv_indptr[-1]] holds page numbers, int32, on
+    the table's device.
     """
 
     page_size: int

@@ -1,4 +1,4 @@
-"""Group attention in FP64, row by row: the oracle of every kernel in this folder. Shares no code with plan.py."""
+"""Group attention in FP64, row by row: the oracle of the kernels here. Shares no code with plan.py."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
-
 from sglang_layered_kernels.group_attention import AttentionShape, PageTables, page_tables
 from sglang_layered_kernels.group_attention.reference import group_attention_reference
 

@@ -1,4 +1,4 @@
-"""Pair and POD attention against an FP64 reference: on wrappers emulated in torch here, on the real ones on a GPU."""
+"""Pair and POD attention equal an FP64 reference: wrappers emulated in torch, and the real ones on a GPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from unittest.mock import create_autospec
 import flashinfer
 import pytest
 import torch
-from hypothesis import given, settings
-
 from flashinfer_emulation import (
     EmulatedBatchPod,
     EmulatedDecode,
@@ -17,11 +15,13 @@ from flashinfer_emulation import (
     EmulatedPrefill,
     EmulatedWrappers,
 )
-from group_cases import MATRIX, Case, Sizes, sizes
-from sglang_layered.errors import UnsupportedError
+from hypothesis import given, settings
 from sglang_layered_kernels.group_attention import FlashInferWrappers, PagedPairAttention, PodAttention
 from sglang_layered_kernels.group_attention.bench import cases
 from sglang_layered_kernels.group_attention.reference import group_attention_reference
+
+from group_cases import MATRIX, Case, Sizes, sizes
+from sglang_layered.errors import UnsupportedError
 
 KINDS = [PagedPairAttention, PodAttention]
 BF16_TOLERANCE = 2e-2  # unit-variance values; bf16 keeps 8 bits

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
+from sglang_layered_kernels.group_attention import PageTables, page_tables
 
 from group_cases import Case, Sizes, sizes
-from sglang_layered_kernels.group_attention import PageTables, page_tables
 
 
 def slots_by_request(tables: PageTables) -> list[list[int]]:
