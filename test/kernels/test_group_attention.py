@@ -42,7 +42,7 @@ def test_matrix_equals_the_reference(kind: type, sizes: Sizes) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(sizes=sizes())
 def test_random_cases_equal_the_reference(kind: type, sizes: Sizes) -> None:
     case = Case(sizes)

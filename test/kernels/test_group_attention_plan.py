@@ -40,7 +40,7 @@ def slots_by_token(case: Case, first: int, end: int) -> list[list[int]]:
     return found
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(sizes=sizes())
 def test_tables_name_the_slots_that_a_loop_over_tokens_finds(sizes: Sizes) -> None:
     case = Case(sizes)
