@@ -10,6 +10,7 @@ from sglang_layered.errors import ConfigError
 
 PREFILL_MODES = ("chunked", "layered")
 EXECUTIONS = ("fused", "sequential", "concurrent", "auto")
+GROUP_ATTENTIONS = ("auto", "backends", "pair", "pod")
 INVARIANT_CHECKS = ("basic", "full", "strict")
 
 
@@ -52,6 +53,13 @@ class LayeredConfig:
     layered_prompt_sms: int | None = flag(
         None, "Layered mode: the most SMs that the prompt's stream may use when steps run concurrently."
     )
+    layered_group_attention: str = flag(
+        "auto",
+        "Layered mode: attention where prompt and decode rows share a layer: 'backends' runs SGLang's"
+        " attention backend twice, 'pair' FlashInfer's paged prefill and decode with one plan a step, 'pod'"
+        " its POD kernels in one launch (both need --attention-backend flashinfer); 'auto' is 'backends'.",
+        GROUP_ATTENTIONS,
+    )
     layered_check_invariants: str = flag(
         "basic",
         "Layered mode: 'basic' compares ledger and cohort in every step, 'full' also walks the KV pool and"
@@ -92,6 +100,11 @@ class LayeredConfig:
     def is_layered(self) -> bool:
         """True when layered prefill is asked for."""
         return self.prefill_mode == "layered"
+
+    @property
+    def group_attention(self) -> str:
+        """The group attention that `auto` stands for, or the one asked for."""
+        return "backends" if self.layered_group_attention == "auto" else self.layered_group_attention
 
     @classmethod
     def from_server_args(cls, server_args: Any) -> LayeredConfig:

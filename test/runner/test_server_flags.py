@@ -92,6 +92,17 @@ def test_an_execution_that_cannot_run_is_refused(
         check(tiny_qwen3_moe, *LAYERED, *flags)
 
 
+@pytest.mark.parametrize("kind", ["pair", "pod"])
+def test_group_attention_on_another_backend_is_refused(tiny_qwen3_moe: Path, kind: str) -> None:
+    check(tiny_qwen3_moe, "--layered-group-attention", kind)
+    check(tiny_qwen3_moe, *LAYERED, "--layered-group-attention", "backends")
+    refused = (
+        f"--layered-group-attention {kind} does not work with an attention backend other than flashinfer"
+    )
+    with pytest.raises(UnsupportedError, match=f"{refused}: .*; add --attention-backend flashinfer"):
+        check(tiny_qwen3_moe, *LAYERED, "--layered-group-attention", kind)
+
+
 def test_a_value_that_argparse_never_saw_is_refused(tiny_qwen3_moe: Path) -> None:
     args = ServerArgs(model_path=str(tiny_qwen3_moe), device="cpu", prefill_mode="sideways")
     with pytest.raises(LayeredPrefillError, match="--prefill-mode sideways"):

@@ -13,7 +13,7 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
-from sglang_layered.runner.hybrid_attention import HybridAttention
+from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.layer_ranges import LayerRanges
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows
 
@@ -70,7 +70,7 @@ class LayeredRunner:
         self._model_runner = model_runner
         self._ranges = LayerRanges(model_runner.model)
         self._prompt_backend = model_runner._get_attention_backend(init_new_workspace=True)
-        self._attention = HybridAttention(self._prompt_backend, model_runner.attn_backend)
+        self._attention = make_group_attention(model_runner, self._prompt_backend)
 
     @property
     def num_layers(self) -> int:
