@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from workload import Ask, prompt
 
 pytestmark = pytest.mark.server
 
-NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+NUM_EXAMPLES = 150
 TIMEOUT_S = 60.0
 
 
@@ -61,9 +60,6 @@ def busy_layered(layered_moe: Any) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.skipif(
-    "FUZZ_EXAMPLES" not in os.environ, reason="on request only (FUZZ_EXAMPLES=150): not yet seen to hold"
-)
 def test_made_up_requests_get_the_status_of_the_release(busy_layered: str, stock_moe: Any) -> None:
     seen: dict[str, int] = {}
 
