@@ -9,7 +9,8 @@ LayeredPrefillError
 ├── PatchError           the patch set cannot be applied, reverted or verified
 ├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
 ├── ModelRecipeError     `make-model` was asked for something it cannot make
-└── QuickstartError      the quickstart cannot go on
+├── QuickstartError      the quickstart cannot go on
+└── GpuHostError         a bundle cannot be made, or a stage of the GPU suite cannot go on
 """
 
 
@@ -51,3 +52,7 @@ class ModelRecipeError(LayeredPrefillError, ValueError):
 
 class QuickstartError(LayeredPrefillError, RuntimeError):
     """The quickstart cannot go on."""
+
+
+class GpuHostError(LayeredPrefillError, RuntimeError):
+    """A bundle cannot be made, or a stage of the GPU suite cannot go on."""
