@@ -7,7 +7,6 @@ beside them. Knows files and archives; where wheels come from stands in `wheels`
 from __future__ import annotations
 
 import hashlib
-import io
 import subprocess
 import sys
 import tarfile
@@ -144,7 +143,9 @@ def tracked_files(repository: Path) -> list[str]:
     command = ["git", "-C", str(repository), "ls-files", "-z"]
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode != 0:
-        raise GpuHostError(f"{repository}: not a git checkout ({listed.stderr.strip()}); run this in the checkout")
+        raise GpuHostError(
+            f"{repository}: not a git checkout ({listed.stderr.strip()}); run this in the checkout"
+        )
     return [name for name in listed.stdout.split("\0") if name and (repository / name).is_file()]
 
 
@@ -199,5 +200,3 @@ def listing(members: Sequence[Member]) -> str:
         size = f"{mark}{member.num_bytes / 2**20:8.2f}" if member.num_bytes else "        ?"
         lines.append(f"{size} MiB  {member.name}")
     return "\n".join(lines)
-
-

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sglang_layered.errors import GpuHostError
 
-# requirement, packed size in KiB (measured; only `--dry-run` reads it, and only where no wheel lies in the folder)
+# requirement, packed size in KiB (measured; only `--dry-run` reads it)
 TABLE = """
 sglang==0.5.17 0
 sglang-kernel==0.4.5 0
@@ -155,7 +155,7 @@ def download(wheels: Sequence[Wheel], folder: Path, python_version: str) -> None
     command += ["--dest", str(folder), *(wheel.requirement for wheel in wheels)]
     if subprocess.run(command).returncode != 0:
         raise GpuHostError(
-            "pip could not download every wheel (its message stands above); check the index, or put the wheels"
+            "pip could not download every wheel (its message stands above); check the index, or put them"
             f" into {folder} yourself"
         )
 
@@ -183,7 +183,9 @@ def rewrite_wheel(source: Path, target: Path, drop: tuple[str, ...], compression
                 _put(new, info.filename, data, info.external_attr, compression)
                 lines.append((info.filename, _digest(data), str(len(data))))
         if record is None:
-            raise GpuHostError(f"{source}: no RECORD in this wheel; delete the file, so that it is fetched again")
+            raise GpuHostError(
+                f"{source}: no RECORD in this wheel; delete the file, so that it is fetched again"
+            )
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([*lines, (record, "", "")])
         _put(new, record, text.getvalue().encode(), 0o644 << 16, compression)
