@@ -59,7 +59,16 @@ def test_toy_prompt_step_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("coverage", "rows", "milliseconds"),
-    [("uniform", 1, 1.5), ("uniform", 8, 6.4), ("uniform", 64, 16.8), ("uniform", 256, 26.2), ("paper", 8, 5.5), ("paper", 16, 7.7), ("paper", 64, 12.9), ("paper", 128, 18.2)],
+    [
+        ("uniform", 1, 1.5),
+        ("uniform", 8, 6.4),
+        ("uniform", 64, 16.8),
+        ("uniform", 256, 26.2),
+        ("paper", 8, 5.5),
+        ("paper", 16, 7.7),
+        ("paper", 64, 12.9),
+        ("paper", 128, 18.2),
+    ],
 )
 def test_decode_step_of_the_anchors(coverage: str, rows: int, milliseconds: float) -> None:
     bound = step_bound(QWEN3_30B_A3B, H200, COVERAGES[coverage], rows, 2048)

@@ -13,9 +13,9 @@ HEAD = """# Records of the H200
 Made by `scripts/gpu/suite table` from the JSON records in this folder; do not edit. How to make records:
 [docs/gpu-host.md](../../docs/gpu-host.md). What is still open: [TODO.md](TODO.md)."""
 LEGEND = """Times in ms, medians over repetitions. *TTFT*: at the client. *worst gap*: of the running streams
-until that first token; *steady*: before the prompt came. *step sum*, *worst step*: the prompt's forwards on the
-device; *decode*: a step without prompt rows. *roof*: step sum (without one: TTFT) over the roofline with uniform
-routing, which dummy weights come close to, and with the paper's coverage of real text
+until that first token; *steady*: before the prompt came. *step sum*, *worst step*: the prompt's forwards on
+the device; *decode*: a step without prompt rows. *roof*: step sum (without one: TTFT) over the roofline with
+uniform routing, which dummy weights come close to, and with the paper's coverage of real text
 (`python/sglang_layered/gpu/roofline.py`). Beside no decode a prompt runs whole in every mode."""
 
 POINT_COLUMNS = (

@@ -1,8 +1,8 @@
 """Lower bounds of step times on one GPU: every phase of a layer takes max(bytes / bandwidth, FLOP / peak).
 
 Symbols. L layers, H hidden size, E experts a layer, k experts a token, I their intermediate size, n_q and
-n_kv heads of size d, V vocabulary; b decode rows, each with context c; q prompt rows that see p earlier tokens
-each on average. Of one layer, in parameters and FLOP:
+n_kv heads of size d, V vocabulary; b decode rows, each with context c; q prompt rows that see p earlier
+tokens each on average. Of one layer, in parameters and FLOP:
 
     expert     3 H I                        experts read    coverage * E * 3 H I * bytes per expert parameter
     dense      2 H n_q d + 2 H n_kv d + E H     (attention's projections and the router)
@@ -10,8 +10,8 @@ each on average. Of one layer, in parameters and FLOP:
     attention  4 n_q d FLOP and, of decode rows, 2 n_kv d * 2 bytes, a row and context token
 
 A step adds the output matrix, 2 V H bytes, once. Launches, routing, sampling and the host take no time here,
-so a measured step is slower; the ratio says by how much. Coverage is the part of a layer's experts that its rows
-touch.
+so a measured step is slower; the ratio says by how much. Coverage is the part of a layer's experts that its
+rows touch.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def uniform_coverage(model: ModelShape, prompt_rows: int, decode_rows: int) -> f
     return 1.0 - (1.0 - model.num_experts_per_token / model.num_experts) ** (prompt_rows + decode_rows)
 
 
-# Real text, Qwen3-30B-A3B: rows -> coverage. Decode 16 to 128 and prompt 512 to 8192 are the paper's (Table 1,
-# and bars of Figure 2 as read from the picture); what lies outside is our own inter- and extrapolation.
+# Real text, Qwen3-30B-A3B: rows -> coverage. Decode 16 to 128 and prompt 512 to 8192 are the paper's
+# (Table 1, and bars of Figure 2 as read from it); what lies outside is our own inter- and extrapolation.
 DECODE_COVERAGE = (
     (1, 0.0625),
     (2, 0.12),
@@ -212,7 +212,7 @@ def layered_bound(
     decode_rows: int,
     context_tokens: int = 2048,
 ) -> PromptBound:
-    """A prompt in `num_groups` groups of the same, possibly broken, number of layers; 1 is the whole prompt."""
+    """A prompt in `num_groups` groups of the same number of layers, whole or not; 1 is the whole prompt."""
     rows = PromptRows(prompt_tokens, model.num_layers / num_groups)
     step = step_bound(model, gpu, coverage, decode_rows, context_tokens, rows)
     return PromptBound(num_groups * step.time_s, step.time_s, num_groups * step.expert_bytes)
