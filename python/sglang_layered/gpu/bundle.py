@@ -83,11 +83,15 @@ def make_members(spec: BundleSpec, wheel_folder: Path, work: Path) -> list[Membe
     if missing:
         download(missing, wheel_folder, spec.python_version)
     (work / "wheels").mkdir(parents=True, exist_ok=True)
+    wanted = []
     for wheel in spec.wheels:
         found = wheel.find(wheel_folder)
         if found is None:
             raise GpuHostError(f"no wheel for {wheel.requirement} in {wheel_folder}")
-        _pack_wheel(found, work / "wheels" / found.name, wheel.drop)
+        wanted.append(work / "wheels" / found.name)
+        _pack_wheel(found, wanted[-1], wheel.drop)
+    for old in set((work / "wheels").iterdir()) - set(wanted):  # of an earlier bundle
+        old.unlink()
     _pack_project(spec.repository, work)
     for folder, place in spec.extras:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -150,17 +154,22 @@ def tracked_files(repository: Path) -> list[str]:
 
 
 def _pack_wheel(source: Path, target: Path, drop: tuple[str, ...]) -> None:
-    if not target.exists():
+    if not (
+        target.exists() and _names(target) == {name for name in _names(source) if not name.startswith(drop)}
+    ):
         partial = target.with_suffix(".partial")
         rewrite_wheel(source, partial, drop, zipfile.ZIP_LZMA)
         partial.rename(target)
 
 
+def _names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {info.filename for info in archive.infolist() if not info.is_dir()}
+
+
 def _pack_project(repository: Path, work: Path) -> None:
     names = tracked_files(repository)
     _pack_tree(work, PROJECT_PLACE, ((repository / name, name) for name in names))
-    for old in (work / "wheels").glob("sglang_layered-*.whl"):
-        old.unlink()
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(work / "trees" / f"{PROJECT_PLACE}.tar.xz") as tree:
             tree.extractall(folder, filter="data")
