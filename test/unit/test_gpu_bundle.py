@@ -209,3 +209,18 @@ def test_install_script_is_a_shell_script_that_refuses_a_folder_without_sums(tmp
     )
     assert got.returncode == 1
     assert "SHA256SUMS" in got.stderr
+
+
+def test_a_second_bundle_keeps_nothing_of_the_first(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels, work = tmp_path / "wheels", tmp_path / "work"
+    fake_wheel(wheels, "one", "1", {"one/__init__.py": b"", "one/sm100/a.so": b"a"})
+    fake_wheel(wheels, "two", "2", {"two.py": b""})
+    make_members(spec(repository, Wheel("one", "1"), Wheel("two", "2")), wheels, work)
+    monkeypatch.setitem(DROP, "one", ("one/sm100/",))
+    members = make_members(spec(repository, Wheel("one", "1")), wheels, work)
+    packed = [member.name for member in members if member.name.startswith("wheels/")]
+    assert packed == ["wheels/one-1-py3-none-any.whl", "wheels/sglang_layered-0-py3-none-any.whl"]
+    with zipfile.ZipFile(work / packed[0]) as wheel:
+        assert "one/__init__.py" in wheel.namelist() and "one/sm100/a.so" not in wheel.namelist()

@@ -132,6 +132,7 @@ class ArmServer:
             raise GpuHostError(f"the prompt got {len(prompt.arrivals_s)} tokens: {prompt.failure}")
         crowd.check()
         seen: dict[str, Any] = {"prompt_s": _since(prompt.sent_s, prompt.arrivals_s), "streams_s": []}
+        seen["generated_tokens"] = max((len(stream.arrivals_s) for stream in crowd.streams), default=0)
         for stream in crowd.streams:
             near = [time_s for time_s in list(stream.arrivals_s) if time_s > began_s - SETTLE_S]
             seen["streams_s"].append(_since(prompt.sent_s, near))
