@@ -55,7 +55,7 @@ def figures(row: Row) -> Figures:
 
 
 def bound_of(row: Row, coverage: str) -> PromptBound | None:
-    """The roofline of a row: Qwen3-30B-A3B on one H200, bf16; streams have their prompts and tokens so far."""
+    """The roofline of a row: Qwen3-30B-A3B on one H200, bf16; streams see all their tokens so far."""
     generated = [run.get("generated_tokens", 0) for run in row["repetitions"]]
     common = {
         "prompt_tokens": row["prompt_tokens"],
