@@ -223,6 +223,7 @@ def test_step_log_takes_the_steps_of_one_prompt(tmp_path: Path) -> None:
     log.skip()
     with path.open("a") as file:
         file.write("".join(json.dumps(each) + "\n" for each in [decode, {"event": "group_done"}, *lines]))
+        file.write(json.dumps(decode | {"duration_s": 7.0}) + "\n")  # beside the prompt's own second token
         file.write('{"event": "step_d')  # the server is writing
     seen = log.around("mine")
     assert (seen["steps_s"], seen["decode_steps_s"], seen["num_groups"]) == ([1.0, 2.0], [0.5], 2)

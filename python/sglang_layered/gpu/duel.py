@@ -65,7 +65,7 @@ class StepLog:
         self._steps.clear()
 
     def around(self, request_id: str) -> dict[str, Any]:
-        """Steps of one prompt, waiting for the last, and durations of the decode steps before and after."""
+        """Steps of one prompt, waiting for the last, and durations of the decode steps before it."""
         end_s = time.monotonic() + EVENTS_WAIT_S
         while True:
             self._read()
@@ -75,7 +75,8 @@ class StepLog:
             if time.monotonic() > end_s:
                 raise GpuHostError(f"{self._path} tells of no last step of prompt {request_id}")
             time.sleep(0.02)
-        others = [step["duration_s"] for step in self._steps if step["kind"] == "decode"]
+        before = self._steps[: self._steps.index(mine[0])]  # later ones also decode this prompt's request
+        others = [step["duration_s"] for step in before if step["kind"] == "decode"]
         return {
             "steps_s": [step["duration_s"] for step in mine],
             "num_groups": mine[-1]["num_groups"],
