@@ -10,7 +10,8 @@ LayeredPrefillError
 ├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
 ├── KernelError          a kernel was called wrongly, or cannot run or be timed here
 ├── ModelRecipeError     `make-model` was asked for something it cannot make
-└── QuickstartError      the quickstart cannot go on
+├── QuickstartError      the quickstart cannot go on
+└── GpuHostError         a bundle cannot be made, or a stage of the GPU suite cannot go on
 """
 
 
@@ -56,3 +57,7 @@ class ModelRecipeError(LayeredPrefillError, ValueError):
 
 class QuickstartError(LayeredPrefillError, RuntimeError):
     """The quickstart cannot go on."""
+
+
+class GpuHostError(LayeredPrefillError, RuntimeError):
+    """A bundle cannot be made, or a stage of the GPU suite cannot go on."""
