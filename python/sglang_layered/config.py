@@ -55,6 +55,13 @@ class LayeredConfig:
         nargs="+",
     )
 
+    layered_graph_granularity: int = flag(
+        1,
+        "Layered mode, where SGLang uses decode CUDA graphs: layers in each graph of a layered step's decode"
+        " rows. 1 covers any layer group by graphs; more means fewer graphs, with layers between a group and"
+        " the next multiple run without; 0 captures none.",
+    )
+
     def __post_init__(self) -> None:
         for item in fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
@@ -65,6 +72,11 @@ class LayeredConfig:
             raise ConfigError(f"--layered-group-tokens {self.layered_group_tokens}: give 1 or more tokens")
         if self.layered_num_groups is not None and self.layered_num_groups < 1:
             raise ConfigError(f"--layered-num-groups {self.layered_num_groups}: give 1 or more groups")
+        if self.layered_graph_granularity < 0:
+            raise ConfigError(
+                f"--layered-graph-granularity {self.layered_graph_granularity}:"
+                " give 1 or more layers a graph, or 0 for no graphs"
+            )
 
     @property
     def is_layered(self) -> bool:
@@ -90,9 +102,14 @@ class LayeredConfig:
         )
 
     def check_depth(self, num_layers: int) -> None:
-        """Refuse a fixed group count that the model has too few layers for."""
+        """Refuse a group count or layers a graph that the model has too few layers for."""
         if self.layered_num_groups is not None and self.layered_num_groups > num_layers:
             raise ConfigError(
                 f"--layered-num-groups {self.layered_num_groups}: the model has {num_layers} layers;"
                 f" give {num_layers} or fewer"
+            )
+        if self.layered_graph_granularity > num_layers:
+            raise ConfigError(
+                f"--layered-graph-granularity {self.layered_graph_granularity}: the model has {num_layers}"
+                f" layers; give {num_layers} or fewer"
             )
