@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from sglang_layered.runner.decode_graphs.graphs import LayeredDecodeGraphs
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets, LayerSegments
 from sglang_layered.runner.layer_calls import LayerCalls
+
+NUM_WATCHED = 3
 
 
 class OutsideMemory(TorchDispatchMode):
@@ -45,13 +48,15 @@ class FakeRecorder:
     """Records by running a call three times, as SGLang does, and replays by running it again.
 
     A replay that reads or writes other outside memory than the recording did is an AssertionError: a CUDA
-    graph would have used the old addresses. `before_replay` lets a test spoil what must not matter.
+    graph would have used the old addresses. Only a call's first replays are watched; it is slow.
+    `before_replay` lets a test spoil what must not matter.
     """
 
     def __init__(self) -> None:
         self.calls: dict[Hashable, tuple[Callable[[], Any], set[int], Any]] = {}
         self.replayed: list[Hashable] = []
         self.before_replay: Callable[[], None] = lambda: None
+        self.num_replays: Counter[Hashable] = Counter()
         self.is_open = False
 
     @contextmanager
@@ -73,9 +78,13 @@ class FakeRecorder:
         assert not self.is_open
         self.before_replay()
         run, addresses, recorded = self.calls[key]
-        with OutsideMemory() as memory:
+        if self.num_replays[key] < NUM_WATCHED:
+            with OutsideMemory() as memory:
+                output = run()
+            assert memory.addresses == addresses, f"{key} uses other memory than when it was recorded"
+        else:
             output = run()
-        assert memory.addresses == addresses, f"{key} uses other memory than when it was recorded"
+        self.num_replays[key] += 1
         self.replayed.append(key)
         if isinstance(output, LogitsProcessorOutput):
             recorded.next_token_logits.copy_(output.next_token_logits)

@@ -10,6 +10,7 @@ import torch
 from sglang.srt.layers.dp_attention import DpPaddingMode
 from sglang.srt.model_executor.cuda_graph_buffer_registry import build_decode_registry
 from sglang.srt.model_executor.forward_batch_info import (
+    CaptureHiddenMode,
     ForwardBatch,
     ForwardMode,
     PPProxyTensors,
@@ -59,6 +60,7 @@ class DecodeInputs:
             mrope_positions=self._slot("mrope_positions", bucket),
             num_token_non_padded=non_padded,
             next_token_logits_buffer=logits,
+            capture_hidden_mode=CaptureHiddenMode.NULL,
             dp_padding_mode=DpPaddingMode.get_default_mode_in_cuda_graph(),
             spec_algorithm=SpeculativeAlgorithm.NONE,
         )
