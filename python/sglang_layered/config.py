@@ -74,6 +74,13 @@ class LayeredConfig:
         nargs="+",
     )
 
+    layered_graph_granularity: int = flag(
+        1,
+        "Layered mode, where SGLang uses decode CUDA graphs: layers in each graph of a layered step's decode"
+        " rows. 1 covers any layer group by graphs; more means fewer graphs, with layers between a group and"
+        " the next multiple run without; 0 captures none.",
+    )
+
     def __post_init__(self) -> None:
         for item in fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
@@ -86,6 +93,11 @@ class LayeredConfig:
             self._check_prompt_sms(self.layered_prompt_sms)
         if self.layered_num_groups is not None and self.layered_num_groups < 1:
             raise ConfigError(f"--layered-num-groups {self.layered_num_groups}: give 1 or more groups")
+        if self.layered_graph_granularity < 0:
+            raise ConfigError(
+                f"--layered-graph-granularity {self.layered_graph_granularity}:"
+                " give 1 or more layers a graph, or 0 for no graphs"
+            )
 
     def _check_prompt_sms(self, num_sms: int) -> None:
         if num_sms < 1:
@@ -106,6 +118,11 @@ class LayeredConfig:
         """The group attention that `auto` stands for, or the one asked for."""
         return "backends" if self.layered_group_attention == "auto" else self.layered_group_attention
 
+    @property
+    def may_fuse(self) -> bool:
+        """True when some steps may run decode rows apart from SGLang's own decode step."""
+        return self.layered_execution in ("fused", "auto")
+
     @classmethod
     def from_server_args(cls, server_args: Any) -> LayeredConfig:
         """Read the flags back from SGLang's ServerArgs; a field it lacks keeps its default."""
@@ -125,9 +142,14 @@ class LayeredConfig:
         )
 
     def check_depth(self, num_layers: int) -> None:
-        """Refuse a fixed group count that the model has too few layers for."""
+        """Refuse a group count or layers a graph that the model has too few layers for."""
         if self.layered_num_groups is not None and self.layered_num_groups > num_layers:
             raise ConfigError(
                 f"--layered-num-groups {self.layered_num_groups}: the model has {num_layers} layers;"
                 f" give {num_layers} or fewer"
+            )
+        if self.layered_graph_granularity > num_layers:
+            raise ConfigError(
+                f"--layered-graph-granularity {self.layered_graph_granularity}: the model has {num_layers}"
+                f" layers; give {num_layers} or fewer"
             )

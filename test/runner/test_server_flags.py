@@ -45,6 +45,8 @@ def test_both_modes_run_with_the_overlap_scheduler_unless_told(
         (("--layered-num-groups", "9"), r"--layered-num-groups 9.*8 layers"),
         (("--layered-prompt-sms", "0", "--layered-execution", "auto"), "--layered-prompt-sms 0"),
         (("--layered-prompt-sms", "60"), "--layered-prompt-sms 60: it needs --layered-execution concurrent"),
+        (("--layered-graph-granularity", "-1"), "--layered-graph-granularity -1"),
+        (("--layered-graph-granularity", "9"), r"--layered-graph-granularity 9.*8 layers"),
         (("--layered-policy", "fastest"), r"--layered-policy fastest.*unknown policy"),
         (("--layered-policy", "json:Absent"), "--layered-policy json:Absent"),
         (("--layered-listeners", "json:Absent"), "--layered-listeners json:Absent"),
