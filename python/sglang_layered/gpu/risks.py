@@ -110,6 +110,12 @@ RISKS = (
         "`sglang-layered patch apply && sglang-layered patch verify`",
         r"unrecognized arguments: --(prefill-mode|layered)|not patched",
     ),
+    Risk(
+        "R18",
+        "the capture of layered decode graphs fails, or takes too long or too much memory",
+        "`--layered-graph-granularity 4` (fewer, longer graphs), `0` (none); `--cuda-graph-max-bs-decode 64`",
+        r"decode_graphs/|Layered decode graphs: .* [0-9]{3,}\.[0-9] s",
+    ),
 )
 
 
