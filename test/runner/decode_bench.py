@@ -63,16 +63,16 @@ def caught_decode(stepped: SteppedScheduler, num_rows: int) -> ForwardBatch:
     stepped.step_until(lambda: stepped.scheduler.running_batch.batch_size() == num_rows)
     stepped.step()
     stepped.send(prompt(200, 310), 2)
-    runner, caught = stepped.loop._launcher._runner, []
-    forward = runner.forward
+    execution, caught = stepped.loop._execution, []
+    run = execution.run
 
-    def catch(step: Any) -> Any:
+    def catch(step: Any, strategy: str | None) -> Any:
         caught.append(step.decode)
-        return forward(step)
+        return run(step, strategy)
 
-    runner.forward = catch
+    execution.run = catch
     try:
         stepped.step()
     finally:
-        del runner.forward
+        del execution.run
     return caught[0]

@@ -50,7 +50,7 @@ def main(model: str, dtype: str, backend: str, granularity: str) -> None:
         chunked_prefill_size=512,
         disable_overlap_schedule=True,
     )
-    graphs = stepped.loop._launcher._runner.decode_paths.graphs
+    graphs = stepped.loop._execution._runner.decode_paths.graphs
     assert graphs is not None, "no layered decode graphs were captured"
     bench = Bench(stepped.scheduler.tp_worker.model_runner, caught_decode(stepped, 8))
     stock = bench.model_runner.decode_cuda_graph_runner

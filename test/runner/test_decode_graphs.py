@@ -176,7 +176,7 @@ def test_answers_beside_cohorts_do_not_change(
 ) -> None:
     asked = [(prompt(12 + seed, 400 + seed), 25) for seed in range(3)] + [(prompt(300, 410), 6)]
     expected = [alone(stepped, *request) for request in asked]
-    runner = stepped.loop._launcher._runner
+    runner = stepped.loop._execution._runner
     graphs, recorder = fake_graphs(stepped.scheduler.tp_worker.model_runner, granularity, sizes)
     monkeypatch.setattr(runner.decode_paths, "graphs", graphs)
     running = [stepped.send(*request) for request in asked[:3]]

@@ -34,7 +34,7 @@ class Emulation:
     def __init__(self, stepped: SteppedScheduler, kind: str) -> None:
         self.kind = kind
         self.wrappers = EmulatedWrappers()
-        self.runner = stepped.loop._launcher._runner
+        self.runner = stepped.loop._execution._runner
         model_runner = stepped.scheduler.tp_worker.model_runner
         settings = SimpleNamespace(layered_group_attention=kind)
         facade = SimpleNamespace(**{name: getattr(model_runner, name) for name in USED}, server_args=settings)
@@ -54,7 +54,7 @@ def emulation(stepped: SteppedScheduler, request: pytest.FixtureRequest) -> Iter
 
 
 def test_auto_is_the_two_backends(stepped: SteppedScheduler) -> None:
-    assert type(stepped.loop._launcher._runner._attention) is HybridAttention
+    assert type(stepped.loop._execution._runner._attention) is HybridAttention
     assert type(Emulation(stepped, "auto").attention) is HybridAttention
     assert type(Emulation(stepped, "pod").attention) is FlashInferGroupAttention
 
