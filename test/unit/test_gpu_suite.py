@@ -17,7 +17,7 @@ from sglang_layered.gpu.budget import Budget, BudgetSpent
 from sglang_layered.gpu.correct import _without, cases, compare, judge_sanitizer
 from sglang_layered.gpu.duel import Point, StepLog, points_of
 from sglang_layered.gpu.figures import bound_of, figures
-from sglang_layered.gpu.profiles import PROFILES, Arm, available_executions, serve_arms, step_arms
+from sglang_layered.gpu.profiles import PROFILES, Arm, serve_arms, step_arms
 from sglang_layered.gpu.records import StageRecord, open_record, read_records
 from sglang_layered.gpu.report import document, plain, stage_table
 from sglang_layered.gpu.risks import RISKS, advice, find_risks, table
@@ -176,7 +176,7 @@ def test_points_of_layered_arms_have_groups_only_beside_decode() -> None:
 def test_arms_of_the_step_table_and_of_the_duel() -> None:
     names = [arm.name for arm in step_arms(PROFILES["gpu"])]
     assert names[0] == "layered-fused"
-    assert set(names) == {f"layered-{each}" for each in available_executions()} | {
+    assert set(names) == {f"layered-{each}" for each in ("fused", "sequential", "concurrent")} | {
         "whole",
         *(f"mixed{size}" for size in (512, 1024, 2048, 4096)),
     }

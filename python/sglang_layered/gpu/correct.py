@@ -25,7 +25,7 @@ from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu.budget import BudgetSpent
 from sglang_layered.gpu.client import draw_prompt, request_body
 from sglang_layered.gpu.models import model_of, small_model
-from sglang_layered.gpu.profiles import Profile, available_executions, execution_flags
+from sglang_layered.gpu.profiles import Profile
 from sglang_layered.gpu.stages import Job, run_command
 from sglang_layered.serving import ServerProcess, server_command
 
@@ -93,7 +93,7 @@ def correct(job: Job) -> None:
         (case.key("compare"), partial(_compare_case, job, case)) for case in cases(job.profile)
     ]
     checks.append(("pytest", partial(_run_tests, job)))
-    checks += [(f"sanitizer/{name}", partial(_sanitize, job, name)) for name in available_executions()]
+    checks += [(f"sanitizer/{name}", partial(_sanitize, job, name)) for name in job.profile.executions]
     for key, check in checks:
         if job.record.has(key) or (job.only and not key.startswith(job.only)):
             continue
@@ -115,10 +115,10 @@ def _compare_case(job: Job, case: Case) -> None:
     if not job.record.has(case.key("stock")):
         _answer(job, case, "stock", ())
     stock = _answers_of(job.record.row(case.key("stock")))
-    for execution in available_executions():
+    for execution in job.profile.executions:
         who = f"layered-{execution}"
         if not job.record.has(case.key(who)):
-            _answer(job, case, who, (*LAYERED, *execution_flags(execution)))
+            _answer(job, case, who, (*LAYERED, "--layered-execution", execution))
         row = job.record.row(case.key(who))
         row |= compare(stock, _answers_of(row))
         job.record.add(row)
@@ -238,7 +238,7 @@ def _sanitize(job: Job, execution: str) -> None:
     case = Case("tiny", FLOAT32_BACKENDS[0], 1)
     log = job.folder / "correct" / f"sanitizer-{execution}.log"
     model = small_model("tiny", job.folder)
-    flags = [*case.flags(job.profile), "--disable-cuda-graph", *LAYERED, *execution_flags(execution)]
+    flags = [*case.flags(job.profile), "--disable-cuda-graph", *LAYERED, "--layered-execution", execution]
     server = ServerProcess(model, flags, log_path=log, ready_timeout_s=job.budget.left_s)
     checked = [SANITIZER, "--tool", "memcheck", "--target-processes", "all"]
     server.command = [*checked, *server_command(sys.executable, model, server.port, flags)]

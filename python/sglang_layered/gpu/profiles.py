@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from sglang_layered.config import LayeredConfig
-from sglang_layered.errors import GpuHostError
-
-EXECUTIONS = ("fused", "sequential", "concurrent")
 PROJECT = Path.cwd()  # scripts/gpu/suite changes into the checkout
 MODELS = PROJECT / "scripts" / "gpu" / "models"
 
@@ -54,6 +50,7 @@ class Profile:
     whole_tokens: int  # the chunk size that lets each prompt through whole
     context_tokens: int  # prompt of each running stream
     max_new_tokens: int  # of each running stream: none ends before it is stopped
+    executions: tuple[str, ...]
     backends: tuple[str, ...]
     page_sizes: tuple[int, ...]
     num_repetitions: int
@@ -77,6 +74,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             whole_tokens=8192,
             context_tokens=2048,
             max_new_tokens=20_000,
+            executions=("fused", "sequential", "concurrent"),
             backends=("triton", "flashinfer", "fa3"),
             page_sizes=(1, 16, 64),
             num_repetitions=3,
@@ -97,6 +95,7 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
             whole_tokens=2048,
             context_tokens=64,
             max_new_tokens=4000,
+            executions=("fused", "sequential"),
             backends=("torch_native",),
             page_sizes=(1,),
             num_repetitions=1,
@@ -104,19 +103,6 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         ),
     }
 )
-
-
-def available_executions() -> tuple[str, ...]:
-    """Strategies that this build can run; without the flag there is one, which is the fused one."""
-    known = any(item.name == "layered_execution" for item in fields(LayeredConfig))
-    return EXECUTIONS if known else EXECUTIONS[:1]
-
-
-def execution_flags(execution: str) -> tuple[str, ...]:
-    """Flags that choose a strategy."""
-    if execution not in available_executions():
-        raise GpuHostError(f"this build has no --layered-execution {execution}; run one that has it")
-    return ("--layered-execution", execution) if len(available_executions()) > 1 else ()
 
 
 def stock_arms(profile: Profile) -> list[Arm]:
@@ -131,12 +117,12 @@ def stock_arms(profile: Profile) -> list[Arm]:
 def layered_arm(profile: Profile, execution: str) -> Arm:
     """Ours with one strategy; the number of groups changes on the running server."""
     flags = ("--prefill-mode", "layered", "--chunked-prefill-size", str(profile.whole_tokens))
-    return Arm(f"layered-{execution}", (*flags, *execution_flags(execution)), True, execution)
+    return Arm(f"layered-{execution}", (*flags, "--layered-execution", execution), True, execution)
 
 
 def step_arms(profile: Profile) -> list[Arm]:
     """In the order of what they tell: fused and the two chunk sizes that matter most come first."""
-    layered = [layered_arm(profile, execution) for execution in available_executions()]
+    layered = [layered_arm(profile, execution) for execution in profile.executions]
     stock = stock_arms(profile)
     return [layered[0], *stock[:3], *layered[1:], *stock[3:]]
 
