@@ -41,7 +41,7 @@ from features_requests import (
     STREAMS,
     STRUCTURED,
 )
-from features_servers import BFLOAT16_FLAGS, FLAGS, GROUP_TOKENS, serve_both
+from features_servers import BFLOAT16_FLAGS, FLAGS, GROUP_TOKENS, SESSION_FLAGS, serve_both
 from features_text import joined_text, log_fields, metric_names, stream_events
 from sglang_layered.models import make_model
 from workload import prompt
@@ -61,10 +61,20 @@ def servers(
 
 @pytest.fixture(scope="module")
 def bfloat16(
+    tiny_llama: Path, pristine_site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    """A dense model: with experts the last bit depends on which of them the neighbours chose just then."""
+    folder = tmp_path_factory.mktemp("bfloat16")
+    with serve_both(folder, tiny_llama, pristine_site, BFLOAT16_FLAGS) as served:
+        yield Pair(*served)
+
+
+@pytest.fixture(scope="module")
+def streaming(
     tiny_qwen3_moe: Path, pristine_site: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    folder = tmp_path_factory.mktemp("bfloat16")
-    with serve_both(folder, tiny_qwen3_moe, pristine_site, BFLOAT16_FLAGS) as served:
+    folder = tmp_path_factory.mktemp("streaming")
+    with serve_both(folder, tiny_qwen3_moe, pristine_site, SESSION_FLAGS) as served:
         yield Pair(*served)
 
 
@@ -290,11 +300,11 @@ def test_input_embeds(bfloat16: Pair, seed: int) -> None:
     assert_same(*bfloat16.both_beside(lambda served: generate(served, body)))
 
 
-def test_streaming_sessions(bfloat16: Pair) -> None:
-    assert_same(*bfloat16.both_beside(scenarios.streaming_conversation))
+def test_streaming_sessions(streaming: Pair) -> None:
+    assert_same(*streaming.both_beside(scenarios.streaming_conversation))
 
 
-def test_streaming_session_goes_on_after_an_aborted_turn(bfloat16: Pair) -> None:
-    already = len(events(bfloat16.layered))
-    assert_same(*bfloat16.both_beside(scenarios.interrupted_conversation, each_layered=False))
-    assert scenarios.drops_of(events(bfloat16.layered)[already:], "interrupted") == ["aborted"]
+def test_streaming_session_goes_on_after_an_aborted_turn(streaming: Pair) -> None:
+    already = len(events(streaming.layered))
+    assert_same(*streaming.both_beside(scenarios.interrupted_conversation, each_layered=False))
+    assert scenarios.drops_of(events(streaming.layered)[already:], "interrupted") == ["aborted"]
