@@ -9,6 +9,8 @@ from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
 from sglang_layered.errors import ConfigError
 
 PREFILL_MODES = ("chunked", "layered")
+EXECUTIONS = ("fused", "sequential", "concurrent", "auto")
+GROUP_ATTENTIONS = ("auto", "backends", "pair", "pod")
 INVARIANT_CHECKS = ("basic", "full", "strict")
 
 
@@ -41,6 +43,23 @@ class LayeredConfig:
         "Layered mode: what chooses the layer groups: 'token-target', the name of an installed entry point"
         " of group sglang_layered.policies, or module:Class.",
     )
+    layered_execution: str = flag(
+        "fused",
+        "Layered mode: how prompt and decode rows of a step run. 'fused': together in the group's layers,"
+        " whose experts are read once; 'sequential': SGLang's own decode step, then the group for the prompt;"
+        " 'concurrent': these two on two CUDA streams; 'auto': whatever was fastest for steps of that size.",
+        EXECUTIONS,
+    )
+    layered_prompt_sms: int | None = flag(
+        None, "Layered mode: the most SMs that the prompt's stream may use when steps run concurrently."
+    )
+    layered_group_attention: str = flag(
+        "auto",
+        "Layered mode: attention where prompt and decode rows share a layer: 'backends' runs SGLang's"
+        " attention backend twice, 'pair' FlashInfer's paged prefill and decode with one plan a step, 'pod'"
+        " its POD kernels in one launch (both need --attention-backend flashinfer); 'auto' is 'backends'.",
+        GROUP_ATTENTIONS,
+    )
     layered_check_invariants: str = flag(
         "basic",
         "Layered mode: 'basic' compares ledger and cohort in every step, 'full' also walks the KV pool and"
@@ -55,6 +74,13 @@ class LayeredConfig:
         nargs="+",
     )
 
+    layered_graph_granularity: int = flag(
+        1,
+        "Layered mode, where SGLang uses decode CUDA graphs: layers in each graph of a layered step's decode"
+        " rows. 1 covers any layer group by graphs; more means fewer graphs, with layers between a group and"
+        " the next multiple run without; 0 captures none.",
+    )
+
     def __post_init__(self) -> None:
         for item in fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
@@ -63,13 +89,39 @@ class LayeredConfig:
                 raise ConfigError(f"--{name} {value}: choose one of {', '.join(choices)}")
         if self.layered_group_tokens < 1:
             raise ConfigError(f"--layered-group-tokens {self.layered_group_tokens}: give 1 or more tokens")
+        if self.layered_prompt_sms is not None:
+            self._check_prompt_sms(self.layered_prompt_sms)
         if self.layered_num_groups is not None and self.layered_num_groups < 1:
             raise ConfigError(f"--layered-num-groups {self.layered_num_groups}: give 1 or more groups")
+        if self.layered_graph_granularity < 0:
+            raise ConfigError(
+                f"--layered-graph-granularity {self.layered_graph_granularity}:"
+                " give 1 or more layers a graph, or 0 for no graphs"
+            )
+
+    def _check_prompt_sms(self, num_sms: int) -> None:
+        if num_sms < 1:
+            raise ConfigError(f"--layered-prompt-sms {num_sms}: give 1 or more SMs")
+        if self.layered_execution not in ("concurrent", "auto"):
+            raise ConfigError(
+                f"--layered-prompt-sms {num_sms}: it needs --layered-execution concurrent or auto, not"
+                f" {self.layered_execution}"
+            )
 
     @property
     def is_layered(self) -> bool:
         """True when layered prefill is asked for."""
         return self.prefill_mode == "layered"
+
+    @property
+    def group_attention(self) -> str:
+        """The group attention that `auto` stands for, or the one asked for."""
+        return "backends" if self.layered_group_attention == "auto" else self.layered_group_attention
+
+    @property
+    def may_fuse(self) -> bool:
+        """True when some steps may run decode rows apart from SGLang's own decode step."""
+        return self.layered_execution in ("fused", "auto")
 
     @classmethod
     def from_server_args(cls, server_args: Any) -> LayeredConfig:
@@ -90,9 +142,14 @@ class LayeredConfig:
         )
 
     def check_depth(self, num_layers: int) -> None:
-        """Refuse a fixed group count that the model has too few layers for."""
+        """Refuse a group count or layers a graph that the model has too few layers for."""
         if self.layered_num_groups is not None and self.layered_num_groups > num_layers:
             raise ConfigError(
                 f"--layered-num-groups {self.layered_num_groups}: the model has {num_layers} layers;"
                 f" give {num_layers} or fewer"
+            )
+        if self.layered_graph_granularity > num_layers:
+            raise ConfigError(
+                f"--layered-graph-granularity {self.layered_graph_granularity}: the model has {num_layers}"
+                f" layers; give {num_layers} or fewer"
             )

@@ -8,8 +8,10 @@ LayeredPrefillError
 ├── InvariantError       the invariant checker found the KV pool and the ledger apart
 ├── PatchError           the patch set cannot be applied, reverted or verified
 ├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
+├── KernelError          a kernel was called wrongly, or cannot run or be timed here
 ├── ModelRecipeError     `make-model` was asked for something it cannot make
-└── QuickstartError      the quickstart cannot go on
+├── QuickstartError      the quickstart cannot go on
+└── GpuHostError         a bundle cannot be made, or a stage of the GPU suite cannot go on
 """
 
 
@@ -45,9 +47,17 @@ class CpuKernelError(LayeredPrefillError, NotImplementedError):
     """A CPU reference kernel is missing or was called wrongly."""
 
 
+class KernelError(LayeredPrefillError, ValueError):
+    """A kernel was called wrongly, or cannot run or be timed here."""
+
+
 class ModelRecipeError(LayeredPrefillError, ValueError):
     """`make-model` was asked for something it cannot make."""
 
 
 class QuickstartError(LayeredPrefillError, RuntimeError):
     """The quickstart cannot go on."""
+
+
+class GpuHostError(LayeredPrefillError, RuntimeError):
+    """A bundle cannot be made, or a stage of the GPU suite cannot go on."""

@@ -18,9 +18,9 @@ class Refusal:
     reason: str
     remedy: str
 
-    def message(self) -> str:
+    def message(self, refused: str = "--prefill-mode layered") -> str:
         """The one line a user sees."""
-        return f"--prefill-mode layered does not work with {self.flag}: {self.reason}; {self.remedy}"
+        return f"{refused} does not work with {self.flag}: {self.reason}; {self.remedy}"
 
 
 def _set(name: str) -> Callable[[Any], bool]:
@@ -133,6 +133,29 @@ FLAG_REFUSALS = (
 )
 
 
+GROUP_ATTENTION_REFUSALS = (
+    Refusal(
+        "an attention backend other than flashinfer",
+        lambda args: set(args.get_attention_backends()) != {"flashinfer"},
+        "it runs FlashInfer's kernels on the tables of that backend",
+        "add --attention-backend flashinfer",
+    ),
+    Refusal(
+        "--kv-cache-dtype",
+        lambda args: args.kv_cache_dtype not in ("auto", "bf16", "bfloat16"),
+        "its kernels get no scales for a quantized KV cache",
+        "use 'auto'",
+    ),
+    Refusal(
+        "--enable-deterministic-inference",
+        _set("enable_deterministic_inference"),
+        "it lets FlashInfer split the keys by load",
+        "leave the flag out",
+    ),
+    Refusal("--enable-mis", _set("enable_mis"), "its masks know no items", "leave the flag out"),
+)
+
+
 def refuse_unsupported(server_args: Any) -> None:
     """Refuse the first flag or model property that layered mode cannot serve.
 
@@ -142,9 +165,56 @@ def refuse_unsupported(server_args: Any) -> None:
     for refusal in FLAG_REFUSALS:
         if refusal.applies(server_args):
             raise UnsupportedError(refusal.message())
+    reason = execution_refusal(server_args)
+    if reason is not None:
+        raise UnsupportedError(f"--layered-execution {server_args.layered_execution}: {reason}")
     reason = model_refusal(server_args.get_model_config())
     if reason is not None:
         raise UnsupportedError(f"--prefill-mode layered cannot serve {server_args.model_path}: {reason}")
+
+
+def execution_refusal(server_args: Any) -> str | None:
+    """Why the asked execution cannot run with these arguments, or None."""
+    wanted = server_args.layered_execution
+    if wanted == "concurrent" and server_args.device != "cuda":
+        return f"it needs two CUDA streams and the device is {server_args.device}; use sequential or fused"
+    if server_args.tp_size == 1:
+        return None
+    if wanted == "concurrent":
+        return "with --tp-size above 1 two streams would share one communicator; use sequential or fused"
+    if wanted == "auto":
+        return "with --tp-size above 1 each rank would choose by its own clock; name a strategy"
+    return None
+
+
+def refuse_group_attention(kind: str, server_args: Any) -> None:
+    """Refuse 'pair' or 'pod' where FlashInfer's kernels cannot stand in for SGLang's attention backend.
+
+    Raises:
+        UnsupportedError: with the flag, the reason and the remedy.
+    """
+    if kind == "backends":
+        return
+    flag = f"--layered-group-attention {kind}"
+    for refusal in GROUP_ATTENTION_REFUSALS:
+        if refusal.applies(server_args):
+            raise UnsupportedError(refusal.message(flag))
+    reason = group_attention_refusal(server_args.get_model_config())
+    if reason is not None:
+        raise UnsupportedError(
+            f"{flag} cannot serve {server_args.model_path}: {reason}; use --layered-group-attention backends"
+        )
+
+
+def group_attention_refusal(model_config: Any) -> str | None:
+    """Why FlashInfer's paged kernels cannot serve this model (an SGLang ModelConfig), or None."""
+    if model_config.attention_arch.name != "MHA":
+        return f"its attention is {model_config.attention_arch.name}, which has kernels of its own"
+    if model_config.has_attention_sinks:
+        return "it has attention sinks"
+    if model_config.is_hybrid_swa:
+        return "its sliding-window layers have a KV pool of their own (see --disable-hybrid-swa-memory)"
+    return None
 
 
 def model_refusal(model_config: Any) -> str | None:

@@ -57,12 +57,13 @@ def _check(server_args: Any) -> None:
         return
     from sglang_layered.listeners.dispatch import check_listeners
     from sglang_layered.patching import verify_patched
-    from sglang_layered.refusals import refuse_unsupported
+    from sglang_layered.refusals import refuse_group_attention, refuse_unsupported
 
     verify_patched()
     config.make_policy()
     check_listeners(config.layered_listeners or ())
     refuse_unsupported(server_args)
+    refuse_group_attention(config.group_attention, server_args)
     config.check_depth(server_args.get_model_config().num_hidden_layers)
 
 

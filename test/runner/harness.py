@@ -46,15 +46,13 @@ class SteppedScheduler:
     """A layered scheduler whose steps a test makes one by one."""
 
     def __init__(self, model_path: Path, **flags: Any) -> None:
+        defaults = {"device": "cpu", "dtype": "float32", "layered_check_invariants": "strict"}
         args = ServerArgs(
             model_path=str(model_path),
-            device="cpu",
-            dtype="float32",
             skip_tokenizer_init=True,
             prefill_mode="layered",
-            layered_check_invariants="strict",
             random_seed=1,
-            **flags,
+            **defaults | flags,
         )
         publish(args, role="scheduler")
         self.scheduler = Scheduler(args, PortArgs.init_new(args), *PORT_RANKS)

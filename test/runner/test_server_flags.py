@@ -43,6 +43,10 @@ def test_both_modes_run_with_the_overlap_scheduler_unless_told(
         (("--layered-group-tokens", "0"), "--layered-group-tokens 0"),
         (("--layered-group-tokens", "-3"), "--layered-group-tokens -3"),
         (("--layered-num-groups", "9"), r"--layered-num-groups 9.*8 layers"),
+        (("--layered-prompt-sms", "0", "--layered-execution", "auto"), "--layered-prompt-sms 0"),
+        (("--layered-prompt-sms", "60"), "--layered-prompt-sms 60: it needs --layered-execution concurrent"),
+        (("--layered-graph-granularity", "-1"), "--layered-graph-granularity -1"),
+        (("--layered-graph-granularity", "9"), r"--layered-graph-granularity 9.*8 layers"),
         (("--layered-policy", "fastest"), r"--layered-policy fastest.*unknown policy"),
         (("--layered-policy", "json:Absent"), "--layered-policy json:Absent"),
         (("--layered-listeners", "json:Absent"), "--layered-listeners json:Absent"),
@@ -74,6 +78,31 @@ def test_unsupported_flags_are_named_with_reason_and_remedy(
 ) -> None:
     with pytest.raises(UnsupportedError, match=rf"does not work with {flags[0]}: .*; .*"):
         check(tiny_qwen3_moe, *LAYERED, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--layered-execution", "concurrent"), "concurrent: it needs two CUDA streams .* is cpu; use"),
+        (("--layered-execution", "auto", "--tp-size", "2"), "auto: with --tp-size .* name a strategy"),
+    ],
+)
+def test_an_execution_that_cannot_run_is_refused(
+    tiny_qwen3_moe: Path, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=f"--layered-execution {message}"):
+        check(tiny_qwen3_moe, *LAYERED, *flags)
+
+
+@pytest.mark.parametrize("kind", ["pair", "pod"])
+def test_group_attention_on_another_backend_is_refused(tiny_qwen3_moe: Path, kind: str) -> None:
+    check(tiny_qwen3_moe, "--layered-group-attention", kind)
+    check(tiny_qwen3_moe, *LAYERED, "--layered-group-attention", "backends")
+    refused = (
+        f"--layered-group-attention {kind} does not work with an attention backend other than flashinfer"
+    )
+    with pytest.raises(UnsupportedError, match=f"{refused}: .*; add --attention-backend flashinfer"):
+        check(tiny_qwen3_moe, *LAYERED, "--layered-group-attention", kind)
 
 
 def test_a_value_that_argparse_never_saw_is_refused(tiny_qwen3_moe: Path) -> None:

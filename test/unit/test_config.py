@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from sglang_layered.config import LayeredConfig
-from sglang_layered.errors import ConfigError
-from sglang_layered.refusals import model_refusal
+from sglang_layered.errors import ConfigError, UnsupportedError
+from sglang_layered.refusals import model_refusal, refuse_group_attention
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from sglang_layered.refusals import model_refusal
         ("layered_group_tokens", 0, "--layered-group-tokens 0"),
         ("layered_group_tokens", -5, "--layered-group-tokens -5"),
         ("layered_num_groups", 0, "--layered-num-groups 0"),
+        ("layered_group_attention", "triton", "--layered-group-attention triton"),
     ],
 )
 def test_bad_values_name_the_flag(field: str, value: object, flag: str) -> None:
@@ -60,6 +61,49 @@ def test_models_that_layered_mode_cannot_serve_are_refused(properties: dict, rea
     assert model_refusal(model_config()) is None
     assert model_refusal(model_config(text={"layer_types": ["full_attention", "sliding_attention"]})) is None
     assert reason in str(model_refusal(model_config(**properties)))
+
+
+def flashinfer_args(model: dict | None = None, **changes: object) -> SimpleNamespace:
+    plain = {
+        "attention_arch": SimpleNamespace(name="MHA"),
+        "has_attention_sinks": False,
+        "is_hybrid_swa": False,
+    }
+    config = SimpleNamespace(**plain | (model or {}))
+    backends = changes.pop("backends", ("flashinfer", "flashinfer"))
+    return SimpleNamespace(
+        **{"kv_cache_dtype": "auto", "model_path": "some/model"} | changes,
+        get_attention_backends=lambda: backends,
+        get_model_config=lambda: config,
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (flashinfer_args(backends=("fa3", "flashinfer")), "other than flashinfer"),
+        (flashinfer_args(backends=(None, None)), "add --attention-backend flashinfer"),
+        (flashinfer_args(kv_cache_dtype="fp8_e4m3"), "--kv-cache-dtype"),
+        (flashinfer_args(enable_deterministic_inference=True), "--enable-deterministic-inference"),
+        (flashinfer_args(enable_mis=True), "--enable-mis"),
+        (flashinfer_args({"attention_arch": SimpleNamespace(name="MLA")}), "attention is MLA"),
+        (flashinfer_args({"has_attention_sinks": True}), "attention sinks"),
+        (flashinfer_args({"is_hybrid_swa": True}), "--disable-hybrid-swa-memory"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["pair", "pod"])
+def test_group_attention_refuses_what_its_kernels_cannot_serve(
+    kind: str, args: SimpleNamespace, reason: str
+) -> None:
+    refuse_group_attention(kind, flashinfer_args())
+    refuse_group_attention("backends", args)
+    with pytest.raises(UnsupportedError, match=f"--layered-group-attention {kind} .*{reason}"):
+        refuse_group_attention(kind, args)
+
+
+def test_auto_group_attention_is_the_two_backends() -> None:
+    assert LayeredConfig().group_attention == "backends"
+    assert LayeredConfig(layered_group_attention="pod").group_attention == "pod"
 
 
 def test_seams_load_neither_torch_nor_sglang() -> None:

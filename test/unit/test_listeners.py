@@ -248,6 +248,7 @@ def test_jsonl_fields_are_those_of_the_event() -> None:
         "group": None,
         "group_index": 0,
         "num_groups": 1,
+        "strategy": None,
     }
     assert admitted == {
         "event": "cohort_admitted",

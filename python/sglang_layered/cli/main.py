@@ -21,6 +21,7 @@ COMMANDS = {
         "quickstart",
         "Serve one model in three modes and compare them.",
     ),
+    "bench": ("sglang_layered.cli.bench", "bench", "Time parts of this package on this machine."),
 }
 
 

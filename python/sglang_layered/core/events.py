@@ -42,8 +42,8 @@ class StepDone:
 
     `start_s` is the launch, `duration_s` the forward's time on the device. `decode` maps each request that
     got a token to its number of output tokens, `prompt` each prompt's request to its rows; `group` is None
-    unless the step is layered (a prefill step runs all layers). `num_decode_rows` also counts rows of
-    requests that had just finished.
+    and `strategy` (how the two kinds of rows ran: `--layered-execution`) are None unless the step is layered;
+    a prefill step runs all layers. `num_decode_rows` also counts rows of requests that had just finished.
     """
 
     step: int
@@ -58,6 +58,7 @@ class StepDone:
     group: LayerGroup | None = None
     group_index: int = 0
     num_groups: int = 1
+    strategy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

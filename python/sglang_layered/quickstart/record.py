@@ -118,10 +118,10 @@ def _run_from_json(document: dict[str, Any]) -> ModeRun:
     )
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that matter; one that is not installed is left out."""
+def installed_versions(*more: str) -> dict[str, str]:
+    """Versions of the packages that matter, and of `more`; one that is not installed is left out."""
     found = {"python": platform.python_version()}
-    for name in VERSIONED:
+    for name in (*VERSIONED, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

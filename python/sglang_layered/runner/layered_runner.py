@@ -13,8 +13,9 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
-from sglang_layered.runner.hybrid_attention import HybridAttention
-from sglang_layered.runner.layer_ranges import LayerRanges
+from sglang_layered.runner.decode_graphs.paths import DecodePaths
+from sglang_layered.runner.flashinfer_group import make_group_attention
+from sglang_layered.runner.layer_calls import LayerCalls
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows
 
 
@@ -30,11 +31,16 @@ class GroupStep:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step leaves: logits of the decode rows, and the prompt's parked rows or its logits."""
+    """What a step leaves: logits of the decode rows, and the prompt's parked rows or its logits.
+
+    The records are what SGLang noted of the forward that the rows ran in; a fused step has one for both.
+    """
 
     decode_logits: LogitsProcessorOutput | None
     prompt_logits: LogitsProcessorOutput | None
     parked: PPProxyTensors | None
+    decode_record: ModelRunnerOutput | None = None
+    prompt_record: ModelRunnerOutput | None = None
 
 
 class CarriedStep:
@@ -63,48 +69,56 @@ class LayeredRunner:
 
     def __init__(self, model_runner: Any) -> None:
         self._model_runner = model_runner
-        self._ranges = LayerRanges(model_runner.model)
+        self._calls = LayerCalls(model_runner)
         self._prompt_backend = model_runner._get_attention_backend(init_new_workspace=True)
-        self._attention = HybridAttention(self._prompt_backend, model_runner.attn_backend)
+        self._attention = make_group_attention(model_runner, self._prompt_backend)
+        self.decode_paths = DecodePaths(model_runner, self._calls)
 
     @property
     def num_layers(self) -> int:
         """Layers of the model."""
-        return self._ranges.num_layers
+        return self._calls.num_layers
 
-    def forward(self, step: GroupStep) -> tuple[StepOutput, ModelRunnerOutput]:
-        """Run a step through `ModelRunner.forward`; the second value holds what SGLang recorded."""
+    def fused(self, step: GroupStep) -> StepOutput:
+        """Run a step in one forward: in the group's layers prompt and decode rows share the weights read."""
         rows = replace(step.prompt) if step.decode is None else hybrid_batch(step.prompt, step.decode)
         carrier: Any = rows
         carrier.layered_step = CarriedStep(self, step, rows)
-        recorded = self._model_runner.forward(carrier)
-        return recorded.logits_output, recorded
+        record = self._model_runner.forward(carrier)
+        output: StepOutput = record.logits_output
+        output.decode_record = output.prompt_record = record
+        return output
+
+    def decode_alone(self, batch: ForwardBatch) -> ModelRunnerOutput:
+        """Run the decode rows as SGLang does, with its full graph where it has one."""
+        return self._model_runner.forward(batch)
 
     def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
         self._plan_attention(step)
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
-            prompt = self._embed(step.prompt) if step.parked is None else step.parked
+            prompt = self._calls.embed(step.prompt) if step.parked is None else step.parked
             if step.decode is None:
                 with self._attend(self._prompt_backend):
-                    prompt = self._layers(step.prompt, step.group, prompt)
+                    prompt = self._calls.layers(step.prompt, step.group.start, step.group.end, prompt)
                 decode_logits = None
             else:
                 prompt, decode_logits = self._hybrid(step, rows, prompt)
             if step.group.end == self.num_layers:
-                return StepOutput(decode_logits, self._head(step.prompt, prompt, self.num_layers), None)
+                return StepOutput(decode_logits, self._calls.head(step.prompt, prompt, self.num_layers), None)
             return StepOutput(decode_logits, None, prompt)
 
     def _hybrid(
         self, step: GroupStep, hybrid: ForwardBatch, prompt: PPProxyTensors
     ) -> tuple[PPProxyTensors, LogitsProcessorOutput]:
         group, decode_batch = step.group, step.decode
-        decode = self._below(decode_batch, group.start)
+        path = self.decode_paths.of(decode_batch)
+        decode = path.below(group.start)
         self._model_runner._prepare_eager_forward_batch(hybrid)
         with self._attend(self._attention.bind(step.prompt, decode_batch)):
-            joined = self._layers(hybrid, group, join_rows(prompt, decode))
+            joined = self._calls.layers(hybrid, group.start, group.end, join_rows(prompt, decode))
         prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
-        return prompt, self._head(decode_batch, decode, group.end)
+        return prompt, path.above(decode, group.end)
 
     def _plan_attention(self, step: GroupStep) -> None:
         if step.parked is None:
@@ -113,28 +127,6 @@ class LayeredRunner:
         if step.decode is not None:
             self._model_runner._prepare_eager_forward_batch(step.decode)
             self._model_runner.attn_backend.init_forward_metadata(step.decode)
-
-    def _embed(self, batch: ForwardBatch) -> PPProxyTensors:
-        kwargs = self._model_runner._extend_forward_kwargs(batch, None)
-        with self._ranges.stage(0, 0, first=True, last=False):
-            return self._model_runner.model.forward(batch.input_ids, batch.positions, batch, **kwargs)
-
-    def _below(self, batch: ForwardBatch, end: int) -> PPProxyTensors:
-        with self._ranges.stage(0, end, first=True, last=False):
-            return self._call(batch, None)
-
-    def _layers(self, batch: ForwardBatch, group: LayerGroup, rows: PPProxyTensors) -> PPProxyTensors:
-        with self._ranges.stage(group.start, group.end, first=False, last=False):
-            return self._call(batch, rows)
-
-    def _head(self, batch: ForwardBatch, rows: PPProxyTensors, start: int) -> LogitsProcessorOutput:
-        with self._ranges.stage(start, self.num_layers, first=False, last=True):
-            return self._call(batch, rows)
-
-    def _call(self, batch: ForwardBatch, rows: PPProxyTensors | None) -> Any:
-        return self._model_runner.model.forward(
-            batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows
-        )
 
     @staticmethod
     def _attend(backend: Any) -> AbstractContextManager[None]:

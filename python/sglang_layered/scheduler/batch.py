@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 
+from sglang_layered.core.choice import StepShape
 from sglang_layered.core.cohort import Cohort
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ class LayerGroupBatch:
     def group(self) -> LayerGroup:
         """The cohort's group in this step."""
         return self.inflight.cohort.group
+
+    @property
+    def shape(self) -> StepShape:
+        """Sizes of the step."""
+        num_decode_rows = 0 if self.decode is None else len(self.decode.reqs)
+        return StepShape(num_decode_rows, self.inflight.num_prompt_tokens, self.group.num_layers)
 
     @property
     def completes_cohort(self) -> bool:

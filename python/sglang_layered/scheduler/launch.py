@@ -18,27 +18,30 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 
-from sglang_layered.runner.layered_runner import GroupStep, LayeredRunner
+from sglang_layered.runner.execution import Execution
+from sglang_layered.runner.layered_runner import GroupStep
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 
 
 class StepLauncher:
     """Turns a LayerGroupBatch into a forward and its outputs into SGLang's batch results."""
 
-    def __init__(self, scheduler: Any, runner: LayeredRunner) -> None:
+    def __init__(self, scheduler: Any, execution: Execution) -> None:
         self._scheduler = scheduler
-        self._runner = runner
+        self._execution = execution
         self._model_runner = scheduler.tp_worker.model_runner
 
-    def launch(self, step: LayerGroupBatch) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
+    def launch(
+        self, step: LayerGroupBatch, strategy: str | None
+    ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
         """Run the step; gives the decode's batch and result, and the cohort's after its last group."""
         self._begin(step)
         if not self._scheduler.enable_overlap:
-            return self._forward(step)
+            return self._forward(step, strategy)
         scheduler = self._scheduler
         with scheduler.forward_stream_ctx:
             scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
-            results = self._forward(step)
+            results = self._forward(step, strategy)
         scheduler._apply_war_barrier()
         return results
 
@@ -55,7 +58,9 @@ class StepLauncher:
         if scheduler.forward_sleep_time is not None:
             time.sleep(scheduler.forward_sleep_time)
 
-    def _forward(self, step: LayerGroupBatch) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
+    def _forward(
+        self, step: LayerGroupBatch, strategy: str | None
+    ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
         for batch in _new_batches(step):
             resolve_forward_inputs(batch, self._scheduler.future_map)
         inflight = step.inflight
@@ -65,15 +70,16 @@ class StepLauncher:
             decode = None if step.decode is None else self._prepare(step.decode)
             self._keep_alive(inflight)
             group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked)
-            output, recorded = self._runner.forward(group_step)
+            output = self._execution.run(group_step, strategy)
             inflight.parked = output.parked
             results = []
             if step.decode is not None:
-                results.append(
-                    (step.decode, self._result(step.decode, decode, output.decode_logits, recorded))
-                )
+                result = self._result(step.decode, decode, output.decode_logits, output.decode_record)
+                results.append((step.decode, result))
             if output.prompt_logits is not None:
-                result = self._result(inflight.batch, inflight.forward, output.prompt_logits, recorded)
+                result = self._result(
+                    inflight.batch, inflight.forward, output.prompt_logits, output.prompt_record
+                )
                 results.append((inflight.batch, result))
         for batch, result in results:
             self._after(batch, result)

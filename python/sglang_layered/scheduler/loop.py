@@ -19,6 +19,7 @@ from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView, StepKind, StepTiming
 from sglang_layered.errors import InvariantError, PlanError
 from sglang_layered.listeners.dispatch import find_listeners
+from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.scheduler.cohorts import CohortKeeper
@@ -51,7 +52,8 @@ class LayeredLoop:
         self.report = Reporter(scheduler, find_listeners(_specs(scheduler, config)))
         self._metrics = metrics_of(scheduler)
         self.keeper = CohortKeeper(scheduler, runner.num_layers, self._heard_of_drop)
-        self._launcher = StepLauncher(scheduler, runner)
+        self._execution = Execution.from_config(runner, config, scheduler.device)
+        self._launcher = StepLauncher(scheduler, self._execution)
         self._checker = InvariantChecker(scheduler, self.keeper.ledger, config.layered_check_invariants)
         self._single_rank = scheduler.ps.tp_size == 1
         self.controls.changed.append(self._mode_changed)
@@ -229,15 +231,17 @@ class LayeredLoop:
     def _run_layered(self, step: LayerGroupBatch) -> None:
         inflight, cohort = step.inflight, step.inflight.cohort
         self.scheduler.cur_batch_for_debug = inflight.batch
+        strategy = self._execution.choose(step.shape)
         timer = StepTimer.start(self.scheduler)
         outcomes = [
-            Outcome(batch, self._seen(batch), result) for batch, result in self._launcher.launch(step)
+            Outcome(batch, self._seen(batch), result)
+            for batch, result in self._launcher.launch(step, strategy)
         ]
         timer.stop()
         self.keeper.advance()
         rows = tuple(inflight.batch.extend_lens)
         number = self.scheduler.forward_ct
-        self.results.launched(LaunchedStep(number, "layered", tuple(outcomes), timer, cohort, rows))
+        self.results.launched(LaunchedStep(number, "layered", tuple(outcomes), timer, cohort, rows, strategy))
 
     def _seen(self, batch: ScheduleBatch) -> ScheduleBatch:
         return batch.copy() if self.scheduler.enable_overlap else batch
@@ -253,6 +257,8 @@ class LayeredLoop:
         self.last_timing = StepTiming(
             step.kind, step.timer.duration_s(), decode_rows, sum(step.prompt_rows), num_layers
         )
+        if step.strategy is not None:
+            self._execution.observe(step.strategy, self.last_timing)
         self.report.step_done(step, self.last_timing, decoded)
 
     def _drop(self, reason: str) -> None:

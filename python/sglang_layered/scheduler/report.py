@@ -73,6 +73,7 @@ class Reporter:
                 group=None if cohort is None else cohort.group,
                 group_index=0 if cohort is None else cohort.next_group,
                 num_groups=1 if cohort is None else cohort.plan.num_groups,
+                strategy=step.strategy,
             )
         )
         if cohort is not None:

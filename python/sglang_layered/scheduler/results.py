@@ -37,6 +37,7 @@ class LaunchedStep:
     timer: StepTimer
     cohort: Cohort | None = None
     prompt_rows: tuple[int, ...] = ()
+    strategy: str | None = None
 
 
 class StepResults:

@@ -1,0 +1,128 @@
+"""Which way to run a layered step: fixed, or whatever was fastest for steps of the same size.
+
+Pure: it sees sizes and durations that others measured, and knows no clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+NUM_KEPT = 5
+NUM_TO_COMPARE = 3
+NUM_BETWEEN_TRIALS = 64
+MARGIN = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """Sizes of a layered step that decide how long it takes."""
+
+    num_decode_rows: int
+    num_prompt_rows: int
+    num_layers: int
+
+    @property
+    def bucket(self) -> StepShape:
+        """All sizes rounded down to a power of two: steps of one bucket are compared with each other."""
+        return StepShape(
+            _power_of_two(self.num_decode_rows),
+            _power_of_two(self.num_prompt_rows),
+            _power_of_two(self.num_layers),
+        )
+
+
+class StrategyChoice(Protocol):
+    """Names the strategy of a step, and hears how long it took."""
+
+    def choose(self, shape: StepShape) -> str:
+        """The strategy of the next step."""
+
+    def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
+        """A step took so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedChoice:
+    """Always the same."""
+
+    strategy: str
+
+    def choose(self, shape: StepShape) -> str:
+        """The one strategy there is."""
+        return self.strategy
+
+    def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
+        """Nothing to learn."""
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """What is known of the steps of one size. A strategy's first step there is not counted: it compiles."""
+
+    durations: dict[str, deque[float]]
+    best: str | None = None
+    num_steps: int = 0
+    warmed_up: set[str] = field(default_factory=set)
+
+    def median(self, strategy: str) -> float:
+        return statistics.median(self.durations[strategy])
+
+
+class MeasuredChoice:
+    """The strategy with the lowest median step time in each bucket of sizes.
+
+    Strategies take turns until each was measured `NUM_TO_COMPARE` times. Every `NUM_BETWEEN_TRIALS` steps the
+    others are tried once more, and one that is faster by more than `MARGIN` takes over.
+    """
+
+    def __init__(self, strategies: Sequence[str]) -> None:
+        self._strategies = tuple(strategies)
+        self._buckets: dict[StepShape, _Bucket] = {}
+
+    def choose(self, shape: StepShape) -> str:
+        """An unmeasured strategy if there is one, a trial if one is due, else the best so far."""
+        bucket = self._bucket(shape)
+        bucket.num_steps += 1
+        if bucket.best is None:
+            return self._strategies[bucket.num_steps % len(self._strategies)]
+        trial = bucket.num_steps % (NUM_BETWEEN_TRIALS + len(self._strategies)) - NUM_BETWEEN_TRIALS
+        return bucket.best if trial < 0 else self._strategies[trial]
+
+    def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
+        """Note a duration; the best of the bucket may change, which is logged with both medians."""
+        bucket = self._bucket(shape)
+        if strategy not in bucket.warmed_up:
+            bucket.warmed_up.add(strategy)
+            return
+        bucket.durations[strategy].append(duration_s)
+        if all(len(bucket.durations[name]) >= NUM_TO_COMPARE for name in self._strategies):
+            self._compare(shape.bucket, bucket)
+
+    def _bucket(self, shape: StepShape) -> _Bucket:
+        key = shape.bucket
+        if key not in self._buckets:
+            self._buckets[key] = _Bucket({name: deque(maxlen=NUM_KEPT) for name in self._strategies})
+        return self._buckets[key]
+
+    def _compare(self, key: StepShape, bucket: _Bucket) -> None:
+        fastest = min(self._strategies, key=bucket.median)
+        if bucket.best == fastest:
+            return
+        if bucket.best is None or bucket.median(fastest) < bucket.median(bucket.best) * (1 - MARGIN):
+            bucket.best = fastest
+            medians = ", ".join(f"{name} {1e3 * bucket.median(name):.2f} ms" for name in self._strategies)
+            logger.info(
+                "Layered execution: %s from %d decode rows, %d prompt rows and %d layers on (%s)",
+                fastest, key.num_decode_rows, key.num_prompt_rows, key.num_layers, medians,
+            )  # fmt: skip
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value.bit_length() - 1) if value > 0 else 0

@@ -1,0 +1,88 @@
+"""How `--layered-execution auto` chooses, with a clock that the test sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_layered.core.choice import (
+    NUM_BETWEEN_TRIALS,
+    NUM_TO_COMPARE,
+    FixedChoice,
+    MeasuredChoice,
+    StepShape,
+)
+
+NAMES = ("fused", "sequential", "concurrent")
+SHAPE = StepShape(16, 2048, 6)
+
+
+def run(
+    choice: MeasuredChoice, durations: dict[str, float], num_steps: int, shape: StepShape = SHAPE
+) -> list:
+    chosen = []
+    for _ in range(num_steps):
+        name = choice.choose(shape)
+        choice.observe(name, shape, durations[name])
+        chosen.append(name)
+    return chosen
+
+
+def learn(choice: MeasuredChoice, durations: dict[str, float], shape: StepShape = SHAPE) -> None:
+    run(choice, durations, len(NAMES) * (NUM_TO_COMPARE + 1), shape)
+
+
+def test_strategies_take_turns_until_each_is_known() -> None:
+    turns = run(MeasuredChoice(NAMES), dict.fromkeys(NAMES, 1.0), len(NAMES) * (NUM_TO_COMPARE + 1))
+    assert set(Counter(turns).values()) == {NUM_TO_COMPARE + 1}
+
+
+@given(durations=st.permutations([0.010, 0.012, 0.020]))
+def test_the_fastest_is_used(durations: list[float]) -> None:
+    choice, known = MeasuredChoice(NAMES), dict(zip(NAMES, durations, strict=True))
+    learn(choice, known)
+    fastest = min(known, key=known.__getitem__)
+    assert Counter(run(choice, known, NUM_BETWEEN_TRIALS))[fastest] >= NUM_BETWEEN_TRIALS - len(NAMES)
+
+
+def test_a_first_step_that_compiles_is_not_counted() -> None:
+    choice = MeasuredChoice(NAMES)
+    run(choice, {"fused": 9.0, "sequential": 0.1, "concurrent": 0.1}, len(NAMES))
+    run(choice, {"fused": 0.010, "sequential": 0.012, "concurrent": 0.012}, len(NAMES) * NUM_TO_COMPARE)
+    assert choice.choose(SHAPE) == "fused"
+
+
+def test_sizes_are_judged_apart() -> None:
+    choice, small = MeasuredChoice(NAMES), StepShape(16, 100, 6)
+    learn(choice, {"fused": 1.0, "sequential": 2.0, "concurrent": 2.0})
+    learn(choice, {"fused": 2.0, "sequential": 1.0, "concurrent": 2.0}, small)
+    assert (choice.choose(SHAPE), choice.choose(small)) == ("fused", "sequential")
+    assert choice.choose(StepShape(31, 4095, 7)) == "fused", "the same powers of two"
+
+
+def test_it_changes_at_run_time_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    choice = MeasuredChoice(NAMES)
+    with caplog.at_level("INFO"):
+        learn(choice, {"fused": 0.010, "sequential": 0.012, "concurrent": 0.012})
+        slower = {"fused": 0.020, "sequential": 0.012, "concurrent": 0.013}
+        run(choice, slower, 3 * (NUM_BETWEEN_TRIALS + len(NAMES)))
+    assert Counter(run(choice, slower, NUM_BETWEEN_TRIALS)).most_common(1)[0][0] == "sequential"
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("Layered execution: fused from 16 decode rows, 2048 prompt rows and 4 layers on")
+    assert "fused 20.00 ms, sequential 12.00 ms, concurrent 12.00 ms" in second
+
+
+def test_noise_within_the_margin_changes_nothing() -> None:
+    choice = MeasuredChoice(NAMES)
+    learn(choice, {"fused": 0.01000, "sequential": 0.01005, "concurrent": 0.02})
+    run(choice, {"fused": 0.01005, "sequential": 0.01000, "concurrent": 0.02}, 500)
+    assert choice.choose(SHAPE) == "fused"
+
+
+def test_a_fixed_choice_learns_nothing() -> None:
+    choice = FixedChoice("sequential")
+    choice.observe("fused", SHAPE, 0.0)
+    assert choice.choose(SHAPE) == "sequential"
