@@ -8,6 +8,7 @@ number cannot come to name a stranger.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,16 +25,22 @@ from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.errors import QuickstartError
 
 HOST = "127.0.0.1"
+PORTS = range(20_000, 30_000)
 POLL_S = 0.2
 LOG_TAIL_LINES = 15
 
 
 def free_port() -> int:
-    """Return a loopback TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback TCP port that was free a moment ago.
+
+    It is below the range that systems take the ports of outgoing connections from: a server binds it half a
+    minute later.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise QuickstartError(f"no free port in {PORTS.start} to {PORTS.stop - 1}; end other servers")
 
 
 def server_command(python: str, model_path: Path, port: int, args: Sequence[str]) -> list[str]:
