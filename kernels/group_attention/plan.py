@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,18 @@ class AttentionShape:
     def paged(self, cache: torch.Tensor) -> torch.Tensor:
         """A pool's keys or values [slots, kv heads, head_dim] as [pages, page_size, kv heads, head_dim]."""
         return cache.view(-1, self.page_size, self.num_kv_heads, self.head_dim)
+
+    def plan_arguments(self) -> dict[str, Any]:
+        """What every FlashInfer wrapper's `plan` takes by the same names."""
+        return {
+            "num_qo_heads": self.num_q_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "page_size": self.page_size,
+            "window_left": self.window_left,
+            "q_data_type": self.dtype,
+            "kv_data_type": self.dtype,
+            "sm_scale": self.scale,
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)

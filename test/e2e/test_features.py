@@ -60,21 +60,15 @@ def servers(
 
 
 @pytest.fixture
-def bfloat16(
-    tiny_llama: Path, pristine_site: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
+def bfloat16(tiny_llama: Path, pristine_site: Path, tmp_path: Path) -> Iterator[Pair]:
     """A dense model: with experts the last bit depends on which of them the neighbours chose just then."""
-    folder = tmp_path_factory.mktemp("bfloat16")
-    with serve_both(folder, tiny_llama, pristine_site, BFLOAT16_FLAGS) as served:
+    with serve_both(tmp_path, tiny_llama, pristine_site, BFLOAT16_FLAGS) as served:
         yield Pair(*served)
 
 
 @pytest.fixture
-def streaming(
-    tiny_qwen3_moe: Path, pristine_site: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
-    folder = tmp_path_factory.mktemp("streaming")
-    with serve_both(folder, tiny_qwen3_moe, pristine_site, SESSION_FLAGS) as served:
+def streaming(tiny_qwen3_moe: Path, pristine_site: Path, tmp_path: Path) -> Iterator[Pair]:
+    with serve_both(tmp_path, tiny_qwen3_moe, pristine_site, SESSION_FLAGS) as served:
         yield Pair(*served)
 
 

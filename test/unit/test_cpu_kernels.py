@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sglang_layered_kernels import cpu
 
 from sglang_layered import cpu_kernels
 from sglang_layered.cpu_kernels import CpuKernelFinder, offer_cpu_kernels, other_build_installed
 from sglang_layered.errors import CpuKernelError
-
-torch = pytest.importorskip("torch")
-
-from sglang_layered_kernels import cpu  # noqa: E402
 
 
 def forget_sgl_kernel() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang_layered_kernels.group_attention import (
     AttentionShape,
     FlashInferWrappers,
+    GroupAttention,
     PagedPairAttention,
     PageTables,
     PodAttention,
@@ -24,9 +25,12 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.hybrid_attention import HybridAttention
 
-KERNELS = {"pair": PagedPairAttention, "pod": PodAttention}
+KERNELS: Mapping[str, Callable[[AttentionShape, WrapperFactory], GroupAttention]] = {
+    "pair": PagedPairAttention,
+    "pod": PodAttention,
+}
 NUM_TURNS = 2
-Kernels = Mapping[int, PagedPairAttention | PodAttention]  # by window_left; -1 is full attention
+Kernels = Mapping[int, GroupAttention]  # by window_left; -1 is full attention
 
 
 class FlashInferGroupAttention(HybridAttention):
