@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 VOCAB = 1000
+LONG_SOAK_REQUESTS = 5000
 AbortKind = Literal["hang up", "abort request"]
 DisturbanceKind = Literal["retract", "in place", "flush", "group tokens", "chunked", "lull"]
 WEIGHTS: dict[DisturbanceKind, int] = {
@@ -36,8 +37,13 @@ class SoakSpec:
 
     @classmethod
     def of(cls, num_requests: int, seed: int = 1) -> SoakSpec:
-        """Fewer prompts for a short soak, so that their replay is short too."""
-        return cls(num_requests=num_requests, seed=seed, num_prompts=min(150, 20 + num_requests // 20))
+        """A short soak has fewer prompts, so that their replay is short, and an operator without rest."""
+        return cls(
+            num_requests=num_requests,
+            seed=seed,
+            num_prompts=min(150, 20 + num_requests // 20),
+            requests_per_disturbance=20 if num_requests >= LONG_SOAK_REQUESTS else 4,
+        )
 
 
 @dataclass(frozen=True, slots=True)
