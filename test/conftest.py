@@ -1,28 +1,15 @@
 """What every test folder shares: the tiny models, made once, and the marks."""
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tiny_models import tiny_model, use_the_cpu
 
-from sglang_layered.cpu_kernels import cuda_driver_available
-
-REPO = Path(__file__).resolve().parent.parent
-MODELS = REPO / "out" / "test-models"
-
-if not cuda_driver_available():
-    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+use_the_cpu()
 settings.register_profile("untimed", deadline=None)  # machines are shared: a slow test is no wrong one
 settings.load_profile("untimed")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
-
-
-def tiny_model(arch: str) -> Path:
-    from sglang_layered.models import make_model
-
-    return make_model(arch, "tiny", MODELS / arch)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,10 @@ def refuse_unsupported(server_args: Any) -> None:
     reason = execution_refusal(server_args)
     if reason is not None:
         raise UnsupportedError(f"--layered-execution {server_args.layered_execution}: {reason}")
-    reason = model_refusal(server_args.get_model_config())
+    model_config = server_args.get_model_config()
+    reason = model_refusal(model_config)
+    if reason is None:
+        reason = attention_refusal(model_config, server_args.get_attention_backends())
     if reason is not None:
         raise UnsupportedError(f"--prefill-mode layered cannot serve {server_args.model_path}: {reason}")
 
@@ -226,8 +229,17 @@ def model_refusal(model_config: Any) -> str | None:
         return f"{architecture} takes images or audio, which is not tested; serve it in chunked mode"
     if getattr(model_config.hf_config, "quantization_config", None):
         return "its weights are quantized, which is not tested; serve bf16, fp16 or fp32 weights"
+    if getattr(model_config.hf_text_config, "index_topk", None):
+        return f"{architecture} has sparse attention (DSA), which is not tested; serve it in chunked mode"
     if _has_recurrent_layers(model_config.hf_text_config):
         return f"{architecture} has recurrent (linear attention or SSM) layers; serve it in chunked mode"
+    return None
+
+
+def attention_refusal(model_config: Any, backends: Iterable[str]) -> str | None:
+    """Why these attention backends cannot serve this model (an SGLang ModelConfig), or None."""
+    if model_config.has_attention_sinks and "torch_native" in backends:
+        return "it has attention sinks, which SGLang's torch_native attention leaves out; use a GPU"
     return None
 
 

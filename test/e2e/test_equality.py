@@ -12,26 +12,21 @@ import httpx
 import pytest
 import torch
 
-from workload import Ask, answers, logprobs, output_tokens, prompt, read_steps, send_all, settings, staggered
+from workload import (
+    Ask,
+    answers,
+    assert_equal_answers,
+    output_tokens,
+    prompt,
+    read_steps,
+    send_all,
+    settings,
+    staggered,
+)
 
 pytestmark = pytest.mark.server
 
 NUM_LAYERS = {"moe": 8, "llama": 7}
-
-
-def assert_equal_answers(asks: list[Ask], got: list[dict], expected: list[dict]) -> None:
-    wrong = [
-        (index, len(ask.tokens))
-        for index, ask in enumerate(asks)
-        if output_tokens(got[index]) != output_tokens(expected[index])
-    ]
-    assert not wrong, f"requests with other tokens (index, prompt tokens): {wrong}"
-    for ask, mine, theirs in zip(asks, got, expected, strict=True):
-        if ask.logprobs:
-            assert len(logprobs(mine)) == len(ask.tokens) - 1 + ask.num_outputs
-            torch.testing.assert_close(
-                torch.tensor(logprobs(mine)), torch.tensor(logprobs(theirs)), atol=1e-4, rtol=0
-            )
 
 
 def assert_equal_hugging_face(model_path: Path, asks: list[Ask], got: list[dict]) -> None:

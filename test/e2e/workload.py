@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import torch
 
 VOCAB = 1000
 USUAL_SETTINGS = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_cohort_tokens": 8192}
@@ -87,6 +88,22 @@ def logprobs(answer: dict[str, Any]) -> list[float]:
     """Log-probabilities of the prompt's tokens (after the first) and of the output's."""
     meta = answer["meta_info"]
     return [entry[0] for entry in meta["input_token_logprobs"][1:] + meta["output_token_logprobs"]]
+
+
+def assert_equal_answers(asks: list[Ask], got: list[dict], expected: list[dict]) -> None:
+    """The same tokens and, where asked for, log-probabilities within 1e-4."""
+    wrong = [
+        (index, len(ask.tokens))
+        for index, ask in enumerate(asks)
+        if output_tokens(got[index]) != output_tokens(expected[index])
+    ]
+    assert not wrong, f"requests with other tokens (index, prompt tokens): {wrong}"
+    for ask, mine, theirs in zip(asks, got, expected, strict=True):
+        if ask.logprobs:
+            assert len(logprobs(mine)) == len(ask.tokens) - 1 + ask.num_outputs
+            torch.testing.assert_close(
+                torch.tensor(logprobs(mine)), torch.tensor(logprobs(theirs)), atol=1e-4, rtol=0
+            )
 
 
 @contextmanager

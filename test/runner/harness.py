@@ -9,6 +9,7 @@ import itertools
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,19 @@ from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.scheduler.report import Reporter
 
-PORT_RANKS = (0, 0, 0, 0, 0, 0, None)
+
+@dataclass(frozen=True)
+class Rank:
+    """Which rank of several this process is, and where they meet; every rank must be stepped alike."""
+
+    tensor: int = 0
+    expert: int = 0
+    port: int | None = None
+
+    @property
+    def of_scheduler(self) -> tuple[Any, ...]:
+        """The ranks that Scheduler takes: device, tensor, expert, pipeline, context, expert data, data."""
+        return (self.tensor, self.tensor, self.expert, 0, 0, 0, None)
 
 
 class Outbox:
@@ -45,7 +58,7 @@ class Outbox:
 class SteppedScheduler:
     """A layered scheduler whose steps a test makes one by one."""
 
-    def __init__(self, model_path: Path, **flags: Any) -> None:
+    def __init__(self, model_path: Path, rank: Rank = Rank(), **flags: Any) -> None:
         defaults = {"device": "cpu", "dtype": "float32", "layered_check_invariants": "strict"}
         args = ServerArgs(
             model_path=str(model_path),
@@ -55,7 +68,10 @@ class SteppedScheduler:
             **defaults | flags,
         )
         publish(args, role="scheduler")
-        self.scheduler = Scheduler(args, PortArgs.init_new(args), *PORT_RANKS)
+        ports = PortArgs.init_new(args)
+        if rank.port is not None:
+            ports.nccl_port = rank.port
+        self.scheduler = Scheduler(args, ports, *rank.of_scheduler)
         # As Scheduler.run_event_loop does before the loop; on CPU all streams are one.
         self.scheduler.schedule_stream = self.scheduler.device_module.Stream(priority=0)
         self.scheduler._war_barrier_enabled = False

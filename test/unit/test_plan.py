@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
-from sglang_layered.core.policy import FixedCountPolicy, TokenTargetPolicy, find_policy
+from sglang_layered.core.policy import BalancedPolicy, FixedCountPolicy, TokenTargetPolicy, find_policy
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import ConfigError, PlanError
 
@@ -110,3 +113,42 @@ def test_policies_are_found_by_name_and_by_class() -> None:
 def test_unknown_policies_name_the_flag(name: str) -> None:
     with pytest.raises(ConfigError, match="--layered-policy"):
         find(name)
+
+
+def heaviest(plan: LayerGroupPlan, costs: list[float]) -> float:
+    return max(sum(costs[group.start : group.end]) for group in plan.groups)
+
+
+@given(st.data(), st.lists(st.floats(0.01, 100), min_size=1, max_size=9))
+def test_balanced_groups_are_as_light_as_any_cut_makes_them(data: st.DataObject, costs: list[float]) -> None:
+    num_groups = data.draw(st.integers(1, len(costs)))
+    plan = LayerGroupPlan.balanced(costs, num_groups)
+    assert plan.num_groups == num_groups
+    every_cut = (
+        LayerGroupPlan.from_cuts(len(costs), [0, *cuts, len(costs)])
+        for cuts in combinations(range(1, len(costs)), num_groups - 1)
+    )
+    assert heaviest(plan, costs) <= min(heaviest(cut, costs) for cut in every_cut) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("num_groups", [0, 4])
+def test_balanced_groups_need_a_layer_each(num_groups: int) -> None:
+    with pytest.raises(PlanError, match="cannot cut 3 layers"):
+        LayerGroupPlan.balanced([1.0, 1.0, 1.0], num_groups)
+
+
+def test_balanced_policy_puts_cheap_layers_together() -> None:
+    cheap, dear = LayerShape(dense_params=100), LayerShape(dense_params=100, num_experts=4, expert_params=900)
+    dear = replace(dear, num_experts_per_token=2)
+    view = SchedulerView(6, (1024,), layers=(cheap, cheap, cheap, cheap, dear, dear))
+    assert [group.end for group in BalancedPolicy(512).plan(view).groups] == [5, 6]
+    assert [group.end for group in TokenTargetPolicy(512).plan(view).groups] == [3, 6]
+
+
+def test_balanced_policy_says_when_sizes_are_not_known() -> None:
+    with pytest.raises(PlanError, match="sizes of 0 of 6 layers"):
+        BalancedPolicy().plan(SchedulerView(6, (1024,)))
+
+
+def test_balanced_policy_is_found_by_name_with_the_group_tokens() -> None:
+    assert find_policy("balanced", group_tokens=64, num_groups=None) == BalancedPolicy(64)

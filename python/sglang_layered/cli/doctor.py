@@ -68,9 +68,15 @@ REPORT: tuple[Callable[[], Iterator[Finding]], ...] = (machine, packages, patche
 
 
 @click.command()
-def doctor() -> None:
+@click.option("--model-path", help="Say of this model instead: layers, sizes, and whether it can be served.")
+def doctor(model_path: str | None) -> None:
     """Say what is installed, patched and possible here; exit status 1 when something is missing."""
-    findings = [finding for part in REPORT for finding in part()]
+    if model_path is None:
+        findings = [finding for part in REPORT for finding in part()]
+    else:
+        from sglang_layered.cli.model_probe import probe
+
+        findings = list(probe(model_path))
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "ok" if finding.remedy is None else "!!"

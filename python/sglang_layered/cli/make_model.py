@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from sglang_layered.models.make import make_from_recipe
-from sglang_layered.models.recipe import ARCHS, DTYPE_BYTES, PRESET_NAMES, ModelRecipe, find_recipe
-from sglang_layered.models.tensors import count_bytes, count_parameters
+from sglang_layered.models.catalogue import ARCHS, PRESET_NAMES, Recipe, find_recipe
+from sglang_layered.models.make import make_from_recipe, num_bytes_of, num_parameters_of
+from sglang_layered.models.recipe import DTYPE_BYTES
 
 
 @click.command("make-model")
@@ -32,17 +32,17 @@ def make_model(
     started_s = time.monotonic()
     made = _make_with_progress(recipe, out, force)
     elapsed_s = time.monotonic() - started_s
-    size = f"{count_parameters(recipe) / 1e6:,.1f} M parameters, {count_bytes(recipe) / 1e6:,.0f} MB"
+    size = f"{num_parameters_of(recipe) / 1e6:,.1f} M parameters, {num_bytes_of(recipe) / 1e6:,.0f} MB"
     click.echo(f"{out}: {size}, {f'made in {elapsed_s:.1f} s' if made else 'already there'}")
 
 
-def _make_with_progress(recipe: ModelRecipe, out: Path, force: bool) -> bool:
+def _make_with_progress(recipe: Recipe, out: Path, force: bool) -> bool:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("weights", total=count_bytes(recipe))
+        task = progress.add_task("weights", total=num_bytes_of(recipe))
         return make_from_recipe(
             recipe, out, force=force, on_progress=lambda num_bytes: progress.advance(task, num_bytes)
         )

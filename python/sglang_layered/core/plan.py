@@ -51,6 +51,14 @@ class LayerGroupPlan:
         return cls.from_cuts(num_layers, cuts)
 
     @classmethod
+    def balanced(cls, costs: Sequence[float], num_groups: int) -> LayerGroupPlan:
+        """Split so that the most expensive group is as cheap as can be; `costs` are those of the layers."""
+        num_layers = len(costs)
+        if not 1 <= num_groups <= num_layers:
+            raise PlanError(f"cannot cut {num_layers} layers into {num_groups} groups")
+        return cls.from_cuts(num_layers, _lightest_cuts(tuple(costs), num_groups))
+
+    @classmethod
     def whole(cls, num_layers: int) -> LayerGroupPlan:
         """All layers as one group."""
         return cls.even(num_layers, 1)
@@ -64,3 +72,37 @@ class LayerGroupPlan:
     def from_cuts(cls, num_layers: int, cuts: Sequence[int]) -> LayerGroupPlan:
         """Groups between neighbouring cuts; the first cut must be 0 and the last `num_layers`."""
         return cls(num_layers, tuple(LayerGroup(low, high) for low, high in pairwise(cuts)))
+
+
+def _lightest_cuts(costs: tuple[float, ...], num_groups: int) -> list[int]:
+    """Cuts whose heaviest group is the lightest possible: the limit is bisected, then filled up greedily."""
+    low, high = max(costs), sum(costs)
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        if _num_filled(costs, middle) <= num_groups:
+            high = middle
+        else:
+            low = middle
+    return _fill(costs, high, num_groups)
+
+
+def _num_filled(costs: tuple[float, ...], limit: float) -> int:
+    """Groups that it takes when each is filled up to `limit`."""
+    count, total = 1, 0.0
+    for cost in costs:
+        total += cost
+        if total > limit:
+            count, total = count + 1, cost
+    return count
+
+
+def _fill(costs: tuple[float, ...], limit: float, num_groups: int) -> list[int]:
+    """Cuts of groups filled up to `limit`; closed earlier where every later group needs a layer."""
+    cuts, total = [0], 0.0
+    for index, cost in enumerate(costs):
+        must_close = num_groups - len(cuts) == len(costs) - index
+        if index > cuts[-1] and (must_close or total + cost > limit):
+            cuts.append(index)
+            total = 0.0
+        total += cost
+    return [*cuts, len(costs)]

@@ -12,10 +12,11 @@ from typing import Protocol, runtime_checkable
 from sglang_layered.core.lookup import Lookup
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView
-from sglang_layered.errors import ConfigError
+from sglang_layered.errors import ConfigError, PlanError
 
 ENTRY_POINT_GROUP = "sglang_layered.policies"
 DEFAULT_POLICY = "token-target"
+BALANCED_POLICY = "balanced"
 
 
 @runtime_checkable
@@ -35,8 +36,37 @@ class TokenTargetPolicy:
 
     def plan(self, view: SchedulerView) -> LayerGroupPlan:
         """G = max(1, ceil(prompt_tokens / target_tokens)), at most one group a layer."""
-        wanted = -(-view.prompt_tokens // self.target_tokens)  # ceiling division
-        return LayerGroupPlan.even(view.num_layers, min(max(wanted, 1), view.num_layers))
+        return LayerGroupPlan.even(view.num_layers, _num_groups(view, self.target_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class BalancedPolicy:
+    """As many groups as `token-target`, cut so that the most expensive one is as cheap as it can be.
+
+    For stacks whose layers differ: dense layers first, sliding windows, experts in every second layer.
+    """
+
+    target_tokens: int = 512
+
+    def plan(self, view: SchedulerView) -> LayerGroupPlan:
+        """Groups of equal estimated cost (`LayerShape.cost`).
+
+        Raises:
+            PlanError: the sizes of the layers are not known.
+        """
+        if len(view.layers) != view.num_layers:
+            raise PlanError(
+                f"policy balanced knows the sizes of {len(view.layers)} of {view.num_layers} layers"
+            )
+        num_rows, context = view.prompt_tokens + view.num_running, view.mean_context_tokens
+        costs = [layer.cost(num_rows, context) for layer in view.layers]
+        return LayerGroupPlan.balanced(costs, _num_groups(view, self.target_tokens))
+
+
+def _num_groups(view: SchedulerView, target_tokens: int) -> int:
+    """G = max(1, ceil(prompt_tokens / target_tokens)), at most one group a layer (paper section 4.2)."""
+    wanted = -(-view.prompt_tokens // target_tokens)  # ceiling division
+    return min(max(wanted, 1), view.num_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +83,9 @@ class FixedCountPolicy:
 def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> GroupPolicy:
     """The policy behind `--layered-policy NAME`; `num_groups` overrides any name.
 
-    NAME is `token-target`, an entry point of group `sglang_layered.policies`, or `module:Class`. A class
-    with a `from_flags(group_tokens=...)` method is made through it, any other is called with no arguments.
+    NAME is `token-target`, `balanced`, an entry point of group `sglang_layered.policies`, or `module:Class`.
+    A class with a `from_flags(group_tokens=...)` method is made through it, any other is called with no
+    arguments.
 
     Raises:
         ConfigError: the name is unknown, cannot be imported, or is no policy.
@@ -62,7 +93,10 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
     if num_groups is not None:
         return FixedCountPolicy(num_groups)
     where = f"--layered-policy {name}"
-    shipped = {DEFAULT_POLICY: partial(TokenTargetPolicy, group_tokens)}
+    shipped = {
+        DEFAULT_POLICY: partial(TokenTargetPolicy, group_tokens),
+        BALANCED_POLICY: partial(BalancedPolicy, group_tokens),
+    }
     factory = Lookup("policy", ENTRY_POINT_GROUP, shipped).find(name, where=where)
     make = getattr(factory, "from_flags", None)
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sglang_layered.core.layer_shape import LayerShape
+
 StepKind = Literal["prefill", "decode", "layered"]
 
 
@@ -32,7 +34,8 @@ class SchedulerView:
 
     `prompt_lens` are the tokens to compute, one entry a request, `prefix_lens` those found in the prefix
     cache. `decode_kv_tokens` is the context of all running requests together. `last_step` is None before the
-    first step, and always None with several ranks: their clocks differ and their plans must not.
+    first step, and always None with several ranks: their clocks differ and their plans must not. `layers` are
+    the sizes of each layer; empty for a model that transformers does not know.
     """
 
     num_layers: int
@@ -42,8 +45,15 @@ class SchedulerView:
     decode_kv_tokens: int = 0
     num_waiting: int = 0
     last_step: StepTiming | None = None
+    layers: tuple[LayerShape, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens to compute for the whole cohort."""
         return sum(self.prompt_lens)
+
+    @property
+    def mean_context_tokens(self) -> float:
+        """Tokens that a prompt row sees, on average: its prefix and half of its own prompt."""
+        pairs = zip(self.prompt_lens, self.prefix_lens or [0] * len(self.prompt_lens), strict=True)
+        return sum(length * (prefix + length / 2) for length, prefix in pairs) / max(self.prompt_tokens, 1)

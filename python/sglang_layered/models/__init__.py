@@ -3,7 +3,7 @@
 Importing this package, or its `recipe` module, does not import torch.
 """
 
+from sglang_layered.models.catalogue import Recipe, find_recipe
 from sglang_layered.models.make import make_model
-from sglang_layered.models.recipe import ModelRecipe, find_recipe
 
-__all__ = ["ModelRecipe", "find_recipe", "make_model"]
+__all__ = ["Recipe", "find_recipe", "make_model"]

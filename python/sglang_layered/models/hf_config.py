@@ -58,7 +58,7 @@ def generation_config() -> dict[str, Any]:
     return {"eos_token_id": [END_ID], "pad_token_id": PAD_ID, "do_sample": False}
 
 
-def tokenizer_config(recipe: ModelRecipe) -> dict[str, Any]:
+def tokenizer_config(max_position_tokens: int) -> dict[str, Any]:
     """Return the contents of tokenizer_config.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -67,5 +67,5 @@ def tokenizer_config(recipe: ModelRecipe) -> dict[str, Any]:
         "pad_token": PAD_TOKEN,
         "additional_special_tokens": [START_TOKEN],
         "clean_up_tokenization_spaces": False,
-        "model_max_length": recipe.max_position_tokens,
+        "model_max_length": max_position_tokens,
     }

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sglang_layered.errors import ModelRecipeError
+from sglang_layered.models.catalogue import Recipe, find_recipe
 from sglang_layered.models.hf_config import generation_config, model_config
-from sglang_layered.models.recipe import RECIPE_FORMAT, ModelRecipe, find_recipe
-from sglang_layered.models.tensors import count_bytes
+from sglang_layered.models.recipe import DTYPE_BYTES, RECIPE_FORMAT, ModelRecipe
+from sglang_layered.models.tensors import count_parameters
 
 MARKER = "recipe.json"
 MADE_BY = "sglang-layered make-model"
@@ -41,8 +42,22 @@ def make_model(
     return Path(out).resolve()
 
 
+def num_parameters_of(recipe: Recipe) -> int:
+    """Parameters of the model; of a family, transformers counts them."""
+    if isinstance(recipe, ModelRecipe):
+        return count_parameters(recipe)
+    from sglang_layered.models.family_weights import count_family_parameters
+
+    return count_family_parameters(recipe)
+
+
+def num_bytes_of(recipe: Recipe) -> int:
+    """Bytes of all weights, without the headers of the files."""
+    return num_parameters_of(recipe) * DTYPE_BYTES[recipe.dtype]
+
+
 def make_from_recipe(
-    recipe: ModelRecipe,
+    recipe: Recipe,
     out: Path,
     *,
     force: bool = False,
@@ -63,19 +78,25 @@ def make_from_recipe(
     return True
 
 
-def _write_model(recipe: ModelRecipe, folder: Path, on_progress: Callable[[int], object]) -> None:
-    from sglang_layered.models.checkpoint import write_weights
+def _write_model(recipe: Recipe, folder: Path, on_progress: Callable[[int], object]) -> None:
     from sglang_layered.models.tokenizer import write_tokenizer
 
-    _write_json(folder / "config.json", model_config(recipe))
+    if isinstance(recipe, ModelRecipe):
+        from sglang_layered.models.checkpoint import write_weights
+
+        _write_json(folder / "config.json", model_config(recipe))
+        write_weights(recipe, folder, on_progress)
+    else:
+        from sglang_layered.models.family_weights import write_family
+
+        write_family(recipe, folder, on_progress)
     _write_json(folder / "generation_config.json", generation_config())
     write_tokenizer(recipe, folder)
-    write_weights(recipe, folder, on_progress)
     file_bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     _write_json(folder / MARKER, _identity(recipe) | {"file_bytes": file_bytes})
 
 
-def _identity(recipe: ModelRecipe) -> dict[str, Any]:
+def _identity(recipe: Recipe) -> dict[str, Any]:
     """Return what two folders must share to hold the same model."""
     texts = {
         name: Path(__file__).with_name(name).read_bytes() for name in ("corpus.txt", "chat_template.jinja")
@@ -88,7 +109,7 @@ def _identity(recipe: ModelRecipe) -> dict[str, Any]:
     }
 
 
-def _is_already_there(recipe: ModelRecipe, target: Path, *, force: bool) -> bool:
+def _is_already_there(recipe: Recipe, target: Path, *, force: bool) -> bool:
     """Return whether the model is complete; raise when the place is taken by something else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
@@ -131,11 +152,11 @@ def _damaged_files(target: Path, marker: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _partial_folder(recipe: ModelRecipe, target: Path) -> Iterator[Path]:
+def _partial_folder(recipe: Recipe, target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(target.parent).free
-        needed_bytes = count_bytes(recipe) + SPARE_BYTES
+        needed_bytes = num_bytes_of(recipe) + SPARE_BYTES
         if free_bytes < needed_bytes:
             raise ModelRecipeError(
                 f"--out {target} needs {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there"

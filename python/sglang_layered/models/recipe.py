@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +13,20 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2})
 
 # Goes up when the same recipe gives other bytes than before, so that old folders are not taken for new ones.
 RECIPE_FORMAT = 1
+
+
+def check_choices(dtype: str, num_layers: int, seed: int) -> None:
+    """Check what a caller may choose.
+
+    Raises:
+        ModelRecipeError: it names the option and says what it takes.
+    """
+    if dtype not in DTYPE_BYTES:
+        raise ModelRecipeError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPE_BYTES)}")
+    if not isinstance(num_layers, int) or num_layers < 1:
+        raise ModelRecipeError(f"--layers {num_layers!r} must be a whole number of at least 1")
+    if not isinstance(seed, int) or seed < 0:
+        raise ModelRecipeError(f"--seed {seed!r} must be a whole number of at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +57,7 @@ class ModelRecipe:
     max_position_tokens: int = 8192
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES:
-            raise ModelRecipeError(
-                f"--dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPE_BYTES)}"
-            )
-        if not isinstance(self.num_layers, int) or self.num_layers < 1:
-            raise ModelRecipeError(f"--layers {self.num_layers!r} must be a whole number of at least 1")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ModelRecipeError(f"--seed {self.seed!r} must be a whole number of at least 0")
+        check_choices(self.dtype, self.num_layers, self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, as it is written to recipe.json."""
@@ -114,22 +121,3 @@ PRESETS: Mapping[tuple[str, str], ModelRecipe] = MappingProxyType(
         )
     }
 )
-ARCHS = tuple(dict.fromkeys(arch for arch, _ in PRESETS))
-PRESET_NAMES = tuple(dict.fromkeys(preset for _, preset in PRESETS))
-
-
-def find_recipe(
-    arch: str, preset: str, *, seed: int = 0, dtype: str | None = None, num_layers: int | None = None
-) -> ModelRecipe:
-    """Return the preset with the given overrides, or raise a ModelRecipeError that names the option."""
-    if arch not in ARCHS:
-        raise ModelRecipeError(f"--arch {arch!r} is unknown; choose one of {', '.join(ARCHS)}")
-    if preset not in PRESET_NAMES:
-        raise ModelRecipeError(f"--preset {preset!r} is unknown; choose one of {', '.join(PRESET_NAMES)}")
-    base = PRESETS[arch, preset]
-    return replace(
-        base,
-        seed=seed,
-        dtype=base.dtype if dtype is None else dtype,
-        num_layers=base.num_layers if num_layers is None else num_layers,
-    )

@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sglang_layered.errors import ModelRecipeError
+from sglang_layered.models.catalogue import Recipe
 from sglang_layered.models.hf_config import SPECIAL_TOKENS, tokenizer_config
-from sglang_layered.models.recipe import ModelRecipe
 
 CORPUS = Path(__file__).with_name("corpus.txt")
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -38,10 +38,10 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(recipe: ModelRecipe, folder: Path) -> None:
+def write_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`."""
     train_tokenizer(recipe.vocab_size).save(str(folder / "tokenizer.json"))
-    text = json.dumps(tokenizer_config(recipe), indent=2) + "\n"
+    text = json.dumps(tokenizer_config(recipe.max_position_tokens), indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

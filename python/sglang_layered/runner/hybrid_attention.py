@@ -55,6 +55,7 @@ class HybridAttention(AttentionBackend):
         unknown = kwargs.keys() - ROW_ARGUMENTS - HEAD_ARGUMENTS
         if unknown:
             raise NotImplementedError(f"attention arguments {sorted(unknown)} are unknown to layered mode")
+        q, k = _rows_first(q), _rows_first(k)
         cut = self._num_prompt_rows
         prompt_kwargs = {name: _rows(name, value, slice(None, cut)) for name, value in kwargs.items()}
         decode_kwargs = {name: _rows(name, value, slice(cut, None)) for name, value in kwargs.items()}
@@ -67,6 +68,11 @@ class HybridAttention(AttentionBackend):
             save_kv_cache, **decode_kwargs,
         )  # fmt: skip
         return torch.cat([prompt.reshape(cut, -1), decode.reshape(q.shape[0] - cut, -1)])
+
+
+def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Some models hand over [1, rows, heads, head_dim] (upstream: srt/models/gemma3_causal.py)."""
+    return tensor.squeeze(0) if tensor is not None and tensor.dim() == 4 else tensor
 
 
 def _take(tensor: torch.Tensor | None, rows: slice) -> torch.Tensor | None:

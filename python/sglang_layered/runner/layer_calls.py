@@ -6,8 +6,10 @@ from typing import Any
 
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
+from torch import nn
 
-from sglang_layered.runner.layer_ranges import LayerRanges
+from sglang_layered.runner.layer_lists import ListRanges
+from sglang_layered.runner.layer_ranges import LayerRanges, PipelineRanges
 
 
 class LayerCalls:
@@ -19,31 +21,28 @@ class LayerCalls:
 
     def __init__(self, model_runner: Any) -> None:
         self._model_runner = model_runner
-        self._ranges = LayerRanges(model_runner.model)
+        self._ranges = _ranges_of(model_runner.model)
         self.num_layers = self._ranges.num_layers
 
     def embed(self, batch: ForwardBatch) -> PPProxyTensors:
         """Prompt rows before layer 0."""
         kwargs = self._model_runner._extend_forward_kwargs(batch, None)
-        with self._ranges.stage(0, 0, first=True, last=False):
-            return self._model_runner.model.forward(batch.input_ids, batch.positions, batch, **kwargs)
+        kwargs.pop("pp_proxy_tensors", None)
+        return self._ranges.run(batch, 0, 0, None, **kwargs)
 
     def below(self, batch: ForwardBatch, end: int) -> PPProxyTensors:
         """Decode rows from their tokens through layers [0, end)."""
-        with self._ranges.stage(0, end, first=True, last=False):
-            return self._call(batch, None)
+        return self._ranges.run(batch, 0, end, None)
 
     def layers(self, batch: ForwardBatch, start: int, end: int, rows: PPProxyTensors) -> PPProxyTensors:
         """Rows through layers [start, end)."""
-        with self._ranges.stage(start, end, first=False, last=False):
-            return self._call(batch, rows)
+        return self._ranges.run(batch, start, end, rows)
 
     def head(self, batch: ForwardBatch, rows: PPProxyTensors, start: int) -> LogitsProcessorOutput:
         """Rows through layers [start, num_layers) to their logits."""
-        with self._ranges.stage(start, self.num_layers, first=False, last=True):
-            return self._call(batch, rows)
+        return self._ranges.run(batch, start, self.num_layers, rows, last=True)
 
-    def _call(self, batch: ForwardBatch, rows: PPProxyTensors | None) -> Any:
-        return self._model_runner.model.forward(
-            batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows
-        )
+
+def _ranges_of(model: nn.Module) -> LayerRanges:
+    can_be_cut = any({"start_layer", "end_layer"} <= vars(module).keys() for module in model.modules())
+    return PipelineRanges(model) if can_be_cut else ListRanges(model)

@@ -9,11 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
 from sglang_layered.errors import UnsupportedError
+
+
+class LayerRanges(Protocol):
+    """The layers of one model, any range at a time."""
+
+    num_layers: int
+
+    def run(
+        self,
+        batch: ForwardBatch,
+        start: int,
+        end: int,
+        rows: PPProxyTensors | None,
+        *,
+        last: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run layers [start, end) on `rows`; None stands for the embedded tokens of `batch`.
+
+        Returns:
+            The rows after layer end - 1 as PPProxyTensors or, if `last`, their logits.
+        """
 
 
 class VirtualStage:
@@ -28,8 +51,8 @@ class VirtualStage:
         return getattr(self._group, name)
 
 
-class LayerRanges:
-    """Access to the layer ranges of one model.
+class PipelineRanges:
+    """Layer ranges of a model that SGLang can cut into pipeline stages.
 
     It writes the modules' attribute dictionaries: `nn.Module.__setattr__` takes ten times as long, six times
     a step.
@@ -39,6 +62,7 @@ class LayerRanges:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         modules = [vars(module) for module in model.modules()]
         self._grouped = [attributes for attributes in modules if "pp_group" in attributes]
         stacks = [attributes for attributes in modules if {"start_layer", "end_layer"} <= attributes.keys()]
@@ -56,9 +80,24 @@ class LayerRanges:
             for last in (False, True)
         }
 
+    def run(
+        self,
+        batch: ForwardBatch,
+        start: int,
+        end: int,
+        rows: PPProxyTensors | None,
+        *,
+        last: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """See LayerRanges."""
+        with self._stage(start, end, first=rows is None, last=last):
+            return self._model.forward(
+                batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows, **kwargs
+            )
+
     @contextmanager
-    def stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
-        """Make the model's forward run layers [start, end); `first` embeds, `last` norms and makes logits."""
+    def _stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
         groups = [attributes["pp_group"] for attributes in self._grouped]
         bounds = (self._stack["start_layer"], self._stack["end_layer"])
         virtual = self._stages[first, last]

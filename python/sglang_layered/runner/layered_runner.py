@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from sglang_layered.runner.decode_graphs.paths import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.layer_calls import LayerCalls
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows
+from sglang_layered.runner.split_attention import SplitAttention
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class LayeredRunner:
         self._calls = LayerCalls(model_runner)
         self._prompt_backend = model_runner._get_attention_backend(init_new_workspace=True)
         self._attention = make_group_attention(model_runner, self._prompt_backend)
+        self._split = _attention_split(model_runner, self._prompt_backend)
         self.decode_paths = DecodePaths(model_runner, self._calls)
 
     @property
@@ -115,7 +118,8 @@ class LayeredRunner:
         path = self.decode_paths.of(decode_batch)
         decode = path.below(group.start)
         self._model_runner._prepare_eager_forward_batch(hybrid)
-        with self._attend(self._attention.bind(step.prompt, decode_batch)):
+        backend = self._attention.bind(step.prompt, decode_batch)
+        with self._attend(backend), self._split(step.prompt, decode_batch):
             joined = self._calls.layers(hybrid, group.start, group.end, join_rows(prompt, decode))
         prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
         return prompt, path.above(decode, group.end)
@@ -131,3 +135,12 @@ class LayeredRunner:
     @staticmethod
     def _attend(backend: Any) -> AbstractContextManager[None]:
         return forward_context(ForwardContext(attn_backend=backend))
+
+
+def _attention_split(
+    model_runner: Any, prompt_backend: Any
+) -> Callable[[ForwardBatch, ForwardBatch], AbstractContextManager[None]]:
+    """What cuts a group's rows in the attention modules, where the attention backend cannot do it."""
+    if model_runner.use_mla_backend:
+        return SplitAttention(model_runner.model, prompt_backend, model_runner.attn_backend).bound
+    return lambda prompt, decode: nullcontext()

@@ -75,22 +75,15 @@ class InvariantChecker:
 
     def _free_pages(self) -> set[int]:
         allocator = self._scheduler.token_to_kv_pool_allocator
+        allocator = getattr(allocator, "full_attn_allocator", allocator)  # sliding windows have one more pool
         parts = [allocator.free_pages, allocator.release_pages]
         return {page for part in parts if part is not None for page in part.tolist()}
 
     def _cached_pages(self) -> set[int]:
         cache = self._scheduler.tree_cache
         cache = getattr(cache, "inner", cache)  # streaming sessions wrap it
-        if not hasattr(cache, "root_node"):
-            return set()
-        pages: set[int] = set()
-        nodes = [cache.root_node]
-        while nodes:
-            node = nodes.pop()
-            nodes.extend(node.children.values())
-            if node is not cache.root_node and node.value is not None:
-                pages |= self._pages([node.value])
-        return pages
+        root = getattr(cache, "root_node", None)
+        return set() if root is None or not root.children else self._pages([cache.all_values_flatten()])
 
     @staticmethod
     def _check_apart(partial: set[int], others: set[int], where: str) -> None:

@@ -16,9 +16,10 @@ from sglang.srt.utils import DynamicGradMode
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroupPlan
-from sglang_layered.core.view import SchedulerView, StepKind, StepTiming
-from sglang_layered.errors import InvariantError, PlanError
+from sglang_layered.core.view import StepKind, StepTiming
+from sglang_layered.errors import InvariantError
 from sglang_layered.listeners.dispatch import find_listeners
+from sglang_layered.models.layer_shapes import read_layer_shapes
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
@@ -27,12 +28,19 @@ from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import metrics_of
+from sglang_layered.scheduler.planning import Planner
+from sglang_layered.scheduler.rank_check import RankCheck
 from sglang_layered.scheduler.report import Reporter
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
 from sglang_layered.scheduler.room import next_chunk_fits, requeue_chunked_prompt
 from sglang_layered.scheduler.timer import StepTimer
 
 logger = logging.getLogger(__name__)
+
+DENSE = (
+    "Layered prefill on a dense model saves no expert loads: expect steadier tokens at a later first token"
+    " (docs/models.md); a higher --layered-group-tokens gives fewer groups and an earlier first token"
+)
 
 
 class LayeredLoop:
@@ -47,6 +55,9 @@ class LayeredLoop:
         runner = LayeredRunner(scheduler.tp_worker.model_runner)
         self.num_layers = runner.num_layers
         self.controls = Controls(scheduler, config, runner.num_layers)
+        layers = read_layer_shapes(scheduler.model_config.hf_text_config)
+        self._planner = Planner(scheduler, self.controls, runner.num_layers, layers)
+        self.is_dense = bool(layers) and not any(layer.num_experts for layer in layers)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self._process)
         self.report = Reporter(scheduler, find_listeners(_specs(scheduler, config)))
@@ -56,6 +67,7 @@ class LayeredLoop:
         self._launcher = StepLauncher(scheduler, self._execution)
         self._checker = InvariantChecker(scheduler, self.keeper.ledger, config.layered_check_invariants)
         self._single_rank = scheduler.ps.tp_size == 1
+        self._ranks = RankCheck(scheduler, config.layered_check_invariants)
         self.controls.changed.append(self._mode_changed)
 
     @property
@@ -69,6 +81,8 @@ class LayeredLoop:
         loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
         logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy)
+        if loop.is_dense:
+            logger.warning(DENSE)
         try:
             loop.run()
         finally:
@@ -87,6 +101,7 @@ class LayeredLoop:
         """Schedule and launch one engine step, and process the results that are due."""
         try:
             batch = self._resume() if self.inflight is not None else self._schedule()
+            self._ranks.compare(batch)
             if isinstance(batch, LayerGroupBatch):
                 self._run_layered(batch)
             else:
@@ -152,27 +167,11 @@ class LayeredLoop:
 
     def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
         """The policy's plan; None when the policy failed and prompts go whole from now on."""
-        policy = self.controls.policy
         try:
-            plan = policy.plan(self._view(batch))
-            if not isinstance(plan, LayerGroupPlan) or plan.num_layers != self.num_layers:
-                raise PlanError(f"policy {policy} gave {plan} for {self.num_layers} layers")
+            return self._planner.plan(batch, self.last_timing if self._single_rank else None)
         except Exception as error:
             self._leave_layered_mode("policy failed", error)
             return None
-        return plan
-
-    def _view(self, batch: ScheduleBatch) -> SchedulerView:
-        running = self.scheduler.running_batch
-        return SchedulerView(
-            num_layers=self.num_layers,
-            prompt_lens=tuple(batch.extend_lens),
-            prefix_lens=tuple(batch.prefix_lens),
-            num_running=len(running.reqs),
-            decode_kv_tokens=sum(req.seqlen for req in running.reqs),
-            num_waiting=len(self.scheduler.waiting_queue),
-            last_step=self.last_timing if self._single_rank else None,
-        )
 
     def _num_running(self) -> int:
         """Requests that decode: 0, 1, or 2 for any more. SGLang filters the batch where it changes it."""

@@ -1,0 +1,50 @@
+"""From a prompt batch that SGLang chose to the layer groups of its cohort."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+from sglang_layered.core.layer_shape import LayerShape
+from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.view import SchedulerView, StepTiming
+from sglang_layered.errors import PlanError
+from sglang_layered.scheduler.control import Controls
+
+
+class Planner:
+    """Shows the policy in force what it may know, and checks what it says."""
+
+    def __init__(
+        self, scheduler: Any, controls: Controls, num_layers: int, layers: tuple[LayerShape, ...]
+    ) -> None:
+        self._scheduler = scheduler
+        self._controls = controls
+        self._num_layers = num_layers
+        self._layers = layers
+
+    def plan(self, batch: ScheduleBatch, last_step: StepTiming | None) -> LayerGroupPlan:
+        """The policy's plan for these prompts.
+
+        Raises:
+            PlanError: the policy gave no plan for this model. Whatever else the policy raises passes.
+        """
+        policy = self._controls.policy
+        plan = policy.plan(self._view(batch, last_step))
+        if not isinstance(plan, LayerGroupPlan) or plan.num_layers != self._num_layers:
+            raise PlanError(f"policy {policy} gave {plan} for {self._num_layers} layers")
+        return plan
+
+    def _view(self, batch: ScheduleBatch, last_step: StepTiming | None) -> SchedulerView:
+        running = self._scheduler.running_batch
+        return SchedulerView(
+            num_layers=self._num_layers,
+            prompt_lens=tuple(batch.extend_lens),
+            prefix_lens=tuple(batch.prefix_lens),
+            num_running=len(running.reqs),
+            decode_kv_tokens=sum(req.seqlen for req in running.reqs),
+            num_waiting=len(self._scheduler.waiting_queue),
+            last_step=last_step,
+            layers=self._layers,
+        )

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Checks every model family against SGLang and Hugging Face and prints the table of docs/models.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+results=$(mktemp)
+.venv/bin/python test/models/family_run.py "$results"
+.venv/bin/python test/models/families_table.py "$results"

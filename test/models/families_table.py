@@ -1,0 +1,67 @@
+"""The table of docs/models.md, from what was seen of each family.
+
+python test/models/families_table.py RESULTS.json prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Name, and what of the family the tiny model has.
+FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
+    "qwen3_moe": ("Qwen3-MoE", "norms on queries and keys"),
+    "qwen2_moe": ("Qwen2-MoE", "shared expert with a gate, biases"),
+    "gpt_oss": ("GPT-OSS", "attention sinks, sliding and full attention, biases in experts and router"),
+    "mixtral": ("Mixtral", "2 of 8 experts"),
+    "deepseek_v2": ("DeepSeek-V2", "latent attention, shared expert, 2 dense layers first"),
+    "deepseek_v3": ("DeepSeek-V3", "as V2, with compressed queries, grouped top-k and a router bias"),
+    "glm4_moe": ("GLM-4.x-MoE", "partial rotary embedding, router bias, 1 dense layer first"),
+    "exaone_moe": (
+        "EXAONE-MoE",
+        "experts in every second layer, a router bias, rotary embedding in two of three layers",
+    ),
+    "llama": ("Llama", "dense"),
+    "qwen3": ("Qwen3", "dense"),
+    "gemma2": ("Gemma 2", "dense, sliding and full attention, soft caps, tied embeddings"),
+    "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
+}
+RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
+HEAD = (
+    "| family | SGLang class | what the tiny model has | layers with experts | layers run as"
+    " | tokens equal SGLang's | tokens equal Hugging Face's |"
+)
+
+
+def families_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown; one row a family, in the order above."""
+    lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
+    lines += [_row(*FAMILIES_SHOWN[arch], results[arch]) for arch in FAMILIES_SHOWN]
+    return "\n".join(lines)
+
+
+def _row(name: str, special: str, seen: Mapping[str, Any]) -> str:
+    if "error" in seen:
+        return f"| {name} | | {special} | | | **no**: {seen['error'].splitlines()[-1]} | |"
+    cells = [
+        name,
+        f"`{seen['model_class']}`",
+        special,
+        f"{seen['expert_layers']} of {seen['num_layers']}",
+        RANGES[seen["ranges"]],
+        _all_equal(seen["equal_stock"]),
+        "yes" if seen["equal_hugging_face"] else "**no**",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _all_equal(runs: Mapping[str, bool]) -> str:
+    wrong = [name for name, equal in runs.items() if not equal]
+    return "yes" if not wrong else f"**no**: {', '.join(wrong)}"
+
+
+if __name__ == "__main__":
+    print(families_table(json.loads(Path(sys.argv[1]).read_text())))

@@ -1,0 +1,142 @@
+"""One family against SGLang's own scheduling and Hugging Face, stepped in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import SteppedScheduler
+from prompts import prompt
+from sglang_layered.core.choice import FixedChoice
+from sglang_layered.core.events import StepDone
+
+NUM_OUTPUTS = 10
+GROUP_TOKENS = 64
+CHUNK_TOKENS = 512
+UNEVEN_GROUPS = 3
+PREFIX = prompt(130, 5)
+PROMPTS = [
+    prompt(12, 1),
+    prompt(300, 2),
+    PREFIX,
+    prompt(1200, 3),
+    PREFIX + prompt(90, 4),
+    prompt(1, 5),
+    prompt(77, 6),
+]
+LONGEST = 3
+
+
+@dataclass
+class FamilyResult:
+    """What was seen of one family; `equal_*` are the runs whose tokens were all equal to the oracle's."""
+
+    arch: str
+    model_class: str
+    num_layers: int
+    ranges: str
+    attention: str
+    expert_layers: int
+    equal_stock: dict[str, bool] = field(default_factory=dict)
+    equal_hugging_face: bool = False
+    group_sizes: dict[str, list[int]] = field(default_factory=dict)
+    cached_tokens: int = 0
+    num_chunks: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Run:
+    """One pass over PROMPTS, each sent while those before it decode."""
+
+    rids: list[str]
+    tokens: list[list[int]]
+    steps: list[StepDone]
+    cached_tokens: int
+
+
+def check_family(arch: str, model: Path, stepped: SteppedScheduler) -> FamilyResult:
+    """Run the prompts in every way and compare."""
+    loop = stepped.loop
+    runner_model = stepped.scheduler.tp_worker.model_runner
+    result = FamilyResult(
+        arch=arch,
+        model_class=type(runner_model.model).__name__,
+        num_layers=stepped.num_layers,
+        ranges=type(loop._launcher._execution._runner._calls._ranges).__name__,
+        attention=runner_model.model_config.attention_arch.name,
+        expert_layers=sum(layer.num_experts > 0 for layer in loop._planner._layers),
+    )
+    stock = run(stepped, layered_prefill=0)
+    assert not any(step.kind == "layered" for step in stock.steps)
+    runs = {
+        "groups": run(stepped, layered_prefill=1),
+        "uneven": run(stepped, layered_num_groups=UNEVEN_GROUPS),
+        "one layer a group": run(stepped, layered_num_groups=stepped.num_layers),
+    }
+    with sequential(stepped):
+        runs["sequential"] = run(stepped, layered_num_groups=UNEVEN_GROUPS)
+    result.equal_stock = {name: seen.tokens == stock.tokens for name, seen in runs.items()}
+    result.equal_hugging_face = hugging_face(model) == stock.tokens
+    result.group_sizes = {
+        name: sorted({step.group.num_layers for step in seen.steps if step.group is not None})
+        for name, seen in runs.items()
+    }
+    result.cached_tokens = runs["uneven"].cached_tokens
+    result.num_chunks = chunks_of(runs["uneven"], runs["uneven"].rids[LONGEST])
+    return result
+
+
+def run(stepped: SteppedScheduler, **settings: float) -> Run:
+    stepped.drain()
+    assert stepped.change(settings)
+    rids = []
+    for tokens in PROMPTS:
+        rids.append(stepped.send(tokens, NUM_OUTPUTS))
+        stepped.step(3)
+    outputs = stepped.finish(*rids)
+    cached = sum(stepped.reqs[rid].cached_tokens for rid in rids)
+    steps = [event for event in stepped.events if isinstance(event, StepDone)]
+    return Run(rids, outputs, steps, cached)
+
+
+@contextmanager
+def sequential(stepped: SteppedScheduler) -> Iterator[None]:
+    execution = stepped.loop._execution
+    before, execution.choice = execution.choice, FixedChoice("sequential")
+    yield
+    execution.choice = before
+
+
+def chunks_of(seen: Run, rid: str) -> int:
+    """Cohorts that took a part of this request through the first group."""
+    first = (step for step in seen.steps if step.group is not None and step.group.start == 0)
+    return sum(rid in step.prompt for step in first)
+
+
+def hugging_face(model: Path) -> list[list[int]]:
+    from transformers import AutoModelForCausalLM
+
+    oracle = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    outputs = []
+    for tokens in PROMPTS:
+        inputs = torch.tensor([tokens])
+        generated = oracle.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            max_new_tokens=NUM_OUTPUTS,
+        )
+        outputs.append(generated[0, len(tokens) :].tolist())
+    return outputs

@@ -1,0 +1,79 @@
+"""Checks families one after another in this process and writes what was seen as JSON.
+
+python test/models/family_run.py OUT.json [ARCH ...]
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"  # Qwen2-MoE's shared expert is a Triton kernel, also on a CPU
+sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
+
+from tiny_models import tiny_model, use_the_cpu  # noqa: E402
+
+use_the_cpu()
+
+from sglang.srt.distributed.parallel_state import (  # noqa: E402
+    destroy_distributed_environment,
+    destroy_model_parallel,
+)
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
+from sglang.srt.runtime_context import reset_context  # noqa: E402
+from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
+
+from family_checks import CHUNK_TOKENS, GROUP_TOKENS, check_family  # noqa: E402
+from harness import SteppedScheduler  # noqa: E402
+from sglang_layered.models.catalogue import ARCHS  # noqa: E402
+
+# Families that SGLang's torch attention cannot serve or gets wrong, on a CPU reference in another's place.
+ON_REFERENCE = {
+    "gpt_oss": {"moe_runner_backend": "triton"},
+    "gemma2": {},
+    "exaone_moe": {},
+    "deepseek_v2": {},
+    "deepseek_v3": {},
+}
+
+
+def check(arch: str) -> dict[str, Any]:
+    flags = {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
+    model = tiny_model(arch)
+    stepped = SteppedScheduler(
+        model,
+        max_total_tokens=4000,
+        layered_group_tokens=GROUP_TOKENS,
+        chunked_prefill_size=CHUNK_TOKENS,
+        **flags,
+    )
+    return check_family(arch, model, stepped).as_dict()
+
+
+def close() -> None:
+    """Forget SGLang's global state, so that the next family starts as in a new process."""
+    destroy_model_parallel()
+    destroy_distributed_environment()
+    reset_context()
+    gc.collect()
+
+
+def main(out: Path, archs: list[str]) -> None:
+    ATTENTION_BACKENDS["triton"] = ReferenceAttention
+    results = {}
+    for arch in archs:
+        try:
+            results[arch] = check(arch)
+        except Exception:
+            results[arch] = {"arch": arch, "error": traceback.format_exc()}
+        close()
+        out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or list(ARCHS))

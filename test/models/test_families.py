@@ -1,0 +1,60 @@
+"""Every family gives SGLang's and Hugging Face's tokens, however its layers are grouped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from families_table import FAMILIES_SHOWN, families_table
+from sglang_layered.models.catalogue import ARCHS
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All families in one process of their own: SGLang's global state allows one model at a time."""
+    out = tmp_path_factory.mktemp("families") / "results.json"
+    command = [sys.executable, str(Path(__file__).with_name("family_run.py")), str(out)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(params=ARCHS)
+def family(request: pytest.FixtureRequest, results: dict[str, Any]) -> dict[str, Any]:
+    result = results[request.param]
+    assert "error" not in result, result["error"]
+    return result
+
+
+def test_tokens_equal_those_of_sglang_in_every_way_to_run(family: dict[str, Any]) -> None:
+    assert family["equal_stock"] == dict.fromkeys(family["equal_stock"], True)
+
+
+def test_tokens_equal_those_of_hugging_face(family: dict[str, Any]) -> None:
+    assert family["equal_hugging_face"]
+
+
+def test_the_prompts_went_through_uneven_groups_and_single_layers(family: dict[str, Any]) -> None:
+    num_layers = family["num_layers"]
+    uneven = {num_layers // 3, -(-num_layers // 3)}
+    assert uneven <= set(family["group_sizes"]["uneven"])
+    assert uneven <= set(family["group_sizes"]["sequential"])
+    assert 1 in family["group_sizes"]["one layer a group"]
+
+
+def test_a_prefix_was_found_and_a_long_prompt_went_chunk_by_chunk(family: dict[str, Any]) -> None:
+    assert family["cached_tokens"] >= 130
+    assert family["num_chunks"] >= 3
+
+
+def test_the_table_of_the_document_is_what_was_seen(results: dict[str, Any]) -> None:
+    assert set(FAMILIES_SHOWN) == set(results)
+    text = (REPO / "docs" / "models.md").read_text()
+    assert families_table(results) in text, "make it again: scripts/models_table.sh"

@@ -1,0 +1,44 @@
+"""Two ranks, tensor or expert parallel, take the same steps and give the tokens of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_layered.serving import free_port
+
+SCRIPT = Path(__file__).with_name("ranks_run.py")
+
+
+def tokens_of(kind: str, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
+    """What each rank generated."""
+    outs = [folder / f"{kind}-{rank}.json" for rank in range(num_ranks)]
+    port = str(free_port())
+    processes = [
+        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), kind, port, str(out)])
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        codes = [process.wait(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * num_ranks
+    return [json.loads(out.read_text()) for out in outs]
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    [tokens] = tokens_of("alone", 1, tmp_path_factory.mktemp("alone"))
+    assert tokens["groups"] == tokens["uneven"] == tokens["stock"]
+    return tokens
+
+
+@pytest.mark.parametrize("kind", ["tp", "ep"])
+def test_two_ranks_give_the_tokens_of_one(kind: str, one_rank: dict[str, Any], tmp_path: Path) -> None:
+    assert tokens_of(kind, 2, tmp_path) == [one_rank, one_rank]
