@@ -1,32 +1,38 @@
-"""CPU reference of a rank's experts under expert parallelism: rows routed to other ranks' experts add nothing."""
+"""CPU reference of a rank's experts under expert parallelism."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
 
-Experts = Callable[..., torch.Tensor]
 
-
-def skip_other_ranks(experts: Experts) -> Experts:
-    """SGLang's torch experts with the entries of other ranks left out.
+def experts_of_this_rank(layer: Any, x: torch.Tensor, topk_output: Any, config: Any) -> torch.Tensor:
+    """The share of this rank's experts in the output of a mixture-of-experts layer.
 
     Upstream (srt/layers/moe/fused_moe_native.py) gives an expert of another rank the index -1 and then takes
-    it for an index. Here such an entry computes expert 0 with weight 0, so its share of the sum is 0:
+    it for an index; here such entries are left out:
 
-        y_t = sum over j with id_tj >= 0 of w_tj * expert_{id_tj}(x_t)
+        y_t = sum over j with id_tj >= 0 of w_tj * W2_id (silu(W1_id x_t) * W3_id x_t)
+
+    Args:
+        layer: has `w13_weight` [experts, 2 * intermediate, hidden] (W1 above W3) and `w2_weight`.
+        x: [rows, hidden].
+        topk_output: has `topk_ids` and `topk_weights` [rows, k]; ids are this rank's own, from 0.
+        config: upstream's runner configuration; only its activation is read.
+
+    Returns:
+        [rows, hidden].
     """
-
-    def of_this_rank(
-        layer: Any, x: torch.Tensor, topk_output: Any, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        elsewhere = topk_output.topk_ids < 0
-        own = topk_output._replace(
-            topk_ids=topk_output.topk_ids.masked_fill(elsewhere, 0),
-            topk_weights=topk_output.topk_weights.masked_fill(elsewhere, 0.0),
-        )
-        return experts(layer, x, own, *args, **kwargs)
-
-    return of_this_rank
+    if config.activation != "silu":
+        raise NotImplementedError(f"activation {config.activation}")
+    ids, weights = topk_output.topk_ids, topk_output.topk_weights
+    output = torch.zeros_like(x)
+    for expert in ids[ids >= 0].unique().tolist():
+        rows, slots = torch.where(ids == expert)
+        gate, up = functional.linear(x[rows], layer.w13_weight[expert]).chunk(2, dim=-1)
+        expert_output = functional.linear(functional.silu(gate) * up, layer.w2_weight[expert])
+        share = weights[rows, slots].to(x.dtype)[:, None]
+        output.index_add_(0, rows, expert_output * share)
+    return output

@@ -21,7 +21,7 @@ if sys.argv[2] != "alone":
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
 
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
-from sglang_layered_kernels.cpu.expert_parallel import skip_other_ranks  # noqa: E402
+from sglang_layered_kernels.cpu.expert_parallel import experts_of_this_rank  # noqa: E402
 
 from family_checks import CHUNK_TOKENS, GROUP_TOKENS, UNEVEN_GROUPS, run  # noqa: E402
 from harness import Rank, SteppedScheduler  # noqa: E402
@@ -32,7 +32,7 @@ def start(rank: int, kind: str, port: int) -> SteppedScheduler:
     flags = {} if kind == "alone" else {"tp_size": 2}
     if kind == "ep":
         flags["ep_size"] = 2
-        fused_moe_native.moe_forward_native = skip_other_ranks(fused_moe_native.moe_forward_native)
+        fused_moe_native.moe_forward_native = experts_of_this_rank
     return SteppedScheduler(
         tiny_model("qwen3_moe"),
         Rank(rank, rank if kind == "ep" else 0, port),
