@@ -1,4 +1,4 @@
-"""CPU reference of what SGLang's torch attention leaves out: sinks, soft caps, prompts of latent attention."""
+"""CPU reference of what SGLang's torch attention leaves out: sinks, soft caps, latent attention's prompts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 class ReferenceAttention(TorchNativeAttnBackend):
     """SGLang's torch attention, and our own where a layer has sinks or a soft cap, or is handed all its keys.
 
-    The last is how latent attention (MLA) runs a prompt without a prefix: with expanded keys that the pool never
-    holds.
+    The last is how latent attention (MLA) runs a prompt without a prefix: with expanded keys that the pool
+    never holds.
     """
 
     def forward_extend(

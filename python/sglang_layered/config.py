@@ -40,8 +40,8 @@ class LayeredConfig:
     )
     layered_policy: str = flag(
         DEFAULT_POLICY,
-        "Layered mode: what chooses the layer groups: 'token-target', the name of an installed entry point"
-        " of group sglang_layered.policies, or module:Class.",
+        "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
+        " the name of an installed entry point of group sglang_layered.policies, or module:Class.",
     )
     layered_execution: str = flag(
         "fused",

@@ -14,6 +14,7 @@ from sglang_layered.core.events import (
     ModeChanged,
     StepDone,
 )
+from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.core.view import SchedulerView, StepTiming
@@ -28,6 +29,7 @@ __all__ = [
     "GroupPolicy",
     "LayerGroup",
     "LayerGroupPlan",
+    "LayerShape",
     "Listener",
     "ModeChanged",
     "SchedulerView",

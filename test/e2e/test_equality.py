@@ -103,6 +103,12 @@ def test_chunked_and_back_on_a_running_server_loses_no_token(layered_moe, stock_
     layered_moe.server.flush_cache()
 
 
+def test_a_dense_model_is_told_what_to_expect_and_a_sparse_one_is_not(layered_llama, layered_moe) -> None:
+    [line] = [line for line in layered_llama.log.splitlines() if "dense model" in line]
+    assert "--layered-group-tokens" in line
+    assert "dense model" not in layered_moe.log
+
+
 def test_settings_show_in_server_info_and_bad_ones_change_nothing(layered_moe) -> None:
     def shown() -> tuple[str, int]:
         info = httpx.get(f"{layered_moe.url}/server_info", timeout=60, trust_env=False).json()

@@ -108,15 +108,13 @@ class Study:
 
 def heavy_first() -> FamilyRecipe:
     """Twelve layers: four with a wide dense MLP, then eight with small experts."""
-    fields = FAMILIES["exaone_moe"].fields | {
+    fields = FAMILIES["glm4_moe"].fields | {
         "hidden_size": 512,
         "intermediate_size": 8192,
         "moe_intermediate_size": 256,
-        "mlp_layer_types": ["dense"] * 4 + ["sparse"] * 60,
-        "is_moe_layer": [False] * 4 + [True] * 60,
-        "sliding_window": 4096,
+        "first_k_dense_replace": 4,
     }
-    return FamilyRecipe("exaone_moe", fields, preset="heavy-first", dtype="bfloat16", num_layers=12)
+    return FamilyRecipe("glm4_moe", fields, preset="heavy-first", dtype="bfloat16", num_layers=12)
 
 
 GROUPS = (Way("whole"), Way("mixed", 512), Way("mixed", 256), Way("even", 2), Way("even", 4), Way("even", 8))
@@ -160,7 +158,7 @@ def main(name: str, repetitions: int, out: Path | None) -> None:
     """Measure one study and print its table."""
     study = STUDIES[name]
     model = MODELS / f"study-{name}"
-    make_from_recipe(study.recipe, model)
+    make_from_recipe(study.recipe, model, force=True)
     stepped = SteppedScheduler(
         model,
         dtype="bfloat16",

@@ -5,9 +5,10 @@ A policy is pure: the same view gives the same plan on every rank. It never sees
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from sglang_layered.core.lookup import Lookup
 from sglang_layered.core.plan import LayerGroupPlan
@@ -93,7 +94,7 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
     if num_groups is not None:
         return FixedCountPolicy(num_groups)
     where = f"--layered-policy {name}"
-    shipped = {
+    shipped: dict[str, Callable[..., Any]] = {
         DEFAULT_POLICY: partial(TokenTargetPolicy, group_tokens),
         BALANCED_POLICY: partial(BalancedPolicy, group_tokens),
     }

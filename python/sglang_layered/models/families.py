@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from sglang_layered.models.hf_config import END_ID, PAD_ID
 from sglang_layered.models.recipe import check_choices
+
+Fields: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,8 @@ class FamilyRecipe:
 
 
 MOST_LAYERS = 64  # entries of the lists below that say something of each layer
-HEADS = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-LATENT_ATTENTION = {
+HEADS: Fields = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+LATENT_ATTENTION: Fields = {
     "hidden_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -82,7 +84,7 @@ LATENT_ATTENTION = {
         "mscale_all_dim": 1.0,
     },
 }
-DEEPSEEK_EXPERTS = {
+DEEPSEEK_EXPERTS: Fields = {
     "intermediate_size": 256,
     "first_k_dense_replace": 2,
     "n_routed_experts": 16,
@@ -93,7 +95,7 @@ DEEPSEEK_EXPERTS = {
     "n_group": 4,
     "topk_group": 2,
 }
-GEMMA = HEADS | {"intermediate_size": 256, "sliding_window": 48, "query_pre_attn_scalar": 32}
+GEMMA: Fields = HEADS | {"intermediate_size": 256, "sliding_window": 48, "query_pre_attn_scalar": 32}
 GEMMA |= {"hidden_act": "gelu_pytorch_tanh"}  # what SGLang reads; transformers has a name of its own
 
 FAMILIES: Mapping[str, FamilyRecipe] = MappingProxyType(

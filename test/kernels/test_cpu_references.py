@@ -1,0 +1,76 @@
+"""The CPU references that tests of model families and of several ranks stand on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sglang_layered_kernels.cpu.expert_parallel import experts_of_this_rank
+from sglang_layered_kernels.cpu.reference_attention import attention
+from torch.nn import functional
+
+ROWS, TOKENS, HEADS, KV_HEADS, DIM = 5, 12, 4, 2, 8
+
+
+@pytest.fixture
+def qkv() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(ROWS, HEADS, DIM), (TOKENS, KV_HEADS, DIM), (TOKENS, KV_HEADS, DIM)]
+    query, keys, values = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return query, keys, values
+
+
+def one_by_one(
+    qkv: tuple[torch.Tensor, ...], window: int = -1, cap: float = 0.0, sink: float | None = None
+) -> torch.Tensor:
+    """Oracle: a row, a head and a key at a time."""
+    query, keys, values = qkv
+    output = torch.zeros_like(query)
+    for row in range(ROWS):
+        own = TOKENS - ROWS + row
+        first = 0 if window < 0 else max(own - window, 0)
+        for head in range(HEADS):
+            kv_head = head * KV_HEADS // HEADS
+            scores = [float(query[row, head] @ keys[key, kv_head]) * 0.5 for key in range(first, own + 1)]
+            if cap:
+                scores = [cap * float(torch.tanh(torch.tensor(score / cap))) for score in scores]
+            exps = torch.tensor(scores, dtype=torch.float64).exp()
+            total = exps.sum() + (0 if sink is None else torch.tensor(sink, dtype=torch.float64).exp())
+            output[row, head] = (exps[:, None] * values[first : own + 1, kv_head]).sum(0) / total
+    return output
+
+
+@pytest.mark.parametrize(
+    ("window", "cap", "sink"), [(-1, 0.0, None), (3, 0.0, None), (-1, 0.7, None), (3, 0.7, 0.4)]
+)
+def test_attention_with_windows_caps_and_sinks(
+    qkv: tuple[torch.Tensor, ...], window: int, cap: float, sink: float | None
+) -> None:
+    sinks = None if sink is None else torch.full((HEADS,), sink)
+    got = attention(*qkv, scale=0.5, window_left=window, soft_cap=cap, sinks=sinks)
+    torch.testing.assert_close(got, one_by_one(qkv, window, cap, sink), atol=1e-6, rtol=0)
+
+
+def test_experts_of_two_ranks_add_up_to_all() -> None:
+    generator = torch.Generator().manual_seed(4)
+    num_experts, hidden, intermediate, rows, top_k = 6, 8, 5, 7, 3
+    w13 = torch.randn(num_experts, 2 * intermediate, hidden, generator=generator)
+    w2 = torch.randn(num_experts, hidden, intermediate, generator=generator)
+    x = torch.randn(rows, hidden, generator=generator)
+    ids = torch.stack([torch.randperm(num_experts, generator=generator)[:top_k] for _ in range(rows)])
+    weights = torch.rand(rows, top_k, generator=generator)
+    expected = torch.zeros_like(x)
+    for row in range(rows):
+        for slot in range(top_k):
+            gate, up = (w13[ids[row, slot]] @ x[row]).chunk(2)
+            expected[row] += weights[row, slot] * (w2[ids[row, slot]] @ (functional.silu(gate) * up))
+    config = SimpleNamespace(activation="silu")
+    total = torch.zeros_like(x)
+    for first in (0, 3):
+        own = slice(first, first + 3)
+        local = torch.where((ids >= first) & (ids < first + 3), ids - first, -1)
+        layer = SimpleNamespace(w13_weight=w13[own], w2_weight=w2[own])
+        topk = SimpleNamespace(topk_ids=local, topk_weights=weights)
+        total += experts_of_this_rank(layer, x, topk, config)
+    torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
