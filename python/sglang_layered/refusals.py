@@ -69,12 +69,6 @@ FLAG_REFUSALS = (
         "leave the flag out",
     ),
     Refusal(
-        "--pp-size",
-        _above_one("pp_size"),
-        "groups inside pipeline stages are not built yet",
-        "use --pp-size 1",
-    ),
-    Refusal(
         "--enable-dp-attention",
         _set("enable_dp_attention"),
         "its ranks must agree on one forward mode per step",
@@ -135,6 +129,9 @@ FLAG_REFUSALS = (
 
 GROUP_ATTENTION_REFUSALS = (
     Refusal(
+        "--pp-size", _above_one("pp_size"), "its stages run SGLang's attention backends", "use 'backends'"
+    ),
+    Refusal(
         "an attention backend other than flashinfer",
         lambda args: set(args.get_attention_backends()) != {"flashinfer"},
         "it runs FlashInfer's kernels on the tables of that backend",
@@ -168,6 +165,11 @@ def refuse_unsupported(server_args: Any) -> None:
     reason = execution_refusal(server_args)
     if reason is not None:
         raise UnsupportedError(f"--layered-execution {server_args.layered_execution}: {reason}")
+    if server_args.pp_size > 1 and server_args.layered_check_invariants != "basic":
+        raise UnsupportedError(
+            f"--layered-check-invariants {server_args.layered_check_invariants}: it checks one cohort in"
+            " flight and pipeline stages have several; use basic with --pp-size above 1"
+        )
     model_config = server_args.get_model_config()
     reason = model_refusal(model_config)
     if reason is None:
@@ -181,6 +183,8 @@ def execution_refusal(server_args: Any) -> str | None:
     wanted = server_args.layered_execution
     if wanted == "concurrent" and server_args.device != "cuda":
         return f"it needs two CUDA streams and the device is {server_args.device}; use sequential or fused"
+    if server_args.pp_size > 1 and wanted != "fused":
+        return "a pipeline stage runs prompt and decode rows together; use fused"
     if server_args.tp_size == 1:
         return None
     if wanted == "concurrent":

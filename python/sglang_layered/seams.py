@@ -37,9 +37,14 @@ def run_event_loop(scheduler: Any) -> bool:
     """`dispatch_event_loop`: run the layered loop until shutdown and say True; False leaves it to SGLang."""
     if scheduler.server_args.prefill_mode != "layered":
         return False
-    from sglang_layered.scheduler.loop import LayeredLoop
+    if scheduler.ps.pp_size > 1:
+        from sglang_layered.scheduler.pipeline.loop import PipelineLoop
 
-    LayeredLoop.start(scheduler)
+        PipelineLoop.start(scheduler)
+    else:
+        from sglang_layered.scheduler.loop import LayeredLoop
+
+        LayeredLoop.start(scheduler)
     return True
 
 

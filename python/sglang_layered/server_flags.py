@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from sglang_layered.config import LayeredConfig
-from sglang_layered.errors import LayeredPrefillError
+from sglang_layered.errors import ConfigError, LayeredPrefillError
 
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
@@ -62,9 +62,20 @@ def _check(server_args: Any) -> None:
     verify_patched()
     config.make_policy()
     check_listeners(config.layered_listeners or ())
+    _check_stages(config, server_args.pp_size)
     refuse_unsupported(server_args)
     refuse_group_attention(config.group_attention, server_args)
     config.check_depth(server_args.get_model_config().num_hidden_layers)
+
+
+def _check_stages(config: LayeredConfig, num_stages: int) -> None:
+    """Every pipeline stage is a process with listeners of its own."""
+    for spec in config.layered_listeners or ():
+        if num_stages > 1 and "=" in spec and "{pp}" not in spec:
+            raise ConfigError(
+                f"--layered-listeners {spec}: with --pp-size {num_stages} every stage writes a file of its"
+                " own; put {pp} into the path"
+            )
 
 
 def _started_as_server() -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from servers import Served
 from sglang_layered.serving import ServerProcess
 
 COMMON = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
@@ -21,22 +21,6 @@ SESSION_FLAGS = ("--enable-streaming-session", "--disable-radix-cache")
 GROUP_TOKENS = 64
 LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", str(GROUP_TOKENS))
 LAYERED += ("--layered-check-invariants", "strict")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running server and, in layered mode, the file its listener writes."""
-
-    server: ServerProcess
-    steps: Path | None = None
-
-    @property
-    def url(self) -> str:
-        return self.server.base_url
-
-    @property
-    def log(self) -> str:
-        return self.server.log_path.read_text()
 
 
 @contextmanager

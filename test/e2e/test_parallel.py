@@ -1,6 +1,7 @@
-"""Two tensor-parallel ranks of the real server, over gloo: the tokens of one rank and of the release.
+"""Two ranks of the real server, over gloo: the tokens of one rank.
 
-Checks are strict, so in every step the ranks compare what they are about to run.
+Tensor-parallel ones also give the tokens of the release with two ranks; checks are strict there, so in every
+step the ranks compare what they are about to run. Two pipeline stages run groups of their own layers only.
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from conftest import LAYERED, Served, serve
+from servers import LAYERED, Served, serve
 from workload import Ask, answers, assert_equal_answers, prompt, read_steps, send_all, staggered
 
 pytestmark = pytest.mark.server
 
 RANKS = ("--tp-size", "2")
-ENVIRONMENT = {"SGLANG_NCCL_SO_PATH": "/nonexistent.so", "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+OVER_GLOO = {"SGLANG_NCCL_SO_PATH": "/nonexistent.so"}
+ENVIRONMENT = OVER_GLOO | {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 NUM_PAUSES = 4
 NUM_ABORTED = 10
 
@@ -83,3 +86,80 @@ async def hang_ups(client: httpx.AsyncClient) -> None:
         ask = Ask(prompt(rng.randrange(200, 1500), 900 + index), 0.0, 200)
         with pytest.raises(httpx.ReadTimeout):
             await client.post("/generate", json=ask.body(), timeout=rng.uniform(0.05, 0.5))
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A server of two pipeline stages and the steps that each wrote."""
+
+    url: str
+    folder: Path
+
+    def steps(self, stage: int) -> list[dict[str, Any]]:
+        return read_steps(self.folder / f"steps-{stage}.jsonl")
+
+
+@pytest.fixture(scope="module")
+def staged(tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Staged]:
+    folder = tmp_path_factory.mktemp("staged")
+    flags = ["--pp-size", "2", "--prefill-mode", "layered", "--layered-group-tokens", "64"]
+    flags += ["--chunked-prefill-size", "512", "--layered-listeners", f"jsonl={folder}/steps-{{pp}}.jsonl"]
+    with serve(folder, tiny_qwen3_moe, *flags, env=OVER_GLOO) as server:
+        yield Staged(server.base_url, folder)
+
+
+def test_two_stages_answer_as_one_rank(staged: Staged, stock_moe: Served) -> None:
+    asks = staggered(seed=7)
+    assert_equal_answers(asks, answers(staged.url, asks), answers(stock_moe.url, asks))
+
+
+def test_every_stage_runs_its_own_layers_and_each_prompt_row_once(staged: Staged) -> None:
+    asks = [Ask(prompt(length, 400 + length), 0.3 * index, 40) for index, length in enumerate((30, 900, 450))]
+    before = [len(staged.steps(stage)) for stage in (0, 1)]
+    answers(staged.url, asks)
+    met: dict[tuple[str, int], int] = {}
+    for stage, layers in enumerate([range(4), range(4, 8)]):
+        layered = 0
+        for step in staged.steps(stage)[before[stage] :]:
+            group = range(*step["group"]) if step["group"] else layers
+            assert set(group) <= set(layers)
+            layered += step["kind"] == "layered"
+            for rid, num_rows in step.get("prompt", {}).items():
+                for layer in group:
+                    met[rid, layer] = met.get((rid, layer), 0) + num_rows
+        assert layered >= 4
+    by_layer = {layer: sorted(rows for (_, at), rows in met.items() if at == layer) for layer in range(8)}
+    assert list(by_layer.values()) == [[30, 450, 900]] * 8
+
+
+def test_a_cohort_follows_another_through_the_stages_and_waits_where_it_is_still(staged: Staged) -> None:
+    asks = [Ask(prompt(12, 500), 0.0, 150)]
+    asks += [
+        Ask(prompt(length, 501 + length), 0.4 + 0.01 * index, 4) for index, length in enumerate((512, 65))
+    ]
+    asks += [Ask(prompt(512, 700 + index), 0.6, 4) for index in range(4)]
+    before = [len(staged.steps(stage)) for stage in (0, 1)]
+    answers(staged.url, asks)
+    layered = [
+        [step for step in staged.steps(stage)[start:] if step["kind"] == "layered"]
+        for stage, start in enumerate(before)
+    ]
+    first, second = ({step["step"] for step in steps} for steps in layered)
+    assert first & second
+    for stage, steps in enumerate(layered):
+        end = 4 * stage
+        for step in steps:
+            assert step["group"][0] == (4 * stage if end == 4 * stage + 4 else end)
+            end = step["group"][1]
+
+
+def test_hang_ups_leave_the_others_tokens_alone_over_two_stages(staged: Staged, stock_moe: Served) -> None:
+    asks = staggered(seed=7)
+
+    async def disturbed() -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(base_url=staged.url, timeout=120, trust_env=False) as client:
+            got, _ = await asyncio.gather(send_all(staged.url, asks), hang_ups(client))
+            assert (await client.get("/health_generate")).status_code == 200
+        return got
+
+    assert_equal_answers(asks, asyncio.run(disturbed()), answers(stock_moe.url, asks))

@@ -63,7 +63,6 @@ def test_bad_values_are_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...], me
     "flags",
     [
         ("--enable-mixed-chunk",),
-        ("--pp-size", "2"),
         ("--disaggregation-mode", "prefill"),
         ("--enable-two-batch-overlap",),
         ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "all"),
@@ -85,6 +84,10 @@ def test_unsupported_flags_are_named_with_reason_and_remedy(
     [
         (("--layered-execution", "concurrent"), "concurrent: it needs two CUDA streams .* is cpu; use"),
         (("--layered-execution", "auto", "--tp-size", "2"), "auto: with --tp-size .* name a strategy"),
+        (
+            ("--layered-execution", "sequential", "--pp-size", "2"),
+            "sequential: a pipeline stage .* use fused",
+        ),
     ],
 )
 def test_an_execution_that_cannot_run_is_refused(
@@ -92,6 +95,18 @@ def test_an_execution_that_cannot_run_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=f"--layered-execution {message}"):
         check(tiny_qwen3_moe, *LAYERED, *flags)
+
+
+def test_pool_checks_over_pipeline_stages_are_refused(tiny_qwen3_moe: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"--layered-check-invariants strict: .* use basic"):
+        check(tiny_qwen3_moe, *LAYERED, "--pp-size", "2", "--layered-check-invariants", "strict")
+
+
+def test_a_file_for_all_pipeline_stages_is_refused(tiny_qwen3_moe: Path, tmp_path: Path) -> None:
+    flags = ("--pp-size", "2", "--layered-listeners")
+    with pytest.raises(ConfigError, match=r"put \{pp\} into the path"):
+        check(tiny_qwen3_moe, *LAYERED, *flags, f"jsonl={tmp_path}/steps.jsonl")
+    check(tiny_qwen3_moe, *LAYERED, *flags, f"jsonl={tmp_path}/steps-{{pp}}.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["pair", "pod"])

@@ -72,8 +72,10 @@ class PipelineRanges:
                 " ranges (SGLang has no pipeline parallelism for it); serve it in chunked mode"
             )
         self._stack = stacks[0]
+        self.first_layer: int = self._stack["start_layer"]
         self.num_layers: int = self._stack["end_layer"]
         group = self._grouped[0]["pp_group"]
+        self.has_head: bool = group.is_last_rank
         self._stages = {
             (first, last): VirtualStage(group, is_first=first, is_last=last)
             for first in (False, True)

@@ -74,7 +74,7 @@ class LayeredRunner:
         self._calls = LayerCalls(model_runner)
         self._prompt_backend = model_runner._get_attention_backend(init_new_workspace=True)
         self._attention = make_group_attention(model_runner, self._prompt_backend)
-        self._split = _attention_split(model_runner, self._prompt_backend)
+        self._split = attention_split(model_runner, self._prompt_backend)
         self.decode_paths = DecodePaths(model_runner, self._calls)
 
     @property
@@ -137,7 +137,7 @@ class LayeredRunner:
         return forward_context(ForwardContext(attn_backend=backend))
 
 
-def _attention_split(
+def attention_split(
     model_runner: Any, prompt_backend: Any
 ) -> Callable[[ForwardBatch, ForwardBatch], AbstractContextManager[None]]:
     """What cuts a group's rows in the attention modules, where the attention backend cannot do it."""

@@ -30,7 +30,7 @@ from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import metrics_of
 from sglang_layered.scheduler.planning import Planner
 from sglang_layered.scheduler.rank_check import RankCheck
-from sglang_layered.scheduler.report import Reporter
+from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
 from sglang_layered.scheduler.room import next_chunk_fits, requeue_chunked_prompt
 from sglang_layered.scheduler.timer import StepTimer
@@ -60,7 +60,7 @@ class LayeredLoop:
         self.is_dense = bool(layers) and not any(layer.num_experts for layer in layers)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self._process)
-        self.report = Reporter(scheduler, find_listeners(_specs(scheduler, config)))
+        self.report = Reporter(scheduler, find_listeners(listener_specs(scheduler, config)))
         self._metrics = metrics_of(scheduler)
         self.keeper = CohortKeeper(scheduler, runner.num_layers, self._heard_of_drop)
         self._execution = Execution.from_config(runner, config, scheduler.device)
@@ -286,10 +286,3 @@ class LayeredLoop:
         mode = self.controls.config.prefill_mode
         self._metrics.mode_changed(mode, reason)
         self.report.mode_changed(mode, reason)
-
-
-def _specs(scheduler: Any, config: LayeredConfig) -> list[str]:
-    """Listeners of this process: only tensor rank 0 has any, `{dp}` in one is the data-parallel rank."""
-    if scheduler.ps.tp_rank != 0:
-        return []
-    return [spec.replace("{dp}", str(scheduler.ps.dp_rank or 0)) for spec in config.layered_listeners or ()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from sglang_layered.config import LayeredConfig
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.events import (
     CohortAdmitted,
@@ -108,3 +109,17 @@ def _prompt_ids(step: LaunchedStep) -> tuple[str, ...]:
     if step.cohort is not None:
         return step.cohort.request_ids
     return tuple(req.rid for req in step.outcomes[0].seen.reqs) if step.kind == "prefill" else ()
+
+
+def listener_specs(scheduler: Any, config: LayeredConfig) -> list[str]:
+    """Listeners of this process: only tensor rank 0 has any.
+
+    In one, `{dp}` is the data-parallel rank and `{pp}` the pipeline stage.
+    """
+    if scheduler.ps.tp_rank != 0:
+        return []
+    ranks = {"{dp}": scheduler.ps.dp_rank or 0, "{pp}": scheduler.ps.pp_rank}
+    specs = list(config.layered_listeners or ())
+    for name, rank in ranks.items():
+        specs = [spec.replace(name, str(rank)) for spec in specs]
+    return specs

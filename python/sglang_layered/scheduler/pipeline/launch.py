@@ -1,0 +1,150 @@
+"""Runs a tick on this rank's stage: rows from the stage before, rows for the next one, tokens on the last.
+
+Upstream: srt/managers/scheduler_pp_mixin.py `_pp_launch_batch`, `_pp_prep_batch_result`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sglang.srt.managers.overlap_utils import resolve_forward_inputs
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
+from sglang.srt.observability.req_time_stats import set_schedule_time_batch
+
+from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
+from sglang_layered.scheduler.pipeline.tick import GroupWork, PipelineTick, TickResult
+from sglang_layered.scheduler.timer import StepTimer
+
+DECODE, PROMPT = "decode.", "prompt."
+
+
+class StageLauncher:
+    """Turns a PipelineTick into a forward of this stage and what its messages carry."""
+
+    def __init__(self, scheduler: Any, runner: StageRunner) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._model_runner = scheduler.tp_worker.model_runner
+        self._rank = scheduler.ps.pp_rank
+        self._is_last = scheduler.pp_group.is_last_rank
+
+    def launch(
+        self, tick: PipelineTick, received: PPProxyTensors | None
+    ) -> tuple[GenerationBatchResult, dict[str, torch.Tensor]]:
+        """Run it; gives SGLang's result with the rows to send on and, on the last stage, the outputs."""
+        self._begin(tick)
+        tick.timer = StepTimer.start(self._scheduler)
+        rows = {} if received is None else received.tensors
+        own = tick.work_on(self._rank)
+        decode = None if tick.decode is None else self._prepare(tick.decode)
+        output = self._runner.run(self._step(own, decode, _part(rows, DECODE)))
+        self._take_over(tick, rows)
+        to_send = self._keep_or_send(own, output) | _named(DECODE, output.decode)
+        outputs = self._sample(tick, decode, output) if self._is_last else {}
+        for batch in tick.batches:
+            batch.input_ids = None
+        tick.timer.stop()
+        return GenerationBatchResult(
+            pp_hidden_states_proxy_tensors=PPProxyTensors(to_send), can_run_cuda_graph=False
+        ), outputs
+
+    def results(self, tick: PipelineTick, outputs: PPProxyTensors, stock: Any, metadata: Any) -> TickResult:
+        """SGLang's result of each batch from the last stage's outputs; `stock` is `_pp_prep_batch_result`."""
+        parts = []
+        for prefix, batch in self._named_batches(tick):
+            part = _part(outputs.tensors, prefix)
+            if part is None:
+                raise AssertionError(f"the last stage sent no {prefix}outputs")
+            parts.append((batch, stock(batch, metadata, part)))
+        return TickResult(parts)
+
+    def _begin(self, tick: PipelineTick) -> None:
+        scheduler = self._scheduler
+        scheduler.forward_ct += 1
+        tick.number = scheduler.forward_ct
+        for batch in [tick.decode, *(work.inflight.batch for work in tick.works)]:
+            if batch is None:
+                continue
+            batch.forward_iter = scheduler.forward_ct
+            batch.launch_ts = batch.fpm_start_time = time.monotonic()
+        fresh = [work.inflight.batch for work in tick.works if work.enters_stage and work.stage == 0]
+        for batch in [*fresh, *([] if tick.decode is None else [tick.decode])]:
+            set_schedule_time_batch(batch)
+
+    def _step(
+        self, own: GroupWork | None, decode: ForwardBatch | None, decode_rows: PPProxyTensors | None
+    ) -> StageStep:
+        if own is None:
+            return StageStep(decode, decode_rows)
+        inflight = own.inflight
+        if inflight.forward is None:
+            inflight.forward = self._prepare(inflight.batch)
+        return StageStep(decode, decode_rows, inflight.forward, own.group, inflight.parked, own.enters_stage)
+
+    def _take_over(self, tick: PipelineTick, rows: Mapping[str, Any]) -> None:
+        """Park the rows of a prompt that the stage before has sent; its first group here is next."""
+        arriving = _part(rows, PROMPT)
+        if arriving is not None:
+            [work] = [work for work in tick.works if work.leaves_stage and work.stage == self._rank - 1]
+            work.inflight.parked = arriving
+
+    def _keep_or_send(self, own: GroupWork | None, output: StageOutput) -> dict[str, torch.Tensor]:
+        if own is None:
+            return {}
+        if not own.leaves_stage:
+            own.inflight.parked = output.prompt
+            return {}
+        own.inflight.parked = None
+        return {} if self._is_last else _named(PROMPT, output.prompt)
+
+    def _prepare(self, batch: ScheduleBatch) -> ForwardBatch:
+        resolve_forward_inputs(batch, self._scheduler.future_map)
+        self._scheduler.tp_worker.set_hicache_consumer(batch.hicache_consumer_index)
+        return ForwardBatch.init_new(batch, self._model_runner, return_hidden_states_before_norm=False)
+
+    def _sample(
+        self, tick: PipelineTick, decode: ForwardBatch | None, output: StageOutput
+    ) -> dict[str, torch.Tensor]:
+        done = tick.completed
+        made = {DECODE: (decode, output.decode)}
+        if done is not None:
+            made[PROMPT] = (done.forward, output.prompt)
+        outputs: dict[str, torch.Tensor] = {}
+        for prefix, batch in self._named_batches(tick):
+            forward, logits = made[prefix]
+            result = GenerationBatchResult(logits_output=logits, can_run_cuda_graph=False)
+            result.next_token_ids = self._model_runner.sample(logits, forward)
+            self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
+            if batch.return_logprob:
+                result.extend_input_len_per_req = [
+                    req.extend_range.length if req.extend_range is not None else 0 for req in batch.reqs
+                ]
+                result.extend_logprob_start_len_per_req = batch.extend_logprob_start_lens
+            outputs |= {
+                prefix + name: value
+                for name, value in self._scheduler._pp_prepare_tensor_dict(result, batch).items()
+            }
+        return outputs
+
+    @staticmethod
+    def _named_batches(tick: PipelineTick) -> list[tuple[str, ScheduleBatch]]:
+        done = tick.completed
+        named = [(DECODE, tick.decode), (PROMPT, None if done is None else done.batch)]
+        return [(prefix, batch) for prefix, batch in named if batch is not None]
+
+
+def _named(prefix: str, rows: Any) -> dict[str, torch.Tensor]:
+    """Rows under names of their own; logits and nothing at all are not sent."""
+    if not isinstance(rows, PPProxyTensors):
+        return {}
+    return {prefix + name: tensor.contiguous() for name, tensor in rows.tensors.items() if tensor is not None}
+
+
+def _part(tensors: Mapping[str, Any], prefix: str) -> PPProxyTensors | None:
+    found = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+    return PPProxyTensors(found) if found else None

@@ -1,0 +1,243 @@
+"""Layered mode with `--pp-size` above 1, inside SGLang's own pipeline loop.
+
+SGLang's loop gives each micro-batch its turn on every stage; a turn is a tick here. In a tick the
+micro-batch's requests decode through all layers of the stage, and each cohort in flight goes through one
+group on the stage where it is, beside whatever micro-batch has its turn there. So a cohort takes one tick a
+group, whichever micro-batches pass, and up to one cohort a stage is in flight. Every rank schedules for
+itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/scheduler_pp_mixin.py
+`event_loop_pp`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sglang.srt.distributed.utils import get_pp_indices
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.scheduler import NextBatchPlan
+from sglang.srt.managers.scheduler_pp_mixin import PPBatchMetadata
+from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.stages import PipelineStages
+from sglang_layered.core.view import StepKind, StepTiming
+from sglang_layered.listeners.dispatch import find_listeners
+from sglang_layered.models.layer_shapes import read_layer_shapes
+from sglang_layered.runner.stage_runner import StageRunner
+from sglang_layered.scheduler.control import Controls
+from sglang_layered.scheduler.metrics import metrics_of
+from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
+from sglang_layered.scheduler.pipeline.launch import StageLauncher
+from sglang_layered.scheduler.pipeline.tick import PipelineTick, TickResult
+from sglang_layered.scheduler.planning import Planner
+from sglang_layered.scheduler.report import Reporter, listener_specs
+from sglang_layered.scheduler.results import LaunchedStep, Outcome
+from sglang_layered.scheduler.timer import StepTimer
+
+logger = logging.getLogger(__name__)
+
+
+class PipelineLoop:
+    """Takes the place of what SGLang's pipeline loop calls: the next batch, its launch, its results."""
+
+    def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
+        self.scheduler = scheduler
+        self.stages = pipeline_stages(scheduler)
+        num_layers = self.stages.num_layers
+        self.controls = Controls(scheduler, config, num_layers)
+        shapes = read_layer_shapes(scheduler.model_config.hf_text_config)
+        self._planners = [
+            Planner(scheduler, self.controls, layers.num_layers, shapes[layers.start : layers.end])
+            for layers in self.stages.layers
+        ]
+        self.report = Reporter(scheduler, find_listeners(listener_specs(scheduler, config)))
+        self._metrics = metrics_of(scheduler)
+        self.controls.changed.append(self._mode_changed)
+        self.cohorts = StageCohorts(scheduler, self.stages, self._heard_of_drop)
+        self._launched: dict[int, tuple[StepTimer, int]] = {}  # SGLang's own batches, by id
+        self._launcher = StageLauncher(scheduler, StageRunner(scheduler.tp_worker.model_runner))
+        self._stock = Stock(scheduler)
+        scheduler.get_next_batch_to_run = self.next_batch
+        scheduler._pp_launch_batch = self.launch
+        scheduler._pp_prep_batch_result = self.results
+        scheduler._pp_process_batch_result = self.process
+
+    @classmethod
+    def start(cls, scheduler: Any) -> None:
+        """Attach a loop to the scheduler and run SGLang's pipeline loop."""
+        loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
+        scheduler.layered_loop = loop
+        logger.info("Layered prefill: stages %s, policy %s", loop.stages.cuts, loop.controls.policy)
+        scheduler.event_loop_pp()
+
+    def next_batch(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
+        """What the micro-batch whose turn it is runs; a tick while a cohort is in flight."""
+        last = _to_merge(last_batch)
+        self.cohorts.drop_aborted()
+        self._make_room(running_batch)
+        if self._may_admit():
+            plan = self._stock.next_batch(running_batch=running_batch, last_batch=last)
+        else:
+            plan = self._stock.next_decode(running_batch=running_batch, last_batch=last)
+        batch, running = plan.batch_to_run, plan.running_batch
+        if batch is not None and batch.forward_mode.is_extend():
+            if not self.controls.is_layered or (not self.cohorts and not self._somebody_decodes(running)):
+                return plan
+            self.report.admitted(self.cohorts.admit(batch, self._plan(batch)))
+            batch, running = self._decode(running)
+        if not self.cohorts:
+            return NextBatchPlan(batch_to_run=batch, running_batch=running)
+        if not self._somebody_decodes(running):
+            self.cohorts.hurry()
+        tick = PipelineTick(batch, self.cohorts.works(), tuple(self.cohorts.inflight))
+        return NextBatchPlan(tick, running)
+
+    def launch(
+        self, mb_id: int, batch: Any, received: PPProxyTensors, metadata: list[Any], outputs_queue: Any
+    ) -> tuple[Any, Any]:
+        """Run a micro-batch's turn on this stage."""
+        scheduler = self.scheduler
+        if not isinstance(batch, PipelineTick):
+            timer = StepTimer.start(scheduler)
+            launched = self._stock.launch(mb_id, batch, received, metadata, outputs_queue)
+            timer.stop()
+            self._launched[id(batch)] = (timer, scheduler.forward_ct)
+            return launched
+        with scheduler.forward_stream_ctx:
+            scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
+            result, outputs = self._launcher.launch(batch, received)
+            event = scheduler.device_module.Event()
+            event.record(scheduler.device_module.current_stream())
+        metadata[mb_id] = PPBatchMetadata(can_run_cuda_graph=False)
+        if scheduler.pp_group.is_last_rank:
+            outputs_queue.append((event, PPProxyTensors(outputs)))
+        self.cohorts.advance(batch.works)
+        return result, event
+
+    def results(self, batch: Any, metadata: Any, outputs: PPProxyTensors) -> Any:
+        """SGLang's results from the outputs that the last stage sent round."""
+        if not isinstance(batch, PipelineTick):
+            return self._stock.results(batch, metadata, outputs)
+        return self._launcher.results(batch, outputs, self._stock.results, metadata)
+
+    def process(self, batch: Any, result: Any) -> None:
+        """Hand results to SGLang, and the step to the listeners."""
+        parts = result.parts if isinstance(result, TickResult) else [(batch, result)]
+        step = self._step(batch, parts)
+        decoded = self.report.reqs_to_get_a_token(step)
+        for part, part_result in parts:
+            self.scheduler.process_batch_result(part, part_result)
+        num_decode_rows = sum(len(part.reqs) for part, _ in parts if part.forward_mode.is_decode())
+        layers = self.stages.layers[self.scheduler.ps.pp_rank] if step.cohort is None else step.cohort.group
+        timing = StepTiming(
+            step.kind, step.timer.duration_s(), num_decode_rows, sum(step.prompt_rows), layers.num_layers
+        )
+        self.report.step_done(step, timing, decoded)
+
+    def on_pause(self) -> None:
+        """SGLang is about to retract requests: the cohorts' wait again."""
+        self.cohorts.requeue("paused")
+        self.scheduler.last_batch = _to_merge(self.scheduler.last_batch)
+
+    def _step(self, batch: Any, parts: list[tuple[ScheduleBatch, Any]]) -> LaunchedStep:
+        """The step as this stage ran it."""
+        outcomes = tuple(Outcome(part, part, result) for part, result in parts)
+        if isinstance(batch, PipelineTick):
+            if batch.timer is None:
+                raise AssertionError("results of a tick that was not launched")
+            work = batch.work_on(self.scheduler.ps.pp_rank)
+            if work is None:
+                return LaunchedStep(batch.number, "decode", outcomes, batch.timer)
+            rows = tuple(work.inflight.batch.extend_lens)
+            return LaunchedStep(batch.number, "layered", outcomes, batch.timer, work.cohort, rows)
+        timer, number = self._launched.pop(id(batch))
+        kind: StepKind = "prefill" if batch.forward_mode.is_extend() else "decode"
+        rows = tuple(batch.extend_lens) if kind == "prefill" else ()
+        return LaunchedStep(number, kind, outcomes, timer, prompt_rows=rows)
+
+    def _make_room(self, running: ScheduleBatch) -> None:
+        """SGLang would abort the only request of a micro-batch that finds no slot; cohorts hold some."""
+        if not self.cohorts or sum(not req.finished() for req in running.reqs) != 1:
+            return
+        running.filter_batch()
+        if not running.check_decode_mem():
+            self.cohorts.requeue("KV pool full")
+
+    def _heard_of_drop(self, cohort: Cohort, reason: str) -> None:
+        self._metrics.dropped(reason)
+        self.report.dropped(cohort, reason)
+
+    def _mode_changed(self, reason: str) -> None:
+        mode = self.controls.config.prefill_mode
+        self._metrics.mode_changed(mode, reason)
+        self.report.mode_changed(mode, reason)
+
+    def _may_admit(self) -> bool:
+        """Prompts enter the first stage when it is free; a next chunk when the one before is done."""
+        if not self.cohorts:
+            return True
+        waits = self.scheduler.chunked_req is not None or not self.controls.is_layered
+        return not waits and self.cohorts.has_room
+
+    def _decode(self, running: ScheduleBatch) -> tuple[ScheduleBatch | None, ScheduleBatch]:
+        if running.is_empty() or running.is_prefill_only:
+            return None, running
+        running = self.scheduler.update_running_batch(running)
+        return (None if running.is_empty() else running), running
+
+    def _somebody_decodes(self, running: ScheduleBatch) -> bool:
+        """In this micro-batch or in any other."""
+        batches = [running, *self.scheduler.running_mbs]
+        return any(not req.finished() for batch in batches for req in batch.reqs)
+
+    def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan:
+        """The policy plans each stage's layers as a model of their own."""
+        return self.stages.joined([planner.plan(batch, None) for planner in self._planners])
+
+
+class Stock:
+    """SGLang's own methods, kept before ours take their names."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self.next_batch = scheduler.get_next_batch_to_run
+        self.launch = scheduler._pp_launch_batch
+        self.results = scheduler._pp_prep_batch_result
+
+    def next_decode(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
+        """SGLang's next batch without admission; a long prompt between two chunks is left alone."""
+        with self._closed():
+            return self.next_batch(running_batch=running_batch, last_batch=last_batch)
+
+    @contextmanager
+    def _closed(self) -> Iterator[None]:
+        scheduler = self._scheduler
+        chunked, scheduler.chunked_req = scheduler.chunked_req, None
+        aborted, scheduler._pending_chunked_abort_req = scheduler._pending_chunked_abort_req, None
+        scheduler.get_new_batch_prefill = lambda running: NextBatchPlan(None, running)
+        try:
+            yield
+        finally:
+            del scheduler.get_new_batch_prefill
+            scheduler.chunked_req = chunked
+            scheduler._pending_chunked_abort_req = aborted
+
+
+def pipeline_stages(scheduler: Any) -> PipelineStages:
+    """How SGLang lays the model's layers on its stages."""
+    num_layers, num_stages = scheduler.model_config.num_hidden_layers, scheduler.ps.pp_size
+    ends = [get_pp_indices(num_layers, rank, num_stages)[1] for rank in range(num_stages)]
+    return PipelineStages((0, *ends))
+
+
+def _to_merge(last_batch: Any) -> ScheduleBatch | None:
+    """What SGLang may merge into the running batch: a cohort that completed in the last tick."""
+    if not isinstance(last_batch, PipelineTick):
+        return last_batch
+    done = last_batch.completed
+    return last_batch.decode if done is None else done.batch

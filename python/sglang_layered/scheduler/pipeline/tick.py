@@ -1,0 +1,86 @@
+"""One tick of the pipeline: a micro-batch's decode on every stage, beside it one group of each cohort."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.plan import LayerGroup
+from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.timer import StepTimer
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWork:
+    """What one cohort does in a tick, the same on every rank: `group` runs on `stage`."""
+
+    inflight: InFlightCohort
+    cohort: Cohort  # as it is in this tick
+    stage: int
+    enters_stage: bool
+    leaves_stage: bool
+
+    @property
+    def group(self) -> LayerGroup:
+        """The group of this tick."""
+        return self.cohort.group
+
+
+@dataclass(slots=True)
+class PipelineTick:
+    """Stands where SGLang keeps a micro-batch's ScheduleBatch; it answers what SGLang asks of one there."""
+
+    decode: ScheduleBatch | None
+    works: tuple[GroupWork, ...]
+    inflight: tuple[InFlightCohort, ...]  # those that wait for a stage as well
+    timer: StepTimer | None = None
+    number: int = 0
+    forward_mode: ForwardMode = field(default=ForwardMode.MIXED)
+
+    @property
+    def completed(self) -> InFlightCohort | None:
+        """The cohort that has its first tokens after this tick: at most one, it leaves the last stage."""
+        return next((work.inflight for work in self.works if work.cohort.is_last_group), None)
+
+    def work_on(self, stage: int) -> GroupWork | None:
+        """The group that this stage runs."""
+        return next((work for work in self.works if work.stage == stage), None)
+
+    @property
+    def batches(self) -> list[ScheduleBatch]:
+        """The batches that get tokens in this tick: the decode's, then the completed cohort's."""
+        done = self.completed
+        found = [self.decode, None if done is None else done.batch]
+        return [batch for batch in found if batch is not None]
+
+    @property
+    def reqs(self) -> list[Any]:
+        """All requests that are in it, so that an abort finds them."""
+        decode = [] if self.decode is None else self.decode.reqs
+        return [*decode, *(req for item in self.inflight for req in item.reqs)]
+
+    @property
+    def return_logprob(self) -> bool:
+        """True when a batch that gets tokens wants log-probabilities."""
+        return any(batch.return_logprob for batch in self.batches)
+
+    def is_empty(self) -> bool:
+        """False: a tick is made when there is something to run."""
+        return False
+
+    def batch_size(self) -> int:
+        """Requests in it."""
+        return len(self.reqs)
+
+
+@dataclass(slots=True)
+class TickResult:
+    """SGLang's result of each batch that got tokens."""
+
+    parts: list[tuple[ScheduleBatch, GenerationBatchResult]]
+    skipped_output_comm: bool = False
