@@ -17,6 +17,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from torch import nn
 
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.runner.layer_ranges import with_pending_sum
 
 STACK_PARTS = {"embed_tokens", "layers", "norm"}
 # Models of this kind whose tokens the tests compare with SGLang's own and Hugging Face's (docs/models.md).
@@ -64,7 +65,7 @@ class ListRanges:
         with self._shadowed(layers=layers, norm=norm):
             forward = self._model.forward if last else self._stack.forward
             output = forward(batch.input_ids, batch.positions, batch, **kwargs)
-        return output if last else PPProxyTensors(norm.seen)
+        return output if last else with_pending_sum(PPProxyTensors(norm.seen))
 
     @contextmanager
     def _shadowed(self, **parts: Any) -> Iterator[None]:

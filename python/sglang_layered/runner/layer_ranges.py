@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
@@ -37,6 +38,18 @@ class LayerRanges(Protocol):
         Returns:
             The rows after layer end - 1 as PPProxyTensors or, if `last`, their logits.
         """
+
+
+def with_pending_sum(rows: PPProxyTensors) -> PPProxyTensors:
+    """Rows whose last layer left its sum over tensor ranks to the next layer's norm, with the sum done.
+
+    Upstream marks such rows (srt/layers/communicator.py); the mark is lost when rows are joined or cut, and
+    of the models only srt/models/qwen2_moe.py sums at the end of a pipeline stage itself.
+    """
+    hidden = rows.tensors.get("hidden_states")
+    if getattr(hidden, "_sglang_needs_allreduce_fusion", False):
+        rows.tensors["hidden_states"] = tensor_model_parallel_all_reduce(hidden)
+    return rows
 
 
 class VirtualStage:
@@ -94,9 +107,10 @@ class PipelineRanges:
     ) -> Any:
         """See LayerRanges."""
         with self._stage(start, end, first=rows is None, last=last):
-            return self._model.forward(
+            output = self._model.forward(
                 batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows, **kwargs
             )
+        return output if last else with_pending_sum(output)
 
     @contextmanager
     def _stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:

@@ -98,7 +98,8 @@ class LayeredRunner:
 
     def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
-        self._plan_attention(step)
+        fresh = step.prompt if step.parked is None else None
+        plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
             prompt = self._calls.embed(step.prompt) if step.parked is None else step.parked
             if step.decode is None:
@@ -124,17 +125,19 @@ class LayeredRunner:
         prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
         return prompt, path.above(decode, group.end)
 
-    def _plan_attention(self, step: GroupStep) -> None:
-        if step.parked is None:
-            self._model_runner._prepare_eager_forward_batch(step.prompt)
-            self._prompt_backend.init_forward_metadata(step.prompt)
-        if step.decode is not None:
-            self._model_runner._prepare_eager_forward_batch(step.decode)
-            self._model_runner.attn_backend.init_forward_metadata(step.decode)
-
     @staticmethod
     def _attend(backend: Any) -> AbstractContextManager[None]:
         return forward_context(ForwardContext(attn_backend=backend))
+
+
+def plan_attention(
+    model_runner: Any, prompt_backend: Any, prompt: ForwardBatch | None, decode: ForwardBatch | None
+) -> None:
+    """Plan a prompt before its first group, on the backend that keeps the plan; decode rows every step."""
+    for batch, backend in ((prompt, prompt_backend), (decode, model_runner.attn_backend)):
+        if batch is not None:
+            model_runner._prepare_eager_forward_batch(batch)
+            backend.init_forward_metadata(batch)
 
 
 def attention_split(

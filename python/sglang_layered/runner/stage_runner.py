@@ -14,7 +14,7 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.hybrid_attention import HybridAttention
 from sglang_layered.runner.layer_ranges import PipelineRanges
-from sglang_layered.runner.layered_runner import attention_split
+from sglang_layered.runner.layered_runner import attention_split, plan_attention
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows
 
 Rows: TypeAlias = PPProxyTensors | None
@@ -78,7 +78,8 @@ class StageRunner:
         prompt_batch, group = step.prompt, step.group
         if prompt_batch is None or group is None:
             raise AssertionError("no group to run")
-        self._plan_attention(step, prompt_batch)
+        fresh = prompt_batch if step.enters else None
+        plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
         prompt = step.prompt_rows
         if prompt is None:
             kwargs = self._model_runner._extend_forward_kwargs(prompt_batch, None)
@@ -104,14 +105,6 @@ class StageRunner:
         if end == self.layers.end and self._ranges.has_head:
             return self._ranges.run(batch, end, end, rows, last=True)
         return rows
-
-    def _plan_attention(self, step: StageStep, prompt: ForwardBatch) -> None:
-        if step.enters:
-            self._model_runner._prepare_eager_forward_batch(prompt)
-            self._prompt_backend.init_forward_metadata(prompt)
-        if step.decode is not None:
-            self._model_runner._prepare_eager_forward_batch(step.decode)
-            self._model_runner.attn_backend.init_forward_metadata(step.decode)
 
     @staticmethod
     def _attend(backend: Any) -> AbstractContextManager[None]:
