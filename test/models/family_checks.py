@@ -19,17 +19,17 @@ NUM_OUTPUTS = 10
 GROUP_TOKENS = 64
 CHUNK_TOKENS = 512
 UNEVEN_GROUPS = 3
-PREFIX = prompt(130, 5)
-PROMPTS = [
-    prompt(12, 1),
-    prompt(300, 2),
-    PREFIX,
-    prompt(1200, 3),
-    PREFIX + prompt(90, 4),
-    prompt(1, 5),
-    prompt(77, 6),
-]
 LONGEST = 3
+
+
+def prompts(turn: int) -> list[list[int]]:
+    """Seven prompts of 1 to 1200 tokens, another seven in each turn; the fifth starts as the third."""
+    prefix = prompt(130, 1000 * turn + 5)
+    lengths = (12, 300, 0, 1200, 0, 1, 77)
+    made = [prompt(length, 1000 * turn + index) for index, length in enumerate(lengths)]
+    made[2] = prefix
+    made[4] = prefix + prompt(90, 1000 * turn + 4)
+    return made
 
 
 @dataclass
@@ -48,13 +48,18 @@ class FamilyResult:
     cached_tokens: int = 0
     num_chunks: int = 0
 
+    def also(self, other: FamilyResult) -> None:
+        """Equal only where another turn is as well."""
+        self.equal_stock = {name: same and other.equal_stock[name] for name, same in self.equal_stock.items()}
+        self.equal_hugging_face = self.equal_hugging_face and other.equal_hugging_face
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass
 class Run:
-    """One pass over PROMPTS, each sent while those before it decode."""
+    """One pass over the prompts, each sent while those before it decode."""
 
     rids: list[str]
     tokens: list[list[int]]
@@ -62,8 +67,9 @@ class Run:
     cached_tokens: int
 
 
-def check_family(arch: str, model: Path, stepped: SteppedScheduler) -> FamilyResult:
-    """Run the prompts in every way and compare."""
+def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 0) -> FamilyResult:
+    """Run the prompts of a turn in every way and compare."""
+    asked = prompts(turn)
     loop = stepped.loop
     runner_model = stepped.scheduler.tp_worker.model_runner
     result = FamilyResult(
@@ -72,19 +78,19 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler) -> FamilyRes
         num_layers=stepped.num_layers,
         ranges=type(loop._launcher._execution._runner._calls._ranges).__name__,
         attention=runner_model.model_config.attention_arch.name,
-        expert_layers=sum(layer.num_experts > 0 for layer in loop._planner._layers),
+        expert_layers=sum(layer.num_experts > 0 for layer in loop.layers),
     )
-    stock = run(stepped, layered_prefill=0)
+    stock = run(stepped, asked, layered_prefill=0)
     assert not any(step.kind == "layered" for step in stock.steps)
     runs = {
-        "groups": run(stepped, layered_prefill=1),
-        "uneven": run(stepped, layered_num_groups=UNEVEN_GROUPS),
-        "one layer a group": run(stepped, layered_num_groups=stepped.num_layers),
+        "groups": run(stepped, asked, layered_prefill=1),
+        "uneven": run(stepped, asked, layered_num_groups=UNEVEN_GROUPS),
+        "one layer a group": run(stepped, asked, layered_num_groups=stepped.num_layers),
     }
     with sequential(stepped):
-        runs["sequential"] = run(stepped, layered_num_groups=UNEVEN_GROUPS)
+        runs["sequential"] = run(stepped, asked, layered_num_groups=UNEVEN_GROUPS)
     result.equal_stock = {name: seen.tokens == stock.tokens for name, seen in runs.items()}
-    result.equal_hugging_face = hugging_face(model) == stock.tokens
+    result.equal_hugging_face = hugging_face(model, asked) == stock.tokens
     result.group_sizes = {
         name: sorted({step.group.num_layers for step in seen.steps if step.group is not None})
         for name, seen in runs.items()
@@ -94,11 +100,11 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler) -> FamilyRes
     return result
 
 
-def run(stepped: SteppedScheduler, **settings: float) -> Run:
+def run(stepped: SteppedScheduler, asked: list[list[int]], **settings: float) -> Run:
     stepped.drain()
     assert stepped.change(settings)
     rids = []
-    for tokens in PROMPTS:
+    for tokens in asked:
         rids.append(stepped.send(tokens, NUM_OUTPUTS))
         stepped.step(3)
     outputs = stepped.finish(*rids)
@@ -121,14 +127,14 @@ def chunks_of(seen: Run, rid: str) -> int:
     return sum(rid in step.prompt for step in first)
 
 
-def hugging_face(model: Path) -> list[list[int]]:
+def hugging_face(model: Path, asked: list[list[int]]) -> list[list[int]]:
     from transformers import AutoModelForCausalLM
 
     oracle = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     outputs = []
-    for tokens in PROMPTS:
+    for tokens in asked:
         inputs = torch.tensor([tokens])
         generated = oracle.generate(
             inputs,

@@ -1,7 +1,4 @@
-"""Checks families one after another in this process and writes what was seen as JSON.
-
-python test/models/family_run.py OUT.json [ARCH ...]
-"""
+"""Checks families one after another in this process and writes what was seen as JSON; see --help."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 
 use_the_cpu()
 
+import click  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
@@ -45,7 +43,7 @@ ON_REFERENCE = {
 }
 
 
-def check(arch: str) -> dict[str, Any]:
+def check(arch: str, turns: int) -> dict[str, Any]:
     flags = {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
     model = tiny_model(arch)
     stepped = SteppedScheduler(
@@ -55,7 +53,10 @@ def check(arch: str) -> dict[str, Any]:
         chunked_prefill_size=CHUNK_TOKENS,
         **flags,
     )
-    return check_family(arch, model, stepped).as_dict()
+    result = check_family(arch, model, stepped)
+    for turn in range(1, turns):
+        result.also(check_family(arch, model, stepped, turn))
+    return result.as_dict()
 
 
 def close() -> None:
@@ -66,20 +67,25 @@ def close() -> None:
     gc.collect()
 
 
-def main(out: Path, archs: list[str]) -> None:
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("archs", nargs=-1)
+@click.option("--turns", default=1, show_default=True, help="How many sets of prompts; many for a long run.")
+def main(out: Path, archs: tuple[str, ...], turns: int) -> None:
+    """Check the families ARCHS (all without any) and write what was seen to OUT."""
     ATTENTION_BACKENDS["triton"] = ReferenceAttention
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     results = {}
-    for arch in archs:
+    for arch in archs or ARCHS:
         started_s = time.monotonic()
         try:
-            results[arch] = check(arch)
+            results[arch] = check(arch, turns)
         except Exception:
             results[arch] = {"arch": arch, "error": traceback.format_exc()}
         close()
-        print(f"{arch}: {time.monotonic() - started_s:.1f} s")
+        print(f"{arch}: {time.monotonic() - started_s:.1f} s", file=sys.stderr)
         out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or list(ARCHS))
+    main()

@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tiny_models import MODELS  # noqa: E402
 from pipeline_model import Costs, Timeline, chunked, layered  # noqa: E402
 from sglang_layered.models.catalogue import find_recipe  # noqa: E402
 from sglang_layered.models.make import make_from_recipe  # noqa: E402
+from sglang_layered.models.recipe import ExpertShape  # noqa: E402
 from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine  # noqa: E402
 from sglang_layered.serving import ServerProcess  # noqa: E402
 from workload import prompt, read_steps  # noqa: E402
@@ -151,7 +152,14 @@ def four_stages(seen: dict[str, Seen]) -> dict[str, tuple[Timeline, float]]:
 @click.option("--out", type=click.Path(path_type=Path), help="Where the record goes.")
 def main(repetitions: int, out: Path | None) -> None:
     """Measure bursts of prompts in each mode, in turns, and print the table."""
-    recipe = find_recipe("qwen3_moe", "demo", num_layers=NUM_LAYERS, dtype="float32")
+    recipe = replace(
+        find_recipe("qwen3_moe", "tiny", num_layers=NUM_LAYERS),
+        preset="pipeline",
+        hidden_size=512,
+        num_heads=8,
+        head_size=64,
+        experts=ExpertShape(num_experts=32, num_experts_per_token=4, intermediate_size=512),
+    )
     model = MODELS / "study-pipeline"
     make_from_recipe(recipe, model, force=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ if sys.argv[2] != "alone":
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang_layered_kernels.cpu.expert_parallel import experts_of_this_rank  # noqa: E402
 
-from family_checks import CHUNK_TOKENS, GROUP_TOKENS, UNEVEN_GROUPS, run  # noqa: E402
+from family_checks import CHUNK_TOKENS, GROUP_TOKENS, UNEVEN_GROUPS, prompts, run  # noqa: E402
 from harness import Rank, SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 
@@ -61,9 +61,9 @@ def aborted_and_paused(stepped: SteppedScheduler) -> list[list[int]]:
 def main(rank: int, kind: str, port: int, out: Path) -> None:
     stepped = start(rank, kind, port)
     seen = {
-        "stock": run(stepped, layered_prefill=0).tokens,
-        "groups": run(stepped, layered_prefill=1).tokens,
-        "uneven": run(stepped, layered_num_groups=UNEVEN_GROUPS).tokens,
+        "stock": run(stepped, prompts(0), layered_prefill=0).tokens,
+        "groups": run(stepped, prompts(0), layered_prefill=1).tokens,
+        "uneven": run(stepped, prompts(0), layered_num_groups=UNEVEN_GROUPS).tokens,
         "aborted and paused": aborted_and_paused(stepped),
     }
     out.write_text(json.dumps(seen))

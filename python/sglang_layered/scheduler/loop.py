@@ -28,7 +28,7 @@ from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import metrics_of
-from sglang_layered.scheduler.planning import Planner
+from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.rank_check import RankCheck
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
@@ -36,11 +36,6 @@ from sglang_layered.scheduler.room import next_chunk_fits, requeue_chunked_promp
 from sglang_layered.scheduler.timer import StepTimer
 
 logger = logging.getLogger(__name__)
-
-DENSE = (
-    "Layered prefill on a dense model saves no expert loads: expect steadier tokens at a later first token"
-    " (docs/models.md); a higher --layered-group-tokens gives fewer groups and an earlier first token"
-)
 
 
 class LayeredLoop:
@@ -55,9 +50,8 @@ class LayeredLoop:
         runner = LayeredRunner(scheduler.tp_worker.model_runner)
         self.num_layers = runner.num_layers
         self.controls = Controls(scheduler, config, runner.num_layers)
-        layers = read_layer_shapes(scheduler.model_config.hf_text_config)
-        self._planner = Planner(scheduler, self.controls, runner.num_layers, layers)
-        self.is_dense = bool(layers) and not any(layer.num_experts for layer in layers)
+        self.layers = read_layer_shapes(scheduler.model_config.hf_text_config)
+        self._planner = Planner(scheduler, self.controls, runner.num_layers, self.layers)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self._process)
         self.report = Reporter(scheduler, find_listeners(listener_specs(scheduler, config)))
@@ -81,8 +75,7 @@ class LayeredLoop:
         loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
         logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy)
-        if loop.is_dense:
-            logger.warning(DENSE)
+        warn_of_dense(loop.layers)
         try:
             loop.run()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -11,6 +12,19 @@ from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView, StepTiming
 from sglang_layered.errors import PlanError
 from sglang_layered.scheduler.control import Controls
+
+logger = logging.getLogger(__name__)
+
+DENSE = (
+    "Layered prefill on a dense model saves no expert loads: expect steadier tokens at a later first token"
+    " (docs/models.md); a higher --layered-group-tokens gives fewer groups and an earlier first token"
+)
+
+
+def warn_of_dense(layers: tuple[LayerShape, ...]) -> None:
+    """Say in one line what layered prefill does to a model without experts."""
+    if layers and not any(layer.num_experts for layer in layers):
+        logger.warning(DENSE)
 
 
 class Planner:

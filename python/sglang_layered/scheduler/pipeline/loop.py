@@ -34,7 +34,7 @@ from sglang_layered.scheduler.metrics import metrics_of
 from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
 from sglang_layered.scheduler.pipeline.launch import StageLauncher
 from sglang_layered.scheduler.pipeline.tick import PipelineTick, TickResult
-from sglang_layered.scheduler.planning import Planner
+from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome
 from sglang_layered.scheduler.timer import StepTimer
@@ -51,6 +51,7 @@ class PipelineLoop:
         num_layers = self.stages.num_layers
         self.controls = Controls(scheduler, config, num_layers)
         shapes = read_layer_shapes(scheduler.model_config.hf_text_config)
+        warn_of_dense(shapes)
         self._planners = [
             Planner(scheduler, self.controls, layers.num_layers, shapes[layers.start : layers.end])
             for layers in self.stages.layers

@@ -1,0 +1,122 @@
+"""Cohorts over pipeline stages: one a stage, in order, and nothing left behind when one is dropped."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.stages import PipelineStages
+from sglang_layered.scheduler.pipeline import cohorts as module
+from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
+from sglang_layered.scheduler.pipeline.tick import PipelineTick
+
+STAGES = PipelineStages((0, 4, 8))
+
+
+def batch(*names: str) -> Any:
+    """A prompt batch of two-token prompts."""
+    reqs = [SimpleNamespace(rid=name, to_finish=None) for name in names]
+    slots = torch.arange(2 * len(reqs))
+    return SimpleNamespace(reqs=reqs, out_cache_loc=slots, extend_lens=[2] * len(reqs), return_logprob=False)
+
+
+def plan(first: int, second: int) -> LayerGroupPlan:
+    """So many groups on each of the two stages."""
+    return STAGES.joined([LayerGroupPlan.even(4, first), LayerGroupPlan.even(4, second)])
+
+
+class Kept:
+    """What the cohorts told: drops with their reasons, requests that ended and that wait again."""
+
+    def __init__(self) -> None:
+        self.drops: list[tuple[tuple[str, ...], str]] = []
+        self.ended: list[str] = []
+        self.waiting: list[str] = []
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    kept = Kept()
+    monkeypatch.setattr(module, "abort_requests", lambda _, reqs: kept.ended.extend(req.rid for req in reqs))
+    monkeypatch.setattr(
+        module, "requeue_requests", lambda _, reqs: kept.waiting.extend(req.rid for req in reqs)
+    )
+    return kept
+
+
+@pytest.fixture
+def cohorts(kept: Kept) -> StageCohorts:
+    return StageCohorts(None, STAGES, lambda cohort, reason: kept.drops.append((cohort.request_ids, reason)))
+
+
+def step(cohorts: StageCohorts) -> dict[int, tuple[str, tuple[int, int]]]:
+    """Run a tick; what each stage ran: the cohort's first request and its layers."""
+    works = cohorts.works()
+    cohorts.advance(works)
+    return {work.stage: (work.cohort.request_ids[0], (work.group.start, work.group.end)) for work in works}
+
+
+def test_a_cohort_goes_group_by_group_and_stage_by_stage(cohorts: StageCohorts) -> None:
+    cohorts.admit(batch("a"), plan(2, 1))
+    assert not cohorts.has_room
+    assert [step(cohorts) for _ in range(3)] == [{0: ("a", (0, 2))}, {0: ("a", (2, 4))}, {1: ("a", (4, 8))}]
+    assert len(cohorts) == 0
+    assert len(cohorts.ledger) == 0
+
+
+def test_a_second_cohort_enters_when_the_first_stage_is_free_and_waits_where_the_second_is_not(
+    cohorts: StageCohorts,
+) -> None:
+    cohorts.admit(batch("slow"), plan(1, 4))
+    step(cohorts)
+    assert cohorts.has_room
+    cohorts.admit(batch("quick"), plan(1, 1))
+    assert step(cohorts) == {0: ("quick", (0, 4)), 1: ("slow", (4, 5))}
+    assert not cohorts.has_room  # the first stage is free, but as many cohorts as stages are in flight
+    seen = [step(cohorts) for _ in range(4)]
+    assert seen[:3] == [{1: ("slow", (layer, layer + 1))} for layer in (5, 6, 7)]
+    assert seen[3] == {1: ("quick", (4, 8))}
+
+
+def test_the_tick_that_completes_a_cohort_says_so_and_names_everybody(cohorts: StageCohorts) -> None:
+    first = cohorts.admit(batch("a", "b"), plan(1, 1))
+    step(cohorts)
+    cohorts.admit(batch("c"), plan(1, 1))
+    tick = PipelineTick(None, cohorts.works(), tuple(cohorts.inflight))
+    assert tick.completed is first
+    assert [req.rid for req in tick.reqs] == ["a", "b", "c"]
+    assert tick.batches == [first.batch]
+
+
+def test_a_cohort_is_dropped_when_all_its_requests_are_aborted(cohorts: StageCohorts, kept: Kept) -> None:
+    cohorts.admit(batch("a", "b"), plan(2, 2))
+    step(cohorts)
+    cohorts.inflight[0].reqs[0].to_finish = "abort"
+    cohorts.drop_aborted()
+    assert len(cohorts) == 1
+    cohorts.inflight[0].reqs[1].to_finish = "abort"
+    cohorts.drop_aborted()
+    assert (len(cohorts), len(cohorts.ledger)) == (0, 0)
+    assert (kept.drops, kept.ended) == ([(("a", "b"), "aborted")], ["a", "b"])
+
+
+def test_requeued_prompts_wait_again_and_aborted_ones_end(cohorts: StageCohorts, kept: Kept) -> None:
+    cohorts.admit(batch("a"), plan(1, 2))
+    step(cohorts)
+    cohorts.admit(batch("b", "c"), plan(2, 2))
+    cohorts.inflight[1].reqs[0].to_finish = "abort"
+    cohorts.requeue("KV pool full")
+    assert (kept.ended, kept.waiting) == (["b"], ["a", "c"])
+    assert [reason for _, reason in kept.drops] == ["KV pool full"] * 2
+    assert (len(cohorts), len(cohorts.ledger)) == (0, 0)
+
+
+def test_in_a_hurry_the_rest_of_each_stage_is_one_group(cohorts: StageCohorts) -> None:
+    cohorts.admit(batch("a"), plan(4, 4))
+    step(cohorts)
+    cohorts.hurry()
+    assert [step(cohorts) for _ in range(2)] == [{0: ("a", (1, 4))}, {1: ("a", (4, 8))}]
