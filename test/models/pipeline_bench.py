@@ -8,12 +8,11 @@ traces, gaps between tokens from the clients. Four stages are laid out from the 
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ from pipeline_model import Costs, Timeline, chunked, layered  # noqa: E402
 from sglang_layered.models.catalogue import find_recipe  # noqa: E402
 from sglang_layered.models.make import make_from_recipe  # noqa: E402
 from sglang_layered.models.recipe import ExpertShape  # noqa: E402
-from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine  # noqa: E402
 from sglang_layered.serving import ServerProcess  # noqa: E402
+from study_record import write_record  # noqa: E402
 from workload import prompt, read_steps  # noqa: E402
 
 NUM_STAGES, NUM_LAYERS = 2, 8
@@ -178,7 +177,7 @@ def main(repetitions: int, out: Path | None) -> None:
     middle = {mode: typical([row for row in rows if row.mode == mode]) for mode in MODES}
     Console(width=110).print(table(middle))
     if out is not None:
-        write(out, recipe.as_dict(), rows)
+        write_record(out, spec(recipe.as_dict()), rows)
 
 
 def typical(rows: list[Seen]) -> Seen:
@@ -219,20 +218,14 @@ def table(middle: dict[str, Seen]) -> Table:
     return shown
 
 
-def write(out: Path, recipe: dict[str, Any], rows: list[Seen]) -> None:
-    record = {
+def spec(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {
         "recipe": recipe,
         "modes": MODES,
         "num_prompts": NUM_PROMPTS,
         "prompt_tokens": PROMPT_TOKENS,
         "num_running": NUM_RUNNING,
-        "versions": installed_versions(),
-        "commit": current_commit(),
-        "machine": this_machine(),
-        "rows": [asdict(row) for row in rows],
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ whole scheduler steps. Run by `scripts/bench-models`.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -35,7 +33,7 @@ from sglang_layered.core.policy import BalancedPolicy, TokenTargetPolicy  # noqa
 from sglang_layered.models.catalogue import Recipe, find_recipe  # noqa: E402
 from sglang_layered.models.families import FAMILIES, FamilyRecipe  # noqa: E402
 from sglang_layered.models.make import make_from_recipe  # noqa: E402
-from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine  # noqa: E402
+from study_record import write_record  # noqa: E402
 
 RUNNING_CONTEXT = 64
 WARM_UP_STEPS = 3
@@ -174,20 +172,7 @@ def main(name: str, repetitions: int, out: Path | None) -> None:
     rows = [measure(stepped, *cell) for cell in plan]
     Console(width=110).print(table(rows))
     if out is not None:
-        write(out, study, rows, model)
-
-
-def write(out: Path, study: Study, rows: list[Measured], model: Path) -> None:
-    record: dict[str, Any] = {
-        "recipe": study.recipe.as_dict(),
-        "running_context": RUNNING_CONTEXT,
-        "versions": installed_versions(),
-        "commit": current_commit(),
-        "machine": this_machine(),
-        "rows": [asdict(row) for row in rows],
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record) + "\n")
+        write_record(out, {"recipe": study.recipe.as_dict(), "running_context": RUNNING_CONTEXT}, rows)
 
 
 if __name__ == "__main__":

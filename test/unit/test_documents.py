@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import median
 
 REPO = Path(__file__).resolve().parents[2]
 RECORD = REPO / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"
@@ -41,3 +42,50 @@ def test_architecture_names_every_module() -> None:
         if path.name not in ("__init__.py", "__main__.py") and str(path) not in text
     ]
     assert not missing
+
+
+def study(name: str) -> dict[tuple, list[dict]]:
+    """Rows of a study's record by what was measured."""
+    path = REPO / "results" / "models" / f"2026-11-21-2cores-{name}.json"
+    found: dict[tuple, list[dict]] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        found.setdefault((row["prompt_tokens"], row["decode_rows"], row["way"]), []).append(row)
+    return found
+
+
+def middle(rows: list[dict]) -> tuple[float, float]:
+    """Medians of the time to the first token and of the worst step."""
+    return median(row["ttft_s"] for row in rows), median(max(row["steps_s"]) for row in rows)
+
+
+def test_dense_table_is_the_record() -> None:
+    text = (REPO / "docs" / "models.md").read_text()
+    seen = study("dense")
+    for prompt_tokens, decode_rows in dict.fromkeys(key[:2] for key in seen):
+        cells = [
+            "{:.3f} / {:.3f}".format(*middle(rows))
+            for key, rows in seen.items()
+            if key[:2] == (prompt_tokens, decode_rows)
+        ]
+        assert f"| {prompt_tokens} | {decode_rows} | {' | '.join(cells)} |" in text
+
+
+def test_balanced_table_is_the_record() -> None:
+    text = (REPO / "docs" / "models.md").read_text()
+    seen = {key[2]: middle(rows) for key, rows in study("balanced").items()}
+    for num_groups in (2, 3, 4, 6):
+        even, balanced = seen[f"even {num_groups}"], seen[f"balanced {num_groups}"]
+        drop = round(100 * (1 - balanced[1] / even[1]))
+        worst = f"| {num_groups} | {even[1]:.3f} s | {balanced[1]:.3f} s | -{drop} % |"
+        assert f"{worst} {even[0]:.3f} s | {balanced[0]:.3f} s |" in text
+
+
+def test_pipeline_table_is_the_record() -> None:
+    text = (REPO / "docs" / "models.md").read_text()
+    record = json.loads((REPO / "results" / "models" / "2026-11-21-2cores-pipeline.json").read_text())
+    tokens = record["num_prompts"] * record["prompt_tokens"]
+    for mode, shown in (("layered", "layered, 4 groups a stage"), ("chunks of 512", "SGLang, chunks of 512")):
+        rows = [row for row in record["rows"] if row["mode"] == mode]
+        rate = tokens / median(row["burst_s"] for row in rows)
+        assert f"| {shown} | {rate:.0f} | " in text
+        assert f"| {median(row['bubble'] for row in rows):.2f} | " in text

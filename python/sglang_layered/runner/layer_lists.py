@@ -16,15 +16,16 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
+from sglang_layered.core.plan import LayerGroup
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.runner.layer_ranges import with_pending_sum
+from sglang_layered.runner.layer_ranges import Kwargs, LayerRanges
 
 STACK_PARTS = {"embed_tokens", "layers", "norm"}
 # Models of this kind whose tokens the tests compare with SGLang's own and Hugging Face's (docs/models.md).
 TESTED = frozenset({"Ernie4_5_MoeForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"})
 
 
-class ListRanges:
+class ListRanges(LayerRanges):
     """Layer ranges of a model that is one list of layers, each taking `hidden_states` and `residual`.
 
     Raises:
@@ -44,28 +45,20 @@ class ListRanges:
         self._signature = inspect.signature(self._layers[0].forward)
         self.num_layers = len(self._layers)
 
-    def run(
-        self,
-        batch: ForwardBatch,
-        start: int,
-        end: int,
-        rows: PPProxyTensors | None,
-        *,
-        last: bool = False,
-        **kwargs: Any,
+    def _forward(
+        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
-        """See LayerRanges."""
         entry = None if rows is None else (rows["hidden_states"], rows["residual"])
         if entry is not None:
             kwargs["input_embeds"] = torch.empty_like(entry[0])  # embeds nothing; only its type is read
-        layers = self._layers[start:end]
-        norm = _Norm(self._stack.norm, None if layers else entry, is_open=last)
-        if entry is not None and layers:
-            layers[0] = _Resumed(layers[0], self._signature, entry)
-        with self._shadowed(layers=layers, norm=norm):
+        stack: list[Any] = self._layers[layers.start : layers.end]
+        norm = _Norm(self._stack.norm, None if stack else entry, is_open=last)
+        if entry is not None and stack:
+            stack[0] = _Resumed(stack[0], self._signature, entry)
+        with self._shadowed(layers=stack, norm=norm):
             forward = self._model.forward if last else self._stack.forward
             output = forward(batch.input_ids, batch.positions, batch, **kwargs)
-        return output if last else with_pending_sum(PPProxyTensors(norm.seen))
+        return output if last else PPProxyTensors(norm.seen)
 
     @contextmanager
     def _shadowed(self, **parts: Any) -> Iterator[None]:

@@ -7,18 +7,22 @@ the two numbers and stands in for the pipeline group while one range runs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
+from sglang_layered.core.plan import LayerGroup
 from sglang_layered.errors import UnsupportedError
 
+Kwargs: TypeAlias = dict[str, Any]
 
-class LayerRanges(Protocol):
+
+class LayerRanges(ABC):
     """The layers of one model, any range at a time."""
 
     num_layers: int
@@ -38,6 +42,14 @@ class LayerRanges(Protocol):
         Returns:
             The rows after layer end - 1 as PPProxyTensors or, if `last`, their logits.
         """
+        output = self._forward(batch, LayerGroup(start, end), rows, last, kwargs)
+        return output if last else with_pending_sum(output)
+
+    @abstractmethod
+    def _forward(
+        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
+    ) -> Any:
+        """The model's forward over these layers."""
 
 
 def with_pending_sum(rows: PPProxyTensors) -> PPProxyTensors:
@@ -64,7 +76,7 @@ class VirtualStage:
         return getattr(self._group, name)
 
 
-class PipelineRanges:
+class PipelineRanges(LayerRanges):
     """Layer ranges of a model that SGLang can cut into pipeline stages.
 
     It writes the modules' attribute dictionaries: `nn.Module.__setattr__` takes ten times as long, six times
@@ -95,22 +107,13 @@ class PipelineRanges:
             for last in (False, True)
         }
 
-    def run(
-        self,
-        batch: ForwardBatch,
-        start: int,
-        end: int,
-        rows: PPProxyTensors | None,
-        *,
-        last: bool = False,
-        **kwargs: Any,
+    def _forward(
+        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
-        """See LayerRanges."""
-        with self._stage(start, end, first=rows is None, last=last):
-            output = self._model.forward(
+        with self._stage(layers.start, layers.end, first=rows is None, last=last):
+            return self._model.forward(
                 batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows, **kwargs
             )
-        return output if last else with_pending_sum(output)
 
     @contextmanager
     def _stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
