@@ -73,23 +73,24 @@ class ExpertTrafficCounter:
         layers = zip(self._tokens.unbind(), self._totals.unbind(), strict=True)
         self._layers = [LayerCounters(tokens, totals, scratch) for tokens, totals in layers]
 
-    def record(self, layer: int, topk_ids: torch.Tensor, num_prompt_rows: int | torch.Tensor = 0) -> None:
+    def record(self, layer: int, topk_ids: torch.Tensor, split: int | torch.Tensor = 0) -> None:
         """Count one call of one layer; calls of one counter must be on one stream.
 
         Args:
             layer: index of the layer, from 0.
             topk_ids: int32 or int64 [num_rows, top_k] experts of each row, on the counter's device. Ids below
                 0 (padding, experts of another rank) do not count; num_experts or more makes `snapshot` fail.
-            num_prompt_rows: rows [0, num_prompt_rows) are prompt rows, the others decode rows. An int, which
-                a CUDA graph keeps as captured, or an integer tensor of one element on the device, which a
-                graph reads in each replay; a tensor's value is not checked, above num_rows it means all rows.
+            split: rows [0, split) are prompt rows, the others decode rows. An int, which a CUDA graph keeps
+                as captured, or an integer tensor of two on the device, which a graph reads in each replay:
+                prompt rows, and rows that count, so that a graph's padding does not. A tensor's values are
+                not checked; above num_rows they mean all rows.
 
         Raises:
             KernelError: a shape, type, device or the layer is wrong. Nothing has been counted then.
 
         """
-        self._check(layer, topk_ids, num_prompt_rows)
-        work = partial(self._count, topk_ids, num_prompt_rows, self._layers[layer])
+        self._check(layer, topk_ids, split)
+        work = partial(self._count, topk_ids, split, self._layers[layer])
         if self._side is None:
             work()
         else:
@@ -106,6 +107,11 @@ class ExpertTrafficCounter:
         self._wait()
         return read_counters(self._tokens, self._totals)
 
+    @property
+    def totals(self) -> torch.Tensor:
+        """The live totals, int64 [num_layers, NUM_TOTALS] on the device, columns as in layout.TOTALS."""
+        return self._totals
+
     def reset(self) -> None:
         """Set all counters to zero between what was launched before and after; waits as `snapshot` does."""
         self.join()
@@ -118,7 +124,7 @@ class ExpertTrafficCounter:
         if self.device.type == "cuda":  # the reader's stream is seldom the one that records
             torch.cuda.synchronize(self.device)
 
-    def _check(self, layer: int, topk_ids: torch.Tensor, num_prompt_rows: int | torch.Tensor) -> None:
+    def _check(self, layer: int, topk_ids: torch.Tensor, split: int | torch.Tensor) -> None:
         if not 0 <= layer < len(self._layers):
             raise KernelError(
                 f"expert_traffic: layer {layer} is not one of the counter's {len(self._layers)}"
@@ -129,18 +135,17 @@ class ExpertTrafficCounter:
                 f"expert_traffic: topk_ids is {topk_ids.dtype} {list(topk_ids.shape)} on {topk_ids.device};"
                 f" give int32 or int64 [num_rows, top_k] on {self.device}"
             )
-        if isinstance(num_prompt_rows, torch.Tensor):
-            self._check_rows_tensor(num_prompt_rows)
-        elif not 0 <= num_prompt_rows <= topk_ids.shape[0]:
+        if isinstance(split, torch.Tensor):
+            self._check_split_tensor(split)
+        elif not 0 <= split <= topk_ids.shape[0]:
             raise KernelError(
-                f"expert_traffic: num_prompt_rows = {num_prompt_rows} is not in 0 to {topk_ids.shape[0]}, the"
-                " rows of topk_ids"
+                f"expert_traffic: split = {split} is not in 0 to {topk_ids.shape[0]}, the rows of topk_ids"
             )
 
-    def _check_rows_tensor(self, num_prompt_rows: torch.Tensor) -> None:
-        is_integer = num_prompt_rows.dtype in (torch.int32, torch.int64)
-        if num_prompt_rows.numel() != 1 or not is_integer or num_prompt_rows.device != self.device:
+    def _check_split_tensor(self, split: torch.Tensor) -> None:
+        is_integer = split.dtype in (torch.int32, torch.int64)
+        if split.numel() != 2 or not is_integer or split.device != self.device:
             raise KernelError(
-                f"expert_traffic: num_prompt_rows is {num_prompt_rows.dtype} {list(num_prompt_rows.shape)} on"
-                f" {num_prompt_rows.device}; give an int, or one int32 or int64 on {self.device}"
+                f"expert_traffic: split is {split.dtype} {list(split.shape)} on {split.device}; give an int,"
+                f" or two int32 or int64 on {self.device}"
             )

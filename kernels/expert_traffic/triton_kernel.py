@@ -17,12 +17,12 @@ SMALL = 4 * BLOCK  # most ids that one program counts
 
 @triton.jit
 def _block_histograms(
-    ids_ptr, start, num_ids, cut, row_stride, column_stride,
+    ids_ptr, start, end, cut, row_stride, column_stride,
     TOP_K: tl.constexpr, NUM_EXPERTS: tl.constexpr, NUM_BINS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = start + tl.arange(0, BLOCK)
     offset = (index // TOP_K).to(tl.int64) * row_stride + (index % TOP_K) * column_stride
-    ids = tl.load(ids_ptr + offset, mask=index < num_ids, other=-1)
+    ids = tl.load(ids_ptr + offset, mask=index < end, other=-1)
     is_known = (ids >= 0) & (ids < NUM_EXPERTS)
     bins = tl.where(is_known, ids, 0).to(tl.int32)
     prompt = tl.histogram(bins, NUM_BINS, mask=is_known & (index < cut))
@@ -31,10 +31,13 @@ def _block_histograms(
 
 
 @triton.jit
-def _first_decode_id(num_prompt_rows, TOP_K: tl.constexpr, ROWS_ON_DEVICE: tl.constexpr):
-    if ROWS_ON_DEVICE:
-        num_prompt_rows = tl.load(num_prompt_rows)
-    return num_prompt_rows * TOP_K
+def _cut_and_end(split, num_ids, TOP_K: tl.constexpr, SPLIT_ON_DEVICE: tl.constexpr):
+    """The first id of decode rows, and the end of the ids that count."""
+    if SPLIT_ON_DEVICE:
+        cut, end = tl.load(split) * TOP_K, tl.minimum(tl.load(split + 1) * TOP_K, num_ids)
+    else:
+        cut, end = split * TOP_K, num_ids
+    return cut, end
 
 
 @triton.jit
@@ -57,20 +60,20 @@ def _add_call(
     tl.atomic_add(totals_ptr + 6, num_strays.to(tl.int64), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["num_ids", "num_prompt_rows"])
+@triton.jit(do_not_specialize=["num_ids", "split"])
 def count_small(
-    ids_ptr, num_prompt_rows, tokens_ptr, totals_ptr, num_ids, row_stride, column_stride,
+    ids_ptr, split, tokens_ptr, totals_ptr, num_ids, row_stride, column_stride,
     TOP_K: tl.constexpr, NUM_EXPERTS: tl.constexpr, NUM_BINS: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS_ON_DEVICE: tl.constexpr,
+    SPLIT_ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Count a call in one program."""
-    cut = _first_decode_id(num_prompt_rows, TOP_K, ROWS_ON_DEVICE)
+    cut, end = _cut_and_end(split, num_ids, TOP_K, SPLIT_ON_DEVICE)
     prompt = tl.zeros([NUM_BINS], tl.int32)
     decode = tl.zeros([NUM_BINS], tl.int32)
     num_strays = tl.zeros([], tl.int32)
-    for start in range(0, num_ids, BLOCK):
+    for start in range(0, end, BLOCK):
         of_prompt, of_decode, of_strays = _block_histograms(
-            ids_ptr, start, num_ids, cut, row_stride, column_stride, TOP_K, NUM_EXPERTS, NUM_BINS, BLOCK
+            ids_ptr, start, end, cut, row_stride, column_stride, TOP_K, NUM_EXPERTS, NUM_BINS, BLOCK
         )
         prompt += of_prompt
         decode += of_decode
@@ -78,17 +81,17 @@ def count_small(
     _add_call(prompt, decode, num_strays, tokens_ptr, totals_ptr, NUM_EXPERTS, NUM_BINS)
 
 
-@triton.jit(do_not_specialize=["num_ids", "num_prompt_rows"])
+@triton.jit(do_not_specialize=["num_ids", "split"])
 def gather_blocks(
-    ids_ptr, num_prompt_rows, scratch_ptr, num_ids, row_stride, column_stride,
+    ids_ptr, split, scratch_ptr, num_ids, row_stride, column_stride,
     TOP_K: tl.constexpr, NUM_EXPERTS: tl.constexpr, NUM_BINS: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS_ON_DEVICE: tl.constexpr,
+    SPLIT_ON_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Add each block's histograms to the scratch: prompt bins, decode bins, number of stray ids."""
-    cut = _first_decode_id(num_prompt_rows, TOP_K, ROWS_ON_DEVICE)
+    cut, end = _cut_and_end(split, num_ids, TOP_K, SPLIT_ON_DEVICE)
     start = tl.program_id(0) * BLOCK
     prompt, decode, num_strays = _block_histograms(
-        ids_ptr, start, num_ids, cut, row_stride, column_stride, TOP_K, NUM_EXPERTS, NUM_BINS, BLOCK
+        ids_ptr, start, end, cut, row_stride, column_stride, TOP_K, NUM_EXPERTS, NUM_BINS, BLOCK
     )
     bins = tl.arange(0, NUM_BINS)
     tl.atomic_add(scratch_ptr + bins, prompt, mask=prompt > 0, sem="relaxed")
@@ -121,15 +124,16 @@ def scratch_numel(num_experts: int) -> int:
     return 2 * num_bins(num_experts) + 1
 
 
-def count(topk_ids: torch.Tensor, num_prompt_rows: int | torch.Tensor, counters: LayerCounters) -> None:
+def count(topk_ids: torch.Tensor, split: int | torch.Tensor, counters: LayerCounters) -> None:
     """Add one call to a layer's counters, in place. Nothing is allocated and nothing waits.
 
     Calls that share a scratch must be ordered: one stream, or streams that wait for each other.
 
     Args:
         topk_ids: int32 or int64 [num_rows, top_k] experts of each row, any strides; ids below 0 do not count.
-        num_prompt_rows: rows [0, num_prompt_rows) are prompt rows; an int (a CUDA graph keeps the captured
-            one) or an integer tensor of one element on the device (a CUDA graph reads it in each replay).
+        split: rows [0, split) are prompt rows; an int (a CUDA graph keeps the captured one) or an integer
+            tensor of two on the device: prompt rows, and rows that count (a CUDA graph reads it in each
+            replay, so its padding does not count).
         counters: the layer's.
 
     """
@@ -140,13 +144,13 @@ def count(topk_ids: torch.Tensor, num_prompt_rows: int | torch.Tensor, counters:
         "NUM_EXPERTS": num_experts,
         "NUM_BINS": num_bins(num_experts),
         "BLOCK": BLOCK,
-        "ROWS_ON_DEVICE": isinstance(num_prompt_rows, torch.Tensor),
+        "SPLIT_ON_DEVICE": isinstance(split, torch.Tensor),
     }
     place = (num_ids, topk_ids.stride(0), topk_ids.stride(1))
     if num_ids <= SMALL:
-        count_small[(1,)](topk_ids, num_prompt_rows, counters.tokens, counters.totals, *place, **shape)
+        count_small[(1,)](topk_ids, split, counters.tokens, counters.totals, *place, **shape)
         return
     blocks = (triton.cdiv(num_ids, BLOCK),)
-    gather_blocks[blocks](topk_ids, num_prompt_rows, counters.scratch, *place, **shape)
+    gather_blocks[blocks](topk_ids, split, counters.scratch, *place, **shape)
     bins = {"NUM_EXPERTS": num_experts, "NUM_BINS": num_bins(num_experts)}
     fold_scratch[(1,)](counters.scratch, counters.tokens, counters.totals, **bins)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any
 
 from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
 from sglang_layered.errors import ConfigError
+from sglang_layered.metrics.slo import SloLimits
 
 PREFILL_MODES = ("chunked", "layered")
 EXECUTIONS = ("fused", "sequential", "concurrent", "auto")
@@ -81,6 +83,27 @@ class LayeredConfig:
         " the next multiple run without; 0 captures none.",
     )
 
+    enable_expert_traffic_metrics: bool = flag(
+        False,
+        "Count the experts that every step activates, and their bytes, in any prefill mode: metrics with"
+        " --enable-metrics, totals in /server_info, a request's share in its meta_info when it asks.",
+    )
+    enable_energy_metrics: bool = flag(
+        False,
+        "Measure the energy of the GPUs (NVML) and of the CPU packages (RAPL), in any prefill mode: metrics"
+        " with --enable-metrics, totals in /server_info, an estimate a request in its meta_info when it asks.",
+    )
+    slo_ttft_ms: float | None = flag(
+        None,
+        "Limit on the time to first token that requests are counted against, in any prefill mode; needs"
+        " --enable-metrics.",
+    )
+    slo_tbt_ms: float | None = flag(
+        None,
+        "Limit on the time between two tokens that requests are counted against, every gap of a request, in"
+        " any prefill mode; needs --enable-metrics.",
+    )
+
     def __post_init__(self) -> None:
         for item in fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
@@ -99,6 +122,13 @@ class LayeredConfig:
                 " give 1 or more layers a graph, or 0 for no graphs"
             )
 
+        for name in ("slo_ttft_ms", "slo_tbt_ms"):
+            limit = getattr(self, name)
+            if limit is not None and not 0 < limit < inf:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {limit:g}: give a number of milliseconds above 0"
+                )
+
     def _check_prompt_sms(self, num_sms: int) -> None:
         if num_sms < 1:
             raise ConfigError(f"--layered-prompt-sms {num_sms}: give 1 or more SMs")
@@ -112,6 +142,22 @@ class LayeredConfig:
     def is_layered(self) -> bool:
         """True when layered prefill is asked for."""
         return self.prefill_mode == "layered"
+
+    @property
+    def slo_limits(self) -> SloLimits:
+        """The limits that requests are counted against."""
+        ttft, tbt = (None if ms is None else ms / 1e3 for ms in (self.slo_ttft_ms, self.slo_tbt_ms))
+        return SloLimits(ttft, tbt)
+
+    @property
+    def has_slo(self) -> bool:
+        """True when a limit is set."""
+        return self.slo_ttft_ms is not None or self.slo_tbt_ms is not None
+
+    @property
+    def observes(self) -> bool:
+        """True when results are looked at in any mode: expert traffic, energy or limits."""
+        return self.enable_expert_traffic_metrics or self.enable_energy_metrics or self.has_slo
 
     @property
     def group_attention(self) -> str:

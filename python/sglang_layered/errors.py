@@ -11,6 +11,8 @@ LayeredPrefillError
 ├── KernelError          a kernel was called wrongly, or cannot run or be timed here
 ├── ModelRecipeError     `make-model` was asked for something it cannot make
 ├── QuickstartError      the quickstart cannot go on
+├── EnergyError          an energy source cannot be read
+├── TopError             `top` cannot read a server's metrics page
 └── GpuHostError         a bundle cannot be made, or a stage of the GPU suite cannot go on
 """
 
@@ -57,6 +59,14 @@ class ModelRecipeError(LayeredPrefillError, ValueError):
 
 class QuickstartError(LayeredPrefillError, RuntimeError):
     """The quickstart cannot go on."""
+
+
+class EnergyError(LayeredPrefillError, RuntimeError):
+    """An energy source cannot be read."""
+
+
+class TopError(LayeredPrefillError, RuntimeError):
+    """`top` cannot read a server's metrics page."""
 
 
 class GpuHostError(LayeredPrefillError, RuntimeError):

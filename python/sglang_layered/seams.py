@@ -34,7 +34,13 @@ def check_server_args(server_args: Any) -> None:
 
 
 def run_event_loop(scheduler: Any) -> bool:
-    """`dispatch_event_loop`: run the layered loop until shutdown and say True; False leaves it to SGLang."""
+    """`dispatch_event_loop`: observe in any mode; run the layered loop until shutdown and say True.
+
+    False leaves the loop to SGLang.
+    """
+    from sglang_layered.scheduler.observer import observe
+
+    observe(scheduler)
     if scheduler.server_args.prefill_mode != "layered":
         return False
     if scheduler.ps.pp_size > 1:
@@ -74,3 +80,32 @@ def has_step(forward_batch: Any) -> bool:
 def run_step(model_runner: Any, forward_batch: Any) -> Any:
     """`ModelRunner._forward_raw`: run the step that the ForwardBatch carries."""
     return forward_batch.layered_step.run(model_runner)
+
+
+def before_graphs(model_runner: Any) -> None:
+    """`ModelRunner.init_cuda_graphs`: put what counts experts in place."""
+    if model_runner.server_args.enable_expert_traffic_metrics:
+        from sglang_layered.runner.expert_watch import ExpertWatch
+
+        ExpertWatch.install(model_runner)
+
+
+def before_results(scheduler: Any, batch: Any) -> None:
+    """`Scheduler.process_batch_result`: charge what the step loaded, before its tokens are streamed."""
+    observer = getattr(scheduler, "layered_observer", None)
+    if observer is not None:
+        observer.before_results(batch)
+
+
+def after_results(scheduler: Any, batch: Any) -> None:
+    """`Scheduler.process_batch_result`: note when the tokens were handed on."""
+    observer = getattr(scheduler, "layered_observer", None)
+    if observer is not None:
+        observer.after_results(batch)
+
+
+def add_state(scheduler: Any, state: dict[str, Any]) -> None:
+    """`Scheduler.get_internal_state`: what `/server_info` shows of us."""
+    observer = getattr(scheduler, "layered_observer", None)
+    if observer is not None:
+        state["layered"] = observer.state()

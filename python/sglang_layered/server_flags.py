@@ -53,13 +53,19 @@ def check(server_args: Any) -> None:
 
 def _check(server_args: Any) -> None:
     config = LayeredConfig.from_server_args(server_args)
+    if config.observes:
+        from sglang_layered.metrics.refusals import refuse_observing
+
+        refuse_observing(config, server_args)
+    if config.is_layered or config.observes:
+        from sglang_layered.patching import verify_patched
+
+        verify_patched()
     if not config.is_layered:
         return
     from sglang_layered.listeners.dispatch import check_listeners
-    from sglang_layered.patching import verify_patched
     from sglang_layered.refusals import refuse_group_attention, refuse_unsupported
 
-    verify_patched()
     config.make_policy()
     check_listeners(config.layered_listeners or ())
     _check_stages(config, server_args.pp_size)

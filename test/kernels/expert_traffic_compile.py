@@ -15,13 +15,13 @@ SIZES = {"num_ids": "i32", "row_stride": "i32", "column_stride": "i32"}
 
 def compiled_bytes(kernel: object, num_experts: int, ids: str, rows: str) -> int:
     """Size of the machine code of one variant."""
-    types = {**POINTERS, **SIZES, "ids_ptr": ids, "num_prompt_rows": rows}
+    types = {**POINTERS, **SIZES, "ids_ptr": ids, "split": rows}
     constants = {
         "TOP_K": 8,
         "NUM_EXPERTS": num_experts,
         "NUM_BINS": kernels.num_bins(num_experts),
         "BLOCK": kernels.BLOCK,
-        "ROWS_ON_DEVICE": rows.startswith("*"),
+        "SPLIT_ON_DEVICE": rows.startswith("*"),
     }
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}

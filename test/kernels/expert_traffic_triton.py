@@ -39,8 +39,12 @@ def run_case(seed: int, device: str) -> dict[str, object] | None:
         call = random_call(rng, NUM_LAYERS, num_experts, top_k, max_rows)
         dtype = rng.choice([torch.int32, torch.int64])
         ids = ids_of(call, top_k, dtype, device, rng.random() < 0.3)
-        rows_on_device = torch.tensor(call.num_prompt_rows, dtype=dtype, device=device)
-        counter.record(call.layer, ids, rng.choice([call.num_prompt_rows, rows_on_device]))
+        if rng.random() < 0.5:
+            counter.record(call.layer, ids, call.num_prompt_rows)
+        else:
+            padding = torch.zeros(rng.choice([0, 0, 5]), top_k, dtype=dtype, device=device)
+            split = torch.tensor([call.num_prompt_rows, len(call.rows)], dtype=dtype, device=device)
+            counter.record(call.layer, torch.cat([ids, padding]) if len(padding) else ids, split)
         calls.append(call)
         traffic = counter.snapshot()
         got = [read_layer(traffic, layer) for layer in range(NUM_LAYERS)]

@@ -36,16 +36,24 @@ def call_lists(draw: st.DrawFn) -> tuple[int, int, int, list[Call]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(case=call_lists(), dtype=st.sampled_from([torch.int32, torch.int64]), as_tensor=st.booleans())
+@given(
+    case=call_lists(),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    as_tensor=st.booleans(),
+    num_padding=st.integers(0, 3),
+)
 def test_torch_twin_is_the_oracle(
-    case: tuple[int, int, int, list[Call]], dtype: torch.dtype, as_tensor: bool
+    case: tuple[int, int, int, list[Call]], dtype: torch.dtype, as_tensor: bool, num_padding: int
 ) -> None:
     num_layers, num_experts, top_k, calls = case
     counter = ExpertTrafficCounter(num_layers, num_experts, "cpu")
     for call in calls:
         ids = torch.tensor(call.rows, dtype=dtype).reshape(len(call.rows), top_k)
-        cut = torch.tensor([call.num_prompt_rows], dtype=dtype) if as_tensor else call.num_prompt_rows
-        counter.record(call.layer, ids, cut)
+        if not as_tensor:
+            counter.record(call.layer, ids, call.num_prompt_rows)
+            continue
+        padded = torch.cat([ids, torch.zeros(num_padding, top_k, dtype=dtype)])
+        counter.record(call.layer, padded, torch.tensor([call.num_prompt_rows, len(call.rows)], dtype=dtype))
     traffic = counter.snapshot()
     got = [read_layer(traffic, layer) for layer in range(num_layers)]
     assert got == expected(calls, num_layers, num_experts)
@@ -103,10 +111,10 @@ def test_reset_forgets_and_snapshots_stay() -> None:
         (0, torch.zeros(3, 0, dtype=torch.int32), 0, "topk_ids"),
         (0, torch.zeros(1, 2), 0, "topk_ids"),
         (0, torch.zeros(1, 2, dtype=torch.int32, device="meta"), 0, "topk_ids"),
-        (0, torch.zeros(1, 2, dtype=torch.int32), 2, "num_prompt_rows"),
-        (0, torch.zeros(1, 2, dtype=torch.int32), -1, "num_prompt_rows"),
-        (0, torch.zeros(1, 2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), "num_prompt_rows"),
-        (0, torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1), "num_prompt_rows"),
+        (0, torch.zeros(1, 2, dtype=torch.int32), 2, "split"),
+        (0, torch.zeros(1, 2, dtype=torch.int32), -1, "split"),
+        (0, torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), "split"),
+        (0, torch.zeros(1, 2, dtype=torch.int32), torch.zeros(2), "split"),
     ],
 )
 def test_bad_calls_are_named_and_not_counted(
@@ -144,25 +152,27 @@ def test_triton_on_cuda_is_the_oracle() -> None:
 
 
 def replayed_calls(counter: ExpertTrafficCounter, num_rows: int, top_k: int) -> list[Call]:
-    """Capture one call of each of two layers, replay with new ids and cuts; the calls that were replayed."""
+    """Capture one call of each of two layers, replay with new ids, cuts and padding; the calls replayed."""
     num_experts = 128
     ids = torch.zeros(2, num_rows, top_k, dtype=torch.int32, device="cuda")
-    cut = torch.zeros(1, dtype=torch.int32, device="cuda")
+    split = torch.zeros(2, dtype=torch.int32, device="cuda")
     for layer in range(2):  # compiles outside the capture
-        counter.record(layer, ids[layer], cut)
+        counter.record(layer, ids[layer], split)
     counter.reset()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for layer in range(2):
-            counter.record(layer, ids[layer], cut)
+            counter.record(layer, ids[layer], split)
         counter.join()
     assert counter.snapshot().num_calls.tolist() == [0, 0]
     calls = []
     for replay in range(5):
-        cut.fill_(replay * num_rows // 4)
+        num_prompt_rows, num_real_rows = replay * num_rows // 8, num_rows - replay
+        split.copy_(torch.tensor([num_prompt_rows, num_real_rows], dtype=torch.int32))
         ids.copy_(torch.randint(-1, num_experts, ids.shape))
         graph.replay()
-        calls += [Call(layer, ids[layer].tolist(), replay * num_rows // 4) for layer in range(2)]
+        rows = [ids[layer, :num_real_rows].tolist() for layer in range(2)]
+        calls += [Call(layer, rows[layer], num_prompt_rows) for layer in range(2)]
     return calls
 
 
@@ -180,14 +190,14 @@ def test_graph_replays_are_the_oracle(num_rows: int, side_stream: bool) -> None:
 def test_recording_allocates_nothing_and_never_waits() -> None:
     counter = ExpertTrafficCounter(1, 128, "cuda")
     ids = torch.zeros(1024, 8, dtype=torch.int32, device="cuda")
-    cut = torch.tensor(100, device="cuda")
-    counter.record(0, ids, cut)
+    split = torch.tensor([100, 1000], device="cuda")
+    counter.record(0, ids, split)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        counter.record(0, ids[:16], cut)
-        counter.record(0, ids, cut)
+        counter.record(0, ids[:16], split)
+        counter.record(0, ids, split)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before

@@ -1,5 +1,6 @@
 """One stepped scheduler for all runner tests: SGLang's global state allows one a process."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from harness import SteppedScheduler
+from sglang_layered.energy.replay import REPLAY_VARIABLE
 
 settings.register_profile(
     "long",
@@ -18,10 +20,31 @@ settings.register_profile(
 )
 
 
+WATTS = 100.0  # of the replayed energy source
+
+
 @pytest.fixture(scope="session")
-def shared_scheduler(tiny_qwen3_moe: Path, pytestconfig: pytest.Config) -> SteppedScheduler:
+def energy_replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Instead of this machine's energy sources: one device with a power that does not change."""
+    path = tmp_path_factory.mktemp("energy") / "replay.json"
+    samples = [{"at_s": 0, "watts": WATTS}]
+    path.write_text(json.dumps({"devices": [{"device": "replayed", "samples": samples}]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(REPLAY_VARIABLE, str(path))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_scheduler(
+    tiny_qwen3_moe: Path, pytestconfig: pytest.Config, energy_replay: None
+) -> SteppedScheduler:
     return SteppedScheduler(
         tiny_qwen3_moe,
+        enable_metrics=True,
+        enable_expert_traffic_metrics=True,
+        enable_energy_metrics=True,
+        slo_ttft_ms=1e6,
+        slo_tbt_ms=1e6,
         max_total_tokens=3000,
         layered_group_tokens=64,
         chunked_prefill_size=512,

@@ -28,6 +28,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.events import Event
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
+from sglang_layered.scheduler.observer import observe
 from sglang_layered.scheduler.report import Reporter
 
 
@@ -79,6 +80,7 @@ class SteppedScheduler:
         channels = self.scheduler.ipc_channels
         object.__setattr__(channels, "send_to_tokenizer", self.tokenizer)
         object.__setattr__(self.scheduler.output_streamer, "send_to_detokenizer", self.detokenizer)
+        observe(self.scheduler)
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
         self.events: list[Event] = []

@@ -17,12 +17,16 @@ from sglang_layered.core.events import CohortAdmitted
 def queue_policy(stepped: SteppedScheduler, name: str, *, priority: bool = False) -> Iterator[None]:
     scheduler = stepped.scheduler
     usual = scheduler.policy, scheduler.enable_priority_scheduling
+    reporter = scheduler.metrics_reporter
+    counts = reporter.current_scheduler_metrics_enabled
+    reporter.current_scheduler_metrics_enabled = False  # its labels were made without priorities
     scheduler.policy = SchedulePolicy(name, scheduler.tree_cache, False, priority, False)
     scheduler.enable_priority_scheduling = priority
     try:
         yield
     finally:
         scheduler.policy, scheduler.enable_priority_scheduling = usual
+        reporter.current_scheduler_metrics_enabled = counts
 
 
 def cohorts_after_a_long_one(

@@ -14,6 +14,7 @@ import click
 
 from sglang_layered import __version__, patching
 from sglang_layered.cpu_kernels import cuda_driver_available
+from sglang_layered.energy import energy_findings
 from sglang_layered.errors import LayeredPrefillError
 
 PACKAGES = ("sglang", "torch", "flashinfer-python", "sglang-kernel", "nvidia-ml-py", "prometheus-client")
@@ -64,7 +65,12 @@ def patches() -> Iterator[Finding]:
         )
 
 
-REPORT: tuple[Callable[[], Iterator[Finding]], ...] = (machine, packages, patches)
+def energy() -> Iterator[Finding]:
+    """Which energy can be measured here, and why not the others."""
+    yield from (Finding(*parts) for parts in energy_findings())
+
+
+REPORT: tuple[Callable[[], Iterator[Finding]], ...] = (machine, packages, patches, energy)
 
 
 @click.command()

@@ -21,6 +21,7 @@ COMMANDS = {
         "quickstart",
         "Serve one model in three modes and compare them.",
     ),
+    "top": ("sglang_layered.top.cli", "top", "Watch a running server in the terminal."),
     "bench": ("sglang_layered.cli.bench", "bench", "Time parts of this package on this machine."),
 }
 

@@ -15,9 +15,10 @@ from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.decode_graphs.paths import DecodePaths
+from sglang_layered.runner.expert_watch import group_rows
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.layer_calls import LayerCalls
-from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows
+from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
 from sglang_layered.runner.split_attention import SplitAttention
 
 
@@ -29,6 +30,11 @@ class GroupStep:
     decode: ForwardBatch | None
     group: LayerGroup
     parked: PPProxyTensors | None
+
+    @property
+    def num_rows(self) -> tuple[int, int]:
+        """Prompt rows and decode rows of the group's layers."""
+        return num_rows_of(self.prompt, self.decode)
 
 
 @dataclass(slots=True)
@@ -55,6 +61,7 @@ class CarriedStep:
         self._runner = runner
         self._step = step
         self._rows = rows
+        self.num_rows = step.num_rows
 
     def run(self, model_runner: Any) -> ModelRunnerOutput:
         """Run the step in place of the stock forward."""
@@ -120,7 +127,8 @@ class LayeredRunner:
         decode = path.below(group.start)
         self._model_runner._prepare_eager_forward_batch(hybrid)
         backend = self._attention.bind(step.prompt, decode_batch)
-        with self._attend(backend), self._split(step.prompt, decode_batch):
+        rows = group_rows(self._model_runner, step.num_rows)
+        with self._attend(backend), self._split(step.prompt, decode_batch), rows:
             joined = self._calls.layers(hybrid, group.start, group.end, join_rows(prompt, decode))
         prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
         return prompt, path.above(decode, group.end)

@@ -30,6 +30,14 @@ def cut_rows(hybrid: PPProxyTensors, num_prompt_rows: int) -> tuple[PPProxyTenso
     )
 
 
+def num_rows_of(prompt: ForwardBatch | None, decode: ForwardBatch | None) -> tuple[int, int]:
+    """Prompt rows and decode rows."""
+    return (
+        0 if prompt is None else prompt.input_ids.shape[0],
+        0 if decode is None else decode.batch_size,
+    )
+
+
 def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
     """The ForwardBatch of a group's layers: both batches' rows, prompt first.
 

@@ -12,10 +12,11 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.runner.expert_watch import group_rows
 from sglang_layered.runner.hybrid_attention import HybridAttention
 from sglang_layered.runner.layer_ranges import PipelineRanges
 from sglang_layered.runner.layered_runner import attention_split, plan_attention
-from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows
+from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
 
 Rows: TypeAlias = PPProxyTensors | None
 Left: TypeAlias = PPProxyTensors | LogitsProcessorOutput | None
@@ -93,7 +94,8 @@ class StageRunner:
         decode = self._ranges.run(decode_batch, self.layers.start, group.start, step.decode_rows)
         self._model_runner._prepare_eager_forward_batch(rows)
         backend = self._attention.bind(prompt_batch, decode_batch)
-        with self._attend(backend), self._split(prompt_batch, decode_batch):
+        num_rows = group_rows(self._model_runner, num_rows_of(prompt_batch, decode_batch))
+        with self._attend(backend), self._split(prompt_batch, decode_batch), num_rows:
             joined = self._ranges.run(rows, group.start, group.end, join_rows(prompt, decode))
         prompt, decode = cut_rows(joined, prompt_batch.input_ids.shape[0])
         if group.end < self.layers.end:
@@ -118,6 +120,7 @@ class _CarriedTick:
         self._runner = runner
         self._step = step
         self._rows = rows
+        self.num_rows = num_rows_of(step.prompt, step.decode)
 
     def run(self, model_runner: Any) -> ModelRunnerOutput:
         """Run the tick in place of the stock forward."""

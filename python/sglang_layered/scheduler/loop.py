@@ -27,12 +27,14 @@ from sglang_layered.scheduler.cohorts import CohortKeeper
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
-from sglang_layered.scheduler.metrics import metrics_of
+from sglang_layered.scheduler.metrics import LoopMetrics
+from sglang_layered.scheduler.observer import tell_observer
 from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.rank_check import RankCheck
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
 from sglang_layered.scheduler.room import next_chunk_fits, requeue_chunked_prompt
+from sglang_layered.scheduler.spans import trace_group
 from sglang_layered.scheduler.timer import StepTimer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class LayeredLoop:
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self._process)
         self.report = Reporter(scheduler, find_listeners(listener_specs(scheduler, config)))
-        self._metrics = metrics_of(scheduler)
+        self._metrics = LoopMetrics(scheduler, config)
         self.keeper = CohortKeeper(scheduler, runner.num_layers, self._heard_of_drop)
         self._execution = Execution.from_config(runner, config, scheduler.device)
         self._launcher = StepLauncher(scheduler, self._execution)
@@ -132,7 +134,9 @@ class LayeredLoop:
         groups = self._plan(batch)
         if groups is None:
             return batch
-        self.report.admitted(self.keeper.admit(batch, groups))
+        inflight = self.keeper.admit(batch, groups)
+        self._metrics.admitted(inflight)
+        self.report.admitted(inflight)
         return self._compose()
 
     def _resume(self) -> LayerGroupBatch | ScheduleBatch | None:
@@ -215,9 +219,9 @@ class LayeredLoop:
         timer.stop()
         if scheduler.enable_overlap:
             scheduler._apply_war_barrier()
-        rows = tuple(batch.extend_lens) if kind == "prefill" else ()
+        prompt = tuple(zip(batch.reqs, batch.extend_lens, strict=True)) if kind == "prefill" else ()
         outcomes = (Outcome(batch, self._seen(batch), result),)
-        self.results.launched(LaunchedStep(scheduler.forward_ct, kind, outcomes, timer, prompt_rows=rows))
+        self.results.launched(LaunchedStep(scheduler.forward_ct, kind, outcomes, timer, prompt=prompt))
         scheduler.last_batch = batch
 
     def _run_layered(self, step: LayerGroupBatch) -> None:
@@ -231,24 +235,29 @@ class LayeredLoop:
         ]
         timer.stop()
         self.keeper.advance()
-        rows = tuple(inflight.batch.extend_lens)
+        prompt = tuple(zip(inflight.reqs, inflight.batch.extend_lens, strict=True))
         number = self.scheduler.forward_ct
-        self.results.launched(LaunchedStep(number, "layered", tuple(outcomes), timer, cohort, rows, strategy))
+        self.results.launched(
+            LaunchedStep(number, "layered", tuple(outcomes), timer, cohort, prompt, strategy)
+        )
 
     def _seen(self, batch: ScheduleBatch) -> ScheduleBatch:
         return batch.copy() if self.scheduler.enable_overlap else batch
 
     def _process(self, step: LaunchedStep) -> None:
         decoded = self.report.reqs_to_get_a_token(step)
-        decode_rows = sum(
-            len(outcome.seen.reqs) for outcome in step.outcomes if outcome.seen.forward_mode.is_decode()
-        )
+        tell_observer(self.scheduler, step, self.num_layers)
         for outcome in step.outcomes:
             self.scheduler.process_batch_result(outcome.seen, outcome.result)
         num_layers = self.num_layers if step.cohort is None else step.cohort.group.num_layers
         self.last_timing = StepTiming(
-            step.kind, step.timer.duration_s(), decode_rows, sum(step.prompt_rows), num_layers
+            step.kind, step.timer.duration_s(), step.num_decode_rows, sum(step.prompt_rows), num_layers
         )
+        self._metrics.stepped(self.last_timing, step.strategy)
+        self._metrics.in_flight([] if self.inflight is None else [self.inflight])
+        if step.cohort is not None:
+            reqs = [req for req, _ in step.prompt]
+            trace_group(reqs, step.cohort, step.timer.start_s, self.last_timing.duration_s, step.number)
         if step.strategy is not None:
             self._execution.observe(step.strategy, self.last_timing)
         self.report.step_done(step, self.last_timing, decoded)
@@ -259,6 +268,7 @@ class LayeredLoop:
 
     def _heard_of_drop(self, cohort: Cohort, reason: str) -> None:
         self._metrics.dropped(reason)
+        self._metrics.in_flight([])
         self.report.dropped(cohort, reason)
 
     def _recover(self, error: InvariantError) -> None:
@@ -276,6 +286,6 @@ class LayeredLoop:
         self.controls.go_on_chunked(reason)
 
     def _mode_changed(self, reason: str) -> None:
-        mode = self.controls.config.prefill_mode
-        self._metrics.mode_changed(mode, reason)
-        self.report.mode_changed(mode, reason)
+        config = self.controls.config
+        self._metrics.mode_changed(config, reason)
+        self.report.mode_changed(config.prefill_mode, reason)

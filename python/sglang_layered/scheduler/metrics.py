@@ -1,72 +1,111 @@
-"""Prometheus metrics of what an operator must not miss: the mode in force, and dropped cohorts.
-
-They live in SGLang's own registry and `/metrics`, with its label names. Only rank 0 records, as in SGLang.
-"""
+"""What the layered loop writes into SGLang's registry: steps, cohorts, groups, slots, the mode in force."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, get_args
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.view import StepKind, StepTiming
+from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
+from sglang_layered.metrics.table import Needs
+from sglang_layered.scheduler.batch import InFlightCohort
 
 
-class ModeMetrics(Protocol):
-    """Counts drops and changes of mode."""
-
-    def dropped(self, reason: str) -> None:
-        """A cohort left before its last group."""
-
-    def mode_changed(self, mode: str, reason: str) -> None:
-        """The server goes on in another mode."""
-
-
-class NoMetrics:
-    """Metrics are off."""
-
-    def dropped(self, reason: str) -> None:
-        """Count nothing."""
-
-    def mode_changed(self, mode: str, reason: str) -> None:
-        """Count nothing."""
-
-
-class PrometheusMetrics:
-    """`sglang:layered_prefill_active`, `sglang:layered_mode_changes`, `sglang:layered_dropped_cohorts`."""
-
-    def __init__(self, labels: dict[str, str]) -> None:
-        from prometheus_client import Counter, Gauge
-
-        names = list(labels)
-        self._labels = labels
-        self._active = Gauge(
-            "sglang:layered_prefill_active",
-            "1 while prompts run layer group by layer group, 0 while they go chunk by chunk.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        self._changes = Counter(
-            "sglang:layered_mode_changes_total",
-            "Changes of the prefill mode on the running server, by reason.",
-            [*names, "mode", "reason"],
-        )
-        self._dropped = Counter(
-            "sglang:layered_dropped_cohorts_total",
-            "Cohorts that left before their last layer group, by reason.",
-            [*names, "reason"],
-        )
-        self._active.labels(**labels).set(1)
-
-    def dropped(self, reason: str) -> None:
-        """A cohort left before its last group."""
-        self._dropped.labels(**self._labels, reason=reason).inc()
-
-    def mode_changed(self, mode: str, reason: str) -> None:
-        """The server goes on in another mode."""
-        self._active.labels(**self._labels).set(mode == "layered")
-        self._changes.labels(**self._labels, mode=mode, reason=reason).inc()
-
-
-def metrics_of(scheduler: Any) -> ModeMetrics:
-    """What this scheduler process records."""
+def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
+    """The instruments of this scheduler process; none without --enable-metrics, or on a rank without."""
     reporter = scheduler.metrics_reporter
     if not getattr(reporter, "current_scheduler_metrics_enabled", False):
-        return NoMetrics()
-    return PrometheusMetrics(dict(scheduler.metrics_collector.labels))
+        return NoInstruments()
+    wanted: dict[Needs, bool] = {
+        "any": True,
+        "layered": config.is_layered,
+        "experts": config.enable_expert_traffic_metrics,
+        "energy": config.enable_energy_metrics,
+        "slo": config.has_slo,
+    }
+    needs = [need for need, is_wanted in wanted.items() if is_wanted]
+    return PrometheusInstruments(scheduler.metrics_collector.labels, needs, is_first(scheduler))
+
+
+def is_first(scheduler: Any) -> bool:
+    """True in the one process of a replica that sees every request: tensor rank 0 of the first stage."""
+    return scheduler.ps.pp_rank == 0 and scheduler.ps.attn_tp_rank == 0
+
+
+def show_mode(instruments: Instruments, config: LayeredConfig, value: int = 1) -> None:
+    """Say which mode is in force, or with 0 that it is no longer."""
+    policy, execution = (config.layered_policy, config.layered_execution) if config.is_layered else ("-", "-")
+    instruments.set("prefill_mode_info", value, mode=config.prefill_mode, policy=policy, execution=execution)
+
+
+class LoopMetrics:
+    """Of one layered loop."""
+
+    def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
+        self._instruments: Instruments = getattr(scheduler, "layered_instruments", NoInstruments())
+        self._is_off = isinstance(self._instruments, NoInstruments)
+        self._scheduler = scheduler
+        self._config = config
+        self._strategy: str | None = None
+        self._instruments.set("layered_prefill_active", config.is_layered)
+        for kind in get_args(StepKind):
+            self._instruments.add("layered_steps_total", 0, kind=kind)
+        self.in_flight([])
+
+    def admitted(self, inflight: InFlightCohort) -> None:
+        """A cohort got its plan."""
+        self._instruments.observe("layered_groups_per_cohort", inflight.cohort.plan.num_groups)
+        self._instruments.observe("layered_cohort_tokens", inflight.num_prompt_tokens)
+
+    def stepped(self, timing: StepTiming, strategy: str | None) -> None:
+        """A step's results were processed."""
+        if self._is_off:
+            return
+        self._instruments.add("layered_steps_total", kind=timing.kind)
+        self._instruments.observe("layered_step_seconds", timing.duration_s, kind=timing.kind)
+        if strategy is not None and strategy != self._strategy:
+            if self._strategy is not None:
+                self._instruments.set("layered_strategy_info", 0, strategy=self._strategy)
+            self._instruments.set("layered_strategy_info", 1, strategy=strategy)
+            self._strategy = strategy
+
+    def in_flight(self, cohorts: list[InFlightCohort]) -> None:
+        """These are in flight now, the oldest first."""
+        if self._is_off:
+            return
+        done = left = partial = 0
+        if cohorts:
+            oldest = cohorts[0].cohort
+            done, left = oldest.next_group, oldest.plan.num_groups - oldest.next_group
+            partial = sum(inflight.num_prompt_tokens for inflight in cohorts)
+        self._instruments.set("layered_cohorts_in_flight", len(cohorts))
+        self._instruments.set("layered_cohort_groups", done, state="done")
+        self._instruments.set("layered_cohort_groups", left, state="left")
+        self._instruments.set("layered_parked_bytes", sum(map(parked_bytes, cohorts)))
+        self._instruments.set("layered_kv_slots", partial, state="partial")
+        self._instruments.set("layered_kv_slots", self._used_slots() - partial, state="filled")
+
+    def dropped(self, reason: str) -> None:
+        """A cohort left before its last group."""
+        self._instruments.add("layered_dropped_cohorts_total", reason=reason)
+
+    def mode_changed(self, config: LayeredConfig, reason: str) -> None:
+        """The server goes on in another mode."""
+        show_mode(self._instruments, self._config, 0)
+        show_mode(self._instruments, config)
+        self._config = config
+        self._instruments.set("layered_prefill_active", config.is_layered)
+        self._instruments.add("layered_mode_changes_total", mode=config.prefill_mode, reason=reason)
+
+    def _used_slots(self) -> int:
+        """Slots of running requests and of the prefix cache."""
+        scheduler = self._scheduler
+        return int(scheduler.max_total_num_tokens - scheduler.token_to_kv_pool_allocator.available_size())
+
+
+def parked_bytes(inflight: InFlightCohort) -> int:
+    """Bytes of the activations that a cohort keeps between two groups."""
+    if inflight.parked is None:
+        return 0
+    tensors = inflight.parked.tensors.values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

@@ -29,15 +29,34 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LaunchedStep:
-    """A step whose results are still to be processed; `cohort` is the one that ran a group in it."""
+    """A step whose results are still to be processed; `cohort` is the one that ran a group in it.
+
+    `prompt` holds each request whose prompt was computed, with its rows.
+    """
 
     number: int
     kind: StepKind
     outcomes: tuple[Outcome, ...]
     timer: StepTimer
     cohort: Cohort | None = None
-    prompt_rows: tuple[int, ...] = ()
+    prompt: tuple[tuple[Any, int], ...] = ()
     strategy: str | None = None
+
+    @property
+    def prompt_rows(self) -> tuple[int, ...]:
+        """Rows of each request whose prompt was computed."""
+        return tuple(num_rows for _, num_rows in self.prompt)
+
+    @property
+    def decodes(self) -> list[Any]:
+        """Requests that decoded, also those that had finished before."""
+        batches = [outcome.seen for outcome in self.outcomes]
+        return [req for batch in batches if batch.forward_mode.is_decode() for req in batch.reqs]
+
+    @property
+    def num_decode_rows(self) -> int:
+        """Rows of the requests that decoded."""
+        return len(self.decodes)
 
 
 class StepResults:

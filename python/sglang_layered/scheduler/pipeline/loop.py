@@ -30,13 +30,15 @@ from sglang_layered.listeners.dispatch import find_listeners
 from sglang_layered.models.layer_shapes import read_layer_shapes
 from sglang_layered.runner.stage_runner import StageRunner
 from sglang_layered.scheduler.control import Controls
-from sglang_layered.scheduler.metrics import metrics_of
+from sglang_layered.scheduler.metrics import LoopMetrics
+from sglang_layered.scheduler.observer import tell_observer
 from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
 from sglang_layered.scheduler.pipeline.launch import StageLauncher
 from sglang_layered.scheduler.pipeline.tick import PipelineTick, TickResult
 from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome
+from sglang_layered.scheduler.spans import trace_group
 from sglang_layered.scheduler.timer import StepTimer
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class PipelineLoop:
             for layers in self.stages.layers
         ]
         self.report = Reporter(scheduler, find_listeners(listener_specs(scheduler, config)))
-        self._metrics = metrics_of(scheduler)
+        self._metrics = LoopMetrics(scheduler, config)
         self.controls.changed.append(self._mode_changed)
         self.cohorts = StageCohorts(scheduler, self.stages, self._heard_of_drop)
         self._launched: dict[int, tuple[StepTimer, int]] = {}  # SGLang's own batches, by id
@@ -89,7 +91,9 @@ class PipelineLoop:
         if batch is not None and batch.forward_mode.is_extend():
             if not self.controls.is_layered or (not self.cohorts and not self._somebody_decodes(running)):
                 return plan
-            self.report.admitted(self.cohorts.admit(batch, self._plan(batch)))
+            inflight = self.cohorts.admit(batch, self._plan(batch))
+            self._metrics.admitted(inflight)
+            self.report.admitted(inflight)
             batch, running = self._decode(running)
         if not self.cohorts:
             return NextBatchPlan(batch_to_run=batch, running_batch=running)
@@ -131,13 +135,18 @@ class PipelineLoop:
         parts = result.parts if isinstance(result, TickResult) else [(batch, result)]
         step = self._step(batch, parts)
         decoded = self.report.reqs_to_get_a_token(step)
+        tell_observer(self.scheduler, step, self.stages.num_layers)
         for part, part_result in parts:
             self.scheduler.process_batch_result(part, part_result)
-        num_decode_rows = sum(len(part.reqs) for part, _ in parts if part.forward_mode.is_decode())
         layers = self.stages.layers[self.scheduler.ps.pp_rank] if step.cohort is None else step.cohort.group
         timing = StepTiming(
-            step.kind, step.timer.duration_s(), num_decode_rows, sum(step.prompt_rows), layers.num_layers
+            step.kind, step.timer.duration_s(), step.num_decode_rows, sum(step.prompt_rows), layers.num_layers
         )
+        self._metrics.stepped(timing, step.strategy)
+        self._metrics.in_flight(self.cohorts.inflight)
+        if step.cohort is not None:
+            reqs = [req for req, _ in step.prompt]
+            trace_group(reqs, step.cohort, step.timer.start_s, timing.duration_s, step.number)
         self.report.step_done(step, timing, decoded)
 
     def on_pause(self) -> None:
@@ -154,12 +163,13 @@ class PipelineLoop:
             work = batch.work_on(self.scheduler.ps.pp_rank)
             if work is None:
                 return LaunchedStep(batch.number, "decode", outcomes, batch.timer)
-            rows = tuple(work.inflight.batch.extend_lens)
+            prompts = work.inflight.batch
+            rows = tuple(zip(prompts.reqs, prompts.extend_lens, strict=True))
             return LaunchedStep(batch.number, "layered", outcomes, batch.timer, work.cohort, rows)
         timer, number = self._launched.pop(id(batch))
         kind: StepKind = "prefill" if batch.forward_mode.is_extend() else "decode"
-        rows = tuple(batch.extend_lens) if kind == "prefill" else ()
-        return LaunchedStep(number, kind, outcomes, timer, prompt_rows=rows)
+        rows = tuple(zip(batch.reqs, batch.extend_lens, strict=True)) if kind == "prefill" else ()
+        return LaunchedStep(number, kind, outcomes, timer, prompt=rows)
 
     def _make_room(self, running: ScheduleBatch) -> None:
         """SGLang would abort the only request of a micro-batch that finds no slot; cohorts hold some."""
@@ -174,9 +184,9 @@ class PipelineLoop:
         self.report.dropped(cohort, reason)
 
     def _mode_changed(self, reason: str) -> None:
-        mode = self.controls.config.prefill_mode
-        self._metrics.mode_changed(mode, reason)
-        self.report.mode_changed(mode, reason)
+        config = self.controls.config
+        self._metrics.mode_changed(config, reason)
+        self.report.mode_changed(config.prefill_mode, reason)
 
     def _may_admit(self) -> bool:
         """Prompts enter the first stage when it is free; a next chunk when the one before is done."""

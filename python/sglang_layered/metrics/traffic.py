@@ -1,0 +1,108 @@
+"""From counted experts to bytes, coverage and shares. Pure numpy; knows no request, tensor or clock.
+
+Definitions, with symbols, are in docs/metrics.md, section Server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Phase = Literal["prompt", "decode", "hybrid"]
+PHASES: tuple[Phase, ...] = ("prompt", "decode", "hybrid")
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertShape:
+    """The routed experts of this rank's MoE layers; arrays are int64 [num_moe_layers].
+
+    `expert_bytes` is what one expert's weights take in memory on this rank, in the dtype they are served in;
+    `num_experts` how many of them this rank holds; `top_k` how many a row activates on all ranks together.
+    """
+
+    layer_ids: tuple[int, ...]
+    expert_bytes: NDArray[np.int64]
+    num_experts: NDArray[np.int64]
+    top_k: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardCounts:
+    """What one forward activated; arrays are int64 [num_moe_layers], sums over the layer's calls.
+
+    A call is a prompt call (decode call) when it had such rows; one with both is hybrid.
+    """
+
+    num_prompt_rows: int
+    num_decode_rows: int
+    num_calls: NDArray[np.int64]
+    num_prompt_calls: NDArray[np.int64]
+    num_decode_calls: NDArray[np.int64]
+    prompt_experts: NDArray[np.int64]
+    decode_experts: NDArray[np.int64]
+    union_experts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseLoad:
+    """What the layers of one phase activated in a forward; the ratios are means over those layers."""
+
+    num_bytes: int
+    coverage: float
+    tokens_per_expert: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """A forward's expert bytes, parted between its prompts and its decoding requests; the sum is the whole."""
+
+    prompt_bytes: float
+    decode_bytes: float
+
+
+def phase_loads(counts: ForwardCounts, shape: ExpertShape) -> dict[Phase, PhaseLoad]:
+    """Bytes, coverage and rows per expert of each phase that some layer was in."""
+    is_hybrid = _is_hybrid(counts)
+    is_prompt = (counts.num_prompt_calls > 0) & ~is_hybrid
+    is_decode = (counts.num_decode_calls > 0) & ~is_hybrid
+    prompt_rows, decode_rows = counts.num_prompt_rows, counts.num_decode_rows
+    loads: dict[Phase, PhaseLoad] = {}
+    for phase, layers, experts, num_rows in (
+        ("prompt", is_prompt, counts.prompt_experts, prompt_rows),
+        ("decode", is_decode, counts.decode_experts, decode_rows),
+        ("hybrid", is_hybrid, counts.union_experts, prompt_rows + decode_rows),
+    ):
+        if layers.any():
+            loads[phase] = _load(layers, experts, num_rows, shape)  # type: ignore[index]
+    return loads
+
+
+def shares(counts: ForwardCounts, shape: ExpertShape) -> Shares:
+    """Part the bytes: a hybrid layer's go to prompts and decodes as the experts that each activated.
+
+    An expert that both activated is thus shared between them.
+    """
+    is_hybrid = _is_hybrid(counts)
+    both = np.maximum(counts.prompt_experts + counts.decode_experts, 1)
+    part = counts.union_experts / both
+    prompt = np.where(is_hybrid, part * counts.prompt_experts, counts.prompt_experts)
+    decode = np.where(is_hybrid, part * counts.decode_experts, counts.decode_experts)
+    return Shares(float(prompt @ shape.expert_bytes), float(decode @ shape.expert_bytes))
+
+
+def _is_hybrid(counts: ForwardCounts) -> NDArray[np.bool_]:
+    return (counts.num_prompt_calls + counts.num_decode_calls) > counts.num_calls
+
+
+def _load(
+    layers: NDArray[np.bool_], experts: NDArray[np.int64], num_rows: int, shape: ExpertShape
+) -> PhaseLoad:
+    active = experts[layers]
+    return PhaseLoad(
+        num_bytes=int(active @ shape.expert_bytes[layers]),
+        coverage=float(np.mean(active / shape.num_experts[layers])),
+        tokens_per_expert=float(np.mean(num_rows * shape.top_k[layers] / np.maximum(active, 1))),
+    )

@@ -1,0 +1,188 @@
+"""Counts the experts of every forward of one ModelRunner, in any mode, without a sync in the step.
+
+Hooks on SGLang's TopK modules launch the counting kernel, also while a CUDA graph is captured. Around each
+forward SGLang calls its expert distribution recorder; ours stands in front of it, says which rows are the
+prompt's before and copies the totals to the host after. Upstream: srt/layers/moe/topk.py,
+srt/eplb/expert_distribution.py, `ModelRunner.forward`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.eplb.expert_distribution import (
+    get_global_expert_distribution_recorder,
+    set_global_expert_distribution_recorder,
+)
+from sglang_layered_kernels.expert_traffic import ExpertTrafficCounter
+from sglang_layered_kernels.expert_traffic.layout import TOTALS
+
+from sglang_layered.errors import KernelError
+from sglang_layered.metrics.traffic import ExpertShape, ForwardCounts
+from sglang_layered.runner.moe_layers import MoeLayer, expert_shape, find_moe_layers
+
+COLUMNS = TOTALS[:6]  # those that ForwardCounts has, in its order
+STRAYS = TOTALS.index("stray_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many rows of each kind a forward has."""
+
+    num_prompt: int
+    num_decode: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """Totals after a forward, on their way to the host; `ready` is None where they are there already."""
+
+    number: int
+    rows: Rows
+    totals: torch.Tensor
+    ready: Any | None
+
+
+class ExpertWatch:
+    """The counters of one ModelRunner; `layers` are its MoE layers in order.
+
+    Raises:
+        KernelError: a layer has more experts than the kernel counts.
+    """
+
+    def __init__(self, layers: tuple[MoeLayer, ...], device: torch.device | str) -> None:
+        self.layers = layers
+        self.shape: ExpertShape = expert_shape(layers)
+        self._counter = ExpertTrafficCounter(len(layers), max(layer.num_ids for layer in layers), device)
+        self._is_cuda = self._counter.device.type == "cuda"
+        self._split = Rows(0, 0)  # of the layers that run now
+        self._graph_split = torch.zeros(2, dtype=torch.int32, device=device)
+        self._copied: deque[_Copied] = deque()
+        self._running = Rows(0, 0)
+        self._number: Callable[[], int] = lambda: 0
+        self._decode_rows: Callable[[], int] = lambda: 0
+        self._before = np.zeros((len(layers), len(TOTALS)), dtype=np.int64)
+        for index, layer in enumerate(layers):
+            layer.topk.register_forward_hook(partial(self._hear, index))
+
+    @classmethod
+    def install(cls, model_runner: Any) -> None:
+        """Watch this ModelRunner's model, once; it is `layered_expert_watch` there."""
+        if getattr(model_runner, "layered_expert_watch", None) is None:
+            layers = find_moe_layers(model_runner.model)
+            model_runner.layered_expert_watch = cls(layers, model_runner.device) if layers else None
+
+    def start(self, number: Callable[[], int], mixed_decode_rows: Callable[[], int]) -> None:
+        """Count forwards from now on.
+
+        Args:
+            number: gives the scheduler's number of the step that is being launched.
+            mixed_decode_rows: gives how many rows of the mixed chunk that is being launched decode.
+        """
+        self._number, self._decode_rows = number, mixed_decode_rows
+        self._before = self._counter.totals.cpu().numpy()[:, : len(TOTALS)].copy()
+        watched = _WatchedForwards(get_global_expert_distribution_recorder(), self)
+        set_global_expert_distribution_recorder(watched)
+
+    @contextmanager
+    def rows(self, num_prompt: int, num_decode: int) -> Iterator[None]:
+        """Layers that run inside have these rows, the prompt's first; only without graphs."""
+        before, self._split = self._split, Rows(num_prompt, num_decode)
+        try:
+            yield
+        finally:
+            self._split = before
+
+    def begin(self, forward_batch: Any) -> None:
+        """A forward starts: outside of a layered step's group it runs one kind of rows."""
+        rows = self._running = self._rows_of(forward_batch)
+        step = getattr(forward_batch, "layered_step", None)
+        self._split = rows if step is None or rows.num_decode == 0 else Rows(0, rows.num_decode)
+        if self._is_cuda and (step is None or rows.num_decode > 0):
+            split = torch.tensor(
+                [self._split.num_prompt, self._split.num_prompt + self._split.num_decode], dtype=torch.int32
+            )
+            self._graph_split.copy_(split.pin_memory(), non_blocking=True)
+
+    def end(self) -> None:
+        """A forward is launched: copy the totals behind it."""
+        totals, ready = self._counter.totals, None
+        if self._is_cuda:
+            host = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
+            host.copy_(totals, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        else:
+            host = totals.clone()
+        self._copied.append(_Copied(self._number(), self._running, host, ready))
+
+    def take(self, number: int) -> list[ForwardCounts]:
+        """The counts of forwards up to step `number` that were not taken yet; waits for their end.
+
+        Raises:
+            KernelError: a layer saw an id that none of its experts has, so the counts are not whole.
+        """
+        taken = []
+        while self._copied and self._copied[0].number <= number:
+            copied = self._copied.popleft()
+            if copied.ready is not None:
+                copied.ready.synchronize()
+            taken.append(self._counts(copied.rows, copied.totals.numpy()[:, : len(TOTALS)]))
+        return taken
+
+    def _counts(self, rows: Rows, totals: np.ndarray[Any, Any]) -> ForwardCounts:
+        delta, self._before = totals - self._before, totals
+        if delta[:, STRAYS].any():
+            layer = self.layers[int(delta[:, STRAYS].argmax())]
+            raise KernelError(f"expert traffic: layer {layer.layer_id} chose an expert that it does not have")
+        columns = {name: delta[:, index] for index, name in enumerate(COLUMNS)}
+        return ForwardCounts(rows.num_prompt, rows.num_decode, **columns)
+
+    def _rows_of(self, forward_batch: Any) -> Rows:
+        step = getattr(forward_batch, "layered_step", None)
+        if step is not None:
+            return Rows(*step.num_rows)
+        num_rows, mode = forward_batch.input_ids.shape[0], forward_batch.forward_mode
+        if mode.is_mixed():
+            num_decode = self._decode_rows()
+            return Rows(num_rows - num_decode, num_decode)
+        return Rows(num_rows, 0) if mode.is_extend() else Rows(0, num_rows)
+
+    def _hear(self, index: int, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        ids = self.layers[index].local_ids(args, output)
+        if self._is_cuda and torch.cuda.is_current_stream_capturing():
+            self._counter.record(index, ids, self._graph_split)
+            return
+        ids = ids[: self._split.num_prompt + self._split.num_decode]  # the rest is padding
+        self._counter.record(index, ids, min(self._split.num_prompt, ids.shape[0]))
+
+
+def group_rows(model_runner: Any, rows: tuple[int, int]) -> AbstractContextManager[None]:
+    """Layers inside are a layer group with `rows` (prompt, decode) of each kind; nothing without a watch."""
+    watch = getattr(model_runner, "layered_expert_watch", None)
+    return nullcontext() if watch is None else watch.rows(*rows)
+
+
+class _WatchedForwards:
+    """SGLang's expert distribution recorder with a watch around each forward."""
+
+    def __init__(self, recorder: Any, watch: ExpertWatch) -> None:
+        self._recorder = recorder
+        self._watch = watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._recorder, name)
+
+    @contextmanager
+    def with_forward_pass(self, forward_pass_id: int, forward_batch: Any) -> Iterator[dict[str, Any]]:
+        self._watch.begin(forward_batch)
+        with self._recorder.with_forward_pass(forward_pass_id, forward_batch) as outputs:
+            yield outputs
+        self._watch.end()

@@ -1,0 +1,177 @@
+"""Looks at every batch of results, in any prefill mode: expert traffic, energy, limits, charges.
+
+The seams of `process_batch_result` call it before and after SGLang's own processing. In chunked mode a step
+is one batch; the layered loop says itself what its steps held, before their results are processed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sglang.srt.managers.utils import is_health_check_generate_req
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.errors import KernelError
+from sglang_layered.metrics.energy_feed import EnergyFeed
+from sglang_layered.metrics.instruments import Instruments
+from sglang_layered.metrics.slo import RequestTiming, SloLimits
+from sglang_layered.metrics.traffic_feed import TrafficFeed
+from sglang_layered.scheduler.charges import ENERGY_J, EXPERT_BYTES, Charges, gets_token
+from sglang_layered.scheduler.metrics import instruments_of, is_first, show_mode
+from sglang_layered.scheduler.results import LaunchedStep
+
+logger = logging.getLogger(__name__)
+
+Weighted = Sequence[tuple[Any, float]]
+
+
+def observe(scheduler: Any) -> None:
+    """Give the scheduler its instruments, and an observer when a flag asks for one."""
+    config = LayeredConfig.from_server_args(scheduler.server_args)
+    scheduler.layered_instruments = instruments_of(scheduler, config)
+    show_mode(scheduler.layered_instruments, config)
+    if config.observes and scheduler.ps.attn_tp_rank == 0:
+        scheduler.layered_observer = Observer(scheduler, config)
+
+
+def tell_observer(scheduler: Any, step: LaunchedStep, num_layers: int) -> None:
+    """A layered step's results are about to be processed; SGLang sees only a part of what it held."""
+    observer = getattr(scheduler, "layered_observer", None)
+    if observer is not None and step.cohort is not None:
+        part = step.cohort.group.num_layers / num_layers
+        prompts = [(req, num_rows * part) for req, num_rows in step.prompt]
+        observer.step(step.number, prompts, [(req, 1.0) for req in step.decodes], step.timer.start_s)
+
+
+class Observer:
+    """One scheduler's; a rank that writes no metrics has none."""
+
+    def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
+        self._scheduler = scheduler
+        self._instruments: Instruments = scheduler.layered_instruments
+        self._limits = config.slo_limits if config.has_slo and is_first(scheduler) else None
+        self._watch = _watch(scheduler, config)
+        self._traffic = None if self._watch is None else TrafficFeed(self._watch.shape, self._instruments)
+        self._energy = (
+            EnergyFeed.start(scheduler, self._instruments) if config.enable_energy_metrics else None
+        )
+        keys = [EXPERT_BYTES] * (self._watch is not None)
+        keys += [ENERGY_J] * (self._energy is not None and self._energy.has_meter)
+        self._charges = Charges(keys)
+        self._charged = 0  # the newest step that was
+        self._start_limits()
+
+    def step(self, number: int, prompts: Weighted, decodes: Weighted, launch_s: float) -> None:
+        """A step's results are about to be processed; weights are its rows, times the part of the layers.
+
+        Args:
+            number: the step's, as in SGLang's `forward_ct`.
+            prompts: requests whose prompt it computed, a part of it or all, with their weights.
+            decodes: requests that it decoded, with their weights.
+            launch_s: `time.monotonic()` at its launch.
+        """
+        if number <= self._charged:
+            return
+        self._charged = number
+        if self._traffic is not None:
+            self._charge_experts(number, prompts, decodes)
+        if self._energy is not None:
+            joules = self._energy.step_j(launch_s, sum(rows for _, rows in prompts))
+            if self._energy.has_meter:
+                self._charges.add(ENERGY_J, joules, [*prompts, *decodes])
+
+    def before_results(self, batch: Any) -> None:
+        """SGLang is about to process these results."""
+        if not batch.reqs:
+            return
+        if batch.forward_iter is not None and batch.forward_iter > self._charged:
+            self.step(batch.forward_iter, *_of_chunked_mode(batch), batch.launch_ts)
+        self._charges.report(batch.reqs)
+        if self._energy is not None:
+            self._energy.output_tokens(sum(map(gets_token, batch.reqs)))
+
+    def after_results(self, batch: Any) -> None:
+        """SGLang has processed them: the tokens are handed on."""
+        now = time.perf_counter()
+        if self._limits is not None:
+            for req in batch.reqs:
+                self._heard(req, now, self._limits)
+
+    def state(self) -> dict[str, Any]:
+        """What `/server_info` shows."""
+        state: dict[str, Any] = {}
+        if self._traffic is not None:
+            state["expert_traffic"] = self._traffic.state()
+        if self._energy is not None:
+            state["energy"] = self._energy.state()
+        return state
+
+    def close(self) -> None:
+        """The server ends."""
+        if self._energy is not None:
+            self._energy.stop()
+
+    def _charge_experts(self, number: int, prompts: Weighted, decodes: Weighted) -> None:
+        if self._watch is None or self._traffic is None:
+            return
+        try:
+            counts = self._watch.take(number)
+        except KernelError as error:
+            logger.error("Expert traffic is no longer counted: %s", error)
+            self._traffic.broken = str(error)
+            self._watch = None
+            return
+        for forward in counts:
+            shares = self._traffic.add(forward)
+            self._charges.add(EXPERT_BYTES, shares.prompt_bytes, prompts)
+            self._charges.add(EXPERT_BYTES, shares.decode_bytes, decodes)
+
+    def _heard(self, req: Any, now: float, limits: SloLimits) -> None:
+        timing = getattr(req, "layered_timing", None)
+        if timing is None:
+            if is_health_check_generate_req(req):
+                return
+            timing = req.layered_timing = RequestTiming()
+        if timing.is_counted:
+            return
+        timing.heard(len(req.output_ids), now, req.time_stats.scheduler_recv_time)
+        if req.finished() and not _is_aborted(req):
+            timing.is_counted = True
+            for slo, met in limits.verdicts(timing).items():
+                self._instruments.add("slo_requests_total", slo=slo, met=str(met).lower())
+
+    def _start_limits(self) -> None:
+        if self._limits is None:
+            return
+        for slo, limit in (("ttft", self._limits.ttft_s), ("tbt", self._limits.tbt_s)):
+            if limit is not None:
+                self._instruments.set("slo_limit_seconds", limit, slo=slo)
+        for slo in self._limits.verdicts(RequestTiming()):
+            for met in ("true", "false"):
+                self._instruments.add("slo_requests_total", 0, slo=slo, met=met)
+
+
+def _watch(scheduler: Any, config: LayeredConfig) -> Any:
+    """The watch over the scheduler's model, counting; None without MoE layers on this rank."""
+    watch = getattr(scheduler.tp_worker.model_runner, "layered_expert_watch", None)
+    if not config.enable_expert_traffic_metrics or watch is None:
+        return None
+    watch.start(lambda: scheduler.forward_ct, lambda: len(scheduler.cur_batch_for_debug.decoding_reqs or ()))
+    return watch
+
+
+def _of_chunked_mode(batch: Any) -> tuple[Weighted, Weighted]:
+    """Prompts and decodes of one batch; in a mixed chunk the last requests decode."""
+    if not batch.forward_mode.is_extend():
+        return (), [(req, 1.0) for req in batch.reqs]
+    num_prompts = len(batch.reqs) - len(batch.decoding_reqs or ())
+    rows = zip(batch.reqs, batch.extend_lens, strict=True)
+    shares = [(req, float(num_rows)) for req, num_rows in rows]
+    return shares[:num_prompts], shares[num_prompts:]
+
+
+def _is_aborted(req: Any) -> bool:
+    return type(req.finished_reason).__name__ == "FINISH_ABORT"
