@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in the repository root: pinned packages, this package, patched SGLang. Safe to run again.
+# With --packages-only: no more than the pinned packages, from requirements.lock alone (a layer of the Docker image).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,11 +31,12 @@ make_venv() {
 }
 
 install_packages() {
-  check_disk
+  [ -d .venv/lib/python3.11/site-packages/torch ] || check_disk
   echo "setup: installing $(grep -vc '^#' requirements.lock) pinned packages (about 8.6 GB on disk, a few minutes)"
   .venv/bin/python -m pip install --no-deps --no-warn-script-location -r requirements.lock
-  .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 }
+
+install_project() { .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .; }
 
 apply_patches() {
   .venv/bin/sglang-layered patch apply && return
@@ -48,9 +50,14 @@ exec 9>.setup.lock
 flock 9
 
 [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || make_venv
+if [ "${1:-}" = --packages-only ]; then
+  install_packages
+  exit
+fi
 if [ "$(cat .venv/.setup-stamp 2>/dev/null)" != "$(stamp_now)" ]; then
   rm -f .venv/.setup-stamp
   install_packages
+  install_project
   apply_patches
   .venv/bin/python -m compileall -q .venv/lib/python3.11/site-packages/sglang/srt python kernels
   stamp_now > .venv/.setup-stamp

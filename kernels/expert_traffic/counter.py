@@ -22,8 +22,8 @@ MAX_EXPERTS = 1024  # the histograms of one program stay in registers
 class ExpertTrafficCounter:
     """Counts the experts of prompt rows, of decode rows and of both, per layer, without a host sync.
 
-    On a CUDA device `record` launches a Triton kernel and can be captured in a CUDA graph; elsewhere it runs
-    plain torch. Cost, estimated: one launch a layer, in line some 2 to 3 us of a layer's 115 us (Qwen3-30B,
+    On a CUDA device `record` launches a Triton kernel and can be captured in a CUDA graph; on the CPU it runs
+    numpy. Cost, estimated: one launch a layer, in line some 2 to 3 us of a layer's 115 us (Qwen3-30B,
     8 decode rows), which is above 1 %. With `side_stream` it runs beside the layer's expert GEMMs, and the
     step's own stream has two waits more, which in a graph are edges.
 
@@ -58,6 +58,8 @@ class ExpertTrafficCounter:
         self._totals = torch.zeros(num_layers, NUM_TOTALS, dtype=torch.int64, device=device)
         self.device = self._tokens.device
         is_cuda = self.device.type == "cuda"
+        if not is_cuda and self.device.type != "cpu":
+            raise KernelError(f"expert_traffic: device {self.device}; give a CUDA device or cpu")
         if side_stream and not is_cuda:
             raise KernelError(
                 f"expert_traffic: side_stream needs a CUDA device, not {self.device}; leave it out"

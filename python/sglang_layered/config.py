@@ -91,7 +91,7 @@ class LayeredConfig:
     enable_energy_metrics: bool = flag(
         False,
         "Measure the energy of the GPUs (NVML) and of the CPU packages (RAPL), in any prefill mode: metrics"
-        " with --enable-metrics, totals in /server_info, an estimate a request in its meta_info when it asks.",
+        " with --enable-metrics, totals in /server_info, a request's estimate in its meta_info when asked.",
     )
     slo_ttft_ms: float | None = flag(
         None,

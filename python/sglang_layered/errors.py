@@ -13,6 +13,7 @@ LayeredPrefillError
 ├── QuickstartError      the quickstart cannot go on
 ├── EnergyError          an energy source cannot be read
 ├── TopError             `top` cannot read a server's metrics page
+├── MonitoringError      a Prometheus cannot be asked, or the dashboard cannot be written or drawn
 └── GpuHostError         a bundle cannot be made, or a stage of the GPU suite cannot go on
 """
 
@@ -67,6 +68,10 @@ class EnergyError(LayeredPrefillError, RuntimeError):
 
 class TopError(LayeredPrefillError, RuntimeError):
     """`top` cannot read a server's metrics page."""
+
+
+class MonitoringError(LayeredPrefillError, RuntimeError):
+    """A Prometheus cannot be asked, or the dashboard cannot be written or drawn."""
 
 
 class GpuHostError(LayeredPrefillError, RuntimeError):

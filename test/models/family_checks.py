@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.layers.moe.topk import TopK
 
 from harness import SteppedScheduler
 from prompts import prompt
@@ -47,6 +49,8 @@ class FamilyResult:
     group_sizes: dict[str, list[int]] = field(default_factory=dict)
     cached_tokens: int = 0
     num_chunks: int = 0
+    expert_bytes_equal: bool = False
+    counted_layers: int = 0
 
     def also(self, other: FamilyResult) -> None:
         """Equal only where another turn is as well."""
@@ -80,6 +84,7 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
         attention=runner_model.model_config.attention_arch.name,
         expert_layers=sum(layer.num_experts > 0 for layer in loop.layers),
     )
+    experts = ExpertOracle(runner_model.model)
     stock = run(stepped, asked, layered_prefill=0)
     assert not any(step.kind == "layered" for step in stock.steps)
     runs = {
@@ -90,6 +95,7 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
     with sequential(stepped):
         runs["sequential"] = run(stepped, asked, layered_num_groups=UNEVEN_GROUPS)
     result.equal_stock = {name: seen.tokens == stock.tokens for name, seen in runs.items()}
+    result.counted_layers, result.expert_bytes_equal = experts.compare(stepped)
     result.equal_hugging_face = hugging_face(model, asked) == stock.tokens
     result.group_sizes = {
         name: sorted({step.group.num_layers for step in seen.steps if step.group is not None})
@@ -111,6 +117,50 @@ def run(stepped: SteppedScheduler, asked: list[list[int]], **settings: float) ->
     cached = sum(stepped.reqs[rid].cached_tokens for rid in rids)
     steps = [event for event in stepped.events if isinstance(event, StepDone)]
     return Run(rids, outputs, steps, cached)
+
+
+class ExpertOracle:
+    """Bytes of the distinct routed experts of every call, from what the TopK modules answer."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._num_bytes = 0
+        self._hooks, self._num_layers = [], 0
+        for module in model.modules():
+            if isinstance(module, TopK):
+                self._num_layers += 1
+                self._hooks.append(module.register_forward_hook(self._hear))
+        self._sizes = {self._size(module) for module in model.modules() if isinstance(module, FusedMoE)}
+        self._routed = {
+            module.num_experts - module.num_fused_shared_experts
+            for module in model.modules()
+            if isinstance(module, FusedMoE)
+        }
+
+    def compare(self, stepped: SteppedScheduler) -> tuple[int, bool]:
+        """How many layers were counted, and whether the server counted the same bytes."""
+        self.stop()
+        stepped.drain()
+        observer = getattr(stepped.scheduler, "layered_observer", None)
+        if self._num_layers == 0:
+            return 0, observer is None
+        state = observer.state()["expert_traffic"]
+        return len(state["moe_layers"]), sum(state["load_bytes"].values()) == self._num_bytes
+
+    def stop(self) -> int:
+        """Hear no more; gives the bytes so far."""
+        for hook in self._hooks:
+            hook.remove()
+        return self._num_bytes
+
+    def _hear(self, module: TopK, args: tuple[Any, ...], output: Any) -> None:
+        [size], [num_routed] = self._sizes, self._routed
+        active = {expert for row in output.topk_ids.tolist() for expert in row if 0 <= expert < num_routed}
+        self._num_bytes += len(active) * size
+
+    @staticmethod
+    def _size(experts: FusedMoE) -> int:
+        weights = dict(experts.named_parameters(recurse=False)).items()
+        return sum(weight[0].nbytes for name, weight in weights if name.startswith(("w13_", "w2_")))
 
 
 @contextmanager

@@ -28,10 +28,12 @@ from sglang.srt.models import qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
+from transformers import AutoConfig  # noqa: E402
 
 from family_checks import CHUNK_TOKENS, GROUP_TOKENS, check_family  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from sglang_layered.models.catalogue import ARCHS  # noqa: E402
+from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
 
 # Families that SGLang's torch attention cannot serve or gets wrong, on a CPU reference in another's place.
 ON_REFERENCE = {
@@ -46,6 +48,7 @@ ON_REFERENCE = {
 def check(arch: str, turns: int) -> dict[str, Any]:
     flags = {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
     model = tiny_model(arch)
+    flags["enable_expert_traffic_metrics"] = has_experts(model)
     stepped = SteppedScheduler(
         model,
         max_total_tokens=4000,
@@ -57,6 +60,11 @@ def check(arch: str, turns: int) -> dict[str, Any]:
     for turn in range(1, turns):
         result.also(check_family(arch, model, stepped, turn))
     return result.as_dict()
+
+
+def has_experts(model: Path) -> bool:
+    config = AutoConfig.from_pretrained(model)
+    return any(layer.num_experts for layer in read_layer_shapes(config.get_text_config()))
 
 
 def close() -> None:

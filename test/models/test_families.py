@@ -41,6 +41,11 @@ def test_tokens_equal_those_of_hugging_face(family: dict[str, Any]) -> None:
     assert family["equal_hugging_face"]
 
 
+def test_expert_bytes_equal_a_count_of_every_row(family: dict[str, Any]) -> None:
+    assert family["counted_layers"] == family["expert_layers"]
+    assert family["expert_bytes_equal"]
+
+
 def test_the_prompts_went_through_uneven_groups_and_single_layers(family: dict[str, Any]) -> None:
     num_layers = family["num_layers"]
     uneven = {num_layers // 3, -(-num_layers // 3)}

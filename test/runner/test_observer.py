@@ -236,3 +236,28 @@ def test_requests_are_counted_once_against_the_limits(stepped: SteppedScheduler)
     assert {slo: met(slo) - before[slo] for slo in before} == {"ttft": 4, "tbt": 4, "both": 4}
     assert sample(stepped, "slo_requests_total", slo="both", met="false") == 0
     assert sample(stepped, "slo_limit_seconds", slo="tbt") == 1000.0
+
+
+def test_mixed_chunks_of_stock_scheduling_are_hybrid_in_every_layer(
+    stepped: SteppedScheduler, seen: Seen
+) -> None:
+    scheduler, before = stepped.scheduler, bytes_now(stepped)
+    scheduler.is_mixed_chunk = True
+    assert stepped.change({"layered_prefill": 0, "layered_cohort_tokens": 128})
+    try:
+        running = stepped.send(prompt(10, 1), 12, **ASK)
+        stepped.step(3)
+        late = stepped.send(prompt(400, 2), 2, **ASK)
+        stepped.finish(running, late)
+        stepped.step_until(scheduler.is_fully_idle)
+    finally:
+        scheduler.is_mixed_chunk = False
+        assert stepped.change({"layered_prefill": 1, "layered_cohort_tokens": 512})
+    calls, size = seen.take(), expert_bytes(stepped)
+    counted = {phase: after - before[phase] for phase, after in bytes_now(stepped).items()}
+    assert sum(counted.values()) == union_bytes(calls, size)
+    hybrid = [call for call in calls if len(call[1]) > 10]
+    assert len(hybrid) == 4 * stepped.num_layers  # 400 prompt rows, at most 127 beside the one that decodes
+    assert counted["hybrid"] == union_bytes(hybrid, size)
+    amounts = reported(stepped, [running, late], "expert_bytes")
+    assert sum(map(sum, amounts.values())) == pytest.approx(sum(counted.values()), rel=0.1)

@@ -109,6 +109,46 @@ def test_a_file_for_all_pipeline_stages_is_refused(tiny_qwen3_moe: Path, tmp_pat
     check(tiny_qwen3_moe, *LAYERED, *flags, f"jsonl={tmp_path}/steps-{{pp}}.jsonl")
 
 
+EXPERTS = "--enable-expert-traffic-metrics"
+
+
+@pytest.mark.parametrize("mode", [(), LAYERED])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--slo-ttft-ms", "0", "--enable-metrics"), "--slo-ttft-ms 0: give a number"),
+        (("--slo-tbt-ms", "nan", "--enable-metrics"), "--slo-tbt-ms nan: give a number"),
+        (("--slo-tbt-ms", "inf", "--enable-metrics"), "--slo-tbt-ms inf: give a number"),
+        (("--slo-tbt-ms", "20"), "add --enable-metrics"),
+        (
+            ("--enable-energy-metrics", "--nnodes", "2", "--tp-size", "2"),
+            "--enable-energy-metrics .*--nnodes",
+        ),
+        (
+            (EXPERTS, "--moe-runner-backend", "flashinfer_trtllm"),
+            "flashinfer_trtllm: .* leave one of the two",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_either_mode(
+    tiny_qwen3_moe: Path, mode: tuple[str, ...], flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(LayeredPrefillError, match=message):
+        check(tiny_qwen3_moe, *mode, *flags)
+
+
+def test_expert_traffic_of_a_model_without_experts_is_refused(tiny_llama: Path) -> None:
+    with pytest.raises(UnsupportedError, match=f"{EXPERTS}: .* has no Mixture-of-Experts layers"):
+        check(tiny_llama, EXPERTS)
+
+
+def test_flags_of_measuring_are_accepted_in_either_mode(tiny_qwen3_moe: Path) -> None:
+    flags = (EXPERTS, "--enable-energy-metrics", "--enable-metrics", "--slo-ttft-ms", "1000.5")
+    for mode in ((), LAYERED):
+        args = check(tiny_qwen3_moe, *mode, *flags)
+        assert (args.enable_expert_traffic_metrics, args.slo_ttft_ms, args.slo_tbt_ms) == (True, 1000.5, None)
+
+
 @pytest.mark.parametrize("kind", ["pair", "pod"])
 def test_group_attention_on_another_backend_is_refused(tiny_qwen3_moe: Path, kind: str) -> None:
     check(tiny_qwen3_moe, "--layered-group-attention", kind)

@@ -22,6 +22,11 @@ COMMANDS = {
         "Serve one model in three modes and compare them.",
     ),
     "top": ("sglang_layered.top.cli", "top", "Watch a running server in the terminal."),
+    "dashboard": (
+        "sglang_layered.dashboard.cli",
+        "dashboard",
+        "Write, draw or check the Grafana dashboard.",
+    ),
     "bench": ("sglang_layered.cli.bench", "bench", "Time parts of this package on this machine."),
 }
 

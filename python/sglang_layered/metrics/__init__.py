@@ -1,1 +1,1 @@
-"""What a server tells an operator: the table of metrics, their Prometheus instruments, and what fills them."""
+"""What a server tells an operator: the table of metrics, their instruments, and what fills them."""

@@ -1,4 +1,4 @@
-"""Did a request meet its limits: TTFT, and every gap between two of its tokens. Pure; the caller has the clock.
+"""Did a request meet its limits: TTFT, and every gap between its tokens. Pure; the caller has the clock.
 
 Times are of the scheduler, in seconds of one monotonic clock; docs/metrics.md says where they are taken.
 """
@@ -32,7 +32,7 @@ class SloLimits:
 
 @dataclass(slots=True)
 class RequestTiming:
-    """What is kept of one request: its worst gap so far, when its newest token came, and if it was counted."""
+    """What is kept of one request: its worst gap, when its newest token came, and if it was counted."""
 
     num_tokens: int = 0
     ttft_s: float | None = None

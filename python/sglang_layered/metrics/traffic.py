@@ -57,7 +57,7 @@ class PhaseLoad:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """A forward's expert bytes, parted between its prompts and its decoding requests; the sum is the whole."""
+    """A forward's expert bytes, parted between its prompts and its decoding requests; they add up."""
 
     prompt_bytes: float
     decode_bytes: float

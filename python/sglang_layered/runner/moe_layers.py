@@ -1,4 +1,4 @@
-"""The MoE layers of an SGLang model: where experts are chosen, how many there are, how many bytes each takes."""
+"""The MoE layers of an SGLang model: where experts are chosen, how many, and how many bytes each takes."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class MoeLayer:
         if ids is None:
             if not hasattr(output, "routing_data"):
                 raise UnsupportedError(
-                    "--enable-expert-traffic-metrics: this --moe-runner-backend chooses the experts inside its"
-                    " own kernel; leave the flag out or choose another"
+                    "--enable-expert-traffic-metrics: this --moe-runner-backend chooses the experts inside"
+                    " its own kernel; leave the flag out or choose another"
                 )
             ids = args[1].topk(self.top_k, dim=-1).indices
         if self.num_local == self.num_routed and not self.topk.topk_config.num_fused_shared_experts:

@@ -10,6 +10,14 @@ from sglang_layered.metrics.instruments import Instruments, NoInstruments, Prome
 from sglang_layered.metrics.table import Needs
 from sglang_layered.scheduler.batch import InFlightCohort
 
+DROPS = ("aborted", "paused", "KV pool full", "broken invariant")
+CHANGES = (
+    ("chunked", "operator"),
+    ("layered", "operator"),
+    ("chunked", "broken invariant"),
+    ("chunked", "policy failed"),
+)
+
 
 def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
     """The instruments of this scheduler process; none without --enable-metrics, or on a rank without."""
@@ -50,6 +58,10 @@ class LoopMetrics:
         self._instruments.set("layered_prefill_active", config.is_layered)
         for kind in get_args(StepKind):
             self._instruments.add("layered_steps_total", 0, kind=kind)
+        for reason in DROPS:
+            self._instruments.add("layered_dropped_cohorts_total", 0, reason=reason)
+        for mode, reason in CHANGES:
+            self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=reason)
         self.in_flight([])
 
     def admitted(self, inflight: InFlightCohort) -> None:

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Options start a server with them, `router` and options the router; anything else runs as a command.
+# Both listen on all addresses of the container, on $PORT; options given later win.
+set -eu
+
+[ $# -gt 0 ] || set -- --help
+case "$1" in
+  -*) exec sglang serve --host 0.0.0.0 --port "${PORT:-30000}" "$@" ;;
+  router)
+    shift
+    exec sglang-router launch --host 0.0.0.0 --port "${PORT:-30000}" "$@"
+    ;;
+  *) exec "$@" ;;
+esac
