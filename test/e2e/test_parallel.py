@@ -7,6 +7,7 @@ step the ranks compare what they are about to run. Two pipeline stages run group
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from measured import MEASURING, replayed_energy, series, state
 from servers import LAYERED, Served, serve
 from workload import Ask, answers, assert_equal_answers, prompt, read_steps, send_all, staggered
 
@@ -43,8 +45,9 @@ def ranks(
     of_the_release: object, tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("layered-ranks")
-    listener = ("--layered-listeners", f"jsonl={folder / 'steps.jsonl'}")
-    with serve(folder, tiny_qwen3_moe, *RANKS, *LAYERED, *listener, env=ENVIRONMENT) as server:
+    flags = (*MEASURING, "--layered-listeners", f"jsonl={folder / 'steps.jsonl'}")
+    env = ENVIRONMENT | replayed_energy(folder)
+    with serve(folder, tiny_qwen3_moe, *RANKS, *LAYERED, *flags, env=env) as server:
         yield Served(server, folder / "steps.jsonl")
 
 
@@ -56,6 +59,17 @@ def test_two_ranks_answer_as_one_and_as_the_release(
     assert_equal_answers(asks, got, of_the_release)
     assert_equal_answers(asks, got, answers(stock_moe.url, asks))
     assert any(step["kind"] == "layered" for step in read_steps(ranks.steps))
+
+
+def test_one_rank_reports_and_its_experts_are_half_as_large(ranks: Served, tiny_qwen3_moe: Path) -> None:
+    answers(ranks.url, [Ask(prompt(100, 1), 0.0, 4)])
+    for name in ("expert_load_bytes_total", "layered_steps_total", "energy_joules_total"):
+        assert {found["tp_rank"] for found in series(ranks.url, name)} == {"0"}
+    config = json.loads((tiny_qwen3_moe / "config.json").read_text())
+    whole = 3 * config["moe_intermediate_size"] * config["hidden_size"] * 4  # float32
+    [replica] = state(ranks.url)
+    assert replica["expert_traffic"]["expert_bytes"] == [whole // 2] * 8
+    assert len(series(ranks.url, "energy_joules_total")) == 1
 
 
 def test_aborts_and_pauses_leave_the_others_tokens_alone(
@@ -104,13 +118,29 @@ def staged(tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("staged")
     flags = ["--pp-size", "2", "--prefill-mode", "layered", "--layered-group-tokens", "64"]
     flags += ["--chunked-prefill-size", "512", "--layered-listeners", f"jsonl={folder}/steps-{{pp}}.jsonl"]
-    with serve(folder, tiny_qwen3_moe, *flags, env=OVER_GLOO) as server:
+    env = OVER_GLOO | replayed_energy(folder)
+    with serve(folder, tiny_qwen3_moe, *flags, *MEASURING, env=env) as server:
         yield Staged(server.base_url, folder)
 
 
 def test_two_stages_answer_as_one_rank(staged: Staged, stock_moe: Served) -> None:
     asks = staggered(seed=7)
     assert_equal_answers(asks, answers(staged.url, asks), answers(stock_moe.url, asks))
+
+
+def test_every_stage_counts_its_experts_and_one_the_tokens_and_joules(staged: Staged) -> None:
+    def load(stage: str) -> float:
+        found = series(staged.url, "expert_load_bytes_total")
+        return sum(each["value"] for each in found if each["pp_rank"] == stage)
+
+    before = [load(stage) for stage in "01"]
+    answers(staged.url, [Ask(prompt(100, 1), 0.0, 4)])
+    assert all(load(stage) > earlier for stage, earlier in zip("01", before, strict=True))
+    tokens = series(staged.url, "tokens_for_energy_total")
+    assert {found["pp_rank"] for found in tokens} == {"0"}
+    assert [found["pp_rank"] for found in series(staged.url, "energy_joules_total")] == ["0"]
+    [first_stage] = state(staged.url)
+    assert first_stage["expert_traffic"]["moe_layers"] == [0, 1, 2, 3]
 
 
 def test_every_stage_runs_its_own_layers_and_each_prompt_row_once(staged: Staged) -> None:

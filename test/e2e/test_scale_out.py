@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from measured import MEASURING, replayed_energy, series, state
 from servers import LAYERED, Served, serve
 from sglang_layered.serving import ServerProcess, free_port
 from workload import Ask, answers, assert_equal_answers, output_tokens, prompt, read_steps, staggered
@@ -211,13 +212,23 @@ def the_router_drops_and_readmits(fleet: Fleet, victim: Served, expected: list[d
     assert ids_of(victim) - before
 
 
+def no_joule_is_counted_twice(url: str) -> None:
+    [joules] = series(url, "energy_joules_total")
+    assert (joules["dp_rank"], joules["device"]) == ("0", "replayed")
+    prompts = [each for each in series(url, "tokens_for_energy_total") if each["kind"] == "prompt"]
+    assert {each["dp_rank"]: each["value"] > 0 for each in prompts} == {"0": True, "1": True}
+    assert ["devices" in replica["energy"] for replica in state(url)] == [True, False]
+
+
 def test_two_data_parallel_replicas_answer_as_one(
     tiny_qwen3_moe: Path, of_one_server: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     flags = ["--dp-size", "2", "--layered-listeners", f"jsonl={tmp_path}/steps-{{dp}}.jsonl"]
     asks = staggered(seed=7)
-    with serve(tmp_path, tiny_qwen3_moe, *LAYERED, *flags) as server:
+    env = replayed_energy(tmp_path)
+    with serve(tmp_path, tiny_qwen3_moe, *LAYERED, *MEASURING, *flags, env=env) as server:
         got = answers(server.base_url, asks)
+        no_joule_is_counted_twice(server.base_url)
     assert_equal_answers(asks, got, of_one_server)
     assert {answer["meta_info"]["dp_rank"] for answer in got} == {0, 1}
     for rank in (0, 1):
