@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from sglang_layered_kernels.expert_traffic.layout import (
     LayerCounters,
     read_counters,
 )
+from sglang_layered_kernels.expert_traffic.reference import Call
 from sglang_layered_kernels.expert_traffic.side_stream import SideStream
 
 from sglang_layered.errors import KernelError
@@ -65,15 +67,14 @@ class ExpertTrafficCounter:
                 f"expert_traffic: side_stream needs a CUDA device, not {self.device}; leave it out"
             )
         self._side = SideStream(self.device) if side_stream else None
-        scratch_numel = 0
-        self._count = reference.count
+        self._layers: list[LayerCounters] = []  # of the Triton kernel; without it the host counts
         if is_cuda if use_triton is None else use_triton:
             from sglang_layered_kernels.expert_traffic import triton_kernel
 
-            self._count, scratch_numel = triton_kernel.count, triton_kernel.scratch_numel(num_experts)
-        scratch = torch.zeros(scratch_numel, dtype=torch.int32, device=device)
-        layers = zip(self._tokens.unbind(), self._totals.unbind(), strict=True)
-        self._layers = [LayerCounters(tokens, totals, scratch) for tokens, totals in layers]
+            self._count = triton_kernel.count
+            scratch = torch.zeros(triton_kernel.scratch_numel(num_experts), dtype=torch.int32, device=device)
+            layers = zip(self._tokens.unbind(), self._totals.unbind(), strict=True)
+            self._layers = [LayerCounters(tokens, totals, scratch) for tokens, totals in layers]
 
     def record(self, layer: int, topk_ids: torch.Tensor, split: int | torch.Tensor = 0) -> None:
         """Count one call of one layer; calls of one counter must be on one stream.
@@ -91,12 +92,27 @@ class ExpertTrafficCounter:
             KernelError: a shape, type, device or the layer is wrong. Nothing has been counted then.
 
         """
-        self._check(layer, topk_ids, split)
-        work = partial(self._count, topk_ids, split, self._layers[layer])
-        if self._side is None:
-            work()
-        else:
-            self._side.launch(work, topk_ids)
+        self.record_all([(layer, topk_ids, split)])
+
+    def record_all(self, calls: Sequence[Call]) -> None:
+        """Count several calls (layer, topk_ids, split) as `record` does; on the CPU in one go.
+
+        Raises:
+            KernelError: as `record`. Nothing of any call has been counted then.
+
+        """
+        for layer, topk_ids, split in calls:
+            self._check(layer, topk_ids, split)
+        if not self._layers:
+            if calls:
+                reference.count(calls, self._tokens, self._totals)
+            return
+        for layer, topk_ids, split in calls:
+            work = partial(self._count, topk_ids, split, self._layers[layer])
+            if self._side is None:
+                work()
+            else:
+                self._side.launch(work, topk_ids)
 
     def join(self) -> None:
         """Make the current stream wait for the side stream, if there is one."""
@@ -127,10 +143,9 @@ class ExpertTrafficCounter:
             torch.cuda.synchronize(self.device)
 
     def _check(self, layer: int, topk_ids: torch.Tensor, split: int | torch.Tensor) -> None:
-        if not 0 <= layer < len(self._layers):
-            raise KernelError(
-                f"expert_traffic: layer {layer} is not one of the counter's {len(self._layers)}"
-            )
+        num_layers = len(self._tokens)
+        if not 0 <= layer < num_layers:
+            raise KernelError(f"expert_traffic: layer {layer} is not one of the counter's {num_layers}")
         is_ids = topk_ids.dtype in (torch.int32, torch.int64) and topk_ids.device == self.device
         if topk_ids.dim() != 2 or topk_ids.shape[1] < 1 or not is_ids:
             raise KernelError(

@@ -65,19 +65,24 @@ class Shares:
 
 def phase_loads(counts: ForwardCounts, shape: ExpertShape) -> dict[Phase, PhaseLoad]:
     """Bytes, coverage and rows per expert of each phase that some layer was in."""
-    is_hybrid = _is_hybrid(counts)
-    is_prompt = (counts.num_prompt_calls > 0) & ~is_hybrid
-    is_decode = (counts.num_decode_calls > 0) & ~is_hybrid
     prompt_rows, decode_rows = counts.num_prompt_rows, counts.num_decode_rows
-    loads: dict[Phase, PhaseLoad] = {}
-    for phase, layers, experts, num_rows in (
-        ("prompt", is_prompt, counts.prompt_experts, prompt_rows),
-        ("decode", is_decode, counts.decode_experts, decode_rows),
-        ("hybrid", is_hybrid, counts.union_experts, prompt_rows + decode_rows),
-    ):
-        if layers.any():
-            loads[phase] = _load(layers, experts, num_rows, shape)  # type: ignore[index]
-    return loads
+    by_phase: dict[Phase, tuple[NDArray[np.int64], int]]
+    if prompt_rows == 0:
+        by_phase = {"decode": (counts.decode_experts, decode_rows)}
+    elif decode_rows == 0:
+        by_phase = {"prompt": (counts.prompt_experts, prompt_rows)}
+    else:
+        is_hybrid = _is_hybrid(counts)
+        by_phase = {
+            "prompt": (np.where(is_hybrid, 0, counts.prompt_experts), prompt_rows),
+            "decode": (np.where(is_hybrid, 0, counts.decode_experts), decode_rows),
+            "hybrid": (np.where(is_hybrid, counts.union_experts, 0), prompt_rows + decode_rows),
+        }
+    return {
+        phase: _load(experts, num_rows, shape)
+        for phase, (experts, num_rows) in by_phase.items()
+        if experts.any()
+    }
 
 
 def shares(counts: ForwardCounts, shape: ExpertShape) -> Shares:
@@ -97,12 +102,12 @@ def _is_hybrid(counts: ForwardCounts) -> NDArray[np.bool_]:
     return (counts.num_prompt_calls + counts.num_decode_calls) > counts.num_calls
 
 
-def _load(
-    layers: NDArray[np.bool_], experts: NDArray[np.int64], num_rows: int, shape: ExpertShape
-) -> PhaseLoad:
+def _load(experts: NDArray[np.int64], num_rows: int, shape: ExpertShape) -> PhaseLoad:
+    """Over the layers of one phase: those that activated an expert."""
+    layers = experts > 0
     active = experts[layers]
     return PhaseLoad(
-        num_bytes=int(active @ shape.expert_bytes[layers]),
-        coverage=float(np.mean(active / shape.num_experts[layers])),
-        tokens_per_expert=float(np.mean(num_rows * shape.top_k[layers] / np.maximum(active, 1))),
+        num_bytes=int(experts @ shape.expert_bytes),
+        coverage=float((active / shape.num_experts[layers]).mean()),
+        tokens_per_expert=float((num_rows * shape.top_k[layers] / active).mean()),
     )

@@ -28,14 +28,17 @@ class TrafficFeed:
         for phase in PHASES:
             instruments.add("expert_load_bytes_total", 0, phase=phase)
 
-    def add(self, counts: ForwardCounts) -> Shares:
-        """Take in one forward; gives the parts that its prompts and its decoding requests bear."""
+    def add(self, counts: ForwardCounts) -> None:
+        """Take in one forward."""
         self._num_forwards += 1
         for phase, load in phase_loads(counts, self._shape).items():
             self._bytes[phase] += load.num_bytes
             self._instruments.add("expert_load_bytes_total", load.num_bytes, phase=phase)
             self._instruments.observe("expert_coverage_ratio", load.coverage, phase=phase)
             self._instruments.observe("expert_tokens_per_active_expert", load.tokens_per_expert, phase=phase)
+
+    def shares(self, counts: ForwardCounts) -> Shares:
+        """The parts of a forward that its prompts and its decoding requests bear."""
         return shares(counts, self._shape)
 
     def state(self) -> dict[str, Any]:

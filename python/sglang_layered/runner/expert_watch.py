@@ -65,6 +65,9 @@ class ExpertWatch:
         self._split = Rows(0, 0)  # of the layers that run now
         self._graph_split = torch.zeros(2, dtype=torch.int32, device=device)
         self._copied: deque[_Copied] = deque()
+        self._heard: list[
+            tuple[int, torch.Tensor, int]
+        ] = []  # calls of a forward on the CPU, counted after it
         self._running = Rows(0, 0)
         self._number: Callable[[], int] = lambda: 0
         self._decode_rows: Callable[[], int] = lambda: 0
@@ -113,6 +116,8 @@ class ExpertWatch:
 
     def end(self) -> None:
         """A forward is launched: copy the totals behind it."""
+        self._counter.record_all(self._heard)  # between the layers' large products each would cost more
+        self._heard.clear()
         totals, ready = self._counter.totals, None
         if self._is_cuda:
             host = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
@@ -142,8 +147,7 @@ class ExpertWatch:
         if delta[:, STRAYS].any():
             layer = self.layers[int(delta[:, STRAYS].argmax())]
             raise KernelError(f"expert traffic: layer {layer.layer_id} chose an expert that it does not have")
-        columns = {name: delta[:, index] for index, name in enumerate(COLUMNS)}
-        return ForwardCounts(rows.num_prompt, rows.num_decode, **columns)
+        return ForwardCounts(rows.num_prompt, rows.num_decode, *delta.T[: len(COLUMNS)])
 
     def _rows_of(self, forward_batch: Any) -> Rows:
         step = getattr(forward_batch, "layered_step", None)
@@ -160,8 +164,14 @@ class ExpertWatch:
         if self._is_cuda and torch.cuda.is_current_stream_capturing():
             self._counter.record(index, ids, self._graph_split)
             return
-        ids = ids[: self._split.num_prompt + self._split.num_decode]  # the rest is padding
-        self._counter.record(index, ids, min(self._split.num_prompt, ids.shape[0]))
+        num_rows = self._split.num_prompt + self._split.num_decode
+        if ids.shape[0] > num_rows:  # the rest is padding
+            ids = ids[:num_rows]
+        call = (index, ids, min(self._split.num_prompt, ids.shape[0]))
+        if self._is_cuda:
+            self._counter.record(*call)
+        else:
+            self._heard.append(call)
 
 
 def group_rows(model_runner: Any, rows: tuple[int, int]) -> AbstractContextManager[None]:

@@ -55,6 +55,7 @@ class LoopMetrics:
         self._scheduler = scheduler
         self._config = config
         self._strategy: str | None = None
+        self._shown: dict[tuple[str, str], int] = {}
         self._instruments.set("layered_prefill_active", config.is_layered)
         for kind in get_args(StepKind):
             self._instruments.add("layered_steps_total", 0, kind=kind)
@@ -90,12 +91,12 @@ class LoopMetrics:
             oldest = cohorts[0].cohort
             done, left = oldest.next_group, oldest.plan.num_groups - oldest.next_group
             partial = sum(inflight.num_prompt_tokens for inflight in cohorts)
-        self._instruments.set("layered_cohorts_in_flight", len(cohorts))
-        self._instruments.set("layered_cohort_groups", done, state="done")
-        self._instruments.set("layered_cohort_groups", left, state="left")
-        self._instruments.set("layered_parked_bytes", sum(map(parked_bytes, cohorts)))
-        self._instruments.set("layered_kv_slots", partial, state="partial")
-        self._instruments.set("layered_kv_slots", self._used_slots() - partial, state="filled")
+        self._show("layered_cohorts_in_flight", len(cohorts))
+        self._show("layered_cohort_groups", done, state="done")
+        self._show("layered_cohort_groups", left, state="left")
+        self._show("layered_parked_bytes", sum(map(parked_bytes, cohorts)))
+        self._show("layered_kv_slots", partial, state="partial")
+        self._show("layered_kv_slots", self._used_slots() - partial, state="filled")
 
     def dropped(self, reason: str) -> None:
         """A cohort left before its last group."""
@@ -108,6 +109,13 @@ class LoopMetrics:
         self._config = config
         self._instruments.set("layered_prefill_active", config.is_layered)
         self._instruments.add("layered_mode_changes_total", mode=config.prefill_mode, reason=reason)
+
+    def _show(self, name: str, value: int, state: str = "") -> None:
+        """Set a gauge, if it changes."""
+        if self._shown.get((name, state)) != value:
+            self._shown[name, state] = value
+            labels = {"state": state} if state else {}
+            self._instruments.set(name, value, **labels)
 
     def _used_slots(self) -> int:
         """Slots of running requests and of the prefix cache."""

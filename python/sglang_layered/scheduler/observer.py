@@ -19,7 +19,7 @@ from sglang_layered.metrics.energy_feed import EnergyFeed
 from sglang_layered.metrics.instruments import Instruments
 from sglang_layered.metrics.slo import RequestTiming, SloLimits
 from sglang_layered.metrics.traffic_feed import TrafficFeed
-from sglang_layered.scheduler.charges import ENERGY_J, EXPERT_BYTES, Charges, gets_token
+from sglang_layered.scheduler.charges import ENERGY_J, EXPERT_BYTES, Charges, asked, gets_token
 from sglang_layered.scheduler.metrics import instruments_of, is_first, show_mode
 from sglang_layered.scheduler.results import LaunchedStep
 
@@ -124,8 +124,12 @@ class Observer:
             self._traffic.broken = str(error)
             self._watch = None
             return
+        somebody_asked = any(asked(req) for req, _ in (*prompts, *decodes))
         for forward in counts:
-            shares = self._traffic.add(forward)
+            self._traffic.add(forward)
+            if not somebody_asked:
+                continue
+            shares = self._traffic.shares(forward)
             self._charges.add(EXPERT_BYTES, shares.prompt_bytes, prompts)
             self._charges.add(EXPERT_BYTES, shares.decode_bytes, decodes)
 
