@@ -62,6 +62,7 @@ class ExpertWatch:
         self.shape: ExpertShape = expert_shape(layers)
         self._counter = ExpertTrafficCounter(len(layers), max(layer.num_ids for layer in layers), device)
         self._is_cuda = self._counter.device.type == "cuda"
+        self._is_started = False
         self._split = Rows(0, 0)  # of the layers that run now
         self._graph_split = torch.zeros(2, dtype=torch.int32, device=device)
         self._copied: deque[_Copied] = deque()
@@ -77,8 +78,12 @@ class ExpertWatch:
 
     @classmethod
     def install(cls, model_runner: Any) -> None:
-        """Watch this ModelRunner's model, once; it is `layered_expert_watch` there."""
-        if getattr(model_runner, "layered_expert_watch", None) is None:
+        """Watch this ModelRunner's model, once; it is `layered_expert_watch` there.
+
+        Only the rank that reports is watched: the others compute the same rows, and would count for nobody.
+        """
+        is_known = getattr(model_runner, "layered_expert_watch", None) is not None
+        if not is_known and model_runner.ps.attn_tp_rank == 0:
             layers = find_moe_layers(model_runner.model)
             model_runner.layered_expert_watch = cls(layers, model_runner.device) if layers else None
 
@@ -89,7 +94,7 @@ class ExpertWatch:
             number: gives the scheduler's number of the step that is being launched.
             mixed_decode_rows: gives how many rows of the mixed chunk that is being launched decode.
         """
-        self._number, self._decode_rows = number, mixed_decode_rows
+        self._number, self._decode_rows, self._is_started = number, mixed_decode_rows, True
         self._before = self._counter.totals.cpu().numpy()[:, : len(TOTALS)].copy()
         watched = _WatchedForwards(get_global_expert_distribution_recorder(), self)
         set_global_expert_distribution_recorder(watched)
@@ -170,7 +175,7 @@ class ExpertWatch:
         call = (index, ids, min(self._split.num_prompt, ids.shape[0]))
         if self._is_cuda:
             self._counter.record(*call)
-        else:
+        elif self._is_started:
             self._heard.append(call)
 
 

@@ -109,11 +109,6 @@ class Observer:
             state["energy"] = self._energy.state()
         return state
 
-    def close(self) -> None:
-        """The server ends."""
-        if self._energy is not None:
-            self._energy.stop()
-
     def _charge_experts(self, number: int, prompts: Weighted, decodes: Weighted) -> None:
         if self._watch is None or self._traffic is None:
             return
