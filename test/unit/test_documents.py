@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 REPO = Path(__file__).resolve().parents[2]
 RECORD = REPO / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"
@@ -89,3 +89,42 @@ def test_pipeline_table_is_the_record() -> None:
         rate = tokens / median(row["burst_s"] for row in rows)
         assert f"| {shown} | {rate:.0f} | " in text
         assert f"| {median(row['bubble'] for row in rows):.2f} | " in text
+
+
+def numbers_of(text: str, start: str) -> list[float]:
+    """The numbers behind `start` in the one line that has it."""
+    [line] = [line.strip() for line in text.splitlines() if line.strip().startswith(start)]
+    return [float(word) for word in line.removeprefix(start).split() if word != "%"]
+
+
+def test_expert_bytes_table_is_the_record() -> None:
+    text = (REPO / "docs" / "metrics.md").read_text()
+    record = json.loads((REPO / "results" / "expert-bytes" / "2026-11-21-2cores.json").read_text())
+    means: dict[str, dict[str, float]] = {}
+    for way in dict.fromkeys(row["way"] for row in record["rows"]):
+        rows = [row for row in record["rows"] if row["way"] == way]
+        assert all(row["total_bytes"] == row["oracle_bytes"] for row in rows)
+        keys = ("total_bytes", "prompt_bytes", "expected_bytes")
+        means[way] = {key: mean(row[key] for row in rows) for key in keys}
+    base = means["even 5"]
+    for way, seen in means.items():
+        shown = "layered, 5" if way == "even 5" else way
+        parts = [seen[key] / base[key] for key in ("total_bytes", "expected_bytes")]
+        expected = [seen["total_bytes"] / 1e9, seen["prompt_bytes"] / 1e9, *parts]
+        assert numbers_of(text, shown) == [round(value, 2) for value in expected]
+
+
+def test_cost_table_is_the_record() -> None:
+    text = (REPO / "docs" / "metrics.md").read_text()
+    record = json.loads((REPO / "results" / "metrics-cost" / "2026-11-21-2cores.json").read_text())
+    for kind in ("decode", "layered"):
+        for num_running in (4, 32):
+            rows = [row for row in record["rows"] if (row["kind"], row["num_running"]) == (kind, num_running)]
+            on, off = ([row for row in rows if row["observed"] is observed] for observed in (True, False))
+            step_s = median(row["duration_s"] for row in on)
+            part = median(row["spent_s"] / row["duration_s"] for row in on)
+            expected = [round(1e3 * step_s, 1), round(1e3 * median(row["spent_s"] for row in on), 3)]
+            ratio = step_s / median(row["duration_s"] for row in off)
+            expected += [round(100 * part, 2), round(ratio, 3)]
+            [line] = [line for line in text.splitlines() if line.split()[:2] == [kind, str(num_running)]]
+            assert [float(word) for word in line.split()[2:] if word != "%"] == expected
