@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 from sglang.srt.layers.moe.topk import TopK
+from torch import nn
 
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.choice import FixedChoice
+from sglang_layered.errors import UnsupportedError
 from sglang_layered.metrics.traffic import PHASES
 from sglang_layered.runner.execution import Execution
+from sglang_layered.runner.expert_watch import ExpertWatch
 
 ASK = {"sampling": {"custom_params": {"layered_report": True}}}
 LAYERED = ("fused", "sequential")
@@ -261,3 +265,15 @@ def test_mixed_chunks_of_stock_scheduling_are_hybrid_in_every_layer(
     assert counted["hybrid"] == union_bytes(hybrid, size)
     amounts = reported(stepped, [running, late], "expert_bytes")
     assert sum(map(sum, amounts.values())) == pytest.approx(sum(counted.values()), rel=0.1)
+
+
+def test_a_model_whose_experts_cannot_be_found_is_refused() -> None:
+    def runner(pp_size: int) -> SimpleNamespace:
+        ps = SimpleNamespace(pp_size=pp_size, attn_tp_rank=0)
+        return SimpleNamespace(model=nn.Linear(2, 2), device="cpu", ps=ps)
+
+    with pytest.raises(UnsupportedError, match="--enable-expert-traffic-metrics: no layer"):
+        ExpertWatch.install(runner(pp_size=1))
+    of_a_stage = runner(pp_size=2)
+    ExpertWatch.install(of_a_stage)
+    assert of_a_stage.layered_expert_watch is None

@@ -43,6 +43,11 @@ def _reasons(config: LayeredConfig, server_args: Any) -> Iterator[str]:
                 "a rank computes rows that other ranks chose experts for",
             ),
             (
+                "--enable-dp-attention",
+                server_args.enable_dp_attention,
+                "a MoE layer computes the rows of all ranks",
+            ),
+            (
                 "--enable-eplb or --ep-num-redundant-experts",
                 server_args.enable_eplb or server_args.ep_num_redundant_experts > 0,
                 "experts have copies whose bytes would count twice",

@@ -24,7 +24,7 @@ from sglang.srt.eplb.expert_distribution import (
 from sglang_layered_kernels.expert_traffic import ExpertTrafficCounter
 from sglang_layered_kernels.expert_traffic.layout import TOTALS
 
-from sglang_layered.errors import KernelError
+from sglang_layered.errors import KernelError, UnsupportedError
 from sglang_layered.metrics.traffic import ExpertShape, ForwardCounts
 from sglang_layered.runner.moe_layers import MoeLayer, expert_shape, find_moe_layers
 
@@ -81,10 +81,18 @@ class ExpertWatch:
         """Watch this ModelRunner's model, once; it is `layered_expert_watch` there.
 
         Only the rank that reports is watched: the others compute the same rows, and would count for nobody.
+
+        Raises:
+            UnsupportedError: its experts cannot be counted.
         """
         is_known = getattr(model_runner, "layered_expert_watch", None) is not None
         if not is_known and model_runner.ps.attn_tp_rank == 0:
             layers = find_moe_layers(model_runner.model)
+            if not layers and model_runner.ps.pp_size == 1:  # a pipeline stage may have none
+                raise UnsupportedError(
+                    "--enable-expert-traffic-metrics: no layer of this model runs its experts as SGLang's TopK"
+                    " and FusedMoE modules side by side; leave the flag out"
+                )
             model_runner.layered_expert_watch = cls(layers, model_runner.device) if layers else None
 
     def start(self, number: Callable[[], int], mixed_decode_rows: Callable[[], int]) -> None:

@@ -59,8 +59,18 @@ class MoeLayer:
 
 
 def find_moe_layers(model: nn.Module) -> tuple[MoeLayer, ...]:
-    """All layers of `model` that choose experts, in order."""
-    return tuple(sorted(_layers(model), key=lambda layer: layer.layer_id))
+    """All layers of `model` that choose experts, in order.
+
+    Raises:
+        UnsupportedError: some layer's experts cannot be counted.
+    """
+    layers = sorted(_layers(model), key=lambda layer: layer.layer_id)
+    if len(layers) != sum(isinstance(module, TopK) for module in model.modules()):
+        raise UnsupportedError(
+            "--enable-expert-traffic-metrics: some layers of this model choose experts without SGLang's"
+            " FusedMoE module beside them; leave the flag out"
+        )
+    return tuple(layers)
 
 
 def expert_shape(layers: tuple[MoeLayer, ...]) -> ExpertShape:
