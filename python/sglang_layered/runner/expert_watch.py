@@ -90,8 +90,8 @@ class ExpertWatch:
             layers = find_moe_layers(model_runner.model)
             if not layers and model_runner.ps.pp_size == 1:  # a pipeline stage may have none
                 raise UnsupportedError(
-                    "--enable-expert-traffic-metrics: no layer of this model runs its experts as SGLang's TopK"
-                    " and FusedMoE modules side by side; leave the flag out"
+                    "--enable-expert-traffic-metrics: no layer of this model runs its experts as SGLang's"
+                    " TopK and FusedMoE modules side by side; leave the flag out"
                 )
             model_runner.layered_expert_watch = cls(layers, model_runner.device) if layers else None
 
