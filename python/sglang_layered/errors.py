@@ -11,6 +11,7 @@ LayeredPrefillError
 ├── KernelError          a kernel was called wrongly, or cannot run or be timed here
 ├── ModelRecipeError     `make-model` was asked for something it cannot make
 ├── QuickstartError      the quickstart cannot go on
+├── BenchError           a benchmark's spec, record or trace cannot be used
 ├── EnergyError          an energy source cannot be read
 ├── TopError             `top` cannot read a server's metrics page
 ├── MonitoringError      a Prometheus cannot be asked, or the dashboard cannot be written or drawn
@@ -60,6 +61,10 @@ class ModelRecipeError(LayeredPrefillError, ValueError):
 
 class QuickstartError(LayeredPrefillError, RuntimeError):
     """The quickstart cannot go on."""
+
+
+class BenchError(LayeredPrefillError, ValueError):
+    """A benchmark's spec, record or trace cannot be used."""
 
 
 class EnergyError(LayeredPrefillError, RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,8 +123,16 @@ def _change(url: str, wanted: dict[str, int]) -> None:
 
 
 def read_steps(path: Any) -> list[dict[str, Any]]:
-    """A server's steps so far: what its JSONL listener heard, or what a traced server wrote itself."""
+    """A server's steps so far: what its JSONL listener heard, or what a traced server wrote itself.
+
+    A step is written after its tokens were sent, so an answer may be here before its last step: this waits
+    until a server that has nothing to do has written everything.
+    """
     if not path.exists():
         return []
+    size, deadline = -1, time.monotonic() + 3.0
+    while path.stat().st_size != size and time.monotonic() < deadline:
+        size = path.stat().st_size
+        time.sleep(0.2)
     records = [json.loads(line) for line in path.read_text().splitlines()]
     return [record for record in records if record.get("event", "step_done") == "step_done"]
