@@ -1,4 +1,4 @@
-"""`sglang-layered bench`: options of the benchmarks. The timing is done in `sglang_layered_kernels`."""
+"""`sglang-layered bench`: servers under load, kernels by themselves. Timing is done where the work is."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sglang_layered.cli.bench_run import run, show
 from sglang_layered.errors import KernelError
 
 
 @click.group()
 def bench() -> None:
-    """Time parts of this package on this machine."""
+    """Load servers and measure them; time kernels."""
+
+
+bench.add_command(run)
+bench.add_command(show)
 
 
 @bench.command()

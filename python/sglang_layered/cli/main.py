@@ -27,7 +27,7 @@ COMMANDS = {
         "dashboard",
         "Write, draw or check the Grafana dashboard.",
     ),
-    "bench": ("sglang_layered.cli.bench", "bench", "Time parts of this package on this machine."),
+    "bench": ("sglang_layered.cli.bench", "bench", "Load servers and measure them; time kernels."),
 }
 
 

@@ -1,0 +1,278 @@
+"""Sends planned requests to SGLang's `/generate` and notes when their tokens came; computes no metric.
+
+aiohttp on uvloop, since the client must not be slower than what it measures (httpx takes four times as long a
+token); `bench.client_honesty` measures its errors.
+A request's time starts before its connection is made, and a read's time is noted when the client's task gets
+it: what the client itself takes is in the times, never taken off. Arrivals are kept in arrays and garbage is
+collected after the run, so that no collection stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+import uvloop
+
+from sglang_layered.bench.client_data import (
+    ClientReport,
+    ClientResult,
+    PlannedRequest,
+    Progress,
+    check_requests,
+)
+from sglang_layered.bench.client_events import EventScan
+from sglang_layered.bench.clock import LoopLag, RunClock, reserve_files
+from sglang_layered.bench.trace import Arrival, RequestTrace
+from sglang_layered.errors import BenchError
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_S = 0.25
+KEEPALIVE_S = 2.0  # below the 5 s after which SGLang drops an idle connection
+CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A request's course; `due_s` and `sent_s` since the zero, `times_s` on the monotonic clock."""
+
+    request: PlannedRequest
+    body: bytes
+    due_s: float = 0.0
+    sent_s: float | None = None
+    is_done: bool = False
+    error: str | None = None
+    scan: EventScan = field(default_factory=EventScan)
+    times_s: array[float] = field(default_factory=lambda: array("d"))
+    counts: array[int] = field(default_factory=lambda: array("q"))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.counts[-1] if self.counts else 0
+
+    def read(self, data: bytes) -> None:
+        now_s = time.monotonic()
+        num_tokens = self.scan.feed(data)
+        if num_tokens is not None and num_tokens > self.num_tokens:
+            self.times_s.append(now_s)
+            self.counts.append(num_tokens)
+
+    def trace(self, zero_s: float, ended_s: float) -> RequestTrace:
+        """One that was never sent has the moment when the run gave up as `sent_s`."""
+        times = (time_s - zero_s for time_s in self.times_s)
+        prompt = self.request.prompt
+        return RequestTrace(
+            request_id=self.request.request_id,
+            due_s=self.due_s,
+            sent_s=ended_s if self.sent_s is None else self.sent_s,
+            prompt_tokens=(self.scan.prompt_tokens or 0) if isinstance(prompt, str) else len(prompt),
+            max_output_tokens=self.request.max_output_tokens,
+            arrivals=tuple(Arrival(*each) for each in zip(times, self.counts, strict=True)),
+            error=self.error,
+        )
+
+
+class BenchClient:
+    """One run against one server; an asynchronous context manager that closes all connections.
+
+    Inside it the client is loaded (bodies are built) and connected (the server has answered).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        requests: Sequence[PlannedRequest],
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        check_requests(requests)
+        self._base_url = base_url.rstrip("/")
+        self._streams = [_Stream(request, request.body(), request.due_s) for request in requests]
+        self._on_progress = on_progress
+        self._num_open = self._max_open = 0
+        self._lag = LoopLag()
+
+    async def __aenter__(self) -> BenchClient:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        reserve_files()
+        try:
+            async with self._session.get(f"{self._base_url}/v1/models") as response:
+                response.raise_for_status()
+        except (aiohttp.ClientError, OSError) as error:
+            await self._session.close()
+            raise BenchError(
+                f"no SGLang server at {self._base_url} ({error}); start it or give its URL"
+            ) from error
+        except BaseException:
+            await self._session.close()
+            raise
+        self.clock = RunClock()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def run(self, *, timeout_s: float, num_clients: int | None = None) -> ClientResult:
+        """Send all and wait for their ends, `timeout_s` at most.
+
+        With `num_clients` it is a closed loop of so many, each sending its next request when the one before
+        has ended (which is the next one's `due_s`); else an open loop.
+        """
+        start_cpu_s = time.process_time()
+        self.clock.start()
+        load = self._open_loop() if num_clients is None else self._closed_loop(num_clients)
+        sending = asyncio.create_task(load)
+        watchers = [asyncio.create_task(self._lag.watch()), asyncio.create_task(self._tell())]
+        try:
+            with _no_collections():
+                await asyncio.wait([sending], timeout=timeout_s)
+                if sending.done():
+                    sending.result()
+        finally:
+            await _end([sending, *watchers])
+        cpu_s = time.process_time() - start_cpu_s
+        for stream in self._streams:
+            if not stream.is_done:
+                what = "not sent" if stream.sent_s is None else "no end"
+                stream.error = f"{what} within the {timeout_s:g} s that the run may take"
+        return self._result(cpu_s)
+
+    async def _open_loop(self) -> None:
+        sends: list[asyncio.Task[None]] = []
+        try:
+            for stream in self._in_order():
+                await self.clock.sleep_until(stream.due_s)
+                sends.append(asyncio.create_task(self._send(stream)))
+            await asyncio.gather(*sends)
+        finally:
+            await _end(sends)
+
+    async def _closed_loop(self, num_clients: int) -> None:
+        waiting = iter(self._in_order())
+        clients = [asyncio.create_task(self._one_client(waiting)) for _ in range(num_clients)]
+        try:
+            await asyncio.gather(*clients)
+        finally:
+            await _end(clients)
+
+    async def _one_client(self, waiting: Iterator[_Stream]) -> None:
+        for stream in waiting:
+            stream.due_s = max(stream.due_s, self.clock.now_s())
+            await self.clock.sleep_until(stream.due_s)
+            await self._send(stream)
+
+    async def _send(self, stream: _Stream) -> None:
+        stream.sent_s = self.clock.now_s()
+        self._num_open += 1
+        self._max_open = max(self._max_open, self._num_open)
+        try:
+            url, headers = f"{self._base_url}/generate", {"Content-Type": "application/json"}
+            async with self._session.post(url, data=stream.body, headers=headers) as response:
+                if response.status != 200:
+                    stream.error = f"HTTP status {response.status}: {(await response.text())[:200]}"
+                else:
+                    async for data in response.content.iter_any():
+                        stream.read(data)
+                    stream.error = stream.scan.fault(stream.request.max_output_tokens)
+        except Exception as error:  # whatever it is, it must not lose the other requests
+            stream.error = f"broken after {stream.num_tokens} tokens: {type(error).__name__} {error}".rstrip()
+        finally:
+            self._num_open -= 1
+        stream.is_done = True  # a cancelled one does not get here
+
+    async def _tell(self) -> None:
+        while self._on_progress is not None:
+            await asyncio.sleep(PROGRESS_S)
+            try:
+                self._on_progress(self._progress())
+            except Exception:
+                logger.exception("Progress is no longer shown; the run goes on")
+                return
+
+    def _in_order(self) -> list[_Stream]:
+        return sorted(self._streams, key=lambda stream: stream.due_s)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            now_s=self.clock.now_s(),
+            num_sent=sum(stream.sent_s is not None for stream in self._streams),
+            num_open=self._num_open,
+            num_done=sum(stream.is_done for stream in self._streams),
+            num_failed=sum(stream.error is not None for stream in self._streams),
+            num_tokens=sum(stream.num_tokens for stream in self._streams),
+        )
+
+    def _result(self, cpu_s: float) -> ClientResult:
+        last_s = max((stream.times_s[-1] for stream in self._streams if stream.times_s), default=None)
+        times = self.clock.times(None if last_s is None else last_s - self.clock.zero_s)
+        late_s = [stream.sent_s - stream.due_s for stream in self._streams if stream.sent_s is not None]
+        report = ClientReport(
+            cpu_s=cpu_s,
+            core_share=cpu_s / times.ended_s,
+            lateness_p99_s=_p99(late_s),
+            lateness_max_s=max(late_s, default=None),
+            lag_p99_s=_p99(self._lag.samples_s),
+            lag_max_s=max(self._lag.samples_s, default=None),
+            max_open_streams=self._max_open,
+        )
+        traces = tuple(stream.trace(self.clock.zero_s, times.ended_s) for stream in self._streams)
+        return ClientResult(traces, report, times)
+
+
+def run_client(
+    base_url: str,
+    requests: Sequence[PlannedRequest],
+    *,
+    timeout_s: float,
+    num_clients: int | None = None,
+    on_ready: Callable[[], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ClientResult:
+    """A whole run, on uvloop. `on_ready` is called between connecting and the zero, and may block.
+
+    Ctrl-C closes all connections, which makes the server abort the requests, and is raised again.
+
+    Raises:
+        BenchError: a request is not well formed, or no server answers.
+    """
+
+    async def connected() -> ClientResult:
+        async with BenchClient(base_url, requests, on_progress) as client:
+            if on_ready is not None:
+                on_ready()
+            return await client.run(timeout_s=timeout_s, num_clients=num_clients)
+
+    return uvloop.run(connected())
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _p99(samples: Sequence[float] | array[float]) -> float | None:
+    return float(np.quantile(np.asarray(samples), 0.99)) if len(samples) else None

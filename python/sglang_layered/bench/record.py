@@ -1,0 +1,129 @@
+"""The record of a run: spec, versions, machine, raw times, what the server counted. JSON in and out.
+
+Metrics are not in it: whoever reads a record computes them from the raw times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang_layered.bench.metrics import RunMetrics, Window, measure
+from sglang_layered.bench.snapshots import Usage
+from sglang_layered.bench.spec import BenchSpec
+from sglang_layered.bench.trace import RequestTrace
+from sglang_layered.errors import BenchError
+from sglang_layered.metrics.slo import SloLimits
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """One pass over the load. `client` and `times` are what the client says of itself, as JSON values."""
+
+    index: int
+    traces: tuple[RequestTrace, ...]
+    window: Window
+    client: Mapping[str, Any]
+    times: Mapping[str, Any]
+    usage: Mapping[str, Any]
+
+    def metrics(self, limits: SloLimits) -> RunMetrics:
+        """Metrics of the requests that were due in the window."""
+        return measure(self.traces, self.window, limits)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "index": self.index,
+            "window_s": [self.window.start_s, self.window.end_s],
+            "client": dict(self.client),
+            "times": dict(self.times),
+            "usage": dict(self.usage),
+            "requests": [trace.to_json() for trace in self.traces],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Repetition:
+        """Read back what `to_json` gave."""
+        traces = tuple(RequestTrace.from_json(each) for each in values["requests"])
+        window = Window(*values["window_s"])
+        return cls(values["index"], traces, window, values["client"], values["times"], values["usage"])
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRecord:
+    """Everything a run leaves behind; `spec` and `made_with` are JSON values."""
+
+    spec: Mapping[str, Any]
+    made_with: Mapping[str, Any]  # versions, commit, patches, machine
+    repetitions: tuple[Repetition, ...] = ()
+
+    @property
+    def limits(self) -> SloLimits:
+        """The limits that the spec names."""
+        slo = self.spec.get("slo", {})
+        ttft, tbt = (None if slo.get(name) is None else slo[name] / 1e3 for name in ("ttft_ms", "tbt_ms"))
+        return SloLimits(ttft, tbt)
+
+    def with_repetition(self, repetition: Repetition) -> BenchRecord:
+        """The record with one repetition more."""
+        return BenchRecord(self.spec, self.made_with, (*self.repetitions, repetition))
+
+    def write(self, path: Path) -> None:
+        """Write it whole: a reader sees the old record or the new one."""
+        document = {"format": FORMAT, "spec": self.spec, "made_with": self.made_with}
+        document["repetitions"] = [each.to_json() for each in self.repetitions]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(document) + "\n")
+        os.replace(new, path)
+
+    @classmethod
+    def read(cls, path: Path) -> BenchRecord:
+        """Read a record.
+
+        Raises:
+            BenchError: it is none, or of another format.
+        """
+        try:
+            document = json.loads(path.read_text())
+            if document["format"] != FORMAT:
+                raise BenchError(f"{path}: format {document['format']}, not {FORMAT}; make the record again")
+            repetitions = tuple(Repetition.from_json(each) for each in document["repetitions"])
+            return cls(document["spec"], document["made_with"], repetitions)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, BenchError):
+                raise
+            raise BenchError(f"{path}: no record of bench run ({error!r}); give one") from error
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    """What the server counted between the run's two snapshots, as JSON values."""
+    return asdict(usage)
+
+
+def to_go_on(path: Path, spec: BenchSpec, made_with: Mapping[str, Any]) -> BenchRecord:
+    """The record at `path` to add repetitions to, or a new one where there is none.
+
+    Raises:
+        BenchError: the record there is of another spec, or was made with something else.
+    """
+    fresh = BenchRecord(spec.to_json(), made_with)
+    if not path.exists():
+        return fresh
+    found = BenchRecord.read(path)
+    plain = json.loads(json.dumps([fresh.spec, fresh.made_with]))
+    for name, there, here in zip(("spec", "made_with"), (found.spec, found.made_with), plain, strict=True):
+        if there != here:
+            differing = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+            raise BenchError(
+                f"{path} holds a run that differs in {name}: {', '.join(differing)}; give another --out, or"
+                " --restart to replace it"
+            )
+    return found

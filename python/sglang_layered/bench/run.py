@@ -1,0 +1,205 @@
+"""`bench run`: a server, started or attached to; the spec's load, repetition by repetition; the record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sglang_layered.bench import snapshots
+from sglang_layered.bench.arrivals import arrival_times, measuring_window, read_timestamps
+from sglang_layered.bench.client import run_client
+from sglang_layered.bench.client_data import ClientResult, PlannedRequest, Progress
+from sglang_layered.bench.lengths import LengthSource, load_lengths
+from sglang_layered.bench.metrics import Window
+from sglang_layered.bench.record import BenchRecord, Repetition, to_go_on, usage_json
+from sglang_layered.bench.spec import BenchSpec
+from sglang_layered.bench.spec_errors import SpecError
+from sglang_layered.bench.spec_server import MakeModelSpec
+from sglang_layered.bench.workload import Workload
+from sglang_layered.errors import BenchError
+from sglang_layered.models.make import make_from_recipe
+from sglang_layered.patching.manifest import default_root
+from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine
+from sglang_layered.serving import ServerProcess
+
+MODELS = Path("out") / "models"
+FLUSH_TIMEOUT_S = 60.0
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server to load: where it is, and how many token ids its model has."""
+
+    url: str
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What of a spec is read once: lengths and, for a replayed trace, its times."""
+
+    spec: BenchSpec
+    lengths: LengthSource
+    timestamps: tuple[float, ...]
+
+    @classmethod
+    def of(cls, spec: BenchSpec) -> Load:
+        """Read the spec's files.
+
+        Raises:
+            SpecError: a file is bad, or the load cannot be planned.
+        """
+        if spec.load.is_closed and spec.load.num_requests is None:
+            raise SpecError(
+                ("load", "num_requests"), "is missing; a closed load is planned ahead, so give it"
+            )
+        if spec.workload.inputs == "text":
+            raise SpecError(("workload", "inputs"), "'text' is not run yet; use 'ids'")
+        stamps = read_timestamps(spec.load.trace, spec.folder) if spec.load.trace else ()
+        return cls(spec, load_lengths(spec.workload.lengths, spec.folder), tuple(stamps))
+
+    def planned(self, repetition: int, vocab_size: int) -> list[PlannedRequest]:
+        """The requests of one repetition, in the order in which they are due."""
+        spec = self.spec
+        workload = Workload.of(spec, self.lengths, repetition=repetition, vocab_size=vocab_size)
+        due_s: Sequence[float] = arrival_times(
+            spec.load, spec.run.seed, repetition=repetition, timestamps=self.timestamps
+        )
+        if spec.load.is_closed:  # one start a client; the others follow an end
+            due_s = [*due_s, *[max(due_s)] * ((spec.load.num_requests or 0) - len(due_s))]
+        planned = []
+        for index, time_s in enumerate(due_s):
+            content = workload.request(index)
+            name = f"{spec.run.name}-{repetition}-{index}"
+            planned.append(PlannedRequest(name, time_s, content.prompt, content.output_tokens))
+        return planned
+
+
+def made_with() -> dict[str, Any]:
+    """Versions, commit, patch set and machine of a run."""
+    manifests = sorted(default_root().glob("*/manifest.json"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()
+    return {
+        "versions": installed_versions("aiohttp", "numpy", "scipy"),
+        "commit": current_commit(),
+        "patches_sha256": digest,
+        "machine": this_machine(),
+    }
+
+
+@contextmanager
+def serving(spec: BenchSpec, log_path: Path) -> Iterator[Server]:
+    """The spec's server, started and ended here, or the running one that it names.
+
+    Raises:
+        BenchError: the number of token ids of a running server's model is not known.
+        QuickstartError: the server does not start; it has the end of the log.
+    """
+    if spec.server.url is not None:
+        if spec.workload.vocab is None:
+            raise BenchError("workload.vocab is missing; a server at a url does not say how many ids it has")
+        yield Server(spec.server.url.rstrip("/"), spec.workload.vocab[1])
+        return
+    model = model_folder(spec)
+    vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
+    process = ServerProcess(
+        model,
+        spec.server.flags,
+        log_path=log_path,
+        env=spec.server.env,
+        ready_timeout_s=spec.server.ready_timeout_s,
+    )
+    with process as server:
+        yield Server(server.base_url, vocab_size)
+
+
+def model_folder(spec: BenchSpec) -> Path:
+    """The folder of the spec's model, made here when it is one with random weights.
+
+    Raises:
+        BenchError: a named folder holds no model.
+    """
+    model = spec.server.model
+    if isinstance(model, MakeModelSpec):
+        recipe = model.recipe()
+        digest = hashlib.sha256(json.dumps(recipe.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        folder = MODELS / f"{model.arch}-{model.preset}-{digest}"
+        make_from_recipe(recipe, folder)
+        return folder.resolve()
+    folder = Path(str(model))
+    if not (folder / "config.json").exists():
+        raise BenchError(f"server.model: {model} holds no config.json; give a folder with a model")
+    return folder
+
+
+def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = None) -> Repetition:
+    """Send one repetition's requests and note everything."""
+    spec = load.spec
+    planned = load.planned(index, server.vocab_size)
+    flush_cache(server.url)
+    seen: list[snapshots.Snapshot] = []
+    result = run_client(
+        server.url,
+        planned,
+        timeout_s=spec.run.timeout_s,
+        num_clients=spec.load.num_clients if spec.load.is_closed else None,
+        on_ready=lambda: seen.append(snapshots.take(server.url)),
+        on_progress=tell,
+    )
+    usage = snapshots.between(seen[0], snapshots.take(server.url))
+    return Repetition(
+        index,
+        result.traces,
+        Window(*measuring_window(spec.load, _times(spec, planned, result))),
+        result.report.to_json(),
+        result.times.to_json(),
+        usage_json(usage),
+    )
+
+
+def run(spec: BenchSpec, out: Path, *, restart: bool = False, tell: Tell | None = None) -> BenchRecord:
+    """Run what is missing of a spec's repetitions; the record at `out` grows with each of them."""
+    load = Load.of(spec)
+    if restart:
+        out.unlink(missing_ok=True)
+    record = to_go_on(out, spec, made_with())
+    done = len(record.repetitions)
+    if done == spec.run.repetitions:
+        return record
+    with serving(spec, out.with_suffix(".log")) as server:
+        for index in range(done, spec.run.repetitions):
+            record = record.with_repetition(run_repetition(load, server, index, tell))
+            record.write(out)
+    return record
+
+
+def flush_cache(url: str) -> None:
+    """Empty the prefix cache, so that repetitions are alike.
+
+    Raises:
+        BenchError: the server would not.
+    """
+    reply = httpx.post(
+        f"{url}/flush_cache",
+        params={"timeout": FLUSH_TIMEOUT_S},
+        timeout=FLUSH_TIMEOUT_S + 10,
+        trust_env=False,
+    )
+    if reply.status_code != httpx.codes.OK:
+        raise BenchError(f"{url}/flush_cache: {reply.text.strip()}; see that nobody else uses the server")
+
+
+def _times(spec: BenchSpec, planned: Sequence[PlannedRequest], result: ClientResult) -> list[float]:
+    """Times that the window is laid over: due times, of a closed load the times of sending."""
+    if spec.load.is_closed:
+        return [trace.sent_s for trace in result.traces]
+    return [request.due_s for request in planned]

@@ -1,0 +1,66 @@
+"""`sglang-layered bench run` and `bench show`: options, progress, tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from sglang_layered.bench import client_data
+    from sglang_layered.bench.record import BenchRecord
+
+
+@click.command()
+@click.argument("spec_path", metavar="SPEC.toml", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The record.  [default: out/bench/NAME.json]")
+@click.option("--dry-run", is_flag=True, help="Say what would be run, and check the spec; start nothing.")
+@click.option("--restart", is_flag=True, help="Replace the record that is there instead of going on with it.")
+def run(spec_path: Path, out: Path | None, dry_run: bool, restart: bool) -> None:
+    """Load a server as SPEC.toml says and write one JSON record.
+
+    A record that is there already and was made with the same spec, versions and machine is gone on with: only
+    repetitions that it lacks are run.
+    """
+    from sglang_layered.bench import run as runner
+    from sglang_layered.bench.spec import located, read_spec
+    from sglang_layered.bench.spec_describe import describe
+
+    console = Console()
+    spec = read_spec(spec_path)
+    with located(spec_path):
+        if dry_run:
+            console.print(describe(spec))
+            return
+        out = out or Path("out") / "bench" / f"{spec.run.name}.json"
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+            bar = bars.add_task(spec.run.name, total=None)
+
+            def tell(seen: client_data.Progress) -> None:
+                text = f"{seen.num_open} open, {seen.num_failed} failed, {seen.num_tokens} tokens"
+                bars.update(bar, completed=seen.num_done, description=text)
+
+            record = runner.run(spec, out, restart=restart, tell=tell)
+    print_record(record, console)
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+@click.command()
+@click.argument("record_path", metavar="RECORD.json", type=click.Path(path_type=Path))
+def show(record_path: Path) -> None:
+    """Print the metrics of a record, computed anew from its raw times."""
+    from sglang_layered.bench.record import BenchRecord
+
+    print_record(BenchRecord.read(record_path), Console())
+
+
+def print_record(record: BenchRecord, console: Console) -> None:
+    """One column a repetition."""
+    from sglang_layered.bench.show import tables
+
+    for table in tables(record):
+        console.print(table)
