@@ -8,6 +8,7 @@ scripts/check
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
-.venv/bin/python -m pytest
+.venv/bin/python -m pytest --ignore test/unit
+.venv/bin/python -m pytest test/unit --numprocesses 2
 no_scheduler=(--ignore=test/runner/test_decode_graphs.py --ignore=test/runner/test_server_flags.py)
 exec .venv/bin/python -m pytest test/runner --without-overlap "${no_scheduler[@]}"

@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--without-overlap", action="store_true", help="step the scheduler without SGLang's overlap"
     )
+    parser.addoption("--long", action="store_true", help="run what has a command of its own, too")
 
 
 def pytest_configure() -> None:
@@ -33,9 +34,13 @@ def tiny_llama() -> Path:
     return tiny_model("llama")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     if torch.cuda.is_available():
         return
     for item in items:

@@ -26,7 +26,7 @@ from servers import LAYERED, Served, serve
 from sglang_layered.serving import ServerProcess, free_port
 from workload import Ask, answers, assert_equal_answers, output_tokens, prompt, read_steps, staggered
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]  # scripts/scale-check
 
 PATIENCE_S = 90.0
 NUM_LOADED = 16  # requests in flight when a replica is killed: every second one is streamed
