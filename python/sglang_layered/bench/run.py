@@ -23,6 +23,7 @@ from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.bench.spec_errors import SpecError
 from sglang_layered.bench.spec_server import MakeModelSpec
 from sglang_layered.bench.workload import Workload
+from sglang_layered.bench.workload_text import Tokenizer
 from sglang_layered.errors import BenchError
 from sglang_layered.models.make import make_from_recipe
 from sglang_layered.patching.manifest import default_root
@@ -37,10 +38,11 @@ Tell = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server to load: where it is, and how many token ids its model has."""
+    """A server to load: where it is, how many token ids its model has, and its tokenizer where text is sent."""
 
     url: str
     vocab_size: int
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,24 @@ class Load:
             raise SpecError(
                 ("load", "num_requests"), "is missing; a closed load is planned ahead, so give it"
             )
-        if spec.workload.inputs == "text":
-            raise SpecError(("workload", "inputs"), "'text' is not run yet; use 'ids'")
+        if spec.workload.inputs == "text" and spec.server.url is not None:
+            raise SpecError(
+                ("workload", "inputs"),
+                "'text' needs the model's tokenizer, which a url does not give; use 'ids'",
+            )
         stamps = read_timestamps(spec.load.trace, spec.folder) if spec.load.trace else ()
         return cls(spec, load_lengths(spec.workload.lengths, spec.folder), tuple(stamps))
 
-    def planned(self, repetition: int, vocab_size: int) -> list[PlannedRequest]:
+    def planned(self, repetition: int, server: Server) -> list[PlannedRequest]:
         """The requests of one repetition, in the order in which they are due."""
         spec = self.spec
-        workload = Workload.of(spec, self.lengths, repetition=repetition, vocab_size=vocab_size)
+        workload = Workload.of(
+            spec,
+            self.lengths,
+            repetition=repetition,
+            vocab_size=server.vocab_size,
+            tokenizer=server.tokenizer,
+        )
         due_s: Sequence[float] = arrival_times(
             spec.load, spec.run.seed, repetition=repetition, timestamps=self.timestamps
         )
@@ -118,8 +129,9 @@ def serving(spec: BenchSpec, log_path: Path) -> Iterator[Server]:
         env=spec.server.env,
         ready_timeout_s=spec.server.ready_timeout_s,
     )
+    tokenizer = tokenizer_of(model) if spec.workload.inputs == "text" else None
     with process as server:
-        yield Server(server.base_url, vocab_size)
+        yield Server(server.base_url, vocab_size, tokenizer)
 
 
 def model_folder(spec: BenchSpec) -> Path:
@@ -141,10 +153,18 @@ def model_folder(spec: BenchSpec) -> Path:
     return folder
 
 
+def tokenizer_of(model: Path) -> Tokenizer:
+    """The tokenizer in a model's folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
+    return tokenizer
+
+
 def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = None) -> Repetition:
     """Send one repetition's requests and note everything."""
     spec = load.spec
-    planned = load.planned(index, server.vocab_size)
+    planned = load.planned(index, server)
     flush_cache(server.url)
     seen: list[snapshots.Snapshot] = []
     result = run_client(
