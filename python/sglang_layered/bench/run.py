@@ -38,7 +38,7 @@ Tell = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server to load: where it is, how many token ids its model has, and its tokenizer where text is sent."""
+    """A server to load: its URL, how many token ids its model has, its tokenizer where text is sent."""
 
     url: str
     vocab_size: int
