@@ -203,7 +203,15 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_ctrl_c_closes_the_connections_and_is_raised(url: str) -> None:
+@pytest.fixture
+def python_hears_ctrl_c() -> Iterator[None]:
+    """As in a terminal: a process that was started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_closes_the_connections_and_is_raised(url: str, python_hears_ctrl_c: None) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.num_tokens:
             os.kill(os.getpid(), signal.SIGINT)
