@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sglang_layered.bench.metrics import RunMetrics, Window, measure
-from sglang_layered.bench.snapshots import Usage
 from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.bench.trace import RequestTrace
 from sglang_layered.errors import BenchError
@@ -101,11 +100,6 @@ class BenchRecord:
             if isinstance(error, BenchError):
                 raise
             raise BenchError(f"{path}: no record of bench run ({error!r}); give one") from error
-
-
-def usage_json(usage: Usage) -> dict[str, Any]:
-    """What the server counted between the run's two snapshots, as JSON values."""
-    return asdict(usage)
 
 
 def to_go_on(path: Path, spec: BenchSpec, made_with: Mapping[str, Any]) -> BenchRecord:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sglang_layered.bench.client import run_client
 from sglang_layered.bench.client_data import ClientResult, PlannedRequest, Progress
 from sglang_layered.bench.lengths import LengthSource, load_lengths
 from sglang_layered.bench.metrics import Window
-from sglang_layered.bench.record import BenchRecord, Repetition, to_go_on, usage_json
+from sglang_layered.bench.record import BenchRecord, Repetition, to_go_on
 from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.bench.spec_errors import SpecError
 from sglang_layered.bench.spec_server import MakeModelSpec
@@ -182,7 +182,7 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
         Window(*measuring_window(spec.load, _times(spec, planned, result))),
         result.report.to_json(),
         result.times.to_json(),
-        usage_json(usage),
+        asdict(usage),
     )
 
 

@@ -50,7 +50,6 @@ class Observer:
     """One scheduler's; a rank that writes no metrics has none."""
 
     def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
-        self._scheduler = scheduler
         self._instruments: Instruments = scheduler.layered_instruments
         self._limits = config.slo_limits if config.has_slo and is_first(scheduler) else None
         self._watch = _watch(scheduler, config)
