@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from sglang_layered.bench.trace import Arrival
 from sglang_layered.errors import QuickstartError
 from sglang_layered.quickstart import plot, report
 from sglang_layered.quickstart.client import play_once
 from sglang_layered.quickstart.metrics import (
-    Arrival,
     Metrics,
     Repetition,
     Stream,

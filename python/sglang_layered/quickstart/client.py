@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import httpx
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
+from sglang_layered.bench.trace import Arrival
 from sglang_layered.errors import QuickstartError
-from sglang_layered.quickstart.metrics import Arrival, Repetition, Stream
+from sglang_layered.quickstart.metrics import Repetition, Stream
 from sglang_layered.quickstart.scenario import MODEL_NAME, Scenario
 
 REPETITION_TIMEOUT_S = 300.0

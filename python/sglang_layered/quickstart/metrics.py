@@ -18,16 +18,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
+from sglang_layered.bench.trace import Arrival
 from sglang_layered.errors import QuickstartError
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """`num_tokens` is how many tokens of the stream had come by `time_s`, this arrival's own included."""
-
-    time_s: float
-    num_tokens: int
-
 
 Stream = tuple[Arrival, ...]
 

@@ -11,13 +11,12 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from sglang_layered.bench.plots import COLOURS, INK, MARK, QUIET
 from sglang_layered.quickstart.metrics import Repetition, typical
 from sglang_layered.quickstart.record import ModeRun, Record
 from sglang_layered.quickstart.scenario import MODE_TITLES
 
 LEAD_S = 0.12  # share of the drawn time that lies before the long prompt was sent
-INK, QUIET, MARK = "#222222", "#8a8a8a", "#c0392b"
-COLOURS = {"whole": "#7f7f7f", "mixed": "#d98a1f", "layered": "#1f6fb4"}
 
 
 def staircase(repetition: Repetition, start_s: float, end_s: float) -> tuple[list[float], list[int]]:

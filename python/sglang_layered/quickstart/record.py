@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from sglang_layered.bench.trace import Arrival
 from sglang_layered.cpu_kernels import cuda_driver_available
-from sglang_layered.quickstart.metrics import Arrival, Repetition, Spread, Stream, summarise
+from sglang_layered.quickstart.metrics import Repetition, Spread, Stream, summarise
 from sglang_layered.quickstart.scenario import Scenario
 
 VERSIONED = ("sglang", "torch", "sglang-layered", "openai", "transformers")
