@@ -1,7 +1,8 @@
 """The only module that a patch imports: one short function a seam.
 
 Patched SGLang imports it in every process and in every mode, so importing it loads neither torch nor sglang,
-and with the mode off each function costs one attribute test. What a seam leads to is imported on use.
+and with the mode and the metrics' flags off each function costs one attribute test, or a look at the flags
+once at start. What a seam leads to is imported on use.
 """
 
 from __future__ import annotations
