@@ -132,6 +132,7 @@ class ServerProcess:
         if self._process is None:
             return
         members = self._tree()
+        self.resume()  # a paused process would not hear of its end
         try:
             os.kill(self.pid, signal.SIGTERM)  # unreaped, so the number is still ours even if it has ended
             deadline = time.monotonic() + self.grace_s
@@ -145,6 +146,18 @@ class ServerProcess:
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
             psutil.wait_procs(members, timeout=self.grace_s)
+
+    def pause(self) -> None:
+        """Stop all its processes where they are: an idle SGLang server polls and so takes a core."""
+        for member in reversed(self._tree()):
+            with suppress(psutil.NoSuchProcess):
+                member.suspend()
+
+    def resume(self) -> None:
+        """Let all its processes go on."""
+        for member in self._tree():
+            with suppress(psutil.NoSuchProcess):
+                member.resume()
 
     def has_exited(self) -> bool:
         """Whether the server's first process has ended; it is not reaped by asking."""

@@ -16,13 +16,12 @@ import logging
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import numpy as np
 import uvloop
 
+from sglang_layered.bench.client_background import Background, end_tasks
 from sglang_layered.bench.client_data import (
     ClientReport,
     ClientResult,
@@ -30,9 +29,8 @@ from sglang_layered.bench.client_data import (
     Progress,
     check_requests,
 )
-from sglang_layered.bench.client_events import EventScan
+from sglang_layered.bench.client_stream import Stream
 from sglang_layered.bench.clock import LoopLag, RunClock, reserve_files
-from sglang_layered.bench.trace import Arrival, RequestTrace
 from sglang_layered.errors import BenchError
 
 logger = logging.getLogger(__name__)
@@ -40,46 +38,6 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 0.25
 KEEPALIVE_S = 2.0  # below the 5 s after which SGLang drops an idle connection
 CONNECT_TIMEOUT_S = 10.0
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A request's course; `due_s` and `sent_s` since the zero, `times_s` on the monotonic clock."""
-
-    request: PlannedRequest
-    body: bytes
-    due_s: float = 0.0
-    sent_s: float | None = None
-    is_done: bool = False
-    error: str | None = None
-    scan: EventScan = field(default_factory=EventScan)
-    times_s: array[float] = field(default_factory=lambda: array("d"))
-    counts: array[int] = field(default_factory=lambda: array("q"))
-
-    @property
-    def num_tokens(self) -> int:
-        return self.counts[-1] if self.counts else 0
-
-    def read(self, data: bytes) -> None:
-        now_s = time.monotonic()
-        num_tokens = self.scan.feed(data)
-        if num_tokens is not None and num_tokens > self.num_tokens:
-            self.times_s.append(now_s)
-            self.counts.append(num_tokens)
-
-    def trace(self, zero_s: float, ended_s: float) -> RequestTrace:
-        """One that was never sent has the moment when the run gave up as `sent_s`."""
-        times = (time_s - zero_s for time_s in self.times_s)
-        prompt = self.request.prompt
-        return RequestTrace(
-            request_id=self.request.request_id,
-            due_s=self.due_s,
-            sent_s=ended_s if self.sent_s is None else self.sent_s,
-            prompt_tokens=(self.scan.prompt_tokens or 0) if isinstance(prompt, str) else len(prompt),
-            max_output_tokens=self.request.max_output_tokens,
-            arrivals=tuple(Arrival(*each) for each in zip(times, self.counts, strict=True)),
-            error=self.error,
-        )
 
 
 class BenchClient:
@@ -93,10 +51,12 @@ class BenchClient:
         base_url: str,
         requests: Sequence[PlannedRequest],
         on_progress: Callable[[Progress], None] | None = None,
+        background: Sequence[PlannedRequest] = (),
     ) -> None:
-        check_requests(requests)
+        check_requests([*requests, *background])
         self._base_url = base_url.rstrip("/")
-        self._streams = [_Stream(request, request.body(), request.due_s) for request in requests]
+        self._streams = [Stream(request, request.body(), request.due_s) for request in requests]
+        self._background = Background([Stream(each, each.body()) for each in background])
         self._on_progress = on_progress
         self._num_open = self._max_open = 0
         self._lag = LoopLag()
@@ -123,6 +83,14 @@ class BenchClient:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
+    async def start_background(self, timeout_s: float) -> None:
+        """Send the background streams; return when each of them decodes.
+
+        Raises:
+            BenchError: one does not.
+        """
+        await self._background.start(self._send, timeout_s)
+
     async def run(self, *, timeout_s: float, num_clients: int | None = None) -> ClientResult:
         """Send all and wait for their ends, `timeout_s` at most.
 
@@ -130,7 +98,7 @@ class BenchClient:
         has ended (which is the next one's `due_s`); else an open loop.
         """
         start_cpu_s = time.process_time()
-        self.clock.start()
+        self._background.new_zero(self.clock.start())
         load = self._open_loop() if num_clients is None else self._closed_loop(num_clients)
         sending = asyncio.create_task(load)
         watchers = [asyncio.create_task(self._lag.watch()), asyncio.create_task(self._tell())]
@@ -140,7 +108,8 @@ class BenchClient:
                 if sending.done():
                     sending.result()
         finally:
-            await _end([sending, *watchers])
+            await end_tasks([sending, *watchers])
+            await self._background.end()
         cpu_s = time.process_time() - start_cpu_s
         for stream in self._streams:
             if not stream.is_done:
@@ -156,7 +125,7 @@ class BenchClient:
                 sends.append(asyncio.create_task(self._send(stream)))
             await asyncio.gather(*sends)
         finally:
-            await _end(sends)
+            await end_tasks(sends)
 
     async def _closed_loop(self, num_clients: int) -> None:
         waiting = iter(self._in_order())
@@ -164,15 +133,15 @@ class BenchClient:
         try:
             await asyncio.gather(*clients)
         finally:
-            await _end(clients)
+            await end_tasks(clients)
 
-    async def _one_client(self, waiting: Iterator[_Stream]) -> None:
+    async def _one_client(self, waiting: Iterator[Stream]) -> None:
         for stream in waiting:
             stream.due_s = max(stream.due_s, self.clock.now_s())
             await self.clock.sleep_until(stream.due_s)
             await self._send(stream)
 
-    async def _send(self, stream: _Stream) -> None:
+    async def _send(self, stream: Stream) -> None:
         stream.sent_s = self.clock.now_s()
         self._num_open += 1
         self._max_open = max(self._max_open, self._num_open)
@@ -200,7 +169,7 @@ class BenchClient:
                 logger.exception("Progress is no longer shown; the run goes on")
                 return
 
-    def _in_order(self) -> list[_Stream]:
+    def _in_order(self) -> list[Stream]:
         return sorted(self._streams, key=lambda stream: stream.due_s)
 
     def _progress(self) -> Progress:
@@ -227,7 +196,8 @@ class BenchClient:
             max_open_streams=self._max_open,
         )
         traces = tuple(stream.trace(self.clock.zero_s, times.ended_s) for stream in self._streams)
-        return ClientResult(traces, report, times)
+        background = self._background.traces(self.clock.zero_s, times.ended_s)
+        return ClientResult(traces, report, times, background)
 
 
 def run_client(
@@ -238,28 +208,27 @@ def run_client(
     num_clients: int | None = None,
     on_ready: Callable[[], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    background: Sequence[PlannedRequest] = (),
 ) -> ClientResult:
     """A whole run, on uvloop. `on_ready` is called between connecting and the zero, and may block.
+
+    `background` are streams that decode from before the zero until all requests have ended, and are then
+    broken off; they have to be asked for more tokens than come in that time.
 
     Ctrl-C closes all connections, which makes the server abort the requests, and is raised again.
 
     Raises:
-        BenchError: a request is not well formed, or no server answers.
+        BenchError: a request is not well formed, no server answers, or a background stream ends by itself.
     """
 
     async def connected() -> ClientResult:
-        async with BenchClient(base_url, requests, on_progress) as client:
+        async with BenchClient(base_url, requests, on_progress, background) as client:
+            await client.start_background(timeout_s)
             if on_ready is not None:
                 on_ready()
             return await client.run(timeout_s=timeout_s, num_clients=num_clients)
 
     return uvloop.run(connected())
-
-
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -70,11 +70,15 @@ class ClientReport:
 
 @dataclass(frozen=True, slots=True)
 class ClientResult:
-    """Traces in the order of the requests, one each whatever happened; the client's report; the moments."""
+    """Traces in the order of the requests, one each whatever happened; the client's report; the moments.
+
+    Traces of the background are of streams that were broken off at the end, with what came until then.
+    """
 
     traces: tuple[RequestTrace, ...]
     report: ClientReport
     times: RunTimes
+    background: tuple[RequestTrace, ...] = ()
 
 
 def check_requests(requests: Sequence[PlannedRequest]) -> None:

@@ -41,9 +41,11 @@ class RunClock:
         self.zero_s = self._ready_s = time.monotonic()
         self._zero_unix_s = time.time()
 
-    def start(self) -> None:
-        """The zero is now."""
+    def start(self) -> float:
+        """The zero is now; return by how many seconds it moved."""
+        before_s = self.zero_s
         self.zero_s, self._zero_unix_s = time.monotonic(), time.time()
+        return self.zero_s - before_s
 
     def now_s(self) -> float:
         """Seconds since the zero."""

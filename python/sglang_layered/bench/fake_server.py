@@ -104,10 +104,18 @@ class FakeServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/written", self._written)
         app.router.add_get("/open", self._show_open)
+        app.router.add_get("/server_info", self._server_info)
+        app.router.add_post("/flush_cache", self._flush_cache)
         return app
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
+
+    async def _server_info(self, _: web.Request) -> web.Response:
+        return web.json_response({"internal_states": [{}]})
+
+    async def _flush_cache(self, _: web.Request) -> web.Response:
+        return web.Response(text="nothing is cached")
 
     async def _written(self, _: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(self.written), content_type="application/json")

@@ -5,6 +5,7 @@ Metrics are not in it: whoever reads a record computes them from the raw times.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +24,10 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """One pass over the load. `client` and `times` are what the client says of itself, as JSON values."""
+    """One pass over the load. `client` and `times` are what the client says of itself, as JSON values.
+
+    `background` are the streams that decoded beside the requests; no metric counts them as requests.
+    """
 
     index: int
     traces: tuple[RequestTrace, ...]
@@ -31,6 +35,7 @@ class Repetition:
     client: Mapping[str, Any]
     times: Mapping[str, Any]
     usage: Mapping[str, Any]
+    background: tuple[RequestTrace, ...] = ()
 
     def metrics(self, limits: SloLimits) -> RunMetrics:
         """Metrics of the requests that were due in the window."""
@@ -45,6 +50,7 @@ class Repetition:
             "times": dict(self.times),
             "usage": dict(self.usage),
             "requests": [trace.to_json() for trace in self.traces],
+            "background": [trace.to_json() for trace in self.background],
         }
 
     @classmethod
@@ -52,7 +58,9 @@ class Repetition:
         """Read back what `to_json` gave."""
         traces = tuple(RequestTrace.from_json(each) for each in values["requests"])
         window = Window(*values["window_s"])
-        return cls(values["index"], traces, window, values["client"], values["times"], values["usage"])
+        background = tuple(RequestTrace.from_json(each) for each in values.get("background", ()))
+        client, times, usage = values["client"], values["times"], values["usage"]
+        return cls(values["index"], traces, window, client, times, usage, background)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +83,13 @@ class BenchRecord:
         return BenchRecord(self.spec, self.made_with, (*self.repetitions, repetition))
 
     def write(self, path: Path) -> None:
-        """Write it whole: a reader sees the old record or the new one."""
+        """Write it whole, compressed where the name ends in .gz; a reader sees the old one or the new."""
         document = {"format": FORMAT, "spec": self.spec, "made_with": self.made_with}
         document["repetitions"] = [each.to_json() for each in self.repetitions]
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(document) + "\n")
+        data = (json.dumps(document) + "\n").encode()
+        new.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
         os.replace(new, path)
 
     @classmethod
@@ -91,12 +100,13 @@ class BenchRecord:
             BenchError: it is none, or of another format.
         """
         try:
-            document = json.loads(path.read_text())
+            data = path.read_bytes()
+            document = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
             if document["format"] != FORMAT:
                 raise BenchError(f"{path}: format {document['format']}, not {FORMAT}; make the record again")
             repetitions = tuple(Repetition.from_json(each) for each in document["repetitions"])
             return cls(document["spec"], document["made_with"], repetitions)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, BenchError):
                 raise
             raise BenchError(f"{path}: no record of bench run ({error!r}); give one") from error

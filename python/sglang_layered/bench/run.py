@@ -38,11 +38,12 @@ Tell = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server to load: its URL, how many token ids its model has, its tokenizer where text is sent."""
+    """A server to load: its URL, and of its model what the workload needs."""
 
     url: str
     vocab_size: int
     tokenizer: Tokenizer | None = None
+    topics: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,7 @@ class Load:
 
     def planned(self, repetition: int, server: Server) -> list[PlannedRequest]:
         """The requests of one repetition, in the order in which they are due."""
-        spec = self.spec
-        workload = Workload.of(
-            spec,
-            self.lengths,
-            repetition=repetition,
-            vocab_size=server.vocab_size,
-            tokenizer=server.tokenizer,
-        )
+        spec, workload = self.spec, self._workload(repetition, server)
         due_s: Sequence[float] = arrival_times(
             spec.load, spec.run.seed, repetition=repetition, timestamps=self.timestamps
         )
@@ -93,6 +87,29 @@ class Load:
             name = f"{spec.run.name}-{repetition}-{index}"
             planned.append(PlannedRequest(name, time_s, content.prompt, content.output_tokens))
         return planned
+
+    def background(self, repetition: int, server: Server) -> list[PlannedRequest]:
+        """The streams that decode beside one repetition's requests."""
+        asked = self.spec.load.background
+        if asked is None:
+            return []
+        workload, name = self._workload(repetition, server), f"{self.spec.run.name}-{repetition}-beside"
+        return [
+            PlannedRequest(
+                f"{name}-{index}", 0.0, workload.background(index, asked.prompt_tokens), asked.output_tokens
+            )
+            for index in range(asked.num_streams)
+        ]
+
+    def _workload(self, repetition: int, server: Server) -> Workload:
+        return Workload.of(
+            self.spec,
+            self.lengths,
+            repetition=repetition,
+            vocab_size=server.vocab_size,
+            tokenizer=server.tokenizer,
+            topics=server.topics,
+        )
 
 
 def made_with() -> dict[str, Any]:
@@ -116,22 +133,40 @@ def serving(spec: BenchSpec, log_path: Path) -> Iterator[Server]:
         QuickstartError: the server does not start; it has the end of the log.
     """
     if spec.server.url is not None:
-        if spec.workload.vocab is None:
-            raise BenchError("workload.vocab is missing; a server at a url does not say how many ids it has")
-        yield Server(spec.server.url.rstrip("/"), spec.workload.vocab[1])
+        yield attached(spec, spec.server.url)
         return
     model = model_folder(spec)
-    vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
-    process = ServerProcess(
+    with process_of(spec, model, log_path) as process:
+        yield started(spec, model, process.base_url)
+
+
+def attached(spec: BenchSpec, url: str) -> Server:
+    """A running server.
+
+    Raises:
+        BenchError: the number of token ids of its model is not known.
+    """
+    if spec.workload.vocab is None:
+        raise BenchError("workload.vocab is missing; a server at a url does not say how many ids it has")
+    return Server(url.rstrip("/"), spec.workload.vocab[1])
+
+
+def process_of(spec: BenchSpec, model: Path, log_path: Path) -> ServerProcess:
+    """The spec's server with the model in a folder, not started yet."""
+    return ServerProcess(
         model,
         spec.server.flags,
         log_path=log_path,
         env=spec.server.env,
         ready_timeout_s=spec.server.ready_timeout_s,
     )
+
+
+def started(spec: BenchSpec, model: Path, url: str) -> Server:
+    """What the load needs to know of a server that was started with the model in a folder."""
+    vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
     tokenizer = tokenizer_of(model) if spec.workload.inputs == "text" else None
-    with process as server:
-        yield Server(server.base_url, vocab_size, tokenizer)
+    return Server(url, vocab_size, tokenizer)
 
 
 def model_folder(spec: BenchSpec) -> Path:
@@ -164,7 +199,7 @@ def tokenizer_of(model: Path) -> Tokenizer:
 def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = None) -> Repetition:
     """Send one repetition's requests and note everything."""
     spec = load.spec
-    planned = load.planned(index, server)
+    planned, background = load.planned(index, server), load.background(index, server)
     flush_cache(server.url)
     seen: list[snapshots.Snapshot] = []
     result = run_client(
@@ -174,6 +209,7 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
         num_clients=spec.load.num_clients if spec.load.is_closed else None,
         on_ready=lambda: seen.append(snapshots.take(server.url)),
         on_progress=tell,
+        background=background,
     )
     usage = snapshots.between(seen[0], snapshots.take(server.url))
     return Repetition(
@@ -183,6 +219,7 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
         result.report.to_json(),
         result.times.to_json(),
         asdict(usage),
+        result.background,
     )
 
 

@@ -102,7 +102,7 @@ def read_spec(path: Path) -> BenchSpec:
         BenchError: one line `FILE:LINE: KEY: what is wrong; remedy`.
     """
     with located(path):
-        return spec_from(parse_toml(_text_of(path)), path.parent)
+        return spec_from(parse_toml(text_of(path)), path.parent)
 
 
 @contextmanager
@@ -111,12 +111,17 @@ def located(path: Path) -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        text = _text_of(path)
+        text = text_of(path)
         line = line_of(text, error.keys) if error.keys else line_of_bad_statement(text)
         raise BenchError(f"{path}:{line}: {error}") from error
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Text of a spec's file.
+
+    Raises:
+        BenchError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

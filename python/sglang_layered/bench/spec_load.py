@@ -35,6 +35,20 @@ class TraceSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class BackgroundSpec:
+    """Streams that decode beside the load from before its zero until its end, and are then broken off."""
+
+    num_streams: int
+    output_tokens: int  # asked of each; more than come while the load runs
+    prompt_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        check_above("num_streams", self.num_streams, "a number of streams", least=1)
+        check_above("output_tokens", self.output_tokens, "tokens", least=2)
+        check_above("prompt_tokens", self.prompt_tokens, "tokens", least=1)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSpec:
     """When requests are sent. Open arrivals end at `num_requests` or at `duration_s`, whichever is first.
 
@@ -52,6 +66,7 @@ class LoadSpec:
     ramp_start_per_s: float = 0.0  # the rate that the ramp starts from
     warmup_s: float = 0.0  # requests due before this are sent and not measured
     cooldown_s: float = 0.0  # nor are those due in the last of the run
+    background: BackgroundSpec | None = None
 
     def __post_init__(self) -> None:
         check_choice("arrivals", self.arrivals, NEEDS)

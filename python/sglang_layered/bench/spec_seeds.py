@@ -15,6 +15,9 @@ class Stream(IntEnum):
     CONTENT = 2
     PREFIX_CHOICE = 3
     PREFIX_CONTENT = 4
+    BACKGROUND = 5
+    TOPIC = 6
+    ARM_ORDER = 7
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

@@ -54,6 +54,8 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _fits(option: Any, value: Any) -> bool:
+    if option is Any:
+        return True
     if get_origin(option) is tuple:
         return isinstance(value, list | tuple)
     if is_dataclass(option) or get_origin(option) is dict:
@@ -64,6 +66,8 @@ def _fits(option: Any, value: Any) -> bool:
 
 
 def _converted(option: Any, value: Any, keys: Keys) -> Any:
+    if option is Any:
+        return value
     if is_dataclass(option):
         return build(cast(type[Any], option), value, keys)
     if get_origin(option) is tuple:

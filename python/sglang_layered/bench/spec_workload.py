@@ -124,9 +124,12 @@ class WorkloadSpec:
     inputs: str = "ids"  # ids: random token ids; text: random words of the model's tokenizer
     vocab: tuple[int, int] | None = None  # half-open range of token ids; None: 1/8 to 7/8 of the model's
     seed: int | None = None  # of lengths and contents; None: run.seed
+    topics: bool = False  # each prompt stays in one of the topics of a model with calibrated routers
 
     def __post_init__(self) -> None:
         check_choice("inputs", self.inputs, INPUTS)
         check_above("seed", self.seed, "a whole number", least=0)
         if self.vocab is not None and not 0 <= self.vocab[0] < self.vocab[1]:
             raise SpecError(("vocab",), f"{list(self.vocab)} is empty; give [first id, id after the last]")
+        if self.topics and (self.inputs != "ids" or self.vocab is not None):
+            raise SpecError(("topics",), "a topic is a range of token ids; use inputs = 'ids' without vocab")

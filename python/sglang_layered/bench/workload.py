@@ -40,6 +40,7 @@ class Workload:
     words: Words | None  # None: prompts are token ids
     seed: int
     repetition: int
+    topics: tuple[tuple[int, int], ...] = ()  # ranges of token ids, one of them a prompt; none: bounds
 
     @classmethod
     def of(
@@ -50,8 +51,11 @@ class Workload:
         repetition: int = 0,
         vocab_size: int,
         tokenizer: Tokenizer | None = None,
+        topics: tuple[tuple[int, int], ...] = (),
     ) -> Workload:
         """Make the workload of a spec for a model; `tokenizer` is needed for inputs = "text".
+
+        `topics` are the model's ranges of token ids; a spec uses them that says so.
 
         Raises:
             SpecError: the model has not the asked token ids, or no words to make text of.
@@ -66,7 +70,11 @@ class Workload:
                 raise SpecError(("workload", "inputs"), "'text' needs the model's tokenizer; use 'ids'")
             words = Words.of(tokenizer, *bounds)
             bounds = (0, len(words.words))
-        return cls(lengths, spec.workload.prefixes, bounds, words, spec.workload_seed, repetition)
+        if not spec.workload.topics:
+            topics = ()
+        elif not topics:
+            raise SpecError(("workload", "topics"), "the model has none; calibrate its routers, or remove it")
+        return cls(lengths, spec.workload.prefixes, bounds, words, spec.workload_seed, repetition, topics)
 
     def request(self, index: int) -> RequestContent:
         """Draw request `index`."""
@@ -84,9 +92,17 @@ class Workload:
             prompt, prompt_tokens = self.words.text_of(shared, own, size.prompt_tokens)
         return RequestContent(index, prompt, prompt_tokens, size.output_tokens, prefix)
 
+    def background(self, index: int, num_tokens: int) -> Tokens:
+        """Prompt of a stream that decodes beside the requests."""
+        return self._drawn(Stream.BACKGROUND, index, num_tokens)
+
     def _drawn(self, stream: Stream, index: int, number: int) -> Tokens:
         draws = generator(self.seed, stream, self.repetition, index)
-        return tuple(draws.integers(*self.bounds, number).tolist())
+        bounds = self.bounds
+        if self.topics:
+            topic = generator(self.seed, Stream.TOPIC, self.repetition, int(stream), index)
+            bounds = self.topics[topic.integers(len(self.topics))]
+        return tuple(draws.integers(*bounds, number).tolist())
 
 
 def size_of(lengths: LengthSource, seed: int, repetition: int, index: int) -> RequestSize:

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from sglang_layered.cli.bench_run import run, show
+from sglang_layered.cli.bench_sweep import sweep
 from sglang_layered.errors import KernelError
 
 
@@ -18,6 +19,7 @@ def bench() -> None:
 
 bench.add_command(run)
 bench.add_command(show)
+bench.add_command(sweep)
 
 
 @bench.command()

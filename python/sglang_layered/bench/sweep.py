@@ -1,0 +1,137 @@
+"""`bench sweep`: every cell in every round, arms interleaved, so that what drifts in the machine cancels.
+
+A folder holds the manifest and a record a cell; a second call runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang_layered.bench.client import run_client
+from sglang_layered.bench.client_data import PlannedRequest
+from sglang_layered.bench.record import BenchRecord, to_go_on
+from sglang_layered.bench.run import Load, Server, made_with, run_repetition
+from sglang_layered.bench.server_pool import ServerPool, key_of
+from sglang_layered.bench.spec import BenchSpec
+from sglang_layered.bench.spec_seeds import Stream, generator
+from sglang_layered.bench.sweep_result import FORMAT, MANIFEST, SweepResult
+from sglang_layered.bench.sweep_spec import Cell, SweepSpec
+from sglang_layered.errors import BenchError
+
+WARMUP_REPETITION = 1_000_000  # requests of a repetition that no round has
+WARMUP_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One cell in one round; `number` of `total` turns of the sweep."""
+
+    cell: Cell
+    round_index: int
+    number: int
+    total: int
+
+
+Tell = Callable[[Turn], None]
+
+
+def order(spec: SweepSpec, round_index: int) -> list[Cell]:
+    """Cells in the order of their turns: point after point, arms in an order drawn for round and point."""
+    turns: list[Cell] = []
+    num_arms = len(spec.arms)
+    for point, start in enumerate(range(0, len(spec.cells), num_arms)):
+        draws = generator(spec.settings.seed, Stream.ARM_ORDER, round_index, point)
+        turns += [spec.cells[start + int(index)] for index in draws.permutation(num_arms)]
+    return turns
+
+
+def run_sweep(
+    spec: SweepSpec,
+    folder: Path,
+    *,
+    pool: ServerPool | None = None,
+    restart: bool = False,
+    tell: Tell | None = None,
+) -> SweepResult:
+    """Run what is missing of a sweep; `pool` may bring servers that are alive already.
+
+    Raises:
+        BenchError: the folder holds another sweep, or a run fails.
+    """
+    if restart:
+        _clear(folder)
+    _begin(spec, folder)
+    if pool is None:
+        with pool_for([spec], folder) as own:
+            return run_sweep(spec, folder, pool=own, tell=tell)
+    with_versions = made_with()
+    records = {
+        cell.file_name: to_go_on(folder / cell.file_name, cell.spec, with_versions) for cell in spec.cells
+    }
+    for turn in turns(spec, records):
+        if tell is not None:
+            tell(turn)
+        server = pool.turn_of(turn.cell.spec)
+        repetition = run_repetition(Load.of(turn.cell.spec), server, turn.round_index)
+        _check(turn, repetition.traces)
+        name = turn.cell.file_name
+        records[name] = records[name].with_repetition(repetition)
+        records[name].write(folder / name)
+    return SweepResult.read(folder)
+
+
+def turns(spec: SweepSpec, records: dict[str, BenchRecord]) -> Iterator[Turn]:
+    """What is still to be run, given how many rounds each record has."""
+    total = len(spec.cells) * spec.settings.rounds
+    number = 0
+    for round_index in range(spec.settings.rounds):
+        for cell in order(spec, round_index):
+            number += 1
+            if len(records[cell.file_name].repetitions) <= round_index:
+                yield Turn(cell, round_index, number, total)
+
+
+def pool_for(specs: Sequence[SweepSpec], log_folder: Path) -> ServerPool:
+    """A pool that serves all of the sweeps, with the most servers that one of them allows."""
+    warmups = {key_of(cell.spec): spec.settings.warmup_requests for spec in specs for cell in spec.cells}
+
+    def warm_up(spec: BenchSpec, server: Server) -> None:
+        planned = Load.of(spec).planned(WARMUP_REPETITION, server)[: warmups[key_of(spec)]]
+        at_once = [
+            PlannedRequest(each.request_id, 0.0, each.prompt, each.max_output_tokens) for each in planned
+        ]
+        if at_once:
+            run_client(server.url, at_once, timeout_s=WARMUP_TIMEOUT_S, num_clients=1)
+
+    return ServerPool(max(spec.settings.max_servers for spec in specs), log_folder, warm_up)
+
+
+def _begin(spec: SweepSpec, folder: Path) -> None:
+    path = folder / MANIFEST
+    document = json.loads(json.dumps({"format": FORMAT} | spec.to_json()))
+    if path.exists() and json.loads(path.read_text()) != document:
+        raise BenchError(f"{folder} holds another sweep; give another --out, or --restart to replace it")
+    folder.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(new, path)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a sweep's manifest and records, nothing else."""
+    if (folder / MANIFEST).exists():
+        for cell in json.loads((folder / MANIFEST).read_text())["cells"]:
+            (folder / Path(cell["record"]).name).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink()
+
+
+def _check(turn: Turn, traces: Sequence[object]) -> None:
+    if all(getattr(trace, "error", None) is not None for trace in traces):
+        why = getattr(traces[0], "error", "")
+        raise BenchError(
+            f"{turn.cell.spec.run.name}: no request of round {turn.round_index} ended well: {why}"
+        )

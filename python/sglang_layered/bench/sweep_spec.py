@@ -1,0 +1,182 @@
+"""The spec of a sweep: a bench spec, arms that add server flags to it, and a grid of values of its keys.
+
+One TOML file: the sections of a bench spec but [run], then [sweep], [[arms]] and [grid]. A cell is an arm at
+a point of the grid; every cell is a whole bench spec, with one repetition a round.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sglang_layered.bench.spec import BenchSpec, located, spec_from, text_of
+from sglang_layered.bench.spec_errors import SpecError, check_above
+from sglang_layered.bench.spec_lines import parse_toml
+from sglang_layered.bench.spec_values import build
+
+OWN_SECTIONS = ("sweep", "arms", "grid")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """The section [sweep]."""
+
+    name: str
+    title: str = ""
+    rounds: int = 3  # in each of them every cell has its turn; arms in an order drawn anew
+    max_servers: int = (
+        4  # alive at once, those without a turn stopped; more arms than this start anew each round
+    )
+    warmup_requests: int = 2  # sent one by one to every server after its start, not measured
+    seed: int = 0
+    timeout_s: float = 600.0  # of one turn of a cell
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise SpecError(("name",), f"{self.name!r} makes no file name; use letters, digits and . _ -")
+        check_above("rounds", self.rounds, "a number of rounds", least=1)
+        check_above("max_servers", self.max_servers, "a number of servers", least=1)
+        check_above("warmup_requests", self.warmup_requests, "a number of requests", least=0)
+        check_above("seed", self.seed, "a whole number", least=0)
+        check_above("timeout_s", self.timeout_s, "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to serve. `mode` groups arms in pictures; `label` names the arm within its mode."""
+
+    name: str
+    mode: str
+    label: str = ""
+    flags: tuple[str, ...] = ()  # added to server.flags
+    changes: dict[str, Any] = field(default_factory=dict)  # dotted keys of a bench spec and their values
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise SpecError(("name",), f"{self.name!r} makes no file name; use letters, digits and . _ -")
+
+    @property
+    def title(self) -> str:
+        """What pictures and tables call the arm."""
+        return self.label or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An arm at a point of the grid."""
+
+    arm: Arm
+    point: Mapping[str, Any]  # dotted keys and values
+    spec: BenchSpec
+
+    @property
+    def file_name(self) -> str:
+        """Name of its record."""
+        return f"{self.spec.run.name}.json.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSpec:
+    """Everything a sweep runs; cells point by point, arms in the order of the file."""
+
+    settings: SweepSettings
+    arms: tuple[Arm, ...]
+    grid: Mapping[str, tuple[Any, ...]]
+    cells: tuple[Cell, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; the cells' own specs are in their records."""
+        return {
+            "sweep": asdict(self.settings),
+            "arms": [asdict(arm) for arm in self.arms],
+            "grid": {key: list(values) for key, values in self.grid.items()},
+            "cells": [
+                {"arm": cell.arm.name, "point": dict(cell.point), "record": cell.file_name}
+                for cell in self.cells
+            ],
+        }
+
+
+def read_sweep(path: Path) -> SweepSpec:
+    """Read a sweep's file.
+
+    Raises:
+        BenchError: one line `FILE:LINE: KEY: what is wrong; remedy`.
+    """
+    with located(path):
+        return sweep_from(parse_toml(text_of(path)), path.parent)
+
+
+def sweep_from(values: Mapping[str, Any], folder: Path) -> SweepSpec:
+    """Make a sweep of plain values; relative files start at `folder`.
+
+    Raises:
+        SpecError: it names the key and the remedy.
+    """
+    if "sweep" not in values:
+        raise SpecError(("sweep",), "is missing; add the section [sweep] with a name")
+    if "run" in values:
+        raise SpecError(("run",), "a sweep has its own; use [sweep] with name, rounds, seed, timeout_s")
+    settings = build(SweepSettings, values["sweep"], ("sweep",))
+    arms = tuple(build(Arm, each, ("arms", index)) for index, each in enumerate(values.get("arms", ())))
+    if not arms:
+        raise SpecError(("arms",), "is missing; add [[arms]] with name and mode")
+    if len({arm.name for arm in arms}) != len(arms):
+        raise SpecError(("arms",), "two arms have the same name; give each its own")
+    grid = dict(_grid(values.get("grid", {})))
+    base = {key: each for key, each in values.items() if key not in OWN_SECTIONS}
+    points = [dict(zip(grid, each, strict=True)) for each in product(*grid.values())]
+    cells = [
+        Cell(arm, point, _cell_spec(base, settings, index, arm, point, folder))
+        for point in points
+        for index, arm in enumerate(arms)
+    ]
+    return SweepSpec(settings, arms, grid, tuple(cells))
+
+
+def _grid(table: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    for key, values in table.items():
+        if not isinstance(values, list) or not values:
+            raise SpecError(("grid", key), "give a list of values; quote a dotted key")
+        yield key, tuple(values)
+
+
+def _cell_spec(
+    base: Mapping[str, Any],
+    settings: SweepSettings,
+    index: int,
+    arm: Arm,
+    point: Mapping[str, Any],
+    folder: Path,
+) -> BenchSpec:
+    values = copy.deepcopy(dict(base))
+    for where, changes in ((("grid",), point), (("arms", index, "changes"), arm.changes)):
+        for key, value in changes.items():
+            _put(values, key, value, where)
+    server = values.setdefault("server", {})
+    if not isinstance(server, dict):
+        raise SpecError(("server",), "give a table")
+    server["flags"] = [*server.get("flags", ()), *arm.flags]
+    values["run"] = {
+        "name": "@".join([arm.name, *(f"{key.rpartition('.')[2]}={each}" for key, each in point.items())]),
+        "repetitions": settings.rounds,
+        "seed": settings.seed,
+        "timeout_s": settings.timeout_s,
+    }
+    values["run"]["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", values["run"]["name"])
+    return spec_from(values, folder)
+
+
+def _put(values: dict[str, Any], key: str, value: Any, where: tuple[str | int, ...]) -> None:
+    *parents, last = key.split(".")
+    table = values
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise SpecError((*where, key), f"{parent} is no table of a bench spec; give another key")
+    table[last] = value
