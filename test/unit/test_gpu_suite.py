@@ -203,9 +203,10 @@ def test_bounds_of_rows_are_those_of_the_anchors() -> None:
     row = point_row(decode_rows=16, num_groups=16)
     row["repetitions"][0]["num_groups"] = 16
     bound = bound_of(row, "paper")
-    assert bound is not None and 1000 * bound.ttft_s == pytest.approx(206, abs=0.6)
+    assert 1000 * bound.ttft_s == pytest.approx(206, abs=0.6)
     mixed = bound_of(stock_row("mixed512", 16), "uniform")
-    assert mixed is not None and 1000 * mixed.ttft_s == pytest.approx(283, abs=0.6)
+    assert mixed.num_steps == 17  # SGLang's chunk counts the 16 decode rows; the anchors' 283 ms do not
+    assert 1000 * mixed.ttft_s == pytest.approx(298, abs=0.6)
     whole = bound_of(stock_row("whole", 16), "paper")
     assert whole is not None and 1000 * whole.ttft_s == pytest.approx(90, abs=0.6)
 
@@ -248,7 +249,7 @@ def test_document_shows_gpu_records_and_leaves_cpu_ones_out(tmp_path: Path) -> N
     assert "## step (day1): done" in text and "NVIDIA H200; torch 2.11.0; commit abc" in text
     assert "| layered-fused | 1 | 8192 | 2 | 400.00 | 250.00 | 100.00 | 380.00 | 200.00 | 100.00 |" in text
     assert "| mixed512 | 16 | 8192 | - | 500.00 | 700.00 |" in text
-    assert "1.77" in text  # 500 ms over the roofline's 283
+    assert "1.68" in text  # 500 ms over the roofline's 298
     assert "smoke" not in text and "Nothing has been measured" not in text
     check = ["table", "--check", "--records", str(tmp_path)]
     assert CliRunner().invoke(suite.main, check).exit_code == 0

@@ -28,6 +28,7 @@ COMMANDS = {
         "Write, draw or check the Grafana dashboard.",
     ),
     "bench": ("sglang_layered.cli.bench", "bench", "Load servers and measure them; time kernels."),
+    "cost": ("sglang_layered.cli.cost", "cost", "Fit step times to records, and predict prompts by them."),
 }
 
 

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from sglang_layered.cost.coverage import COVERAGES
+from sglang_layered.cost.devices import H200
+from sglang_layered.cost.model import StepModel
+from sglang_layered.cost.predict import Prediction, predict_prompt
+from sglang_layered.cost.shape import QWEN3_30B_A3B
+from sglang_layered.cost.ways import Beside, Way
 from sglang_layered.gpu.records import Row
-from sglang_layered.gpu.roofline import (
-    COVERAGES,
-    QWEN3_30B_A3B,
-    Gpu,
-    PromptBound,
-    chunked_bound,
-    layered_bound,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +52,17 @@ def figures(row: Row) -> Figures:
     )
 
 
-def bound_of(row: Row, coverage: str) -> PromptBound | None:
+def bound_of(row: Row, coverage: str) -> Prediction:
     """The roofline of a row: Qwen3-30B-A3B on one H200, bf16; streams see all their tokens so far."""
     generated = [run.get("generated_tokens", 0) for run in row["repetitions"]]
-    common = {
-        "prompt_tokens": row["prompt_tokens"],
-        "decode_rows": row["decode_rows"],
-        "context_tokens": row["context_tokens"] + int(statistics.median(generated)),
-    }
-    function = COVERAGES[coverage]
+    context_tokens = row["context_tokens"] + int(statistics.median(generated))
+    way = Way("whole")  # prompts first and alone: the running streams wait
     if row["arm"].startswith("mixed"):
-        chunk = int(row["arm"].removeprefix("mixed"))
-        return chunked_bound(QWEN3_30B_A3B, Gpu(), function, chunk_tokens=chunk, **common)
-    if not row["is_layered"] and row["decode_rows"]:
-        common["decode_rows"] = 0  # prompts first and alone: the running streams wait
-    num_groups = row["repetitions"][0].get("num_groups", 1)
-    return layered_bound(QWEN3_30B_A3B, Gpu(), function, num_groups=num_groups, **common)
+        way = Way("mixed", int(row["arm"].removeprefix("mixed")))
+    elif row["is_layered"]:
+        way = Way("layered", row["repetitions"][0].get("num_groups", 1))
+    model = StepModel(QWEN3_30B_A3B, COVERAGES[coverage], H200.costs())
+    return predict_prompt(model, way, row["prompt_tokens"], Beside(row["decode_rows"], context_tokens))
 
 
 def _worst_gap(run: dict[str, Any]) -> float | None:

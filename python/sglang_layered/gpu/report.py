@@ -16,7 +16,7 @@ LEGEND = """Times in ms, medians over repetitions. *TTFT*: at the client. *worst
 until that first token; *steady*: before the prompt came. *step sum*, *worst step*: the prompt's forwards on
 the device; *decode*: a step without prompt rows. *roof*: step sum (without one: TTFT) over the roofline with
 uniform routing, which dummy weights come close to, and with the paper's coverage of real text
-(`python/sglang_layered/gpu/roofline.py`). Beside no decode a prompt runs whole in every mode."""
+(docs/cost-model.md). Beside no decode a prompt runs whole in every mode."""
 
 POINT_COLUMNS = (
     "arm",
