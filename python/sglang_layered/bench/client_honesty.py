@@ -5,6 +5,11 @@
 The server runs in a process of its own. With two cores or more each of the two is held to one: else the
 kernel now and then puts both on one, and a token waits for the end of the server's turn. Nothing is taken off
 the errors: the server notes a write before it makes it, so its own write and the kernel's way are in them.
+In lockstep all requests are sent before the first token comes: one that came during a step's 256 writes would
+wait for their end before the server notes it, and that wait is the server's.
+
+On a machine that has other work the errors are mostly turns of other processes. `--realtime` puts client and
+server before those (SCHED_FIFO, which needs root or CAP_SYS_NICE); what is left is the client's own.
 """
 
 from __future__ import annotations
@@ -27,11 +32,11 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import orjson
-import psutil  # type: ignore[import-untyped]
 
 from sglang_layered.bench.client import run_client
 from sglang_layered.bench.client_data import ClientResult, PlannedRequest
 from sglang_layered.bench.fake_server import Kind, Script
+from sglang_layered.bench.other_load import OtherLoad
 from sglang_layered.bench.trace import RequestTrace
 from sglang_layered.errors import BenchError
 
@@ -39,6 +44,7 @@ Times = npt.NDArray[np.float64]
 Written = Mapping[str, Mapping[str, Any]]  # what `/written` answers
 
 RAMP_S = 2.0
+FIRST_S = 0.5
 START_TIMEOUT_S = 60.0
 QUANTILES = {"median": 0.5, "p99": 0.99, "max": 1.0}
 
@@ -101,6 +107,26 @@ def requests(num_streams: int, num_tokens: int, prompt_tokens: int, script: Scri
 
 
 @contextlib.contextmanager
+def before_others(realtime: bool) -> Iterator[None]:
+    """Where asked for, this process and those that it starts meanwhile run before all ordinary ones.
+
+    Raises:
+        BenchError: the system does not allow it.
+    """
+    if not realtime:
+        yield
+        return
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError as error:
+        raise BenchError(f"--realtime: {error}; run it as root or with CAP_SYS_NICE") from error
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@contextlib.contextmanager
 def fake_server(core: int | None = None) -> Iterator[str]:
     """A fake server in its own process, on core `core` if given; its address."""
     with socket.socket() as probe:
@@ -141,12 +167,12 @@ def measure(planned: Sequence[PlannedRequest], timeout_s: float) -> dict[str, An
     with fake_server(cores[0] if pinned else None) as url:
         if pinned:
             os.sched_setaffinity(0, {cores[1]})
-        others_s, start_s = _others_s(), time.monotonic()
+        others = OtherLoad()
         try:
             result = run_client(url, planned, timeout_s=timeout_s)
         finally:
             os.sched_setaffinity(0, set(cores))
-        others_cores = (_others_s() - others_s) / (time.monotonic() - start_s)
+        others_cores = others.cores()
         failed = [trace.error for trace in result.traces if trace.error is not None]
         if failed:
             raise BenchError(f"{len(failed)} requests failed, the first: {failed[0]}")
@@ -163,14 +189,6 @@ def measure(planned: Sequence[PlannedRequest], timeout_s: float) -> dict[str, An
         "load_before": load_before,
         "load_after": os.getloadavg(),
     }
-
-
-def _others_s() -> float:
-    """CPU seconds, of all cores together, that went to neither this process nor the server."""
-    machine, me = psutil.cpu_times(), psutil.Process()
-    busy_s = machine.user + machine.system + machine.irq + machine.softirq + machine.steal
-    own = [process.cpu_times() for process in (me, *me.children())]
-    return float(busy_s - sum(times.user + times.system for times in own))
 
 
 def _machine() -> dict[str, Any]:
@@ -196,19 +214,24 @@ def _show(kind: str, run: Mapping[str, Any]) -> None:
 @click.option("--tokens", default=400, show_default=True, help="Tokens of each.")
 @click.option("--rate", default=50.0, show_default=True, help="Tokens per second of each.")
 @click.option("--prompt-tokens", default=512, show_default=True, help="Token ids in each prompt.")
+@click.option("--realtime", is_flag=True, help="Run before all other processes of the machine.")
 @click.option(
     "--record", type=click.Path(dir_okay=False, path_type=Path), help="File to write the record to."
 )
-def main(streams: int, tokens: int, rate: float, prompt_tokens: int, record: Path | None) -> None:
+def main(
+    streams: int, tokens: int, rate: float, prompt_tokens: int, realtime: bool, record: Path | None
+) -> None:
     """Print how far the client's times are from those of a fake server, in both kinds of script."""
     asked = {"streams": streams, "tokens": tokens, "rate": rate, "prompt_tokens": prompt_tokens}
+    asked["realtime"] = realtime
     document: dict[str, Any] = {"asked": asked, "machine": _machine(), "runs": {}}
     kinds: tuple[Kind, ...] = ("scattered", "lockstep")
     for kind in kinds:
-        script = Script(kind=kind, first_s=0.5, gap_s=1.0 / rate)
-        run = measure(
-            requests(streams, tokens, prompt_tokens, script), timeout_s=10 * RAMP_S + 3 * tokens / rate
-        )
+        first_s = FIRST_S + (RAMP_S if kind == "lockstep" else 0.0)
+        script = Script(kind=kind, first_s=first_s, gap_s=1.0 / rate)
+        planned = requests(streams, tokens, prompt_tokens, script)
+        with before_others(realtime):
+            run = measure(planned, timeout_s=10 * RAMP_S + 3 * tokens / rate)
         document["runs"][kind] = run
         _show(kind, run)
     if record is not None:
