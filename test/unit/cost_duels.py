@@ -18,11 +18,12 @@ from sglang_layered.cost.costs import StepCosts
 from sglang_layered.cost.coverage import uniform_coverage
 from sglang_layered.cost.model import StepModel
 from sglang_layered.cost.records import shape_of
+from sglang_layered.cost.step import Step
 from sglang_layered.cost.ways import Beside, Way, prompt_steps
 
 SERVER: dict[str, Any] = {"model": {"arch": "qwen3_moe", "preset": "bench"}, "flags": ["--dtype", "bfloat16"]}
 BENCH = shape_of(BenchRecord({"server": SERVER}, {}))
-LAW = StepCosts("sum", 1 / 10e9, 1 / 120e9, 1 / 40e9, 60e-6, 30e-6, 15e-6, request=8e-3)
+LAW = StepCosts("sum", 1 / 10e9, 1 / 120e9, 1 / 40e9, 600e-6, 300e-6, 50e-6, request=8e-3)
 MODEL = StepModel(BENCH, uniform_coverage, LAW, "padded")
 PROMPT_TOKENS, OUTPUT_TOKENS, STREAM_TOKENS = 1024, 6, 64
 ARMS: Mapping[str, tuple[Way, tuple[str, ...]]] = {
@@ -43,24 +44,37 @@ ARMS: Mapping[str, tuple[Way, tuple[str, ...]]] = {
 
 @dataclass
 class Clock:
-    """A server that only knows time; streams get a token in each step."""
+    """A server that only knows time. With overlap a step's tokens leave when the next step has run."""
 
     model: StepModel
-    streams: list[list[Arrival]]
+    num_streams: int
+    overlap: bool
     noise: Callable[[], float]
     now_s: float = 1.0
+    tokens: int = 1  # computed of each stream
+    streams: list[list[Arrival]] = field(default_factory=list)
+    pending: list[tuple[list[Arrival], int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.streams = [[Arrival(0.5, 1)] for _ in range(self.num_streams)]
 
     def beside(self) -> Beside:
-        contexts = [STREAM_TOKENS + arrivals[-1].num_tokens for arrivals in self.streams]
-        return Beside(len(contexts), sum(contexts) / len(contexts)) if contexts else Beside()
+        return Beside(self.num_streams, STREAM_TOKENS + self.tokens) if self.streams else Beside()
 
-    def step(self, seconds: float, tokens: bool = True) -> float:
-        """One step; the streams' tokens reach the client a moment apart."""
-        self.now_s += seconds * self.noise()
-        for index, arrivals in enumerate(self.streams if tokens else ()):
-            late_s = 1e-6 * (index + 1)
-            arrivals.append(Arrival(self.now_s + late_s, arrivals[-1].num_tokens + 1))
-        return self.now_s
+    def step(self, step: Step, own: Sequence[tuple[list[Arrival], int]] = ()) -> None:
+        """Compute a step; the streams are in it if it has decode rows."""
+        self.now_s += self.model.step_s(step) * self.noise()
+        made = list(own)
+        if step.decode_rows and self.streams:
+            self.tokens += 1
+            made += [(arrivals, self.tokens) for arrivals in self.streams]
+        leaving, self.pending = (self.pending, made) if self.overlap else (made, [])
+        self.send(leaving)
+
+    def send(self, leaving: Sequence[tuple[list[Arrival], int]]) -> None:
+        """Tokens of a step reach the client a moment apart."""
+        for index, (arrivals, number) in enumerate(leaving):
+            arrivals.append(Arrival(self.now_s + 1e-6 * index, number))
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,10 @@ class Recipe:
 
     arms: Sequence[str] = tuple(ARMS)
     decode_rows: Sequence[int] = (0, 4, 8)
-    rounds: int = 2
+    rounds: int = 3  # odd, with the prompts: a median is then one that was seen
     num_prompts: int = 5
     noise: float = 0.0
+    overlap: bool = True
     model: StepModel = MODEL
     counters: Callable[[Way, int], Mapping[str, float]] | None = None
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # instead of the arm's
@@ -95,11 +110,12 @@ def write_duels(folder: Path, recipe: Recipe) -> SweepResult:
 
 def _record(recipe: Recipe, arm: str, rows: int) -> BenchRecord:
     way, flags = ARMS[arm]
+    overlap = [] if recipe.overlap else ["--disable-overlap-schedule"]
     spec: dict[str, Any] = {
         "run": {"name": arm},
         "server": {
             "model": dict(SERVER["model"]),
-            "flags": [*SERVER["flags"], *recipe.flags.get(arm, flags)],
+            "flags": [*SERVER["flags"], *overlap, *recipe.flags.get(arm, flags)],
         },
         "load": {"arrivals": "closed", "num_clients": 1},
     }
@@ -109,12 +125,14 @@ def _record(recipe: Recipe, arm: str, rows: int) -> BenchRecord:
 
 
 def _repetition(recipe: Recipe, way: Way, rows: int, index: int, source: np.random.Generator) -> Repetition:
-    streams = [[Arrival(0.5, 1)] for _ in range(rows)]
-    clock = Clock(recipe.model, streams, lambda: float(np.exp(recipe.noise * source.standard_normal())))
+    noise = lambda: float(np.exp(recipe.noise * source.standard_normal()))  # noqa: E731
+    clock = Clock(recipe.model, rows, recipe.overlap, noise)
+    for _ in range(3 if rows else 0):
+        clock.step(clock.beside().step())
     prompts = tuple(_prompt(clock, way, number, source) for number in range(recipe.num_prompts))
     background = tuple(
         RequestTrace(f"beside-{number}", 0, 0, STREAM_TOKENS, 9999, tuple(arrivals))
-        for number, arrivals in enumerate(streams)
+        for number, arrivals in enumerate(clock.streams)
     )
     usage = {"counters": recipe.counters(way, rows) if recipe.counters else None}
     return Repetition(index, prompts, Window(0.0, clock.now_s), {}, {}, usage, background)
@@ -122,19 +140,22 @@ def _repetition(recipe: Recipe, way: Way, rows: int, index: int, source: np.rand
 
 def _prompt(clock: Clock, way: Way, number: int, source: np.random.Generator) -> RequestTrace:
     """Send a prompt at any moment of a decode step; run it, then decode beside the streams."""
-    start_s = clock.now_s
+    start_s, arrivals = clock.now_s, list[Arrival]()
     if clock.streams:
-        clock.step(clock.model.step_s(clock.beside().step()))
+        clock.step(clock.beside().step())
     sent_s = start_s + source.uniform(0.1, 0.9) * (clock.now_s - start_s)
     if not clock.streams:
         clock.now_s += LAW.request
-    beside = clock.beside()
-    for step in prompt_steps(BENCH.num_layers, way, PROMPT_TOKENS, beside):
+    steps = prompt_steps(BENCH.num_layers, way, PROMPT_TOKENS, clock.beside())
+    for index, step in enumerate(steps):
         if step.decode_rows:
             step = replace(step, context_tokens=clock.beside().context_tokens)
-        clock.step(clock.model.step_s(step), tokens=not way.decodes_wait)
-    arrivals = [Arrival(clock.now_s, 1)]
-    for _ in range(OUTPUT_TOKENS - 1):
-        decode = clock.beside().joined_by(PROMPT_TOKENS + len(arrivals)).step()
-        arrivals.append(Arrival(clock.step(clock.model.step_s(decode)), len(arrivals) + 1))
+        clock.step(step, [(arrivals, 1)] if index + 1 == len(steps) else [])
+    for token in range(1, OUTPUT_TOKENS):
+        clock.step(clock.beside().joined_by(PROMPT_TOKENS + token).step(), [(arrivals, token + 1)])
+    if clock.streams:
+        clock.step(clock.beside().step())
+    else:
+        clock.send(clock.pending)
+        clock.pending = []
     return RequestTrace(f"prompt-{number}", sent_s, sent_s, PROMPT_TOKENS, OUTPUT_TOKENS, tuple(arrivals))

@@ -11,12 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from cost_duels import ARMS, BENCH, LAW, MODEL, PROMPT_TOKENS, Recipe, write_duels
-from sglang_layered.bench.record import BenchRecord
+from sglang_layered.bench.metrics import Window
+from sglang_layered.bench.record import BenchRecord, Repetition
 from sglang_layered.bench.sweep_result import SweepResult
-from sglang_layered.bench.trace import Arrival
+from sglang_layered.bench.trace import Arrival, RequestTrace
 from sglang_layered.cli.main import cli
 from sglang_layered.cost.coverage import CoverageTable, uniform_coverage
-from sglang_layered.cost.records import flags_of, shape_of, way_of
+from sglang_layered.cost.duel import duel_times
+from sglang_layered.cost.records import delay_steps_of, flags_of, shape_of, way_of
 from sglang_layered.cost.report import fit_sweeps, write_fit
 from sglang_layered.cost.saved import read_fit
 from sglang_layered.cost.shape import ModelShape
@@ -24,10 +26,13 @@ from sglang_layered.cost.step import Step
 from sglang_layered.cost.ways import Way
 from sglang_layered.errors import BenchError
 
+QUICKSTART = Path(__file__).resolve().parents[2] / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"
 
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
-    return write_duels(tmp_path_factory.mktemp("duels") / "exact", Recipe())
+
+@pytest.fixture(scope="module", params=["overlap", "no-overlap"])
+def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    folder = tmp_path_factory.mktemp("duels") / request.param
+    return write_duels(folder, Recipe(overlap=request.param == "overlap"))
 
 
 def test_the_law_comes_back_from_the_files(exact: SweepResult) -> None:
@@ -40,6 +45,7 @@ def test_the_law_comes_back_from_the_files(exact: SweepResult) -> None:
     assert report.errors["arm"].worst < 0.01
     assert report.errors["decode rows"].p90 < 0.01  # what a request waits for is seen beside no decodes alone
     assert report.fit.wait_steps == pytest.approx(0.5, abs=0.2)
+    assert report.fit.delay_steps == (1 if exact.name == "overlap" else 0)
     assert (report.fit.seen.decode_rows, report.fit.seen.prompt_tokens) == ((0, 8), (1024, 1024))  # type: ignore[union-attr]
 
 
@@ -263,3 +269,28 @@ def test_a_file_that_is_no_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BenchError, match="fit"):
             read_fit(tmp_path / "fit.json")
     assert MODEL.attention == "padded"
+
+
+@pytest.mark.parametrize(("mode", "num_steps"), [("mixed", 9), ("layered", 5)])
+def test_steps_of_real_streams_add_up_to_the_time_to_first_token(mode: str, num_steps: int) -> None:
+    """A recorded quickstart: its wait, its steps and the delay of overlap on a CPU are its TTFT."""
+    document = json.loads(QUICKSTART.read_text())
+    [run] = [each for each in document["runs"] if each["mode"] == mode]
+    record = BenchRecord({"server": {"flags": run["command"]}}, {"machine": {"gpus": []}})
+    delay = delay_steps_of(record)
+    for each in run["repetitions"]:
+        prompt, *streams = (
+            RequestTrace(mode, 0.0, 0.0, tokens, 9999, tuple(Arrival(*arrival) for arrival in arrivals))
+            for tokens, arrivals in [
+                (2048, each["long"]),
+                *((1280, arrivals) for arrivals in each["running"]),
+            ]
+        )
+        repetition = Repetition(0, (prompt,), Window(0, 1), {}, {}, {}, tuple(streams))
+        seen = duel_times([repetition], num_steps, delay).times
+        assert seen.wait_s is not None and seen.decode_s is not None
+        assert seen.ttft_s == pytest.approx(seen.wait_s + sum(seen.steps_s) + delay * seen.decode_s, rel=0.02)
+        assert min(seen.steps_s) > 3 * seen.decode_s
+        for wrong in (num_steps - 1, num_steps + 1):
+            with pytest.raises(BenchError, match="the prompt took"):
+                duel_times([repetition], wrong, delay)

@@ -98,7 +98,6 @@ def predict(
     groups: tuple[int, ...],
 ) -> None:
     """Predict one prompt beside running requests, by every way to schedule it."""
-    from sglang_layered.cost.predict import predict_prompt
     from sglang_layered.cost.tables import predictions_table
     from sglang_layered.cost.ways import Beside
 
@@ -109,8 +108,7 @@ def predict(
         inside = saved.seen is None or saved.seen.holds(num_rows, prompt_tokens)
         for way in _ways(prompt_tokens, num_rows, chunks, groups):
             try:
-                seen = predict_prompt(saved.model, way, prompt_tokens, beside, wait_steps=saved.wait_steps)
-                rows.append((seen, inside))
+                rows.append((saved.predict(way, prompt_tokens, beside), inside))
             except ConfigError as error:
                 click.echo(f"left out {way.name}: {error}", err=True)
     title = f"{device}{f', {scale}' if scale else ''}, {model or 'its model'}"

@@ -30,36 +30,39 @@ class Prediction:
 
 
 def predict_prompt(
-    model: StepModel, way: Way, prompt_tokens: int, beside: Beside = NOTHING, *, wait_steps: float = 0.0
+    model: StepModel,
+    way: Way,
+    prompt_tokens: int,
+    beside: Beside = NOTHING,
+    *,
+    wait_steps: float = 0.0,
+    delay_steps: int = 0,
 ) -> Prediction:
     """Predict one prompt's way.
 
     Args:
         model: sizes, coverage and costs.
         way: how the prompt is scheduled.
-        prompt_tokens: its tokens to compute.
+        prompt_tokens: to compute.
         beside: the running requests.
-        wait_steps: decode steps that pass before the prompt's first one; 0.5 for a prompt that comes at any
-            moment of the step under way.
+        wait_steps: decode steps before the prompt's first one; 0.5 if it comes at any moment of one.
+        delay_steps: steps that run before the client gets a token; 1 on a CPU with the overlap scheduler.
 
     Raises:
         ConfigError: the way does not suit the model or the running requests.
     """
-    steps = prompt_steps(model.shape.num_layers, way, prompt_tokens, beside)
-    works = [model.work(step) for step in steps]
+    works = [model.work(step) for step in prompt_steps(model.shape.num_layers, way, prompt_tokens, beside)]
     times_s = [model.costs.time_s(work) for work in works]
-    decode_s = model.step_s(beside.step())
-    worst_gap_s = max(times_s)
-    if way.decodes_wait:
-        worst_gap_s = sum(times_s) + model.step_s(beside.joined_by(prompt_tokens).step())
+    decode_s, next_s = (model.step_s(each.step()) for each in (beside, beside.joined_by(prompt_tokens)))
+    pause_s = sum(times_s) + (1 - delay_steps) * next_s if way.decodes_wait else max(times_s)
     return Prediction(
         way=way,
         prompt_tokens=prompt_tokens,
         beside=beside,
-        num_steps=len(steps),
-        ttft_s=model.costs.request + wait_steps * decode_s + sum(times_s),
+        num_steps=len(works),
+        ttft_s=model.costs.request + wait_steps * decode_s + sum(times_s) + delay_steps * next_s,
         worst_step_s=max(times_s),
-        worst_gap_s=worst_gap_s if beside.decode_rows else None,
+        worst_gap_s=pause_s if beside.decode_rows else None,
         decode_step_s=decode_s,
         expert_bytes=sum(work.expert_bytes for work in works),
     )

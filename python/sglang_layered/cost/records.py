@@ -9,7 +9,6 @@ from typing import Any
 
 from sglang_layered.bench.record import BenchRecord, Repetition
 from sglang_layered.bench.scalars import coverage as measured
-from sglang_layered.bench.spec_server import MakeModelSpec
 from sglang_layered.bench.sweep_result import CellResult
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.view import SchedulerView
@@ -21,6 +20,7 @@ from sglang_layered.cost.shape import ModelShape, from_config
 from sglang_layered.cost.step import Attention, Step
 from sglang_layered.cost.ways import Beside, Way, prompt_steps
 from sglang_layered.errors import BenchError, ConfigError
+from sglang_layered.models.catalogue import find_recipe
 from sglang_layered.models.recipe import ModelRecipe
 
 # SGLang's own chunk where no flag says: GPUs of 60 to 160 GiB, and machines without one.
@@ -34,6 +34,7 @@ class DuelCell:
 
     arm: str
     way: Way
+    delay_steps: int
     times: DuelTimes
     cell: CellResult
 
@@ -61,7 +62,8 @@ def duel_cell(cell: CellResult, num_layers: int) -> DuelCell:
     beside = Beside(len(record.repetitions[0].background))
     steps = prompt_steps(num_layers, way, prompt_tokens, beside)
     num_steps = len(steps) if beside.decode_rows and not way.decodes_wait else None
-    return DuelCell(cell.arm, way, duel_times(record.repetitions, num_steps), cell)
+    delay = delay_steps_of(record)
+    return DuelCell(cell.arm, way, delay, duel_times(record.repetitions, num_steps, delay), cell)
 
 
 def observations_of(cell: DuelCell, model: StepModel) -> list[Observation]:
@@ -81,9 +83,9 @@ def observations_of(cell: DuelCell, model: StepModel) -> list[Observation]:
     if times.decode_s is not None:
         found.append(seen("decode", times.decode_s, [decode]))
     if not num_rows:
-        return [*found, seen("ttft", times.ttft_s, steps, requests=1)]
-    if cell.way.decodes_wait:
-        return [*found, seen("pause", times.steps_s[0], [*steps, decode])]
+        return [*found, seen("ttft", times.ttft_s, [*steps, *cell.delay_steps * [decode]], requests=1)]
+    if cell.way.decodes_wait:  # the streams' next token is of a step after the prompt's
+        return [*found, seen("pause", times.steps_s[0], [*steps, *(1 - cell.delay_steps) * [decode]])]
     for index, (time_s, step) in enumerate(zip(times.steps_s, steps, strict=True)):
         grown = replace(step, context_tokens=step.context_tokens + index)
         found.append(seen(f"step {index}", time_s, [grown], 1 / len(steps)))
@@ -150,6 +152,15 @@ def attention_of(record: BenchRecord) -> Attention:
     return "padded" if backend == "torch_native" else "exact"
 
 
+def delay_steps_of(record: BenchRecord) -> int:
+    """Steps that run after a token's own before it leaves the scheduler.
+
+    SGLang's overlap scheduler launches a step before it looks at the results of the one before. On a GPU that
+    takes no time; on a CPU the launch computes.
+    """
+    return 0 if has_gpu(record) or "disable_overlap_schedule" in flags_of(record) else 1
+
+
 def shape_of(record: BenchRecord) -> ModelShape:
     """Sizes of the record's model, where it was made on the spot.
 
@@ -159,8 +170,8 @@ def shape_of(record: BenchRecord) -> ModelShape:
     made = record.spec["server"].get("model")
     if not isinstance(made, Mapping):
         raise BenchError(f"the record names its model {made!r} and not its sizes: give --model")
-    recipe = MakeModelSpec(**made).recipe()
-    dtype = flags_of(record).get("dtype", recipe.dtype)
+    recipe = find_recipe(made["arch"], made.get("preset", "tiny"), num_layers=made.get("num_layers"))
+    dtype = flags_of(record).get("dtype", made.get("dtype") or recipe.dtype)
     if not isinstance(recipe, ModelRecipe):
         return from_config(
             {**recipe.fields, "num_hidden_layers": recipe.num_layers, "vocab_size": recipe.vocab_size}

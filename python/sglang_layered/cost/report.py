@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -62,44 +62,42 @@ class FitReport:
 
 
 def fit_sweeps(
-    results: Iterable[SweepResult],
+    results: Sequence[SweepResult],
     *,
     shape: ModelShape | None = None,
     coverage: Coverage | None = None,
     law: Law | None = None,
 ) -> FitReport:
-    """Fit a step-time model to the duels of sweeps of one model on one machine.
+    """Fit a step-time model to the duels of sweeps of one model on one machine; other cells are skipped.
 
     Args:
-        results: sweeps; cells that are no duels are skipped and named.
+        results: sweeps.
         shape: the model's sizes, where records only name it.
-        coverage: the experts that rows activate; None: what the servers counted, else uniform.
-        law: None takes the one whose held-out errors of arms have the lower median.
+        coverage: None: what the servers counted, else uniform.
+        law: None: the one whose held-out errors of arms have the lower median.
 
     Raises:
         BenchError: no cell is a duel, or they are of several models or attention backends.
     """
-    results = list(results)
     cells = [cell for result in results for cell in result.cells]
     shape = shape or _only({shape_of(cell.record) for cell in cells}, "models")
     duels, skipped = _duels(cells, shape)
     coverage = coverage or coverage_of(duels) or COVERAGES["uniform"]
     attention = _only({attention_of(duel.cell.record) for duel in duels}, "attention backends")
-    plain = StepModel(shape, coverage, StepCosts("sum", 0.0, 0.0, 0.0), attention)
-    observations = [each for duel in duels for each in observations_of(duel, plain)]
-    fits = {each: _fitted(observations, each) for each in ([law] if law else LAWS)}
-    best = min(fits, key=lambda each: fits[each][1]["arm"].median)
-    others = [errors for each, (_, errors, _) in fits.items() if each != best]
-    costs, errors, out = fits[best]
-    rows = {duel.times.decode_rows for duel in duels}
-    tokens = {duel.prompt_tokens for duel in duels}
+    model = StepModel(shape, coverage, StepCosts("sum", 0.0, 0.0, 0.0), attention)
+    observations = [each for duel in duels for each in observations_of(duel, model)]
+    fits = [_fitted(observations, each) for each in ([law] if law else LAWS)]
+    (costs, errors, out), *others = sorted(fits, key=lambda each: each[1]["arm"].median)
     saved = SavedFit(
-        model=StepModel(shape, coverage, costs, attention),
+        model=replace(model, costs=costs),
         wait_steps=_wait_steps(duels),
-        seen=Seen((min(rows), max(rows)), (min(tokens), max(tokens))),
+        delay_steps=_only({duel.delay_steps for duel in duels}, "schedulers, with and without overlap"),
+        seen=_seen(duels),
         sources=tuple(result.name for result in results),
     )
-    return FitReport(saved, errors, others[0] if others else {}, tuple(_configurations(out)), tuple(skipped))
+    return FitReport(
+        saved, errors, others[0][1] if others else {}, tuple(_configurations(out)), tuple(skipped)
+    )
 
 
 def _only(values: set[Any], what: str) -> Any:
@@ -132,6 +130,12 @@ def _fitted(
     if len({HOLD_OUT["decode rows"](each) for each in observations}) > 1:
         errors["decode rows"] = Errors.of(held_out(observations, HOLD_OUT["decode rows"], refit))
     return costs, errors, by_arm
+
+
+def _seen(duels: Sequence[DuelCell]) -> Seen:
+    rows = [duel.times.decode_rows for duel in duels]
+    tokens = [duel.prompt_tokens for duel in duels]
+    return Seen((min(rows), max(rows)), (min(tokens), max(tokens)))
 
 
 def _wait_steps(duels: Sequence[DuelCell]) -> float:

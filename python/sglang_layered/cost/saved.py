@@ -10,7 +10,9 @@ from typing import Any
 from sglang_layered.cost.costs import StepCosts
 from sglang_layered.cost.coverage import COVERAGES, Coverage, CoverageTable
 from sglang_layered.cost.model import StepModel
+from sglang_layered.cost.predict import Prediction, predict_prompt
 from sglang_layered.cost.shape import ModelShape
+from sglang_layered.cost.ways import Beside, Way
 from sglang_layered.errors import BenchError
 
 FORMAT = 1
@@ -31,15 +33,28 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class SavedFit:
-    """A model, how long a prompt waits for its first step, in decode steps, and what both come from.
+    """A model and what it comes from; `seen` is None where nothing was fitted.
 
-    `seen` is None where nothing was fitted.
+    `wait_steps` decode steps pass before a prompt's first one, `delay_steps` after its last before the client
+    has its first token.
     """
 
     model: StepModel
     wait_steps: float = 0.0
+    delay_steps: int = 0
     seen: Seen | None = None
     sources: tuple[str, ...] = ()
+
+    def predict(self, way: Way, prompt_tokens: int, beside: Beside) -> Prediction:
+        """Predict one prompt, with the waits that were seen."""
+        return predict_prompt(
+            self.model,
+            way,
+            prompt_tokens,
+            beside,
+            wait_steps=self.wait_steps,
+            delay_steps=self.delay_steps,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What `read_fit` reads."""
@@ -51,6 +66,7 @@ class SavedFit:
             "units": "seconds per byte, FLOP, call of a layer, call of a sequence's attention, step, request",
             "costs": asdict(self.model.costs),
             "wait_steps": self.wait_steps,
+            "delay_steps": self.delay_steps,
             "attention": self.model.attention,
             "shape": asdict(self.model.shape),
             "coverage": asdict(coverage) if isinstance(coverage, CoverageTable) else names[id(coverage)],
@@ -71,7 +87,8 @@ def read_fit(path: Path) -> SavedFit:
         shape, costs = ModelShape(**values["shape"]), StepCosts(**values["costs"])
         model = StepModel(shape, _read_coverage(values["coverage"]), costs, values["attention"])
         seen = values["seen"] and Seen(**{name: tuple(each) for name, each in values["seen"].items()})
-        return SavedFit(model, values["wait_steps"], seen, tuple(values["sources"]))
+        waits = values["wait_steps"], values["delay_steps"]
+        return SavedFit(model, *waits, seen, tuple(values["sources"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, BenchError):
             raise
