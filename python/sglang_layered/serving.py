@@ -59,6 +59,15 @@ def server_environment(overrides: Mapping[str, str] | None) -> dict[str, str]:
     return environment | dict(overrides or {})
 
 
+def end_servers_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that `with` blocks end their servers.
+
+    Also where SIGINT is ignored, as it is in a shell's background job.
+    """
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+
+
 class ServerProcess:
     """One SGLang server on loopback, alive inside a `with` block.
 

@@ -154,8 +154,8 @@ def _usage(recipe: Recipe, arm: Made) -> dict[str, Any]:
     counters = {}
     for phase in arm.gigabytes:
         labels = f'{{phase="{phase}",tp_rank="0"}}'
-        counters[f"layered_expert_coverage_ratio_sum{labels}"] = 30.0
-        counters[f"layered_expert_coverage_ratio_count{labels}"] = 40.0
+        counters[f"expert_coverage_ratio_sum{labels}"] = 30.0
+        counters[f"expert_coverage_ratio_count{labels}"] = 40.0
     joules = recipe.joules
     return {
         "window_s": 10.0,

@@ -18,6 +18,7 @@ from sglang_layered.bench.intervals import (
     pooled_quantile_interval,
     quantile_interval,
     share_interval,
+    t_interval,
 )
 from sglang_layered.errors import BenchError
 
@@ -147,3 +148,12 @@ def test_what_cannot_be_estimated_is_refused() -> None:
         Bootstrap(confidence=95)
     with pytest.raises(BenchError, match="num_resamples"):
         Bootstrap(num_resamples=1)
+
+
+def test_students_interval_of_three_rounds_covers_the_mean_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(5)
+    seen = [t_interval(draws.normal(10.0, 2.0, 3)) for _ in range(2000)]
+    covered = sum(each.low <= 10.0 <= each.high for each in seen) / len(seen)
+    assert 0.935 <= covered <= 0.965
+    with pytest.raises(BenchError, match="at least 2"):
+        t_interval([1.0])

@@ -48,7 +48,7 @@ class Interval:
     low: float
     high: float
     confidence: float
-    method: Literal["BCa", "percentile", "Student t of logs", "Wilson"]
+    method: Literal["BCa", "percentile", "Student t", "Student t of logs", "Wilson"]
     num_samples: int
 
 
@@ -92,6 +92,20 @@ def mean_interval(values: Sequence[float] | FloatArray, settings: Bootstrap = DE
     """Interval of the mean; one value a sample."""
     sample = np.asarray(values, dtype=np.float64)
     return bootstrap(len(sample), lambda chosen: float(sample[chosen].mean()), settings)
+
+
+def t_interval(values: Sequence[float] | FloatArray, confidence: float = DEFAULT.confidence) -> Interval:
+    """Student's interval of the mean, for few values: their bootstrap never reaches beyond the outermost.
+
+    Raises:
+        BenchError: fewer than two samples.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
+        raise BenchError(f"an interval needs at least 2 samples, not {len(sample)}: repeat the run")
+    value = float(sample.mean())
+    reach = _t_reach(sample, confidence)
+    return Interval(value, value - reach, value + reach, confidence, "Student t", len(sample))
 
 
 def quantile_interval(
@@ -176,6 +190,12 @@ def paired_ratio(
 
 def _geomean_ratio(logs: FloatArray, confidence: float) -> Interval:
     value = float(logs.mean())
-    reach = float(stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
+    reach = _t_reach(logs, confidence)
     low, mid, high = (float(end) for end in np.exp((value - reach, value, value + reach)))
     return Interval(mid, low, high, confidence, "Student t of logs", len(logs))
+
+
+def _t_reach(sample: FloatArray, confidence: float) -> float:
+    """Half the length of Student's interval."""
+    scale = sample.std(ddof=1) / np.sqrt(len(sample))
+    return float(stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * scale)

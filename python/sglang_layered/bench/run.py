@@ -26,6 +26,7 @@ from sglang_layered.bench.workload import Workload
 from sglang_layered.bench.workload_text import Tokenizer
 from sglang_layered.errors import BenchError
 from sglang_layered.models.make import make_from_recipe
+from sglang_layered.models.router_topics import topics_of
 from sglang_layered.patching.manifest import default_root
 from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine
 from sglang_layered.serving import ServerProcess
@@ -166,7 +167,7 @@ def started(spec: BenchSpec, model: Path, url: str) -> Server:
     """What the load needs to know of a server that was started with the model in a folder."""
     vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
     tokenizer = tokenizer_of(model) if spec.workload.inputs == "text" else None
-    return Server(url, vocab_size, tokenizer)
+    return Server(url, vocab_size, tokenizer, topics_of(model) or ())
 
 
 def model_folder(spec: BenchSpec) -> Path:
@@ -181,10 +182,26 @@ def model_folder(spec: BenchSpec) -> Path:
         digest = hashlib.sha256(json.dumps(recipe.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
         folder = MODELS / f"{model.arch}-{model.preset}-{digest}"
         make_from_recipe(recipe, folder)
-        return folder.resolve()
+        return (calibrated_folder(folder) if model.routers == "paper" else folder).resolve()
     folder = Path(str(model))
     if not (folder / "config.json").exists():
         raise BenchError(f"server.model: {model} holds no config.json; give a folder with a model")
+    return folder
+
+
+def calibrated_folder(model: Path) -> Path:
+    """The model beside it with routers calibrated to the paper's coverage, made if it is not there.
+
+    Raises:
+        ModelRecipeError: its routers cannot be calibrated.
+    """
+    from sglang_layered.models.router_calibrate import calibrate
+    from sglang_layered.models.router_checkpoint import write_calibrated
+    from sglang_layered.models.router_targets import DEFAULT_TARGETS, read_targets
+
+    folder = model.with_name(f"{model.name}-calibrated")
+    if topics_of(folder) is None:
+        write_calibrated(model, folder, calibrate(model, read_targets(DEFAULT_TARGETS)))
     return folder
 
 

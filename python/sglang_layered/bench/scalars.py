@@ -16,7 +16,7 @@ from sglang_layered.bench.record import Repetition
 from sglang_layered.metrics.slo import SloLimits
 
 Unit = Literal["s", "share", "1/s", "bytes", "J", "requests", ""]
-COVERAGE = "layered_expert_coverage_ratio"
+COVERAGE = "expert_coverage_ratio"
 
 
 @dataclass(frozen=True, slots=True)

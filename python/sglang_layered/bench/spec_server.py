@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from sglang_layered.bench.spec_errors import SpecError, check_above
+from sglang_layered.bench.spec_errors import SpecError, check_above, check_choice
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered.models.catalogue import Recipe, find_recipe
 
 OWN_FLAGS = ("--model-path", "--model", "--host", "--port")
+ROUTERS = ("uniform", "paper")  # as random weights are, or calibrated to the coverage of the paper's Table 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,10 @@ class MakeModelSpec:
     seed: int = 0
     dtype: str | None = None
     num_layers: int | None = None
+    routers: str = "uniform"  # a key of ROUTERS
 
     def __post_init__(self) -> None:
+        check_choice("routers", self.routers, ROUTERS)
         try:
             self.recipe()
         except ModelRecipeError as error:
@@ -30,7 +33,7 @@ class MakeModelSpec:
 
     def recipe(self) -> Recipe:
         """What `make_from_recipe` takes."""
-        return find_recipe(**asdict(self))
+        return find_recipe(**{key: value for key, value in asdict(self).items() if key != "routers"})
 
 
 @dataclass(frozen=True, slots=True)

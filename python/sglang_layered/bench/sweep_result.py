@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sglang_layered.bench.intervals import Interval, mean_interval
+from sglang_layered.bench.intervals import Interval, t_interval
 from sglang_layered.bench.record import BenchRecord
 from sglang_layered.bench.scalars import SCALARS
 from sglang_layered.errors import BenchError
@@ -33,9 +33,16 @@ class CellResult:
         """The record, read once."""
         return BenchRecord.read(self.record_path)
 
+    @cached_property
+    def _seen(self) -> dict[str, list[float | None]]:
+        return {}
+
     def values(self, name: str) -> list[float | None]:
         """A scalar of `scalars.SCALARS`, one value a round; None where it does not exist."""
-        return [SCALARS[name].of(each, self.record.limits) for each in self.record.repetitions]
+        if name not in self._seen:
+            limits = self.record.limits
+            self._seen[name] = [SCALARS[name].of(each, limits) for each in self.record.repetitions]
+        return self._seen[name]
 
     def known(self, name: str) -> list[float]:
         """The values that exist."""
@@ -49,7 +56,7 @@ class CellResult:
     def interval(self, name: str) -> Interval | None:
         """Interval of the mean over rounds; None with fewer than two rounds."""
         values = self.known(name)
-        return mean_interval(values) if len(values) > 1 else None
+        return t_interval(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def run(spec_path: Path, out: Path | None, dry_run: bool, restart: bool) -> None
     from sglang_layered.bench import run as runner
     from sglang_layered.bench.spec import located, read_spec
     from sglang_layered.bench.spec_describe import describe
+    from sglang_layered.serving import end_servers_on_signals
 
+    end_servers_on_signals()
     console = Console()
     spec = read_spec(spec_path)
     with located(spec_path):

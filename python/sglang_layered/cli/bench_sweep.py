@@ -38,7 +38,9 @@ def sweep(spec_paths: tuple[Path, ...], out: Path, dry_run: bool, restart: bool)
     from sglang_layered.bench.spec import located
     from sglang_layered.bench.sweep import pool_for, run_sweep
     from sglang_layered.bench.sweep_spec import read_sweep
+    from sglang_layered.serving import end_servers_on_signals
 
+    end_servers_on_signals()
     console = Console()
     specs = [read_sweep(path) for path in spec_paths]
     if dry_run:

@@ -16,6 +16,11 @@ COMMANDS = {
         "make_model",
         "Write a model with random weights to serve offline.",
     ),
+    "calibrate-router": (
+        "sglang_layered.cli.calibrate_router",
+        "calibrate_router",
+        "Make a random model's routers touch as many experts as real text does.",
+    ),
     "quickstart": (
         "sglang_layered.cli.quickstart",
         "quickstart",
@@ -28,6 +33,11 @@ COMMANDS = {
         "Write, draw or check the Grafana dashboard.",
     ),
     "bench": ("sglang_layered.cli.bench", "bench", "Load servers and measure them; time kernels."),
+    "reproduce": (
+        "sglang_layered.cli.reproduce",
+        "reproduce",
+        "Measure the paper's tables and figures, and write a report.",
+    ),
     "cost": ("sglang_layered.cli.cost", "cost", "Fit step times to records, and predict prompts by them."),
 }
 

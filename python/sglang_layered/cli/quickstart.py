@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
@@ -34,9 +33,9 @@ def quickstart(
     the servers' logs to the folder OUT.
     """
     from sglang_layered.quickstart.run import Plan, run  # imports openai and matplotlib
+    from sglang_layered.serving import end_servers_on_signals
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # these, too, end the servers as Ctrl-C does
-        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_servers_on_signals()
     chosen = tuple(mode for mode in MODES if mode in modes) or MODES
     plan = Plan(chosen, Scenario(repetitions=repetitions), out, model_path, port, keep)
     run(plan, Console())

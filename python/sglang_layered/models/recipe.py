@@ -105,7 +105,7 @@ PRESETS: Mapping[tuple[str, str], ModelRecipe] = MappingProxyType(
                 head_size=64,
                 intermediate_size=1024,
                 vocab_size=2048,
-                experts=ExpertShape(num_experts=64, num_experts_per_token=4, intermediate_size=384),
+                experts=ExpertShape(num_experts=32, num_experts_per_token=2, intermediate_size=512),
             ),
             ModelRecipe(
                 arch="qwen3_moe",
@@ -118,7 +118,7 @@ PRESETS: Mapping[tuple[str, str], ModelRecipe] = MappingProxyType(
                 head_size=64,
                 intermediate_size=1024,
                 vocab_size=2048,
-                experts=ExpertShape(num_experts=32, num_experts_per_token=4, intermediate_size=768),
+                experts=ExpertShape(num_experts=16, num_experts_per_token=2, intermediate_size=512),
             ),
             ModelRecipe(
                 arch="llama",

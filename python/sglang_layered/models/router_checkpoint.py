@@ -1,0 +1,114 @@
+"""Write a calibrated copy of a model folder: all or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sglang_layered.errors import ModelRecipeError
+from sglang_layered.models.make import MARKER
+from sglang_layered.models.router_topics import RECORD_NAME
+
+if TYPE_CHECKING:
+    from sglang_layered.models.router_calibrate import Calibration
+
+MADE_BY = "sglang-layered calibrate-router"
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse a place that is taken, before any work is done.
+
+    Raises:
+        ModelRecipeError: it names --out. With `force` a model that this command made may be replaced.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not _is_ours(out):
+        raise ModelRecipeError(f"--out {out} exists and was not made by this command; choose another --out")
+    if not force:
+        raise ModelRecipeError(f"--out {out} holds a calibrated model; --force replaces it")
+
+
+def write_calibrated(model_dir: Path, out: Path, calibration: Calibration, *, force: bool = False) -> None:
+    """Copy the folder with the bias in its weights; at most one file's tensors are in memory.
+
+    recipe.json stays behind, because the copy is not the model that make-model makes; router_bias.json,
+    written last, holds its recipe.
+    """
+    check_out(out, force=force)
+    target = out.resolve()
+    with _partial_folder(target) as partial:
+        edited: Counter[str] = Counter()
+        for path in sorted(model_dir.iterdir()):
+            if path.suffix == ".safetensors":
+                edited += _write_weights(path, partial / path.name, calibration)
+            elif path.is_file() and path.name != MARKER:
+                shutil.copyfile(path, partial / path.name)
+        _check_edited(model_dir, edited, calibration)
+        record = calibration_record(model_dir, calibration)
+        (partial / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if target.exists() and any(target.iterdir()):
+            target.rename(partial.with_name("replaced"))
+        partial.rename(target)
+
+
+def calibration_record(model_dir: Path, calibration: Calibration) -> dict[str, Any]:
+    """Return what router_bias.json says: the model it was made of, the bias, coverage before and after."""
+    try:
+        made_of = json.loads((model_dir / MARKER).read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):  # a folder that make-model did not make
+        made_of = None
+    return {"made_by": MADE_BY, "format": 1, "made_of": made_of, **calibration.as_dict()}
+
+
+def _write_weights(source: Path, target: Path, calibration: Calibration) -> Counter[str]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    from sglang_layered.models.router_apply import apply_bias
+
+    try:
+        weights = load_file(source)
+        edited = apply_bias(weights, calibration.bias)
+        save_file(weights, target, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{source.name}: {error}") from error
+    shutil.copymode(source, target)
+    return edited
+
+
+def _check_edited(model_dir: Path, edited: Counter[str], calibration: Calibration) -> None:
+    found = {kind: edited[kind] for kind in ("embedding", "head", "router")}
+    if found != {"embedding": 1, "head": 1, "router": len(calibration.bias.unit_of_layer)}:
+        raise ModelRecipeError(f"MODEL_DIR {model_dir} has other weights than the model that loads: {found}")
+
+
+def _is_ours(out: Path) -> bool:
+    try:
+        made_by = json.loads((out / RECORD_NAME).read_text(encoding="utf-8")).get("made_by")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool(made_by == MADE_BY)
+
+
+@contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target that is gone afterwards, with what is left in it."""
+    holder = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        partial = holder / target.name
+        partial.mkdir()
+        yield partial
+    except OSError as error:
+        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
+    finally:
+        if holder is not None:
+            shutil.rmtree(holder, ignore_errors=True)
