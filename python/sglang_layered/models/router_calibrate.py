@@ -50,6 +50,17 @@ class Calibration:
     table: CoverageTable
     rows: tuple[CoverageRow, ...]
     stays_in_topic: float  # part of the continued tokens that are of their prompt's topic
+    tolerance: float
+
+    def check(self) -> None:
+        """Raise a ModelRecipeError if the worst row is out of tolerance."""
+        worst = self.worst
+        if abs(worst.off) > self.tolerance:
+            raise ModelRecipeError(
+                f"--targets: {worst.target} should touch {worst.target.coverage:.3f} of the experts, the "
+                f"nearest reached is {worst.calibrated.mean:.3f} (--tolerance {self.tolerance:g}); "
+                "no model was written"
+            )
 
     @property
     def worst(self) -> CoverageRow:
@@ -75,7 +86,7 @@ def calibrate(
     tolerance: float = 0.03,
     on_step: Callable[[str], object] = lambda text: None,
 ) -> Calibration:
-    """Find the bias; it is the nearest found, and may be farther off than `tolerance`.
+    """Find the bias, or the nearest to it; `check()` of the result says whether it is within `tolerance`.
 
     Raises:
         ModelRecipeError: the model has no routers, cannot be loaded, or is too small for what is asked.
@@ -95,7 +106,7 @@ def calibrate(
         channel_value=_channel_value(model.parameters),
         unit_of_layer=dict.fromkeys(model.routers, 1.0),
     )
-    return _Search(model, table, on_step).run(bias, tolerance)
+    return _Search(model, table, tolerance, on_step).run(bias)
 
 
 def _read_config(model_dir: Path) -> dict[str, Any]:
@@ -142,11 +153,15 @@ def _channel_value(parameters: Mapping[str, Any]) -> float:
 class _Search:
     """Rounds of a fit, and of a run that measures it on prompts that no fit has seen."""
 
-    def __init__(self, model: RoutedModel, table: CoverageTable, on_step: Callable[[str], object]) -> None:
-        self.model, self.table, self.on_step = model, table, on_step
+    def __init__(
+        self, model: RoutedModel, table: CoverageTable, tolerance: float, on_step: Callable[[str], object]
+    ) -> None:
+        self.model, self.table, self.tolerance, self.on_step = model, table, tolerance, on_step
         self.sizes = _probe_sizes(table)
+        fitted_tokens = 2 * _probe_sizes(table.fitted).prompt_tokens  # starts of prompts and what follows
+        self.fit_sizes = replace(self.sizes, prompt_tokens=min(fitted_tokens, self.sizes.prompt_tokens))
 
-    def run(self, bias: RouterBias, tolerance: float) -> Calibration:
+    def run(self, bias: RouterBias) -> Calibration:
         """Go on until the tolerance is met or the rounds are used up; return the best."""
         from sglang_layered.models.router_apply import apply_bias
         from sglang_layered.models.router_fit import FIRST_GUESS, fit
@@ -158,10 +173,10 @@ class _Search:
         bonus = TOPIC_BONUS * head_unit
         bias = replace(bias, scales=FIRST_GUESS, unit_of_layer=units, topic_bonus=bonus)
         found: list[Calibration] = []
-        while not found or (abs(found[-1].worst.off) > tolerance and len(found) < MAX_ROUNDS):
+        while not found or (abs(found[-1].worst.off) > self.tolerance and len(found) < MAX_ROUNDS):
             self.on_step(f"fitting, round {len(found) + 1} of at most {MAX_ROUNDS}")
             apply_bias(self.model.parameters, bias)
-            recording = self.model.record(bias, self.sizes, FITTED)
+            recording = self.model.record(bias, self.fit_sizes, FITTED)
             bias = replace(bias, scales=fit(recording, bias, self.table, self.model.num_chosen))
             apply_bias(self.model.parameters, bias)
             found.append(self._measured(bias, uniform))
@@ -173,7 +188,7 @@ class _Search:
             CoverageRow(row, _coverage(row, uniform, bias.seed), _coverage(row, calibrated, bias.seed))
             for row in self.table.rows
         )
-        return Calibration(bias, self.table, rows, calibrated.stays_in_topic)
+        return Calibration(bias, self.table, rows, calibrated.stays_in_topic, self.tolerance)
 
 
 def _coverage(target: CoverageTarget, recording: Recording, seed: int) -> Coverage:

@@ -40,7 +40,11 @@ def write_calibrated(model_dir: Path, out: Path, calibration: Calibration, *, fo
 
     recipe.json stays behind, because the copy is not the model that make-model makes; router_bias.json,
     written last, holds its recipe.
+
+    Raises:
+        ModelRecipeError: the calibration is out of tolerance, or --out is taken or cannot be written.
     """
+    calibration.check()
     check_out(out, force=force)
     target = out.resolve()
     with _partial_folder(target) as partial:

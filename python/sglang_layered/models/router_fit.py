@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from sglang_layered.models.router_bias import WORD_SCALE, Bools, RouterBias, RouterScales
 from sglang_layered.models.router_coverage import Draw, RouterStates, choose, draws_for, measure
 from sglang_layered.models.router_record import Recording
-from sglang_layered.models.router_targets import DECODE, CoverageTable, CoverageTarget
+from sglang_layered.models.router_targets import DECODE, PROMPT, CoverageTable, CoverageTarget
 
 # About what 64 experts, 4 of them chosen, need for the paper's table.
 FIRST_GUESS = RouterScales(skew=2.8, favoured_share=0.36, locality=1.1, words=WORD_SCALE)
@@ -73,15 +73,13 @@ def fit(recording: Recording, bias: RouterBias, table: CoverageTable, num_chosen
 
 
 def _goals(recording: Recording, bias: RouterBias, table: CoverageTable) -> tuple[_Goal, ...]:
-    decode = [row for row in table.rows if row.fit and row.kind == DECODE]
-    prompts = [row for row in table.rows if row.fit and row.kind != DECODE]
-    longest = max((row.num_tokens for row in prompts), default=1)
-    sources = ((recording.decode, decode), (recording.prompts.windows(longest), prompts))
-    return tuple(
-        _Goal(states, {row: draws_for(row, states, bias.seed) for row in rows})
-        for states, rows in sources
-        if rows
-    )
+    goals = []
+    for kind, states in ((DECODE, recording.decode), (PROMPT, recording.prompts)):
+        rows = [row for row in table.fitted.rows if row.kind == kind]
+        if rows:
+            kept = states if kind == DECODE else states.windows(table.fitted.most(PROMPT))
+            goals.append(_Goal(kept, {row: draws_for(row, kept, bias.seed) for row in rows}))
+    return tuple(goals)
 
 
 def _scales(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> RouterScales:

@@ -33,6 +33,11 @@ class CoverageTable:
     rows: tuple[CoverageTarget, ...]
     source: str = ""
 
+    @property
+    def fitted(self) -> CoverageTable:
+        """The rows that are aimed at."""
+        return CoverageTable(tuple(row for row in self.rows if row.fit), self.source)
+
     def most(self, kind: str) -> int:
         """Most tokens in a row of this kind, 0 if there is none."""
         return max((row.num_tokens for row in self.rows if row.kind == kind), default=0)
