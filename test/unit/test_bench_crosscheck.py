@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.console import Console
 from sglang_layered.bench import crosscheck, crosscheck_tools, other_load
 from sglang_layered.bench.client_data import PlannedRequest
 from sglang_layered.bench.crosscheck_compare import Agreement, agreements, table
+from sglang_layered.bench.crosscheck_load import LOADS, MODES, SEED, LoadKind, open_times_s
 from sglang_layered.bench.crosscheck_reading import (
     Itl,
     Reading,
@@ -24,9 +26,10 @@ from sglang_layered.bench.crosscheck_reading import (
     guidellm_reading,
     our_reading,
 )
-from sglang_layered.bench.crosscheck_tools import SEED, TOOLS, Call, Tool
+from sglang_layered.bench.crosscheck_tools import TOOLS, Call, Tool
 from sglang_layered.bench.crosscheck_words import make_word_tokenizer, word_of
 from sglang_layered.bench.intervals import Interval
+from sglang_layered.bench.run import Load, Server
 from sglang_layered.bench.trace import Arrival, RequestTrace
 from sglang_layered.errors import BenchError
 
@@ -35,11 +38,11 @@ TRACES = (
     RequestTrace("a", 0.9, 1.0, 10, 4, (Arrival(1.2, 1), Arrival(1.3, 3), Arrival(1.4, 4))),
     RequestTrace("b", 1.0, 1.0, 20, 2, (Arrival(1.7, 1), Arrival(2.0, 2))),
 )
-PLANNED = [PlannedRequest(f"r{index}", 0.0, f"word{index} and more", 2 + index) for index in range(9)]
+PLANNED = [PlannedRequest(f"r{index}", 0.5 * index, f"word{index} and more", 2 + index) for index in range(9)]
 
 
-def call(folder: Path, timeout_s: float = 60.0) -> Call:
-    return Call(PLANNED, 3, "http://127.0.0.1:1", folder / "tokenizer", folder, timeout_s)
+def call(folder: Path, num_clients: int | None = 3, timeout_s: float = 60.0) -> Call:
+    return Call(PLANNED, num_clients, 1.75, "http://127.0.0.1:1", folder / "tokenizer", folder, timeout_s)
 
 
 def reading(tokens_per_s: float = 100.0, ttft_ms: float = 50.0, itl_ms: float = 10.0) -> Reading:
@@ -126,6 +129,12 @@ def test_guidellm_is_read() -> None:
     assert (found.num_requests, found.prompt_tokens, found.output_tokens) == (2, 30, 6)
     assert found.more["output_tokens_per_s_to_last_token"] == 6 / 2.0
     assert found.more["tokens_seen_as_text"] == 4
+    assert "sent_late_s" not in found.more
+
+
+def test_guidellm_says_how_late_it_sent() -> None:
+    """It sent at 0 and 0.5 s after the first, the second being due at 0.375."""
+    assert guidellm_reading(guidellm_output(), [0.0, 0.375]).more["sent_late_s"] == 0.125
 
 
 @pytest.mark.parametrize(
@@ -160,15 +169,49 @@ def test_bench_serving_gets_the_planned_order_after_its_shuffle(tmp_path: Path) 
 
 def test_guidellm_gets_the_planned_requests(tmp_path: Path) -> None:
     rows = crosscheck_tools.guidellm_rows(call(tmp_path))
-    assert rows[1] == {"prompt": "word1 and more", "output_tokens_count": 3} and len(rows) == len(PLANNED)
+    assert rows[1] == {"prompt": "word1 and more", "output_tokens_count": 3, "relative_timestamp": 0.5}
+    assert len(rows) == len(PLANNED)
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
-def test_commands_name_server_load_and_files(tool: Tool, tmp_path: Path) -> None:
+def test_commands_name_server_and_files(tool: Tool, tmp_path: Path) -> None:
     asked = call(tmp_path)
     words = " ".join(tool.command(asked))
-    for part in (asked.url, str(asked.data), str(asked.output), str(asked.tokenizer), "9", "3"):
+    for part in (asked.url, str(asked.data), str(asked.output), str(asked.tokenizer), "9"):
         assert part in words
+
+
+@pytest.mark.parametrize(
+    ("tool", "closed", "open_"),
+    [
+        (TOOLS[0], ["--max-concurrency", "3"], ["--request-rate", "1.75"]),
+        (TOOLS[1], ["--profile", "kind=concurrent,streams=3"], ["--profile", "kind=replay"]),
+    ],
+)
+def test_commands_ask_for_the_load(tool: Tool, closed: list[str], open_: list[str], tmp_path: Path) -> None:
+    for num_clients, asked, other in ((3, closed, open_), (None, open_, closed)):
+        command = tool.command(call(tmp_path, num_clients))
+        assert command[command.index(asked[0]) + 1] == asked[1]
+        assert other[1] not in command
+
+
+def test_open_times_are_those_that_bench_serving_draws_one_by_one() -> None:
+    """As its `get_request` does after seeding numpy: a request, then an interval."""
+    np.random.seed(SEED)
+    times_s = [0.0]
+    for _ in range(20):
+        times_s.append(times_s[-1] + np.random.exponential(1.0 / 2.5))
+    assert open_times_s(21, 2.5) == pytest.approx(times_s, rel=1e-12)
+
+
+def test_the_open_load_is_planned_at_these_times(tmp_path: Path) -> None:
+    asked = crosscheck.Asked("tiny", 2, 8, 4, 2.5)
+    asked.write_arrivals(tmp_path)
+    words = make_word_tokenizer(1024, tmp_path / "tokenizer")
+    load = Load.of(asked.spec("stock", "open", tmp_path))
+    planned = load.planned(1, Server("http://127.0.0.1:1", 1024, words))
+    assert [request.due_s for request in planned] == pytest.approx(open_times_s(8, 2.5), abs=1e-12)
+    assert {len(str(request.prompt).split()) for request in planned} == {128}
 
 
 def script_tool(program: str) -> Tool:
@@ -299,19 +342,29 @@ def test_each_token_is_a_word_and_text_turns_back_into_the_same_tokens(tmp_path:
 def test_the_command_fails_where_something_differs(
     ratio: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_mode(asked: crosscheck.Asked, mode: str, _: Console) -> tuple[dict[str, Any], list[Agreement]]:
-        return {"rounds": asked.rounds}, [agreement(ratio if mode == "layered" else 1.0, 1.0, 1.1)]
+    def run_mode(
+        asked: crosscheck.Asked, mode: str, kinds: list[LoadKind], _: Console
+    ) -> tuple[dict[str, Any], list[Agreement]]:
+        found = agreement(ratio if mode == "layered" else 1.0, 1.0, 1.1)
+        return {kind: asked.rounds for kind in kinds}, [found]
 
     monkeypatch.setattr(crosscheck, "run_mode", run_mode)
     record = tmp_path / "deep" / "record.json"
     done = CliRunner().invoke(crosscheck.main, ["--rounds", "3", "--record", str(record)])
     assert done.exit_code == status
-    assert json.loads(record.read_text())["modes"] == {"stock": {"rounds": 3}, "layered": {"rounds": 3}}
+    assert json.loads(record.read_text())["modes"] == {
+        "stock": {"open": 3, "closed": 3},
+        "layered": {"open": 3, "closed": 3},
+    }
 
 
-@pytest.mark.parametrize("mode", crosscheck.MODES)
-def test_the_spec_asks_for_the_mode_and_names_no_folder(mode: str, tmp_path: Path) -> None:
-    spec = crosscheck.Asked("tiny", 2, 8, 4).spec(mode, tmp_path / "tokenizer")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", LOADS)
+def test_the_spec_asks_for_mode_and_load_and_names_no_folder(
+    mode: str, kind: LoadKind, tmp_path: Path
+) -> None:
+    spec = crosscheck.Asked("tiny", 2, 8, 4, 1.5).spec(mode, kind, tmp_path)
     assert ("layered" in spec.server.flags) == (mode == "layered")
+    assert spec.load.is_closed == (kind == "closed")
     assert str(tmp_path / "tokenizer") in spec.server.flags
     assert str(tmp_path) not in json.dumps(spec.to_json())

@@ -188,7 +188,7 @@ def counters(way: Way, rows: int) -> Mapping[str, float]:
     for phase, num_rows in (("decode", rows + 1), ("prompt", way.size or PROMPT_TOKENS)):
         value = uniform_coverage(BENCH, num_rows, 0) / 2
         for part, number in (("sum", 7 * value), ("count", 7.0)):
-            found[f'layered_expert_coverage_ratio_{part}{{phase="{phase}"}}'] = number
+            found[f'expert_coverage_ratio_{part}{{phase="{phase}"}}'] = number
     return found
 
 

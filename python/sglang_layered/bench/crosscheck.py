@@ -1,14 +1,8 @@
-"""Our benchmark beside other tools on one server, in turns: do they agree? `scripts/bench-crosscheck`.
-
-A closed loop of text prompts. Prompts are all as long; outputs are not, so that requests do not end and
-start together: what a first token then waits for would depend on microseconds. The server computes on all
-cores but one, which is left to HTTP and to the client.
-"""
+"""Our benchmark beside other tools on one server, in turns: do they agree? `scripts/bench-crosscheck`."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +14,14 @@ from rich.console import Console
 
 from sglang_layered.bench.client_data import PlannedRequest
 from sglang_layered.bench.crosscheck_compare import Agreement, agreements, table
+from sglang_layered.bench.crosscheck_load import (
+    LOADS,
+    MODES,
+    TIMEOUT_S,
+    Asked,
+    LoadKind,
+    tokenizer_folder,
+)
 from sglang_layered.bench.crosscheck_reading import DEFINITIONS, Reading, our_reading
 from sglang_layered.bench.crosscheck_tools import TOOLS, Call, Tool
 from sglang_layered.bench.crosscheck_words import make_word_tokenizer
@@ -33,55 +35,11 @@ from sglang_layered.bench.run import (
     process_of,
     run_repetition,
 )
-from sglang_layered.bench.spec import BenchSpec, spec_from
 from sglang_layered.errors import LayeredPrefillError
 
 OUT = Path("out") / "crosscheck"
 OURS = "ours"
-MODES: Mapping[str, tuple[str, ...]] = {"stock": (), "layered": ("--prefill-mode", "layered")}
-PROMPT_TOKENS = 128
-OUTPUT_TOKENS = (24, 72)
 WARM_UP = 0  # the round that is not measured
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What to run."""
-
-    preset: str
-    rounds: int
-    num_requests: int
-    num_clients: int
-    timeout_s: float = 600.0
-
-    def spec(self, mode: str, tokenizer: Path) -> BenchSpec:
-        """The load and its server as a spec of `bench run`."""
-        threads = max((os.cpu_count() or 1) - 1, 1)
-        low, high = OUTPUT_TOKENS
-        flags = ["--tokenizer-path", str(tokenizer), "--stream-interval", "1", "--disable-radix-cache"]
-        flags += ["--max-total-tokens", "16384", "--max-running-requests", str(self.num_clients)]
-        return spec_from(
-            {
-                "run": {"name": f"crosscheck-{mode}", "timeout_s": self.timeout_s},
-                "server": {
-                    "model": {"arch": "qwen3_moe", "preset": self.preset},
-                    "flags": [*flags, *MODES[mode]],
-                    "env": {"OMP_NUM_THREADS": str(threads)},
-                },
-                "load": {
-                    "arrivals": "closed",
-                    "num_clients": self.num_clients,
-                    "num_requests": self.num_requests,
-                },
-                "workload": {
-                    "inputs": "text",
-                    "lengths": {
-                        "prompt": {"distribution": "fixed", "tokens": PROMPT_TOKENS},
-                        "output": {"distribution": "uniform", "min_tokens": low, "max_tokens": high},
-                    },
-                },
-            }
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +70,8 @@ def order_of(index: int, names: Sequence[str]) -> tuple[str, ...]:
     return (*names[shift:], *names[:shift])
 
 
-def one_round(load: Load, server: Server, index: int, tokenizer: Path, folder: Path) -> Round:
-    """Each tool's turn with the same requests.
+def one_round(load: Load, server: Server, index: int, folder: Path, rate_per_s: float) -> Round:
+    """Each tool's turn with the same requests; `rate_per_s` is that of an open load.
 
     Raises:
         BenchError: somebody's requests failed, or were not those that were asked for.
@@ -131,9 +89,9 @@ def one_round(load: Load, server: Server, index: int, tokenizer: Path, folder: P
             traces = run_repetition(load, server, index).traces
             ours = {tool.name: our_reading(traces, tool.itl) for tool in TOOLS}
         else:
-            place = folder / f"{index}-{name}"
-            clients = load.spec.load.num_clients or 1
-            call = Call(requests, clients, server.url, tokenizer, place, load.spec.run.timeout_s)
+            place = folder / f"{load.spec.run.name}-{index}-{name}"
+            clients, tokenizer = load.spec.load.num_clients, tokenizer_folder(folder)
+            call = Call(requests, clients, rate_per_s, server.url, tokenizer, place, TIMEOUT_S)
             theirs[name] = tools[name].run(call)
         others_cores[name] = round(others.cores(), 2)
     for name, reading in (*((OURS, each) for each in ours.values()), *theirs.items()):
@@ -141,58 +99,89 @@ def one_round(load: Load, server: Server, index: int, tokenizer: Path, folder: P
     return Round(order, ours, theirs, others_cores)
 
 
-def run_mode(asked: Asked, mode: str, console: Console) -> tuple[dict[str, Any], list[Agreement]]:
-    """One server and all rounds on it: what goes into the record, and the agreements."""
+def run_mode(
+    asked: Asked, mode: str, kinds: Sequence[LoadKind], console: Console
+) -> tuple[dict[str, Any], list[Agreement]]:
+    """One server and all rounds on it: what goes into the record by load, and the agreements."""
     folder = (OUT / mode).absolute()
-    tokenizer = folder / "tokenizer"
-    spec = asked.spec(mode, tokenizer)
-    model = model_folder(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    asked.write_arrivals(folder)
+    loads = {kind: Load.of(asked.spec(mode, kind, folder)) for kind in kinds}
+    first = loads[kinds[0]]
+    model = model_folder(first.spec)  # all loads have the same server
     vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
-    words = make_word_tokenizer(vocab_size, tokenizer)
-    load, rounds = Load.of(spec), []
-    with process_of(spec, model, folder / "server.log") as process:
+    words = make_word_tokenizer(vocab_size, tokenizer_folder(folder))
+    document: dict[str, Any] = {}
+    everything: list[Agreement] = []
+    with process_of(first.spec, model, folder / "server.log") as process:
         server = Server(process.base_url, vocab_size, words)
-        run_repetition(load, server, WARM_UP)
-        for index in range(WARM_UP + 1, WARM_UP + 1 + asked.rounds):
-            rounds.append(one_round(load, server, index, tokenizer, folder))
-            console.print(f"{mode}: round {index} of {asked.rounds}", highlight=False)
-    found = [
+        run_repetition(first, server, WARM_UP)
+        for kind, load in loads.items():
+            rounds = []
+            for index in range(WARM_UP + 1, WARM_UP + 1 + asked.rounds):
+                rounds.append(one_round(load, server, index, folder, asked.rate_per_s))
+                console.print(f"{mode}, {kind} load: round {index} of {asked.rounds}", highlight=False)
+            found = compared(rounds)
+            console.print(table(found, f"{mode}, {kind} load: medians over {asked.rounds} rounds"))
+            document[kind] = recorded(load, rounds, found)
+            everything += found
+    return document, everything
+
+
+def compared(rounds: Sequence[Round]) -> list[Agreement]:
+    """All tools beside ours."""
+    return [
         agreement
         for tool in TOOLS
         for agreement in agreements(
             tool.name, [each.ours[tool.name] for each in rounds], [each.theirs[tool.name] for each in rounds]
         )
     ]
-    document = {"spec": spec.to_json(), "rounds": [each.to_json() for each in rounds]}
-    return document | {"agreements": [each.to_json() for each in found]}, found
+
+
+def recorded(load: Load, rounds: Sequence[Round], found: Sequence[Agreement]) -> dict[str, Any]:
+    """JSON values of one load's rounds."""
+    return {
+        "spec": load.spec.to_json(),
+        "rounds": [each.to_json() for each in rounds],
+        "agreements": [each.to_json() for each in found],
+    }
 
 
 def _check(reading: Reading, requests: Sequence[PlannedRequest], name: str) -> None:
-    output_tokens = sum(each.max_output_tokens for each in requests)
-    reading.check(len(requests), PROMPT_TOKENS * len(requests), output_tokens, name)
+    prompt_tokens = sum(len(str(each.prompt).split()) for each in requests)
+    reading.check(len(requests), prompt_tokens, sum(each.max_output_tokens for each in requests), name)
 
 
 @click.command()
 @click.option("--mode", "modes", type=click.Choice(list(MODES)), multiple=True, default=tuple(MODES))
+@click.option("--load", "kinds", type=click.Choice(LOADS), multiple=True, default=LOADS)
 @click.option("--preset", default="bench", show_default=True, help="Preset of qwen3_moe to serve.")
 @click.option("--rounds", default=6, show_default=True, type=click.IntRange(2), help="Turns of each tool.")
-@click.option("--requests", "num_requests", default=48, show_default=True, type=click.IntRange(2))
-@click.option("--clients", "num_clients", default=4, show_default=True, type=click.IntRange(1))
+@click.option("--requests", default=48, show_default=True, type=click.IntRange(2), help="In each turn.")
+@click.option("--clients", default=4, show_default=True, type=click.IntRange(1), help="Of the closed load.")
+@click.option("--rate", default=1.5, show_default=True, help="Requests per second of the open load.")
 @click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="File for the record.")
 def main(
-    modes: Sequence[str], preset: str, rounds: int, num_requests: int, num_clients: int, record: Path | None
+    modes: Sequence[str],
+    kinds: Sequence[LoadKind],
+    preset: str,
+    rounds: int,
+    requests: int,
+    clients: int,
+    rate: float,
+    record: Path | None,
 ) -> None:
     """Run our client, sglang.bench_serving and GuideLLM in turns against one server, and compare.
 
     Exit status 1: some figure differs by more than 5 %.
     """
     console = Console(width=None if Console().is_terminal else 120)
-    asked = Asked(preset, rounds, num_requests, num_clients)
+    asked = Asked(preset, rounds, requests, clients, rate)
     document: dict[str, Any] = {"made_with": made_with(), "definitions": dict(DEFINITIONS), "modes": {}}
     everything: list[Agreement] = []
     for mode in dict.fromkeys(modes):
-        document["modes"][mode], found = run_mode(asked, mode, console)
-        console.print(table(found, f"{mode}: medians over {rounds} rounds; ratios paired over rounds"))
+        document["modes"][mode], found = run_mode(asked, mode, list(dict.fromkeys(kinds)), console)
         everything += found
         if record is not None:
             record.parent.mkdir(parents=True, exist_ok=True)

@@ -126,8 +126,12 @@ def bench_serving_reading(text: str, output_lengths: Sequence[int]) -> Reading:
     return reading
 
 
-def guidellm_reading(text: str) -> Reading:
+def guidellm_reading(text: str, due_s: Sequence[float] | None = None) -> Reading:
     """What `guidellm run` wrote as JSON: one benchmark, each request with its times.
+
+    Args:
+        text: its output.
+        due_s: when requests were to be sent, in order; None for a closed loop.
 
     Raises:
         BenchError: it is something else.
@@ -137,6 +141,7 @@ def guidellm_reading(text: str) -> Reading:
         (run,) = found["benchmarks"]
         metrics, done = run["metrics"], run["requests"]["successful"]
         tokens = sum(int(each["output_tokens"]) for each in done)
+        late = {} if due_s is None else {"sent_late_s": _late_s(done, due_s)}
         return Reading(
             output_tokens_per_s=float(metrics["output_tokens_per_second"]["successful"]["mean"]),
             ttft_ms=float(metrics["time_to_first_token_ms"]["successful"]["median"]),
@@ -144,7 +149,8 @@ def guidellm_reading(text: str) -> Reading:
             num_requests=len(done),
             prompt_tokens=sum(int(each["prompt_tokens"]) for each in done),
             output_tokens=tokens,
-            more={
+            more=late
+            | {
                 "version": found["metadata"]["guidellm_version"],
                 "output_tokens_per_s_to_last_token": tokens / _span_s(done),
                 "tokens_seen_as_text": sum(int(_times(each)["token_iterations"]) for each in done),
@@ -158,6 +164,12 @@ def guidellm_reading(text: str) -> Reading:
 def _span_s(done: Sequence[Mapping[str, Any]]) -> float:
     first_s = min(float(_times(each)["request_start"]) for each in done)
     return max(float(_times(each)["last_token_iteration"]) for each in done) - first_s
+
+
+def _late_s(done: Sequence[Mapping[str, Any]], due_s: Sequence[float]) -> float:
+    """How much later than due, beside the first request, the latest was sent."""
+    sent_s = sorted(float(_times(each)["request_start"]) for each in done)
+    return max(sent - sent_s[0] - due for sent, due in zip(sent_s, due_s, strict=True))
 
 
 def _times(request: Mapping[str, Any]) -> Mapping[str, Any]:

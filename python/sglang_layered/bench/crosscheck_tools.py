@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sglang_layered.bench.client_data import PlannedRequest
+from sglang_layered.bench.crosscheck_load import SEED
 from sglang_layered.bench.crosscheck_reading import (
     Itl,
     Reading,
@@ -27,7 +28,6 @@ from sglang_layered.bench.crosscheck_reading import (
 from sglang_layered.errors import BenchError
 
 GUIDELLM = Path(".tools") / "guidellm" / "bin" / "guidellm"
-SEED = 1  # of the order in which bench_serving shuffles its data set
 LOG_TAIL_LINES = 15
 
 # One client process, as ours and bench_serving have; no look at a hub; a proxy is not for loopback.
@@ -44,10 +44,15 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One run of a tool: the requests to send, how many at once, where, and files of its own."""
+    """One run of a tool: the requests to send, when, where, and files of its own.
+
+    With `num_clients` it is a closed loop of so many; else requests go at their `due_s`, which come from
+    `open_times_s` at `rate_per_s`.
+    """
 
     requests: Sequence[PlannedRequest]
-    num_clients: int
+    num_clients: int | None
+    rate_per_s: float
     url: str
     tokenizer: Path
     folder: Path  # absolute; the tool runs in it
@@ -62,6 +67,11 @@ class Call:
     def output(self) -> Path:
         """File that the tool writes."""
         return self.folder / "output.json"
+
+    @property
+    def due_s(self) -> list[float]:
+        """When the requests are due in an open loop."""
+        return [request.due_s for request in self.requests]
 
     @property
     def output_lengths(self) -> list[int]:
@@ -113,14 +123,16 @@ def bench_serving_rows(call: Call) -> list[dict[str, Any]]:
 
 
 def bench_serving_command(call: Call) -> list[str]:
-    """`python -m sglang.bench_serving`, a closed loop on /generate."""
-    options = {
+    """`python -m sglang.bench_serving` on /generate."""
+    load = {"--request-rate": repr(call.rate_per_s)}
+    if call.num_clients is not None:
+        load = {"--max-concurrency": str(call.num_clients)}
+    options = load | {
         "--backend": "sglang",
         "--base-url": call.url,
         "--dataset-name": "custom",
         "--dataset-path": str(call.data),
         "--num-prompts": str(len(call.requests)),
-        "--max-concurrency": str(call.num_clients),
         "--tokenizer": str(call.tokenizer),
         "--seed": str(SEED),
         "--warmup-requests": "1",
@@ -133,16 +145,21 @@ def bench_serving_command(call: Call) -> list[str]:
 def guidellm_rows(call: Call) -> list[dict[str, Any]]:
     """Rows of a file of prompts; with a number of output tokens GuideLLM asks for them to the last."""
     return [
-        {"prompt": str(request.prompt), "output_tokens_count": request.max_output_tokens}
+        {
+            "prompt": str(request.prompt),
+            "output_tokens_count": request.max_output_tokens,
+            "relative_timestamp": request.due_s,  # its profile `concurrent` does not look at it
+        }
         for request in call.requests
     ]
 
 
 def guidellm_command(call: Call) -> list[str]:
-    """`guidellm run`, its profile `concurrent`, on /v1/completions."""
+    """`guidellm run` on /v1/completions."""
+    profile = "kind=replay" if call.num_clients is None else f"kind=concurrent,streams={call.num_clients}"
     options = {
         "--backend": f"kind=openai_http,target={call.url},request_format=/v1/completions",
-        "--profile": f"kind=concurrent,streams={call.num_clients}",
+        "--profile": profile,
         "--constraint": f"kind=max_requests,count={len(call.requests)}",
         "--data": f"kind=json_file,path={call.data}",
         "--tokenizer": f"kind=huggingface_auto,model={call.tokenizer}",
@@ -161,7 +178,11 @@ TOOLS = (
         lambda text, call: bench_serving_reading(text, call.output_lengths),
     ),
     Tool(
-        "GuideLLM", "request means", guidellm_rows, guidellm_command, lambda text, _: guidellm_reading(text)
+        "GuideLLM",
+        "request means",
+        guidellm_rows,
+        guidellm_command,
+        lambda text, call: guidellm_reading(text, None if call.num_clients else call.due_s),
     ),
 )
 

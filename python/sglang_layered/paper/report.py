@@ -114,7 +114,7 @@ def _losses(sweeps: Sequence[SweepResult]) -> Iterator[str]:
         seen = outcomes(sweep, found)
         better, worse = better + seen.better, worse + seen.worse
         undecided += seen.undecided
-        rows += [(sweep.name, each.where, each.arm, each.what, each.detail) for each in seen.losses]
+        rows += [(sweep.name, one.where, one.arm, one.what, one.detail) for one in seen.losses]
     yield (
         f"Of the layered arms' comparisons with each study's first arm {better} were better, {worse} worse and"
         f" {undecided} undecided. Every lost comparison and every lost duel:"

@@ -17,15 +17,18 @@ from sglang_layered.bench.sweep import Turn, pool_for, run_sweep
 from sglang_layered.bench.sweep_result import SweepResult
 from sglang_layered.bench.tables import to_markdown
 from sglang_layered.cost.paper import compare_run_times
-from sglang_layered.cost.report import fit_sweeps, write_fit
+from sglang_layered.cost.report import FitReport, fit_sweeps, write_fit
 from sglang_layered.cost.tables import fit_tables
+from sglang_layered.cost.ways import Way
 from sglang_layered.energy.find import find_sources
 from sglang_layered.errors import BenchError, ConfigError
 from sglang_layered.models.router_topics import RECORD_NAME
+from sglang_layered.paper.exact import exact_attention_table
 from sglang_layered.paper.report import Extras, coverage_text, markdown_of, write_report
 from sglang_layered.paper.studies import Study, read_studies
 
 COST_STUDY = "beside"
+CONTEXT_TOKENS = 256  # that a decode row of that study sees, about
 HTML = "html"
 
 Tell = Callable[[Study, Turn], None]
@@ -103,7 +106,26 @@ def _cost(results: list[SweepResult], work: Path) -> str:
         return f"No model was fitted: {error}"
     write_fit(fitted, work / "cost-fit.json")
     texts = [markdown_of(table) for table in fit_tables(fitted)]
-    return "\n\n".join([*texts, _paper_run_times()])
+    return "\n\n".join([*texts, _exact_attention(fitted), _paper_run_times()])
+
+
+def _exact_attention(fitted: FitReport) -> str:
+    seen = fitted.fit.seen
+    if seen is None:
+        return ""
+    ways = [
+        Way("whole"),
+        *(Way("mixed", size) for size in (64, 256, 512)),
+        *(Way("layered", groups) for groups in (2, 4, 8)),
+    ]
+    tokens = seen.prompt_tokens[1]
+    table = exact_attention_table(fitted.fit, ways, tokens, seen.decode_rows, CONTEXT_TOKENS)
+    return (
+        f"**A prompt of {tokens} tokens, predicted, with the CPU's attention and with an exact one**\n\n"
+        "SGLang's attention on a CPU computes the cached rows of a chunk again, which a GPU's does not: part of"
+        " what chunks lose above is due to that. Whole prompts and layer groups are not touched by it.\n\n"
+        f"{table}"
+    )
 
 
 def _paper_run_times() -> str:
