@@ -169,7 +169,7 @@ def test_bench_serving_gets_the_planned_order_after_its_shuffle(tmp_path: Path) 
 
 def test_guidellm_gets_the_planned_requests(tmp_path: Path) -> None:
     rows = crosscheck_tools.guidellm_rows(call(tmp_path))
-    assert rows[1] == {"prompt": "word1 and more", "output_tokens_count": 3, "relative_timestamp": 0.5}
+    assert rows[1] == {"prompt": "word1 and more", "output_tokens_count": 3, "relative_timestamp": 1.5}
     assert len(rows) == len(PLANNED)
 
 
@@ -193,6 +193,14 @@ def test_commands_ask_for_the_load(tool: Tool, closed: list[str], open_: list[st
         command = tool.command(call(tmp_path, num_clients))
         assert command[command.index(asked[0]) + 1] == asked[1]
         assert other[1] not in command
+
+
+@pytest.mark.parametrize(("num_clients", "workers"), [(3, "1"), (None, "2")])
+def test_guidellm_has_as_many_processes_as_it_needs(
+    num_clients: int | None, workers: str, tmp_path: Path
+) -> None:
+    environment = crosscheck_tools.environment_of(call(tmp_path, num_clients))
+    assert environment["GUIDELLM__MAX_WORKER_PROCESSES"] == workers
 
 
 def test_open_times_are_those_that_bench_serving_draws_one_by_one() -> None:

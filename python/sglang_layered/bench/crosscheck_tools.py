@@ -30,10 +30,11 @@ from sglang_layered.errors import BenchError
 GUIDELLM = Path(".tools") / "guidellm" / "bin" / "guidellm"
 LOG_TAIL_LINES = 15
 
-# One client process, as ours and bench_serving have; no look at a hub; a proxy is not for loopback.
+LEAD_S = 1.0  # GuideLLM's replay begins while its worker still starts, so its first requests would be late
+
+# No look at a hub; a proxy is not for loopback.
 ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
-        "GUIDELLM__MAX_WORKER_PROCESSES": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "NO_PROXY": "*",
@@ -148,7 +149,7 @@ def guidellm_rows(call: Call) -> list[dict[str, Any]]:
         {
             "prompt": str(request.prompt),
             "output_tokens_count": request.max_output_tokens,
-            "relative_timestamp": request.due_s,  # its profile `concurrent` does not look at it
+            "relative_timestamp": LEAD_S + request.due_s,  # its profile `concurrent` does not look at it
         }
         for request in call.requests
     ]
@@ -187,12 +188,26 @@ TOOLS = (
 )
 
 
+def environment_of(call: Call) -> dict[str, str]:
+    """The tool's environment.
+
+    GuideLLM gets one client process, as ours and bench_serving are one. In its replay it gets two, of which
+    it uses one: with one it loses a request (seen in 0.8.1).
+    """
+    workers = "2" if call.num_clients is None else "1"
+    return dict(os.environ) | dict(ENVIRONMENT) | {"GUIDELLM__MAX_WORKER_PROCESSES": workers}
+
+
 def _status_of(command: Sequence[str], call: Call, log: Path) -> int | None:
     """Exit status; None if it took too long. Nothing of it is left running."""
-    environment = dict(os.environ) | dict(ENVIRONMENT)
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, cwd=call.folder, env=environment, stdout=stream, stderr=stream, start_new_session=True
+            command,
+            cwd=call.folder,
+            env=environment_of(call),
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     try:
         return process.wait(timeout=call.timeout_s)
