@@ -20,7 +20,7 @@ MADE_WITH = {
     "versions": {"sglang": "0.5.17", "torch": "2.9"},
     "commit": "0123abc",
     "patches_sha256": "f00d" * 16,
-    "machine": {"cpu": "a made-up processor", "cores": 2, "gpus": []},
+    "machine": {"cpu": "a made-up processor", "cores": 2, "memory_gib": 24.0, "gpus": []},
 }
 GAP_S, NUM_OUTPUT = 0.03, 24
 BACKGROUND_TOKENS = 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def test_every_round_has_every_cell_once_and_rounds_differ_in_the_order_of_arms(
         assert all(len(set(points[start : start + 5])) == 1 for start in range(0, 20, 5))
     assert len({tuple(each) for each in orders}) == 4
     assert orders == [[cell.file_name for cell in order(sweep_of(arms=arms), index)] for index in range(4)]
+
+
+def test_servers_that_do_not_fit_at_once_start_once_a_round() -> None:
+    arms = [{"name": f"arm{index}", "mode": "whole", "flags": [f"--flag{index}"]} for index in range(4)]
+    settings = {"name": "small", "rounds": 2, "timeout_s": 60, "max_servers": 2}
+    workload = {"lengths": values()["workload"]["lengths"]}
+    spec = sweep_of(arms=arms, sweep=settings, server={"model": {"arch": "qwen3_moe"}}, workload=workload)
+    names = [cell.arm.name for cell in order(spec, 0)]
+    assert Counter(names) == Counter({f"arm{index}": 4 for index in range(4)})
+    assert sum(first != second for first, second in pairwise(names)) == 3
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,27 @@ Tell = Callable[[Turn], None]
 
 
 def order(spec: SweepSpec, round_index: int) -> list[Cell]:
-    """Cells in the order of their turns: point after point, arms in an order drawn for round and point."""
-    turns: list[Cell] = []
+    """Cells in the order of their turns.
+
+    Point after point, arms in an order drawn for round and point. Where the servers of all arms do not fit at
+    once, arm after arm in an order drawn for the round, so that a round starts each of them once.
+    """
     num_arms = len(spec.arms)
-    for point, start in enumerate(range(0, len(spec.cells), num_arms)):
-        draws = generator(spec.settings.seed, Stream.ARM_ORDER, round_index, point)
-        turns += [spec.cells[start + int(index)] for index in draws.permutation(num_arms)]
-    return turns
+    points = range(0, len(spec.cells), num_arms)
+    if len({key_of(cell.spec) for cell in spec.cells}) > spec.settings.max_servers:
+        arms = _drawn(spec, round_index, 0)
+        return [spec.cells[start + arm] for arm in arms for start in points]
+    return [
+        spec.cells[start + arm]
+        for point, start in enumerate(points)
+        for arm in _drawn(spec, round_index, point)
+    ]
+
+
+def _drawn(spec: SweepSpec, round_index: int, point: int) -> list[int]:
+    """Places of the arms in an order of their own."""
+    draws = generator(spec.settings.seed, Stream.ARM_ORDER, round_index, point)
+    return [int(index) for index in draws.permutation(len(spec.arms))]
 
 
 def run_sweep(

@@ -51,6 +51,7 @@ def reproduce(
     if publish is None and not fast and not only:
         publish = Path("results") / profile
     plan = Plan(
+        profile=profile,
         specs=specs or Path("scripts") / "paper" / profile,
         work=out or Path("out") / "reproduce" / (f"{profile}-fast" if fast else profile),
         publish=publish,

@@ -8,10 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from sglang_layered.bench.sweep_result import SweepResult
 from sglang_layered.paper.ratios import Ratio, ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a profile calls the arms that stand for the paper's, and the point that its table is of."""
+
+    chunk: str  # for its chunks of 512
+    large_chunk: str  # four times that
+    few_groups: str
+    many_groups: str
+    dense_chunk: str
+    dense_layered: str
+    point: Mapping[str, Any]
+
+
+NAMES: Mapping[str, Names] = MappingProxyType(
+    {
+        "cpu": Names(
+            chunk="mixed-64",
+            large_chunk="mixed-256",
+            few_groups="layered-2",
+            many_groups="layered-8",
+            dense_chunk="mixed-256",
+            dense_layered="layered-8",
+            point={"workload.lengths.prompt.tokens": 1024, "load.background.num_streams": 4},
+        ),
+        "h200": Names(
+            chunk="mixed-512",
+            large_chunk="mixed-2048",
+            few_groups="layered-2",
+            many_groups="layered-16",
+            dense_chunk="mixed-512",
+            dense_layered="layered-16",
+            point={"load.background.num_streams": 16},
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,132 +103,169 @@ BANDWIDTH = (
     " so reading experts again costs less."
 )
 ROUTING = "Random weights route nearly uniformly, so decode steps read more of the experts than in the paper."
-STEPS = "A step has 10 to 20 ms of its own on this CPU, and layered prefill makes more steps."
-QUEUE = "The load is one rate on one small machine, not 1.3 requests/s on two H100."
-
-CHUNKS = (
-    Claim(
-        "Fig. 2 (read off)",
-        "expert bytes of one prompt, smallest chunk over whole",
-        "13.4 times (764 v 57 GB, chunk 512 v 8192)",
-        764 / 57,
-        "alone",
-        "expert_bytes",
-        "mixed-64",
-        "whole",
-        "The same law: the number of chunks times the coverage of a chunk; 16 chunks here as there.",
-        ROUTING,
-        "times",
-    ),
-    Claim(
-        "Fig. 2 (read off)",
-        "run time of one prompt, smallest chunk over whole",
-        "2.67 times (559 v 209 ms)",
-        559 / 209,
-        "alone",
-        "ttft_mean",
-        "mixed-64",
-        "whole",
-        BANDWIDTH,
-        BANDWIDTH,
-        "times",
-    ),
-    Claim(
-        "Table 2",
-        "p99 TBT, chunk of 4 times the size",
-        "2.67 times (129 v 48 ms, chunk 2048 v 512)",
-        129 / 48.4,
-        "beside",
-        "beside_p99",
-        "mixed-256",
-        "mixed-64",
-        "A larger chunk takes longer, less than in proportion: the experts are read in both.",
-        STEPS,
-        "times",
-        {"workload.lengths.prompt.tokens": 1024, "load.background.num_streams": 4},
-    ),
-)
+STEPS = "A layered prompt makes more steps, and a step has a cost of its own."
+QUEUE = "One rate on one machine, not 1.3 requests/s on two H100."
+MINUS = "\N{MINUS SIGN}"
 
 
-def _serving(what: str, text: str, paper: float, scalar: str, agree: str, differ: str) -> Claim:
-    return Claim(
-        "arXiv, 1.3 requests/s", what, text, paper, "arxiv", scalar, "layered", "mixed-64", agree, differ
-    )
-
-
-SERVING = (
-    _serving(
-        "mean TTFT", "\N{MINUS SIGN}56 % (2.80 to 1.24 s)", 0.44, "ttft_mean", QUEUE, f"{STEPS} {QUEUE}"
-    ),
-    _serving("p99 TTFT", "\N{MINUS SIGN}53 % (8.65 to 4.10 s)", 0.47, "ttft_p99", QUEUE, f"{STEPS} {QUEUE}"),
-    _serving("mean TBT", "\N{MINUS SIGN}35 %", 0.65, "tbt_mean", BANDWIDTH, STEPS),
-    _serving("p99 TBT", "\N{MINUS SIGN}27 %", 0.73, "tbt_p99", BANDWIDTH, STEPS),
-    _serving(
-        "E2E of a request", "\N{MINUS SIGN}41 % (9.4 to 5.5 s, one request)", 0.59, "e2e_mean", QUEUE, STEPS
-    ),
-    _serving("expert bytes a request", "\N{MINUS SIGN}39 %", 0.61, "expert_bytes", ROUTING, ROUTING),
-    Claim(
-        "ShareGPT",
-        "expert bytes a request",
-        "\N{MINUS SIGN}12 %",
-        0.88,
-        "sharegpt",
-        "expert_bytes",
-        "layered",
-        "mixed-64",
-        "Prompts are short, so there is less to save than with arXiv, there and here.",
-        ROUTING,
-    ),
-)
-
-POINT = {"workload.lengths.prompt.tokens": 1024, "load.background.num_streams": 4}
-GROUPS = (
-    Claim(
-        "Table 11",
-        "p99 TBT, few groups over many",
-        "3.9 times (138 ms at G=2, 36 ms at G=16)",
-        138 / 35.7,
-        "beside",
-        "beside_p99",
-        "layered-2",
-        "layered-8",
-        "Worst TBT is P/G + D: 4 times the groups, less than a quarter of the TBT where D counts.",
-        STEPS,
-        "times",
-        POINT,
-    ),
-    Claim(
-        "Table 11",
-        "TTFT, few groups over many",
-        "below 1 (lowest at G=2)",
-        0.9,
-        "beside",
-        "ttft_mean",
-        "layered-2",
-        "layered-8",
-        "TTFT is P + G D: every group adds a decode step.",
-        "P + G D says the opposite; look at the raw data.",
-        "times",
-        POINT,
-    ),
-)
-DENSE = (
-    Claim(
+def claims(names: Names) -> Iterator[Claim]:
+    """All claims, in the paper's order."""
+    yield from _chunks(names)
+    yield from _serving(names)
+    yield from _groups(names)
+    yield Claim(
         "dense Qwen3-8B",
-        "TTFT against chunks",
+        f"TTFT, {names.dense_layered} over {names.dense_chunk}",
         "+52 % (0.955 to 1.45 s): layered loses",
         1.52,
         "dense",
         "ttft_mean",
-        "layered-8",
-        "mixed-256",
+        names.dense_layered,
+        names.dense_chunk,
         "There are no experts to save: layers only add steps.",
-        "Chunks are dear on a CPU (each is many small calls), so layered does not lose here.",
-    ),
-)
+        "Chunks are dear on a CPU (see the last section), so layered does not lose here.",
+    )
 
 
-def rows(sweeps: Mapping[str, SweepResult]) -> Iterator[Row]:
-    """All claims, in the paper's order."""
-    for claim in (*CHUNKS, *SERVING, *GROUPS, *DENSE):
+def _chunks(names: Names) -> Iterator[Claim]:
+    alone = ("alone", names.chunk, "whole")
+    for what, text, paper, scalar, agree, differ in (
+        (
+            "expert bytes of one prompt",
+            "13.4 times (764 v 57 GB, chunk 512 v 8192)",
+            764 / 57,
+            "expert_bytes",
+            "The same law: the number of chunks times the coverage of a chunk; 16 chunks here as there.",
+            ROUTING,
+        ),
+        (
+            "run time of one prompt",
+            "2.67 times (559 v 209 ms)",
+            559 / 209,
+            "ttft_mean",
+            f"{BANDWIDTH} SGLang's attention on a CPU adds to it (see the last section).",
+            BANDWIDTH,
+        ),
+    ):
+        study, arm, whole = alone
+        yield Claim(
+            "Fig. 2 (read off)",
+            f"{what}, {arm} over whole",
+            text,
+            paper,
+            study,
+            scalar,
+            arm,
+            whole,
+            agree,
+            differ,
+            "times",
+        )
+    yield Claim(
+        "Table 2",
+        f"p99 TBT, {names.large_chunk} over {names.chunk}",
+        "2.67 times (129 v 48 ms, chunk 2048 v 512)",
+        129 / 48.4,
+        "beside",
+        "beside_p99",
+        names.large_chunk,
+        names.chunk,
+        "A larger chunk takes longer, less than in proportion: the experts are read in both.",
+        "On a CPU a small chunk pays for attention over the whole prompt as a large one does.",
+        "times",
+        names.point,
+    )
+
+
+def _serving(names: Names) -> Iterator[Claim]:
+    for what, text, paper, scalar, agree, differ in (
+        ("mean TTFT", f"{MINUS}56 % (2.80 to 1.24 s)", 0.44, "ttft_mean", QUEUE, f"{STEPS} {QUEUE}"),
+        ("p99 TTFT", f"{MINUS}53 % (8.65 to 4.10 s)", 0.47, "ttft_p99", QUEUE, f"{STEPS} {QUEUE}"),
+        ("mean TBT", f"{MINUS}35 %", 0.65, "tbt_mean", BANDWIDTH, STEPS),
+        ("p99 TBT", f"{MINUS}27 %", 0.73, "tbt_p99", BANDWIDTH, STEPS),
+        ("E2E", f"{MINUS}41 % (9.4 to 5.5 s, one request)", 0.59, "e2e_mean", QUEUE, STEPS),
+        ("expert bytes a request", f"{MINUS}39 %", 0.61, "expert_bytes", ROUTING, ROUTING),
+    ):
+        title = f"{what}, layered over {names.chunk}"
+        yield Claim(
+            "arXiv, 1.3 requests/s",
+            title,
+            text,
+            paper,
+            "arxiv",
+            scalar,
+            "layered",
+            names.chunk,
+            agree,
+            differ,
+        )
+    for study, routers in (("calibrated", "calibrated routers"), ("sharegpt", "ShareGPT")):
+        is_short = study == "sharegpt"
+        yield Claim(
+            routers if is_short else f"arXiv, {routers}",
+            f"expert bytes a request, layered over {names.chunk}",
+            f"{MINUS}12 %" if is_short else f"{MINUS}39 %",
+            0.88 if is_short else 0.61,
+            study,
+            "expert_bytes",
+            "layered",
+            names.chunk,
+            "Prompts are short, so there is less to save than with arXiv, there and here."
+            if is_short
+            else "Routers touch what the paper's table says; lengths and rate are scaled.",
+            ROUTING,
+        )
+    yield Claim(
+        "energy at one rate",
+        f"J a token, layered over {names.chunk}",
+        f"{MINUS}8 to {MINUS}9 % ({MINUS}22 % each at its own top rate)",
+        0.915,
+        "arxiv",
+        "joules_total",
+        "layered",
+        names.chunk,
+        "Fewer bytes are read.",
+        STEPS,
+    )
+
+
+def _groups(names: Names) -> Iterator[Claim]:
+    for what, text, paper, scalar, agree, differ in (
+        (
+            "p99 TBT",
+            "3.9 times (138 ms at G=2, 36 ms at G=16)",
+            138 / 35.7,
+            "beside_p99",
+            "Worst TBT is P/G + D: with more groups the decode step D counts for more.",
+            STEPS,
+        ),
+        (
+            "TTFT",
+            "below 1 (lowest at G=2)",
+            0.9,
+            "ttft_mean",
+            "TTFT is P + G D: every group adds a decode step.",
+            "P + G D says the opposite; look at the raw data.",
+        ),
+    ):
+        title = f"{what}, {names.few_groups} over {names.many_groups}"
+        yield Claim(
+            "Table 11",
+            title,
+            text,
+            paper,
+            "beside",
+            scalar,
+            names.few_groups,
+            names.many_groups,
+            agree,
+            differ,
+            "times",
+            names.point,
+        )
+
+
+def rows(sweeps: Mapping[str, SweepResult], profile: str) -> Iterator[Row]:
+    """All claims with what was measured."""
+    for claim in claims(NAMES[profile]):
         yield claim.row(sweeps)

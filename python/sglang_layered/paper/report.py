@@ -18,6 +18,7 @@ from sglang_layered.bench.tables import duel_table, point_text, scalar_table, to
 from sglang_layered.paper import capacity, claims
 
 PICTURES = "pictures"
+VERDICTS = ("better", "worse", "undecided")
 SHOWN = (
     "ttft_mean",
     "ttft_p99",
@@ -35,6 +36,7 @@ SHOWN_BESIDE = ("ttft_mean", "beside_mean", "beside_p99", "beside_worst", "exper
 class Extras:
     """What the report says beside the sweeps: texts in Markdown, empty where there is nothing."""
 
+    profile: str = "cpu"
     coverage: str = ""
     cost: str = ""
     missing_energy: tuple[str, ...] = ()
@@ -46,7 +48,7 @@ def write_report(sweeps: Sequence[SweepResult], folder: Path, command: str, extr
     by_name = {sweep.name: sweep for sweep in sweeps}
     parts = [
         *_head(sweeps, command, extras),
-        *_claims(by_name),
+        *_claims(by_name, extras.profile),
         *_capacity(by_name),
         *_coverage(extras),
         *_losses(sweeps),
@@ -76,13 +78,13 @@ def _head(sweeps: Sequence[SweepResult], command: str, extras: Extras) -> Iterat
     )
 
 
-def _claims(sweeps: Mapping[str, SweepResult]) -> Iterator[str]:
+def _claims(sweeps: Mapping[str, SweepResult], profile: str) -> Iterator[str]:
     yield "## The paper's numbers and ours"
     yield to_markdown(
         ("where", "what", "the paper", "here", "the difference"),
-        [(row.where, row.what, row.paper, row.ours, row.why) for row in claims.rows(sweeps)],
+        [(row.where, row.what, row.paper, row.ours, row.why) for row in claims.rows(sweeps, profile)],
     )
-    yield "Ratios are layered over mixed chunks of 64 tokens (the paper's 512) unless a row says otherwise."
+    yield f"{claims.NAMES[profile].chunk} stands for the paper's chunks of 512 tokens."
 
 
 def _capacity(sweeps: Mapping[str, SweepResult]) -> Iterator[str]:
@@ -105,19 +107,19 @@ def _coverage(extras: Extras) -> Iterator[str]:
 def _losses(sweeps: Sequence[SweepResult]) -> Iterator[str]:
     yield "## Where layered prefill loses"
     rows: list[tuple[str, ...]] = []
-    better = worse = undecided = 0
+    counts = [0] * len(VERDICTS)
     for sweep in sweeps:
         if RIVAL_MODE not in {cell.mode for cell in sweep.cells}:
             continue
         baseline = baseline_of(sweep)
         found = [(point, point_values(sweep, point, baseline)) for point in sweep.points]
         seen = outcomes(sweep, found)
-        better, worse = better + seen.better, worse + seen.worse
-        undecided += seen.undecided
-        rows += [(sweep.name, one.where, one.arm, one.what, one.detail) for one in seen.losses]
+        counts = [count + getattr(seen, name) for name, count in zip(VERDICTS, counts, strict=True)]
+        rows += [(sweep.name, loss.where, loss.arm, loss.what, loss.detail) for loss in seen.losses]
+    numbers = ", ".join(f"{count} {name}" for name, count in zip(VERDICTS, counts, strict=True))
     yield (
-        f"Of the layered arms' comparisons with each study's first arm {better} were better, {worse} worse and"
-        f" {undecided} undecided. Every lost comparison and every lost duel:"
+        f"Verdicts on the layered arms against each study's first arm: {numbers}. One of twenty is wrong"
+        " by chance. Every lost comparison and every lost duel:"
     )
     yield to_markdown(("study", "point", "arm", "in", "ratio"), rows) if rows else "None was lost."
 

@@ -38,6 +38,7 @@ Tell = Callable[[Study, Turn], None]
 class Plan:
     """What to reproduce. `work` keeps what was run; `publish` gets report, pictures, records at the end."""
 
+    profile: str
     specs: Path
     work: Path
     publish: Path | None
@@ -70,6 +71,7 @@ def reproduce(plan: Plan, console: Console, tell: Tell) -> Path:
             results.append(SweepResult.read(folder))
             console.print(f"{study.name}: done", highlight=False)
     extras = Extras(
+        profile=plan.profile,
         coverage=_coverage(studies),
         cost=_cost(results, plan.work),
         missing_energy=no_energy,
@@ -122,8 +124,8 @@ def _exact_attention(fitted: FitReport) -> str:
     table = exact_attention_table(fitted.fit, ways, tokens, seen.decode_rows, CONTEXT_TOKENS)
     return (
         f"**A prompt of {tokens} tokens, predicted, with the CPU's attention and with an exact one**\n\n"
-        "SGLang's attention on a CPU computes the cached rows of a chunk again, which a GPU's does not: part of"
-        " what chunks lose above is due to that. Whole prompts and layer groups are not touched by it.\n\n"
+        "SGLang's attention on a CPU computes the cached rows of a chunk again, which a GPU's does not: part"
+        " of what chunks lose above is due to that. Whole prompts and layer groups are not touched by it.\n\n"
         f"{table}"
     )
 

@@ -1,0 +1,100 @@
+"""REPORT.md from made-up sweeps: ratios by a slow recount, losses shown, nothing said of what was not run."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from bench_sweeps import ARMS, Made, write_sweep
+from sglang_layered.bench.sweep_result import SweepResult
+from sglang_layered.paper import capacity
+from sglang_layered.paper.claims import Claim
+from sglang_layered.paper.ratios import Ratio, ratio
+from sglang_layered.paper.report import Extras, write_report
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    return write_sweep(tmp_path_factory.mktemp("paper") / "made-up")
+
+
+def claim(arm: str, baseline: str, paper: float, study: str = "made-up") -> Claim:
+    return Claim(
+        "Table 0", "mean TTFT", "x", paper, study, "ttft_mean", arm, baseline, "As there.", "Not so."
+    )
+
+
+def test_a_ratio_is_the_geometric_mean_of_the_rounds_ratios(sweep: SweepResult) -> None:
+    found = ratio(sweep, "ttft_mean", "layered-4", "mixed-512")
+    first, second = sweep.of_arm("layered-4")[0], sweep.of_arm("mixed-512")[0]
+    pairs = zip(first.known("ttft_mean"), second.known("ttft_mean"), strict=True)
+    logs = [math.log(one / other) for one, other in pairs]
+    assert found is not None and found.interval is not None
+    assert found.value == pytest.approx(math.exp(sum(logs) / len(logs)))
+    assert found.is_below and not found.is_above
+    assert ratio(sweep, "ttft_mean", "layered-4", "no-such-arm") is None
+    assert ratio(sweep, "joules_total", "layered-4", "mixed-512") is None
+
+
+def test_changes_are_written_with_their_sign() -> None:
+    assert Ratio(0.44, None).as_change() == "\N{MINUS SIGN}56 %"
+    assert Ratio(1.52, None).as_change() == "+52 %"
+    assert Ratio(13.37, None).as_times() == "13.4 times"
+
+
+@pytest.mark.parametrize(
+    ("arm", "baseline", "paper", "expected"),
+    [
+        ("layered-4", "mixed-512", 0.5, "As there."),
+        ("layered-4", "mixed-512", 1.5, "The other direction. Not so."),
+        ("layered-4", "layered-4-again", 0.5, "not measured"),
+    ],
+)
+def test_a_row_says_whether_the_direction_is_the_papers(
+    sweep: SweepResult, arm: str, baseline: str, paper: float, expected: str
+) -> None:
+    row = claim(arm, baseline, paper).row({"made-up": sweep})
+    assert expected in (row.why, row.ours)
+    missing = claim(arm, baseline, paper, study="other").row({"made-up": sweep})
+    assert missing.ours == "not measured" and "other" in missing.why
+
+
+def test_equal_arms_are_undecided(tmp_path: Path) -> None:
+    arms = {"one": ARMS["layered-4"], "two": ARMS["layered-4"]}
+    made = write_sweep(tmp_path / "same", arms=arms)
+    row = claim("one", "two", 0.5).row({"made-up": made})
+    assert row.why.startswith("Undecided here")
+
+
+def test_the_report_names_what_loses_and_links_what_exists(sweep: SweepResult, tmp_path: Path) -> None:
+    slow = {"mixed-512": ARMS["mixed-512"], "layered-8": Made("layered", "G=8", 9.0, 0.14)}
+    losing = write_sweep(tmp_path / "losing", arms=slow, name="losing", title="It loses")
+    write_sweep(tmp_path / "made-up")
+    path = write_report([losing], tmp_path, "a command", Extras(missing_energy=("no counter here",)))
+    text = path.read_text()
+    losses = text.partition("## Where layered prefill loses")[2].partition("\n## ")[0]
+    assert re.search(r"losing \| all \| .*G=8.* \| TTFT, mean \| .*worse", losses)
+    assert "Energy: no counter here" in text and "`a command`" in text
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets and all((tmp_path / target).exists() for target in targets)
+    assert "not measured" in text  # claims whose studies were not run
+
+
+def test_capacity_is_where_attainment_crosses(tmp_path: Path) -> None:
+    made = write_sweep(
+        tmp_path / "rates", rates=(0.2, 0.5, 1.0, 2.0, 4.0, 8.0), with_limits=True, num_requests=40
+    )
+    for arm in made.arms:
+        text = capacity.capacity_text(capacity.capacity_of(made, arm))
+        shares = {cell.point[capacity.RATE]: cell.mean("attainment") or 0.0 for cell in made.of_arm(arm)}
+        missed = [rate for rate in sorted(shares) if shares[rate] < 0.9]
+        if not missed:
+            assert text == "above 8"
+        elif missed[0] == 0.2:
+            assert text == "below 0.2"
+        else:
+            below = max(rate for rate in shares if rate < missed[0])
+            assert below <= float(text) <= missed[0]
