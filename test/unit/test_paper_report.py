@@ -11,7 +11,8 @@ import pytest
 from bench_sweeps import ARMS, Made, write_sweep
 from sglang_layered.bench.sweep_result import SweepResult
 from sglang_layered.paper import capacity
-from sglang_layered.paper.claims import Claim
+from sglang_layered.paper.answers import duel_rows, limit_rows
+from sglang_layered.paper.claims import Claim, rows
 from sglang_layered.paper.ratios import Ratio, ratio
 from sglang_layered.paper.report import Extras, write_report
 
@@ -81,6 +82,41 @@ def test_the_report_names_what_loses_and_links_what_exists(sweep: SweepResult, t
     targets = re.findall(r"\]\(([^)]+)\)", text)
     assert targets and all((tmp_path / target).exists() for target in targets)
     assert "not measured" in text  # claims whose studies were not run
+
+
+def test_duels_and_limits_are_those_of_a_slow_recount(sweep: SweepResult) -> None:
+    rows = list(duel_rows([sweep]))
+    means = {
+        arm: (sweep.of_arm(arm)[0].mean("ttft_mean"), sweep.of_arm(arm)[0].mean("tbt_worst"))
+        for arm in sweep.arms
+    }
+    assert len(rows) == 3
+    for row, name in zip(rows, ("default", "mixed-512", "mixed-1024"), strict=True):
+        fitting = [arm for arm in means if arm.startswith("layered") and means[arm][1] <= means[name][1]]
+        best = min(fitting, key=lambda arm: means[arm][0])
+        assert ARMS[best].label in row[3]
+    for _, _, limit, _, other, _, layered, outcome in limit_rows([sweep]):
+        limit_s = float(limit.removesuffix(" ms")) / 1e3 + 5e-4
+        kept = {arm: ttft for arm, (ttft, tbt) in means.items() if tbt <= limit_s}
+        of_layered = [ttft for arm, ttft in kept.items() if arm.startswith("layered")]
+        assert (layered == "-") == (not of_layered)
+        if of_layered and other != "-":
+            assert outcome.startswith("layered wins") == (float(layered) < float(other))
+
+
+def test_energy_is_compared_at_each_arms_own_top_rate(tmp_path: Path) -> None:
+    arms = {"mixed-64": ARMS["mixed-512"], "layered": ARMS["layered-4"]}
+    made = write_sweep(
+        tmp_path / "rates", arms=arms, rates=(0.1, 0.2), num_requests=20, joules=1.0, name="rates-arxiv"
+    )
+    last = list(rows({"rates-arxiv": made}, "cpu"))[-1]
+    joules = [capacity.joules_at_top_rate(made, arm) for arm in ("layered", "mixed-64")]
+    if None in joules:
+        assert last.ours == "not measured"
+    else:
+        assert last.ours == Ratio(joules[0] / joules[1], None).as_change()  # type: ignore[operator]
+    without = write_sweep(tmp_path / "none", arms=arms, rates=(0.1, 0.2), name="rates-arxiv")
+    assert list(rows({"rates-arxiv": without}, "cpu"))[-1].ours == "not measured"
 
 
 def test_capacity_is_where_attainment_crosses(tmp_path: Path) -> None:

@@ -199,7 +199,8 @@ def calibrated_folder(model: Path) -> Path:
     from sglang_layered.models.router_checkpoint import write_calibrated
     from sglang_layered.models.router_targets import DEFAULT_TARGETS, read_targets
 
-    folder = model.with_name(f"{model.name}-calibrated")
+    targets = hashlib.sha256(DEFAULT_TARGETS.read_bytes()).hexdigest()[:8]
+    folder = model.with_name(f"{model.name}-calibrated-{targets}")
     if topics_of(folder) is None:
         write_calibrated(model, folder, calibrate(model, read_targets(DEFAULT_TARGETS)))
     return folder

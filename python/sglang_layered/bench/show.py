@@ -8,6 +8,7 @@ from rich.table import Table
 
 from sglang_layered.bench.metrics import Distribution, RunMetrics
 from sglang_layered.bench.record import BenchRecord, Repetition
+from sglang_layered.bench.scalars import coverage
 
 
 def tables(record: BenchRecord) -> Iterator[Table]:
@@ -56,6 +57,9 @@ def _usage(repetition: Repetition) -> Iterator[tuple[str, str]]:
     if experts:
         for phase, num_bytes in experts.items():
             yield f"expert GB, {phase}", f"{num_bytes / 1e9:.3f}"
+        for phase in experts:
+            if (share := coverage(repetition, phase)) is not None:
+                yield f"expert coverage %, {phase}", f"{100 * share:.1f}"
         yield "expert GB a request", f"{sum(experts.values()) / 1e9 / len(repetition.traces):.4f}"
     if joules:
         tokens = repetition.usage["energy_tokens"] or {}

@@ -39,6 +39,15 @@ def rows(sweeps: Mapping[str, SweepResult]) -> Iterator[tuple[str, ...]]:
             yield (sweep.title, ", ".join(found))
 
 
+def joules_at_top_rate(sweep: SweepResult, arm: str) -> float | None:
+    """J a token at the highest rate that the arm attains 90 % at; None where it has none, or no joules."""
+    found = capacity_of(sweep, arm)
+    if found is None or found.rate_rps is None:
+        return None
+    cells = [cell for cell in sweep.of_arm(arm) if cell.point[RATE] == found.rate_rps]
+    return cells[0].mean("joules_total") if cells else None
+
+
 def _observations(cells: list[CellResult]) -> Iterator[Observation]:
     for cell in cells:
         share = cell.mean("attainment")

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from sglang_layered.bench.sweep_result import SweepResult
+from sglang_layered.paper.capacity import joules_at_top_rate
 from sglang_layered.paper.ratios import Ratio, ratio
 
 
@@ -269,3 +270,14 @@ def rows(sweeps: Mapping[str, SweepResult], profile: str) -> Iterator[Row]:
     """All claims with what was measured."""
     for claim in claims(NAMES[profile]):
         yield claim.row(sweeps)
+    yield _energy_at_top_rates(sweeps.get("rates-arxiv"), NAMES[profile])
+
+
+def _energy_at_top_rates(sweep: SweepResult | None, names: Names) -> Row:
+    joules = [joules_at_top_rate(sweep, arm) if sweep else None for arm in ("layered", names.chunk)]
+    where, what = "energy, each at its own top rate", f"J a token, layered over {names.chunk}"
+    paper = f"{MINUS}22 % (Qwen), {MINUS}20 % (GPT)"
+    if joules[0] is None or joules[1] is None:
+        return Row(where, what, paper, "not measured", "no joules at a rate with 90 % attainment")
+    found = Ratio(joules[0] / joules[1], None)
+    return Row(where, what, paper, found.as_change(), "Two different rates, as in the paper; one round.")

@@ -15,7 +15,7 @@ from sglang_layered.bench.report_tables import outcomes
 from sglang_layered.bench.sweep_compare import RIVAL_MODE, baseline_of, point_values
 from sglang_layered.bench.sweep_result import SweepResult
 from sglang_layered.bench.tables import duel_table, point_text, scalar_table, to_markdown
-from sglang_layered.paper import capacity, claims
+from sglang_layered.paper import answers, capacity, claims
 
 PICTURES = "pictures"
 VERDICTS = ("better", "worse", "undecided")
@@ -51,6 +51,7 @@ def write_report(sweeps: Sequence[SweepResult], folder: Path, command: str, extr
         *_claims(by_name, extras.profile),
         *_capacity(by_name),
         *_coverage(extras),
+        *_answers(sweeps),
         *_losses(sweeps),
         *(line for sweep in sweeps for line in _study(sweep, folder)),
         *_cost(extras),
@@ -102,6 +103,14 @@ def _coverage(extras: Extras) -> Iterator[str]:
     if extras.coverage:
         yield "### Expert coverage: random routers and calibrated ones"
         yield extras.coverage
+
+
+def _answers(sweeps: Sequence[SweepResult]) -> Iterator[str]:
+    yield "## By how much layered prefill wins"
+    yield to_markdown(answers.DUEL_HEADER, list(answers.duel_rows(sweeps)))
+    yield "Changes against the baseline, with intervals; arms are chosen by their means."
+    yield "### Limits on the worst TBT, from tight to loose"
+    yield to_markdown(answers.LIMIT_HEADER, list(answers.limit_rows(sweeps)))
 
 
 def _losses(sweeps: Sequence[SweepResult]) -> Iterator[str]:
