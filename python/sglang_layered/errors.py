@@ -9,7 +9,7 @@ LayeredPrefillError
 ├── PatchError           the patch set cannot be applied, reverted or verified
 ├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
 ├── KernelError          a kernel was called wrongly, or cannot run or be timed here
-├── ModelRecipeError     `make-model` was asked for something it cannot make
+├── ModelRecipeError     `make-model` or `calibrate-router` was asked for something it cannot make
 ├── QuickstartError      the quickstart cannot go on
 ├── BenchError           a benchmark's spec, record or trace cannot be used
 ├── EnergyError          an energy source cannot be read
@@ -56,7 +56,7 @@ class KernelError(LayeredPrefillError, ValueError):
 
 
 class ModelRecipeError(LayeredPrefillError, ValueError):
-    """`make-model` was asked for something it cannot make."""
+    """`make-model` or `calibrate-router` was asked for something it cannot make."""
 
 
 class QuickstartError(LayeredPrefillError, RuntimeError):
