@@ -134,7 +134,8 @@ def _background_streams(
         end_s = sent_s + (1 + TAIL) * longest_s
         shown = [each for each in stream.arrivals if sent_s < each.time_s <= end_s]
         drawn = _stream(cell, cells, shown, sent_s, before[-1] if before else 0)
-        drawn |= {"mark_s": _prefill_s(prompts[cell.arm]), "end_s": end_s - sent_s}
+        last_s = min(end_s, max(stream.arrivals[-1].time_s, sent_s))  # where it was broken off, it ends
+        drawn |= {"mark_s": _prefill_s(prompts[cell.arm]), "end_s": last_s - sent_s}
         found.append(drawn)
     return found, f"running stream {chosen.background} beside request"
 

@@ -6,14 +6,13 @@ them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sglang_layered.bench.spec_errors import SpecError, check_above
+from sglang_layered.bench.spec_errors import SpecError, check_above, check_file_name
 from sglang_layered.bench.spec_lines import line_of, line_of_bad_statement, parse_toml
 from sglang_layered.bench.spec_load import LoadSpec
 from sglang_layered.bench.spec_server import ServerSpec
@@ -44,10 +43,7 @@ class RunSpec:
     timeout_s: float = 600.0  # a repetition that has not ended this long after its zero is cut off
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise SpecError(
-                ("name",), f"{self.name!r} makes no file name; use letters, digits and . _ - after the first"
-            )
+        check_file_name("name", self.name)
         check_above("repetitions", self.repetitions, "a number of repetitions", least=1)
         check_above("seed", self.seed, "a whole number", least=0)
         check_above("timeout_s", self.timeout_s, "seconds")

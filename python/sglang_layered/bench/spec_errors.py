@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from math import isfinite
@@ -43,6 +44,14 @@ def check_choice(key: str, given: str, known: Iterable[str]) -> None:
     names = list(known)
     if given not in names:
         raise SpecError((key,), f"{given!r} is unknown; {did_you_mean(given, names)}")
+
+
+def check_file_name(key: str, given: str) -> None:
+    """Raise a SpecError unless a file can be called this."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", given):
+        raise SpecError(
+            (key,), f"{given!r} makes no file name; use letters, digits and . _ - after the first"
+        )
 
 
 def check_above(key: str, value: float | None, unit: str, *, least: float | None = None) -> None:

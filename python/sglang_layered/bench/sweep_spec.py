@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_layered.bench.spec import BenchSpec, located, spec_from, text_of
-from sglang_layered.bench.spec_errors import SpecError, check_above
+from sglang_layered.bench.spec_errors import SpecError, check_above, check_file_name
 from sglang_layered.bench.spec_lines import parse_toml
 from sglang_layered.bench.spec_values import build
 
@@ -37,8 +37,7 @@ class SweepSettings:
     timeout_s: float = 600.0  # of one turn of a cell
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise SpecError(("name",), f"{self.name!r} makes no file name; use letters, digits and . _ -")
+        check_file_name("name", self.name)
         check_above("rounds", self.rounds, "a number of rounds", least=1)
         check_above("max_servers", self.max_servers, "a number of servers", least=1)
         check_above("warmup_requests", self.warmup_requests, "a number of requests", least=0)
@@ -57,8 +56,7 @@ class Arm:
     changes: dict[str, Any] = field(default_factory=dict)  # dotted keys of a bench spec and their values
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise SpecError(("name",), f"{self.name!r} makes no file name; use letters, digits and . _ -")
+        check_file_name("name", self.name)
 
     @property
     def title(self) -> str:
