@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sglang_layered.cli.bench_capacity import capacity
 from sglang_layered.cli.bench_report import plot, report
 from sglang_layered.cli.bench_run import run, show
 from sglang_layered.cli.bench_sweep import sweep
@@ -19,6 +20,7 @@ def bench() -> None:
 
 
 bench.add_command(run)
+bench.add_command(capacity)
 bench.add_command(show)
 bench.add_command(sweep)
 bench.add_command(plot)
