@@ -79,6 +79,31 @@ def test_stop_ends_children_of_a_server_that_already_died(tmp_path: Path) -> Non
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_paused_server_stands_still_goes_on_and_can_be_stopped(tmp_path: Path) -> None:
+    with fake_server(tmp_path) as server:
+        root, child = psutil.Process(server.pid), child_of(server)
+        server.pause()
+        assert (root.status(), child.status()) == (psutil.STATUS_STOPPED, psutil.STATUS_STOPPED)
+        server.resume()
+        server.flush_cache()
+        server.pause()
+    assert not root.is_running() and (not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_sigterm_runs_the_ends_of_with_blocks_even_where_sigint_is_ignored(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from sglang_layered.serving import end_servers_on_signals\n"
+        "end_servers_on_signals()\n"
+        "try:\n    print('ready', flush=True); time.sleep(600)\n"
+        "finally:\n    print('ended', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.stdout.read() == "ended\n"
+
+
 def test_stop_twice_is_harmless_and_pid_then_refuses(tmp_path: Path) -> None:
     with fake_server(tmp_path) as server:
         server.stop()
