@@ -52,6 +52,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
     monkeypatch.setattr(
         server_pool, "process_of", lambda spec, model, log: FakeProcess(spec.server.flags[0], log)
     )
+    monkeypatch.setattr(server_pool, "_free_bytes", lambda: 100 * 2**30)
     monkeypatch.setattr(server_pool, "started", lambda spec, model, url: Server(url, 10))
     return FakeProcess.made
 
@@ -90,6 +91,17 @@ def test_the_server_that_waited_longest_makes_room(made: list[FakeProcess], tmp_
         pool.turn_of(spec_of("b"))
         assert [process.name for process in made] == ["a", "b", "c", "b"]
         assert made[0].state == "ended"
+
+
+def test_servers_make_room_where_memory_runs_out(
+    made: list[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = lambda: sum(process.state in ("running", "paused") for process in made)  # noqa: E731
+    monkeypatch.setattr(server_pool, "_free_bytes", lambda: (10 - 3 * alive()) * 2**30)
+    with ServerPool(9, tmp_path, lambda spec, server: None) as pool:
+        for flag in ("a", "b", "c", "d"):
+            pool.turn_of(spec_of(flag))
+        assert states(made) == {"a": "ended", "b": "ended", "c": "paused", "d": "running"}
 
 
 def test_load_and_workload_do_not_need_a_server_of_their_own(made: list[FakeProcess], tmp_path: Path) -> None:

@@ -13,14 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
+
 from sglang_layered.bench.run import Server, attached, model_folder, process_of, started
 from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.errors import QuickstartError
 from sglang_layered.serving import ServerProcess
 
+MIN_FREE_BYTES = 5 * 2**30  # what a small server and its start take, and some air
+
 
 class ServerPool:
-    """At most `max_servers` alive; the one whose turn is longest ago is ended for a new one.
+    """At most `max_servers` alive, fewer where memory runs out; the one whose turn is longest ago makes room.
 
     A context manager that ends all of them. `on_start` is called with the spec and the server after each
     start, before its first turn.
@@ -66,7 +70,7 @@ class ServerPool:
         return started(spec, model, process.base_url)
 
     def _started(self, spec: BenchSpec, key: str, model: Path) -> Server:
-        while len(self._alive) >= self.max_servers:
+        while self._alive and (len(self._alive) >= self.max_servers or _free_bytes() < MIN_FREE_BYTES):
             self._alive.popitem(last=False)[1].stop()
         self.num_starts += 1
         process = process_of(spec, model, self._log_folder / f"server-{key}-{self.num_starts}.log")
@@ -80,6 +84,10 @@ class ServerPool:
         if self._alive and next(reversed(self._alive)) != unless:
             with suppress(QuickstartError):
                 next(reversed(self._alive.values())).pause()
+
+
+def _free_bytes() -> int:
+    return int(psutil.virtual_memory().available)
 
 
 def key_of(spec: BenchSpec) -> str:

@@ -106,8 +106,8 @@ BANDWIDTH = (
 ROUTING = "Random weights route nearly uniformly, so decode steps read more of the experts than in the paper."
 STEPS = "A layered prompt makes more steps, and a step has a cost of its own."
 QUEUE = (
-    "One rate on one machine, not 1.3 requests/s on two H100. Where small chunks attain little (see the study),"
-    " the rate is beyond their capacity, and their queue is most of the difference."
+    "One rate on one machine, not 1.3 requests/s on two H100. Where small chunks attain little (see the"
+    " study), the rate is beyond their capacity, and their queue is most of the difference."
 )
 MINUS = "\N{MINUS SIGN}"
 

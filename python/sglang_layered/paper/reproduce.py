@@ -57,6 +57,7 @@ def reproduce(plan: Plan, console: Console, tell: Tell) -> Path:
     begun_s = time.monotonic()
     energy_flags, no_energy = _energy()
     studies = read_studies(plan.specs, fast=plan.fast, only=plan.only, more_flags=energy_flags)
+    _make_models(studies)
     results = []
     with pool_for([study.spec for study in studies], plan.work / "logs") as pool:
         for study in studies:
@@ -80,6 +81,14 @@ def reproduce(plan: Plan, console: Console, tell: Tell) -> Path:
     path = write_report(results, plan.work, plan.command, extras)
     html_report.write_report([plan.work / study.name for study in studies], plan.work / HTML)
     return path if plan.publish is None else _publish(plan.work, plan.publish, studies)
+
+
+def _make_models(studies: tuple[Study, ...]) -> None:
+    """Before any server takes memory: calibrating routers runs the model here."""
+    for study in studies:
+        for cell in study.spec.cells:
+            if cell.spec.server.url is None:
+                model_folder(cell.spec)
 
 
 def _energy() -> tuple[tuple[str, ...], tuple[str, ...]]:
