@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,7 +17,7 @@ from sglang_layered.errors import QuickstartError
 class FakeProcess:
     """Notes what is done to it."""
 
-    made: list[FakeProcess] = []
+    made: ClassVar[list[FakeProcess]] = []
 
     def __init__(self, name: str, log_path: Path) -> None:
         self.name, self.log_path, self.state, self.is_dead = name, log_path, "new", False

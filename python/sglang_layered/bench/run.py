@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from sglang_layered.bench.workload import Workload
 from sglang_layered.bench.workload_text import Tokenizer
 from sglang_layered.errors import BenchError
 from sglang_layered.models.make import make_from_recipe
+from sglang_layered.models.router_targets import DEFAULT_TARGETS, read_targets
 from sglang_layered.models.router_topics import topics_of
 from sglang_layered.patching.manifest import default_root
 from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine
@@ -192,18 +195,24 @@ def model_folder(spec: BenchSpec) -> Path:
 def calibrated_folder(model: Path) -> Path:
     """The model beside it with routers calibrated to the paper's coverage, made if it is not there.
 
+    A process of its own makes it: the model's memory is free again afterwards.
+
     Raises:
         ModelRecipeError: its routers cannot be calibrated.
     """
-    from sglang_layered.models.router_calibrate import calibrate
-    from sglang_layered.models.router_checkpoint import write_calibrated
-    from sglang_layered.models.router_targets import DEFAULT_TARGETS, read_targets
-
     targets = hashlib.sha256(DEFAULT_TARGETS.read_bytes()).hexdigest()[:8]
     folder = model.with_name(f"{model.name}-calibrated-{targets}")
     if topics_of(folder) is None:
-        write_calibrated(model, folder, calibrate(model, read_targets(DEFAULT_TARGETS)))
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+            own.submit(_calibrate, model, folder).result()
     return folder
+
+
+def _calibrate(model: Path, folder: Path) -> None:
+    from sglang_layered.models.router_calibrate import calibrate
+    from sglang_layered.models.router_checkpoint import write_calibrated
+
+    write_calibrated(model, folder, calibrate(model, read_targets(DEFAULT_TARGETS)))
 
 
 def tokenizer_of(model: Path) -> Tokenizer:
