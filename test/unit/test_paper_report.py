@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bench_sweeps import ARMS, Made, write_sweep
 from sglang_layered.bench.sweep_result import SweepResult
+from sglang_layered.models.router_calibrate import CoverageRow
+from sglang_layered.models.router_coverage import Coverage
+from sglang_layered.models.router_targets import CoverageTarget
 from sglang_layered.paper import capacity
 from sglang_layered.paper.answers import duel_rows, limit_rows
 from sglang_layered.paper.claims import Claim, rows
 from sglang_layered.paper.ratios import Ratio, ratio
-from sglang_layered.paper.report import Extras, write_report
+from sglang_layered.paper.report import Extras, coverage_text, write_report
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +122,21 @@ def test_energy_is_compared_at_each_arms_own_top_rate(tmp_path: Path) -> None:
         assert last.ours == Ratio(joules[0] / joules[1], None).as_change()  # type: ignore[operator]
     without = write_sweep(tmp_path / "none", arms=arms, rates=(0.1, 0.2), name="rates-arxiv")
     assert list(rows({"rates-arxiv": without}, "cpu"))[-1].ours == "not measured"
+
+
+def test_coverage_is_shown_for_every_target(tmp_path: Path) -> None:
+    def measured(mean: float) -> Coverage:
+        return Coverage(mean, 0.0, (mean,))
+
+    targets = (CoverageTarget("decode_rows", 16, 0.47), CoverageTarget("prompt_tokens", 512, 0.82))
+    seen = [CoverageRow(target, measured(0.64), measured(0.46)) for target in targets]
+    path = tmp_path / "router_bias.json"
+    path.write_text(json.dumps({"coverage": [asdict(row) for row in seen]}))
+    lines = coverage_text(path).splitlines()
+    assert lines[2:] == [
+        "| 16 decode rows | 47.0 % | 64.0 % | 46.0 % |",
+        "| 512 tokens of one prompt | 82.0 % | 64.0 % | 46.0 % |",
+    ]
 
 
 def test_capacity_is_where_attainment_crosses(tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from sglang_layered.bench.pictures import Missing, all_pictures
+from sglang_layered.bench.pictures import Missing, pictures_at, pictures_over_rates
 from sglang_layered.bench.report_tables import outcomes
 from sglang_layered.bench.sweep_compare import RIVAL_MODE, baseline_of, point_values
 from sglang_layered.bench.sweep_result import SweepResult
-from sglang_layered.bench.tables import duel_table, point_text, scalar_table, to_markdown
+from sglang_layered.bench.tables import point_text, scalar_table, to_markdown
+from sglang_layered.models.router_targets import DECODE
 from sglang_layered.paper import answers, capacity, claims
 
 PICTURES = "pictures"
 VERDICTS = ("better", "worse", "undecided")
+JUDGED = ("ttft_mean", "e2e_mean", "tbt_worst", "beside_worst", "attainment", "output_rate", "expert_bytes")
 SHOWN = (
     "ttft_mean",
     "ttft_p99",
@@ -121,7 +123,7 @@ def _losses(sweeps: Sequence[SweepResult]) -> Iterator[str]:
         if RIVAL_MODE not in {cell.mode for cell in sweep.cells}:
             continue
         baseline = baseline_of(sweep)
-        found = [(point, point_values(sweep, point, baseline)) for point in sweep.points]
+        found = [(point, point_values(sweep, point, baseline, JUDGED)) for point in sweep.points]
         seen = outcomes(sweep, found)
         counts = [count + getattr(seen, name) for name, count in zip(VERDICTS, counts, strict=True)]
         rows += [(sweep.name, loss.where, loss.arm, loss.what, loss.detail) for loss in seen.losses]
@@ -144,11 +146,19 @@ def _study(sweep: SweepResult, folder: Path) -> Iterator[str]:
         has_background = any(each.background for cell in cells for each in cell.record.repetitions)
         yield f"**{point_text(point)}**"
         yield scalar_table(sweep, point, baseline, SHOWN_BESIDE if has_background else SHOWN).markdown()
-        if RIVAL_MODE in (modes := {cell.mode for cell in cells}) and len(modes) > 1:
-            yield duel_table(sweep, point).markdown()
-    for picture in all_pictures(sweep, baseline):
+    yield from _pictures(sweep, baseline, folder)
+
+
+def _pictures(sweep: SweepResult, baseline: str, folder: Path) -> Iterator[str]:
+    """Over rates where there are several, with those of the rate in the middle; else of every point."""
+    points = sweep.points
+    if len(sweep.grid.get(capacity.RATE, ())) > 1:
+        points = [points[len(points) // 2]]
+    drawn = [each for point in points for each in pictures_at(sweep, point, baseline)]
+    for picture in (*pictures_over_rates(sweep), *drawn):
         if isinstance(picture, Missing):
-            yield f"No picture of {picture.title}: {picture.why}"
+            if "over the rate" not in picture.title:  # a study of one rate needs no such picture
+                yield f"No picture of {picture.title}: {picture.why}"
         else:
             name = picture.save(folder / PICTURES).name
             yield f"![{picture.title}]({PICTURES}/{name})\n\n{picture.caption}"
@@ -177,8 +187,8 @@ def coverage_text(record: Path) -> str:
     for row in document["coverage"]:
         target = row["target"]
         numbers = [target["coverage"], row["uniform"]["mean"], row["calibrated"]["mean"]]
-        name = "decode rows" if target["kind"] == "decode" else "tokens of one prompt"
-        rows.append((f"{target['tokens']} {name}", *(f"{100 * each:.1f} %" for each in numbers)))
+        name = "decode rows" if target["kind"] == DECODE else "tokens of one prompt"
+        rows.append((f"{target['num_tokens']} {name}", *(f"{100 * each:.1f} %" for each in numbers)))
     return to_markdown(("tokens of one step", "the paper", "random routers", "calibrated routers"), rows)
 
 
