@@ -128,3 +128,19 @@ def test_cost_table_is_the_record() -> None:
             expected += [round(100 * part, 2), round(ratio, 3)]
             [line] = [line for line in text.splitlines() if line.split()[:2] == [kind, str(num_running)]]
             assert [float(word) for word in line.split()[2:] if word != "%"] == expected
+
+
+def test_the_clients_honesty_is_that_of_its_records() -> None:
+    text = " ".join((REPO / "docs" / "benchmark.md").read_text().split())
+    folder = REPO / "results" / "client-honesty"
+    quick = json.loads((folder / "2026-11-21-2cores-realtime.json").read_text())
+    errors = quick["runs"]["scattered"]["errors_ms"]
+    assert quick["asked"]["streams"] == 256 and quick["asked"]["realtime"]
+    said = (
+        f"Arrivals at 256 streams were noted {errors['arrival']['median']:.2f} ms late (median),"
+        f" {errors['arrival']['p99']:.1f} ms (p99), gaps between tokens were"
+        f" {errors['gap']['p99']:.1f} ms off (p99) and TTFT {errors['ttft']['median']:.1f} ms (median), {errors['ttft']['p99']:.1f} ms (p99)"
+    )
+    assert said in text
+    normal = json.loads((folder / "2026-11-21-2cores.json").read_text())["runs"]["scattered"]["errors_ms"]
+    assert f"1 % of TTFTs are {normal['ttft']['p99']:.0f} ms off" in text
