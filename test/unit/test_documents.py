@@ -136,10 +136,10 @@ def test_the_clients_honesty_is_that_of_its_records() -> None:
     quick = json.loads((folder / "2026-11-21-2cores-realtime.json").read_text())
     errors = quick["runs"]["scattered"]["errors_ms"]
     assert quick["asked"]["streams"] == 256 and quick["asked"]["realtime"]
-    arrival, gap, ttft = (errors[name] for name in ("arrival", "gap", "ttft"))
+    arrival, gap, ttft = errors["arrival"], errors["gap"], errors["ttft"]
     said = (
-        f"Arrivals at 256 streams were noted {arrival['median']:.2f} ms late (median), {arrival['p99']:.1f} ms"
-        f" (p99), gaps between tokens were {gap['p99']:.1f} ms off (p99) and TTFT {ttft['median']:.1f} ms"
+        f"Arrivals at 256 streams were noted {arrival['median']:.2f} ms late (median),"
+        f" {arrival['p99']:.1f} ms (p99), gaps between tokens were {gap['p99']:.1f} ms off (p99) and TTFT {ttft['median']:.1f} ms"
         f" (median), {ttft['p99']:.1f} ms (p99)"
     )
     assert said in text
