@@ -139,8 +139,8 @@ def test_the_clients_honesty_is_that_of_its_records() -> None:
     arrival, gap, ttft = errors["arrival"], errors["gap"], errors["ttft"]
     said = (
         f"Arrivals at 256 streams were noted {arrival['median']:.2f} ms late (median),"
-        f" {arrival['p99']:.1f} ms (p99), gaps between tokens were {gap['p99']:.1f} ms off (p99) and TTFT {ttft['median']:.1f} ms"
-        f" (median), {ttft['p99']:.1f} ms (p99)"
+        f" {arrival['p99']:.1f} ms (p99), gaps between tokens were {gap['p99']:.1f} ms off (p99) and"
+        f" TTFT {ttft['median']:.1f} ms (median), {ttft['p99']:.1f} ms (p99)"
     )
     assert said in text
     normal = json.loads((folder / "2026-11-21-2cores.json").read_text())["runs"]["scattered"]["errors_ms"]
