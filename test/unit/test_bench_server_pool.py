@@ -112,6 +112,11 @@ def test_load_and_workload_do_not_need_a_server_of_their_own(made: list[FakeProc
     assert len(made) == 1
 
 
+def test_models_of_one_name_in_two_folders_are_two_servers() -> None:
+    specs = [spec_of("a", server={"model": f"/{place}/model", "flags": ["a"]}) for place in ("here", "there")]
+    assert server_pool.key_of(specs[0]) != server_pool.key_of(specs[1])
+
+
 def test_a_server_that_died_between_its_turns_is_an_error(made: list[FakeProcess], tmp_path: Path) -> None:
     with ServerPool(2, tmp_path, lambda spec, server: None) as pool:
         pool.turn_of(spec_of("a"))

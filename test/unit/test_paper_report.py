@@ -72,7 +72,9 @@ def test_equal_arms_are_undecided(tmp_path: Path) -> None:
     arms = {"one": ARMS["layered-4"], "two": ARMS["layered-4"]}
     made = write_sweep(tmp_path / "same", arms=arms)
     row = claim("one", "two", 0.5).row({"made-up": made})
-    assert row.why.startswith("Undecided here")
+    assert row.why == "Undecided: the interval holds no change, and not the paper's ratio. Not so."
+    near = claim("one", "two", 1.0001).row({"made-up": made})
+    assert near.why.startswith("Undecided: the interval holds the paper's ratio")
 
 
 def test_the_report_names_what_loses_and_links_what_exists(sweep: SweepResult, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from sglang_layered.bench.client_stream import Stream
@@ -21,13 +21,13 @@ class Background:
         self._streams = list(streams)
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, send: Callable[[Stream], Awaitable[None]], timeout_s: float) -> None:
+    async def start(self, send: Callable[[Stream], Coroutine[Any, Any, None]], timeout_s: float) -> None:
         """Send all; return when each of them decodes.
 
         Raises:
             BenchError: one ended before, or none of this happened in time.
         """
-        self._tasks = [asyncio.create_task(_sent(send, stream)) for stream in self._streams]
+        self._tasks = [asyncio.create_task(send(stream)) for stream in self._streams]
         try:
             await asyncio.wait_for(self._until_decoding(), timeout_s)
         except asyncio.TimeoutError:
@@ -71,10 +71,6 @@ class Background:
                     f"all its {stream.num_tokens} tokens had come; give load.background.output_tokens more"
                 )
                 raise BenchError(f"a background stream ended before the load did: {why}")
-
-
-async def _sent(send: Callable[[Stream], Awaitable[None]], stream: Stream) -> None:
-    await send(stream)
 
 
 async def end_tasks(tasks: Sequence[asyncio.Task[Any]]) -> None:

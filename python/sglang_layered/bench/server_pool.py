@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -92,5 +93,5 @@ def _free_bytes() -> int:
 
 def key_of(spec: BenchSpec) -> str:
     """Equal for specs that the same server serves."""
-    server = spec.to_json()["server"]
-    return hashlib.sha256(json.dumps(server, sort_keys=True).encode()).hexdigest()[:12]
+    server = json.dumps(asdict(spec.server), sort_keys=True)
+    return hashlib.sha256(server.encode()).hexdigest()[:12]

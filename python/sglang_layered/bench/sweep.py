@@ -20,6 +20,7 @@ from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.bench.spec_seeds import Stream, generator
 from sglang_layered.bench.sweep_result import FORMAT, MANIFEST, SweepResult
 from sglang_layered.bench.sweep_spec import Cell, SweepSpec
+from sglang_layered.bench.trace import RequestTrace
 from sglang_layered.errors import BenchError
 
 WARMUP_REPETITION = 1_000_000  # requests of a repetition that no round has
@@ -143,9 +144,7 @@ def _clear(folder: Path) -> None:
         (folder / MANIFEST).unlink()
 
 
-def _check(turn: Turn, traces: Sequence[object]) -> None:
-    if all(getattr(trace, "error", None) is not None for trace in traces):
-        why = getattr(traces[0], "error", "")
-        raise BenchError(
-            f"{turn.cell.spec.run.name}: no request of round {turn.round_index} ended well: {why}"
-        )
+def _check(turn: Turn, traces: Sequence[RequestTrace]) -> None:
+    if all(trace.error is not None for trace in traces):
+        where = f"{turn.cell.spec.run.name}: no request of round {turn.round_index} ended well"
+        raise BenchError(f"{where}: {traces[0].error}")

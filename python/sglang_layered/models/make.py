@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered.models.catalogue import Recipe, find_recipe
 from sglang_layered.models.hf_config import generation_config, model_config
+from sglang_layered.models.partial_folder import partial_folder, put_in_place
 from sglang_layered.models.recipe import DTYPE_BYTES, RECIPE_FORMAT, ModelRecipe
 from sglang_layered.models.tensors import count_parameters
 
 MARKER = "recipe.json"
 MADE_BY = "sglang-layered make-model"
-SPARE_BYTES = 64 * 2**20  # tokenizer, headers and a little air on the disk
 
 
 def make_model(
@@ -70,11 +67,11 @@ def make_from_recipe(
     target = Path(out).resolve()
     if _is_already_there(recipe, target, force=force):
         return False
-    with _partial_folder(recipe, target) as partial:
+    with partial_folder(target, num_bytes_of(recipe)) as partial:
         _write_model(recipe, partial, on_progress)
         if _is_already_there(recipe, target, force=force):  # another process was quicker
             return False
-        _put_in_place(partial, target)
+        put_in_place(partial, target)
     return True
 
 
@@ -149,36 +146,6 @@ def _damaged_files(target: Path, marker: dict[str, Any]) -> list[str]:
         for name, num_bytes in marker["file_bytes"].items()
         if not (target / name).is_file() or (target / name).stat().st_size != num_bytes
     ]
-
-
-@contextmanager
-def _partial_folder(recipe: Recipe, target: Path) -> Iterator[Path]:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(target.parent).free
-        needed_bytes = num_bytes_of(recipe) + SPARE_BYTES
-        if free_bytes < needed_bytes:
-            raise ModelRecipeError(
-                f"--out {target} needs {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there"
-            )
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
-    try:
-        model = holder / target.name
-        model.mkdir()
-        yield model
-    except OSError as error:
-        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
-
-
-def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`; a model of ours that is there moves beside `partial`, to be deleted."""
-    if target.exists() and any(target.iterdir()):
-        target.rename(partial.with_name("replaced"))
-    partial.rename(target)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered.models.make import MARKER
+from sglang_layered.models.partial_folder import partial_folder, put_in_place
 from sglang_layered.models.router_topics import RECORD_NAME
 
 if TYPE_CHECKING:
@@ -47,7 +45,8 @@ def write_calibrated(model_dir: Path, out: Path, calibration: Calibration, *, fo
     calibration.check()
     check_out(out, force=force)
     target = out.resolve()
-    with _partial_folder(target) as partial:
+    weight_bytes = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+    with partial_folder(target, weight_bytes) as partial:
         edited: Counter[str] = Counter()
         for path in sorted(model_dir.iterdir()):
             if path.suffix == ".safetensors":
@@ -57,9 +56,7 @@ def write_calibrated(model_dir: Path, out: Path, calibration: Calibration, *, fo
         _check_edited(model_dir, edited, calibration)
         record = calibration_record(model_dir, calibration)
         (partial / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if target.exists() and any(target.iterdir()):
-            target.rename(partial.with_name("replaced"))
-        partial.rename(target)
+        put_in_place(partial, target)
 
 
 def calibration_record(model_dir: Path, calibration: Calibration) -> dict[str, Any]:
@@ -99,20 +96,3 @@ def _is_ours(out: Path) -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     return bool(made_by == MADE_BY)
-
-
-@contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target that is gone afterwards, with what is left in it."""
-    holder = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        partial = holder / target.name
-        partial.mkdir()
-        yield partial
-    except OSError as error:
-        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
-    finally:
-        if holder is not None:
-            shutil.rmtree(holder, ignore_errors=True)

@@ -89,13 +89,18 @@ class Claim:
         sweep = sweeps.get(self.study)
         found = ratio(sweep, self.scalar, self.arm, self.baseline, self.point) if sweep else None
         if found is None:
-            return Row(self.where, self.what, self.paper_text, "not measured", f"study {self.study} lacks it")
+            why = f"nothing in the records of study {self.study} tells"
+            return Row(self.where, self.what, self.paper_text, "not measured", why)
         text = found.as_change() if self.shown == "change" else found.as_times()
         return Row(self.where, self.what, self.paper_text, text, self._why(found))
 
     def _why(self, found: Ratio) -> str:
         if not (found.is_below or found.is_above):
-            return f"Undecided here: the interval contains no change. {self.differ}"
+            if found.interval is not None and found.interval.low <= self.paper <= found.interval.high:
+                return (
+                    "Undecided: the interval holds the paper's ratio and no change. More rounds would tell."
+                )
+            return f"Undecided: the interval holds no change, and not the paper's ratio. {self.differ}"
         return self.agree if found.is_below == (self.paper < 1) else f"The other direction. {self.differ}"
 
 
@@ -127,7 +132,7 @@ def claims(names: Names) -> Iterator[Claim]:
         names.dense_layered,
         names.dense_chunk,
         "There are no experts to save: layers only add steps.",
-        "Chunks are dear on a CPU (see the last section), so layered does not lose here.",
+        "Chunks are dear on a CPU (see *Scale on paper*), so layered does not lose here.",
     )
 
 
@@ -147,7 +152,7 @@ def _chunks(names: Names) -> Iterator[Claim]:
             "2.67 times (559 v 209 ms)",
             559 / 209,
             "ttft_mean",
-            f"{BANDWIDTH} SGLang's attention on a CPU adds to it (see the last section).",
+            f"{BANDWIDTH} SGLang's attention on a CPU adds to it (see *Scale on paper*).",
             BANDWIDTH,
         ),
     ):
