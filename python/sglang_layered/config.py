@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
 
-from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
+from sglang_layered.core.policy import AUTO_POLICY, DEFAULT_POLICY, GroupPolicy, find_policy
 from sglang_layered.errors import ConfigError
 from sglang_layered.metrics.slo import SloLimits
 
@@ -43,7 +43,13 @@ class LayeredConfig:
     layered_policy: str = flag(
         DEFAULT_POLICY,
         "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
-        " the name of an installed entry point of group sglang_layered.policies, or module:Class.",
+        " 'auto' (anew in every step, as many layers as --slo-tbt-ms allows, or as the paper's rule where it"
+        " is not given), the name of an installed entry point of group sglang_layered.policies, or module:Class.",
+    )
+    layered_calibration_file: str | None = flag(
+        None,
+        "Layered mode with --layered-policy auto: where the step-time model is kept from one start of the"
+        " server to the next; made when it is not there.",
     )
     layered_execution: str = flag(
         "fused",
@@ -96,12 +102,12 @@ class LayeredConfig:
     slo_ttft_ms: float | None = flag(
         None,
         "Limit on the time to first token that requests are counted against, in any prefill mode; needs"
-        " --enable-metrics.",
+        " --enable-metrics. With --layered-policy auto prompts that wait are ordered by it.",
     )
     slo_tbt_ms: float | None = flag(
         None,
         "Limit on the time between two tokens that requests are counted against, every gap of a request, in"
-        " any prefill mode; needs --enable-metrics.",
+        " any prefill mode; needs --enable-metrics. With --layered-policy auto steps are made to keep it.",
     )
 
     def __post_init__(self) -> None:
@@ -122,6 +128,11 @@ class LayeredConfig:
                 " give 1 or more layers a graph, or 0 for no graphs"
             )
 
+        if self.layered_calibration_file is not None and not self.is_auto:
+            raise ConfigError(
+                f"--layered-calibration-file {self.layered_calibration_file}: only --prefill-mode layered with"
+                " --layered-policy auto learns step times; add them or leave it out"
+            )
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)
             if limit is not None and not 0 < limit < inf:
@@ -142,6 +153,11 @@ class LayeredConfig:
     def is_layered(self) -> bool:
         """True when layered prefill is asked for."""
         return self.prefill_mode == "layered"
+
+    @property
+    def is_auto(self) -> bool:
+        """True when step times are learned and every step is decided anew."""
+        return self.is_layered and self.layered_policy == AUTO_POLICY
 
     @property
     def slo_limits(self) -> SloLimits:
@@ -183,6 +199,12 @@ class LayeredConfig:
         Raises:
             ConfigError: the name is unknown, cannot be imported, or is no policy.
         """
+        if self.layered_policy == AUTO_POLICY and self.layered_num_groups is None:
+            from sglang_layered.auto.policy import AutoPolicy
+
+            limit_s = None if self.slo_tbt_ms is None else self.slo_tbt_ms / 1e3
+            is_apart = self.layered_execution in ("sequential", "concurrent")
+            return AutoPolicy(limit_s, self.layered_group_tokens, is_apart=is_apart)
         return find_policy(
             self.layered_policy, group_tokens=self.layered_group_tokens, num_groups=self.layered_num_groups
         )

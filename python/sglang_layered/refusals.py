@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_layered.core.policy import AUTO_POLICY
 from sglang_layered.errors import UnsupportedError
 
 
@@ -73,6 +74,12 @@ FLAG_REFUSALS = (
         _set("enable_dp_attention"),
         "its ranks must agree on one forward mode per step",
         "use --dp-size replicas without it",
+    ),
+    Refusal(
+        "--layered-policy auto and --pp-size above 1",
+        lambda args: args.pp_size > 1 and getattr(args, "layered_policy", None) == AUTO_POLICY,
+        "a stage cannot know how long the ones after it will take",
+        "use token-target or balanced",
     ),
     Refusal("--attn-cp-size", _above_one("attn_cp_size"), "context parallel cuts the prompt rows", "use 1"),
     Refusal("--dcp-size", _above_one("dcp_size"), "context parallel cuts the KV pool", "use 1"),

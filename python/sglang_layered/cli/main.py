@@ -38,6 +38,16 @@ COMMANDS = {
         "reproduce",
         "Measure the paper's tables and figures, and write a report.",
     ),
+    "explain": (
+        "sglang_layered.cli.traces",
+        "explain",
+        "Print what policy auto decided in each step of a trace.",
+    ),
+    "replay": (
+        "sglang_layered.cli.traces",
+        "replay",
+        "Predict TTFT and TBT of another policy from a recorded trace.",
+    ),
     "cost": ("sglang_layered.cli.cost", "cost", "Fit step times to records, and predict prompts by them."),
 }
 

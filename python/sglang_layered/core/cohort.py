@@ -48,6 +48,13 @@ class Cohort:
         """The cohort with all groups that it has still to run as one."""
         return replace(self, plan=self.plan.merged_from(self.next_group))
 
+    def with_next_layers(self, num_layers: int) -> Cohort:
+        """The cohort whose next group has so many layers, and what is left after it is one group."""
+        done = [group.end for group in self.plan.groups[: self.next_group]]
+        end = min(self.group.start + num_layers, self.plan.num_layers)
+        cuts = sorted({0, *done, end, self.plan.num_layers})
+        return replace(self, plan=LayerGroupPlan.from_cuts(self.plan.num_layers, cuts))
+
     def advance(self) -> Cohort:
         """The cohort after its next group has run."""
         if self.is_done:

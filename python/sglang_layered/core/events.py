@@ -9,8 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sglang_layered.core.pacing import Decision, ModelSizes, StepLoad
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.view import StepKind
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStarted:
+    """The loop starts: what is served and how. `cohort_tokens` is None without --chunked-prefill-size."""
+
+    step: int
+    time_s: float
+    policy: str
+    cohort_tokens: int | None
+    sizes: ModelSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,8 @@ class StepDone:
     got a token to its number of output tokens, `prompt` each prompt's request to its rows; `group` is None
     and `strategy` (how the two kinds of rows ran: `--layered-execution`) are None unless the step is layered;
     a prefill step runs all layers. `num_decode_rows` also counts rows of requests that had just finished.
+    `arrived_s` says when the scheduler received each prompt's request, `load` what the step ran in the terms
+    of the step-time model, `decision` what a step policy thought; None with other policies.
     """
 
     step: int
@@ -59,6 +73,9 @@ class StepDone:
     group_index: int = 0
     num_groups: int = 1
     strategy: str | None = None
+    arrived_s: Mapping[str, float] = field(default_factory=dict)
+    load: StepLoad | None = None
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +108,4 @@ class ModeChanged:
     reason: str
 
 
-Event = CohortAdmitted | GroupDone | StepDone | CohortFinished | CohortDropped | ModeChanged
+Event = ServingStarted | CohortAdmitted | GroupDone | StepDone | CohortFinished | CohortDropped | ModeChanged

@@ -18,6 +18,7 @@ from sglang_layered.errors import ConfigError, PlanError
 ENTRY_POINT_GROUP = "sglang_layered.policies"
 DEFAULT_POLICY = "token-target"
 BALANCED_POLICY = "balanced"
+AUTO_POLICY = "auto"  # made by LayeredConfig: it has limits
 
 
 @runtime_checkable

@@ -93,6 +93,30 @@ LAYERS = Row(
             "stacked",
         ),
         Panel(
+            "Step budget under policy auto",
+            "s",
+            "What the next step of a cohort may take so that no running request's token is late.",
+            (
+                Query(quantile(0.5, "layered_step_budget_seconds"), "p50"),
+                Query(quantile(0.05, "layered_step_budget_seconds"), "p5", dashed=True),
+            ),
+        ),
+        Panel(
+            "Steps over budget per second",
+            "ops",
+            "Steps of a cohort in which one layer was more than policy auto's budget: the limit cannot be kept.",
+            (Query(by_mode(rate("layered_steps_over_budget_total")), "{{mode}}"),),
+        ),
+        Panel(
+            "Step times predicted wrongly",
+            "percentunit",
+            "Part by which policy auto was wrong about the time of a step, by kind.",
+            (
+                Query(quantile(0.5, "layered_step_prediction_error_ratio", "kind"), "{{kind}} p50"),
+                Query(quantile(0.9, "layered_step_prediction_error_ratio", "kind"), "{{kind}} p90", dashed=True),
+            ),
+        ),
+        Panel(
             "Parked prompt activations",
             "bytes",
             "Kept between two layer groups, all stages and replicas together. Sampled at each scrape.",

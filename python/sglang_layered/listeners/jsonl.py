@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sglang_layered.core.events import Event
+from sglang_layered.core.pacing import Decision, ModelSizes, Option, StepLoad
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 
 
@@ -50,8 +51,10 @@ def _json_value(value: Any) -> Any:
             return [value.start, value.end]
         case LayerGroupPlan():
             return [_json_value(group) for group in value.groups]
+        case StepLoad() | Decision() | Option() | ModelSizes():
+            return {item.name: _json_value(getattr(value, item.name)) for item in fields(value)}
         case Mapping():
-            return dict(value)
+            return {key: _json_value(each) for key, each in value.items()}
         case tuple():
             return list(value)
         case float():

@@ -12,12 +12,13 @@ from typing import Literal
 PREFIX = "sglang:"
 
 Kind = Literal["counter", "gauge", "histogram"]
-Needs = Literal["layered", "any", "experts", "energy", "slo"]
+Needs = Literal["layered", "auto", "any", "experts", "energy", "slo"]
 Writer = Literal["stage", "first"]
 
 # What makes a metric appear, beside --enable-metrics.
 NEEDS: dict[Needs, str] = {
     "layered": "`--prefill-mode layered`",
+    "auto": "`--layered-policy auto`",
     "any": "nothing more",
     "experts": "`--enable-expert-traffic-metrics`",
     "energy": "`--enable-energy-metrics`",
@@ -84,7 +85,7 @@ METRICS = (
     Metric(
         "layered_groups_per_cohort",
         "histogram",
-        "Layer groups that a cohort was cut into.",
+        "Layer groups that a cohort ran in.",
         "layered",
         buckets=GROUPS,
     ),
@@ -122,6 +123,27 @@ METRICS = (
         "Cohorts that left before their last layer group, by reason.",
         "layered",
         ("reason",),
+    ),
+    Metric(
+        "layered_step_budget_seconds",
+        "histogram",
+        "What the next step of a cohort may take so that no running request's token is late.",
+        "auto",
+        buckets=STEP_SECONDS,
+    ),
+    Metric(
+        "layered_steps_over_budget_total",
+        "counter",
+        "Steps of a cohort in which one layer was more than the budget allowed.",
+        "auto",
+    ),
+    Metric(
+        "layered_step_prediction_error_ratio",
+        "histogram",
+        "Part by which the time of a step was predicted wrongly, by kind: prefill, decode, layered.",
+        "auto",
+        ("kind",),
+        RATIOS,
     ),
     Metric(
         "layered_strategy_info",

@@ -15,6 +15,7 @@ from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.runtime_context import get_context
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.pacing import StepPolicy
 from sglang_layered.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -29,15 +30,21 @@ class Controls:
         config.check_depth(num_layers)
         self.config = config
         self.policy = config.make_policy()
+        self._step_policy = self.policy if isinstance(self.policy, StepPolicy) else None
         self._num_layers = num_layers
         self._scheduler = scheduler
-        self._start_cohort_tokens = scheduler.chunked_prefill_size
+        self._start_cohort_tokens = self.cohort_tokens = scheduler.chunked_prefill_size
         self.changed: list[Callable[[str], None]] = []
 
     @property
     def is_layered(self) -> bool:
         """False while prompts are scheduled as in stock."""
         return self.config.is_layered
+
+    @property
+    def step_policy(self) -> StepPolicy | None:
+        """The policy in force, if it decides in every step."""
+        return self._step_policy if self.config.is_layered else None
 
     def go_on_chunked(self, reason: str) -> None:
         """Admit no more cohorts until an operator says otherwise."""
@@ -57,7 +64,7 @@ class Controls:
             logger.error("/set_internal_state refused, nothing changed: %s", error)
             return SetInternalStateReqOutput(updated=False)
         if cohort_tokens is not None:
-            self._scheduler.chunked_prefill_size = cohort_tokens
+            self._scheduler.chunked_prefill_size = self.cohort_tokens = cohort_tokens
             get_context().override(source="layered", chunked_prefill_size=cohort_tokens)
         logger.warning("/set_internal_state: from the next cohort on %s", dict(wanted))
         return SetInternalStateReqOutput(updated=True)
@@ -93,9 +100,10 @@ class Controls:
         return wanted - wanted % page
 
     def _adopt(self, config: LayeredConfig, reason: str) -> None:
-        policy = config.make_policy()
+        policy = self.policy if _same_policy(config, self.config) else config.make_policy()
         mode_changes = config.prefill_mode != self.config.prefill_mode
         self.config, self.policy = config, policy
+        self._step_policy = policy if isinstance(policy, StepPolicy) else None
         get_context().override(
             source="layered",
             prefill_mode=config.prefill_mode,
@@ -105,6 +113,11 @@ class Controls:
         if mode_changes:
             for tell in self.changed:
                 tell(reason)
+
+
+def _same_policy(one: LayeredConfig, other: LayeredConfig) -> bool:
+    """True when a policy may stay, with all it has learned."""
+    return replace(one, prefill_mode=other.prefill_mode) == other
 
 
 def _whole(key: str, value: float) -> int:

@@ -7,7 +7,6 @@ it into the running batch. Aborts, idle checks, flushes, pool statistics and pau
 from __future__ import annotations
 
 import logging
-from itertools import islice
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -29,11 +28,13 @@ from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import LoopMetrics
 from sglang_layered.scheduler.observer import tell_observer
+from sglang_layered.scheduler.pacing import Pacer
 from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.rank_check import RankCheck
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
-from sglang_layered.scheduler.room import next_chunk_fits, requeue_chunked_prompt
+from sglang_layered.scheduler.room import make_room_for_chunk
+from sglang_layered.scheduler.running import num_running
 from sglang_layered.scheduler.spans import trace_group
 from sglang_layered.scheduler.timer import StepTimer
 
@@ -61,6 +62,7 @@ class LayeredLoop:
         self.keeper = CohortKeeper(scheduler, runner.num_layers, self._heard_of_drop)
         self._execution = Execution.from_config(runner, config, scheduler.device)
         self._launcher = StepLauncher(scheduler, self._execution)
+        self.pacer = Pacer(scheduler, self.controls, self.num_layers, self.layers, self._metrics)
         self._checker = InvariantChecker(scheduler, self.keeper.ledger, config.layered_check_invariants)
         self._single_rank = scheduler.ps.tp_size == 1
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
@@ -78,10 +80,11 @@ class LayeredLoop:
         scheduler.layered_loop = loop
         logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy)
         warn_of_dense(loop.layers)
+        loop.report.started(str(loop.controls.policy), loop.controls.cohort_tokens, loop.pacer.sizes)
         try:
             loop.run()
         finally:
-            loop.report.close()
+            loop.close()
 
     @DynamicGradMode()
     def run(self) -> None:
@@ -95,6 +98,7 @@ class LayeredLoop:
     def step(self) -> None:
         """Schedule and launch one engine step, and process the results that are due."""
         try:
+            self.pacer.step_begins()
             batch = self._resume() if self.inflight is not None else self._schedule()
             self._ranks.compare(batch)
             if isinstance(batch, LayerGroupBatch):
@@ -104,6 +108,11 @@ class LayeredLoop:
             self._checker.after_step(self.inflight)
         except InvariantError as error:
             self._recover(error)
+
+    def close(self) -> None:
+        """The server ends."""
+        self.pacer.close()
+        self.report.close()
 
     def on_pause(self) -> None:
         """SGLang is about to retract every request: leave them all in the running batch, nothing pending."""
@@ -119,7 +128,8 @@ class LayeredLoop:
     def _schedule(self) -> LayerGroupBatch | ScheduleBatch | None:
         """No cohort in flight: SGLang chooses; a prompt batch beside running requests becomes a cohort."""
         scheduler = self.scheduler
-        self._make_room_for_chunk()
+        self.pacer.before_admission()
+        make_room_for_chunk(scheduler, self.results)
         plan = scheduler.get_next_batch_to_run(
             running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
         )
@@ -129,7 +139,7 @@ class LayeredLoop:
             return batch
         if scheduler.is_disable_overlap_for_batch(batch, last_batch=scheduler.last_batch):
             self.results.process_all()
-        if not self.controls.is_layered or self._num_running() == 0:
+        if not self.controls.is_layered or num_running(self.scheduler) == 0:
             return batch
         groups = self._plan(batch)
         if groups is None:
@@ -160,6 +170,7 @@ class LayeredLoop:
             return decode
         if decode is None:
             self.inflight.cohort = self.inflight.cohort.with_rest_at_once()
+        self.pacer.pace(self.inflight, decode)
         return LayerGroupBatch(decode, self.inflight)
 
     def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
@@ -170,14 +181,6 @@ class LayeredLoop:
             self._leave_layered_mode("policy failed", error)
             return None
 
-    def _num_running(self) -> int:
-        """Requests that decode: 0, 1, or 2 for any more. SGLang filters the batch where it changes it."""
-        running = self.scheduler.running_batch
-        if running.is_prefill_only:
-            return 0
-        unfinished = (req for req in running.reqs if not req.finished())
-        return sum(1 for _ in islice(unfinished, 2))
-
     def _decode_batch(self) -> ScheduleBatch | None:
         """The running batch made ready for its next token, or None; may drop the cohort to make room."""
         scheduler = self.scheduler
@@ -185,7 +188,7 @@ class LayeredLoop:
             self.results.process_all()
             if self._last_one_has_no_room():
                 self._drop("KV pool full")
-        if self._num_running() == 0:
+        if num_running(self.scheduler) == 0:
             scheduler.running_batch.filter_batch()
             return None
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
@@ -193,17 +196,11 @@ class LayeredLoop:
 
     def _last_one_has_no_room(self) -> bool:
         """SGLang would abort this request; the cohort in flight holds slots that it can have."""
-        if self.inflight is None or self._num_running() != 1:
+        if self.inflight is None or num_running(self.scheduler) != 1:
             return False
         running = self.scheduler.running_batch
         running.filter_batch()
         return not running.check_decode_mem()
-
-    def _make_room_for_chunk(self) -> None:
-        if not next_chunk_fits(self.scheduler):
-            self.results.process_all()
-            if not next_chunk_fits(self.scheduler):
-                requeue_chunked_prompt(self.scheduler)
 
     def _run_stock(self, batch: ScheduleBatch | None) -> None:
         scheduler = self.scheduler
@@ -221,13 +218,17 @@ class LayeredLoop:
             scheduler._apply_war_barrier()
         prompt = tuple(zip(batch.reqs, batch.extend_lens, strict=True)) if kind == "prefill" else ()
         outcomes = (Outcome(batch, self._seen(batch), result),)
-        self.results.launched(LaunchedStep(scheduler.forward_ct, kind, outcomes, timer, prompt=prompt))
+        load = self.pacer.load_of(*((None, batch) if prompt else (batch, None)))
+        self.results.launched(
+            LaunchedStep(scheduler.forward_ct, kind, outcomes, timer, prompt=prompt, load=load)
+        )
         scheduler.last_batch = batch
 
     def _run_layered(self, step: LayerGroupBatch) -> None:
         inflight, cohort = step.inflight, step.inflight.cohort
         self.scheduler.cur_batch_for_debug = inflight.batch
         strategy = self._execution.choose(step.shape)
+        load = self.pacer.load_of(step.decode, inflight.batch, step.group)
         timer = StepTimer.start(self.scheduler)
         outcomes = [
             Outcome(batch, self._seen(batch), result)
@@ -238,7 +239,9 @@ class LayeredLoop:
         prompt = tuple(zip(inflight.reqs, inflight.batch.extend_lens, strict=True))
         number = self.scheduler.forward_ct
         self.results.launched(
-            LaunchedStep(number, "layered", tuple(outcomes), timer, cohort, prompt, strategy)
+            LaunchedStep(
+                number, "layered", tuple(outcomes), timer, cohort, prompt, strategy, load, self.pacer.decision
+            )
         )
 
     def _seen(self, batch: ScheduleBatch) -> ScheduleBatch:
@@ -246,6 +249,7 @@ class LayeredLoop:
 
     def _process(self, step: LaunchedStep) -> None:
         decoded = self.report.reqs_to_get_a_token(step)
+        self.pacer.results_are_due(step)
         tell_observer(self.scheduler, step, self.num_layers)
         for outcome in step.outcomes:
             self.scheduler.process_batch_result(outcome.seen, outcome.result)
@@ -253,9 +257,12 @@ class LayeredLoop:
         self.last_timing = StepTiming(
             step.kind, step.timer.duration_s(), step.num_decode_rows, sum(step.prompt_rows), num_layers
         )
+        self.pacer.results_are_in(step, self.last_timing.duration_s)
         self._metrics.stepped(self.last_timing, step.strategy)
         self._metrics.in_flight([] if self.inflight is None else [self.inflight])
         if step.cohort is not None:
+            if step.cohort.is_last_group:
+                self._metrics.finished(step.cohort)
             reqs = [req for req, _ in step.prompt]
             trace_group(reqs, step.cohort, step.timer.start_s, self.last_timing.duration_s, step.number)
         if step.strategy is not None:

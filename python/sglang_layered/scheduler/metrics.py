@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.pacing import Decision
 from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
 from sglang_layered.metrics.table import Needs
@@ -30,6 +32,7 @@ def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
         "experts": config.enable_expert_traffic_metrics,
         "energy": config.enable_energy_metrics,
         "slo": config.has_slo,
+        "auto": config.is_auto,
     }
     needs = [need for need, is_wanted in wanted.items() if is_wanted]
     return PrometheusInstruments(scheduler.metrics_collector.labels, needs, is_first(scheduler))
@@ -63,12 +66,17 @@ class LoopMetrics:
             self._instruments.add("layered_dropped_cohorts_total", 0, reason=reason)
         for mode, reason in CHANGES:
             self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=reason)
+        if config.is_auto:
+            self._instruments.add("layered_steps_over_budget_total", 0)
         self.in_flight([])
 
     def admitted(self, inflight: InFlightCohort) -> None:
-        """A cohort got its plan."""
-        self._instruments.observe("layered_groups_per_cohort", inflight.cohort.plan.num_groups)
+        """A cohort was admitted."""
         self._instruments.observe("layered_cohort_tokens", inflight.num_prompt_tokens)
+
+    def finished(self, cohort: Cohort) -> None:
+        """A cohort passed its last group."""
+        self._instruments.observe("layered_groups_per_cohort", cohort.plan.num_groups)
 
     def stepped(self, timing: StepTiming, strategy: str | None) -> None:
         """A step's results were processed."""
@@ -81,6 +89,17 @@ class LoopMetrics:
                 self._instruments.set("layered_strategy_info", 0, strategy=self._strategy)
             self._instruments.set("layered_strategy_info", 1, strategy=strategy)
             self._strategy = strategy
+
+    def predicted(self, kind: str, predicted_s: float, duration_s: float) -> None:
+        """A step that was predicted to take so long took so long."""
+        error = abs(predicted_s / duration_s - 1) if duration_s > 0 else 0.0
+        self._instruments.observe("layered_step_prediction_error_ratio", error, kind=kind)
+
+    def paced(self, decision: Decision) -> None:
+        """A step policy chose the layers of a step."""
+        self._instruments.observe("layered_step_budget_seconds", max(decision.budget_s, 0.0))
+        if not decision.fits:
+            self._instruments.add("layered_steps_over_budget_total")
 
     def in_flight(self, cohorts: list[InFlightCohort]) -> None:
         """These are in flight now, the oldest first."""

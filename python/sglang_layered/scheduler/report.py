@@ -13,8 +13,10 @@ from sglang_layered.core.events import (
     CohortFinished,
     GroupDone,
     ModeChanged,
+    ServingStarted,
     StepDone,
 )
+from sglang_layered.core.pacing import ModelSizes
 from sglang_layered.core.view import StepTiming
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.batch import InFlightCohort
@@ -27,6 +29,14 @@ class Reporter:
     def __init__(self, scheduler: Any, listeners: Listeners) -> None:
         self._scheduler = scheduler
         self._listeners = listeners
+
+    def started(self, policy: str, cohort_tokens: int | None, sizes: ModelSizes) -> None:
+        """The loop starts."""
+        if self._listeners:
+            now = time.monotonic()
+            self._listeners.emit(
+                ServingStarted(self._scheduler.forward_ct, now, policy, cohort_tokens, sizes)
+            )
 
     def admitted(self, inflight: InFlightCohort) -> None:
         """A cohort got its plan."""
@@ -75,6 +85,9 @@ class Reporter:
                 group_index=0 if cohort is None else cohort.next_group,
                 num_groups=1 if cohort is None else cohort.plan.num_groups,
                 strategy=step.strategy,
+                arrived_s={req.rid: req.time_stats.scheduler_recv_time for req, _ in step.prompt},
+                load=step.load,
+                decision=step.decision,
             )
         )
         if cohort is not None:

@@ -11,6 +11,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.pacing import Decision, StepLoad
 from sglang_layered.core.view import StepKind
 from sglang_layered.scheduler.timer import StepTimer
 
@@ -31,7 +32,7 @@ class Outcome:
 class LaunchedStep:
     """A step whose results are still to be processed; `cohort` is the one that ran a group in it.
 
-    `prompt` holds each request whose prompt was computed, with its rows.
+    `prompt` holds each request whose prompt was computed, with its rows. `decision` is a step policy's.
     """
 
     number: int
@@ -41,6 +42,8 @@ class LaunchedStep:
     cohort: Cohort | None = None
     prompt: tuple[tuple[Any, int], ...] = ()
     strategy: str | None = None
+    load: StepLoad | None = None
+    decision: Decision | None = None
 
     @property
     def prompt_rows(self) -> tuple[int, ...]:

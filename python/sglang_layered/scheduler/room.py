@@ -12,6 +12,7 @@ from typing import Any
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from sglang_layered.scheduler.drop import requeue_requests
+from sglang_layered.scheduler.results import StepResults
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,14 @@ def next_chunk_fits(scheduler: Any) -> bool:
     num_slots = -(-num_tokens // scheduler.page_size) * scheduler.page_size
     evict_from_tree_cache(scheduler.tree_cache, num_slots)
     return bool(scheduler.token_to_kv_pool_allocator.available_size() >= num_slots)
+
+
+def make_room_for_chunk(scheduler: Any, results: StepResults) -> None:
+    """Let a prompt whose next chunk has no room wait again; results that are pending may free some."""
+    if not next_chunk_fits(scheduler):
+        results.process_all()
+        if not next_chunk_fits(scheduler):
+            requeue_chunked_prompt(scheduler)
 
 
 def requeue_chunked_prompt(scheduler: Any) -> None:

@@ -93,6 +93,7 @@ class PipelineLoop:
                 return plan
             inflight = self.cohorts.admit(batch, self._plan(batch))
             self._metrics.admitted(inflight)
+            self._metrics.finished(inflight.cohort)  # as planned: no step changes it
             self.report.admitted(inflight)
             batch, running = self._decode(running)
         if not self.cohorts:

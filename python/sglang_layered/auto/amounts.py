@@ -1,0 +1,56 @@
+"""How much of everything that takes time is in a step. Pure; it knows no seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang_layered.core.pacing import ModelSizes, StepLoad
+
+FloatArray = npt.NDArray[np.float64]
+
+NAMES = (
+    "step",  # 1 a step
+    "weights",  # part of the model's experts that is read; 1 for a dense model
+    "decode_rows",
+    "decode_tokens",  # context of all decode rows
+    "prompt_rows",  # times the part of the layers that they run
+    "prompt_pairs",  # of a prompt row and a token it sees, times that part
+    "prompt_layers",  # that part itself: launches
+    "apart_layers",  # that part where the prompt rows run in a forward of their own
+)
+
+
+def amounts(sizes: ModelSizes, load: StepLoad) -> FloatArray:
+    """[len(NAMES)]: what is in the step."""
+    at_rest, a_layer = lines(sizes, load)
+    return at_rest + load.prompt_layers * a_layer
+
+
+def lines(sizes: ModelSizes, load: StepLoad) -> tuple[FloatArray, FloatArray]:
+    """Amounts of the step without prompt layers, and what each prompt layer adds: [len(NAMES)] both."""
+    decode, rows = coverage(sizes, load.decode_rows), load.prompt_rows
+    at_rest = np.array([1.0, decode, load.decode_rows, load.decode_tokens, 0.0, 0.0, 0.0, 0.0])
+    if not rows:
+        return at_rest, np.zeros(len(NAMES))
+    if load.is_apart:
+        added = coverage(sizes, rows)
+    else:
+        added = coverage(sizes, load.decode_rows + rows) - decode
+    prefixes = load.prefix_lens or (0,) * len(load.prompt_lens)
+    pairs = sum(_pairs(sizes, *each) for each in zip(load.prompt_lens, prefixes, strict=True))
+    a_layer = np.array([0.0, added, 0.0, 0.0, rows, pairs, 1.0, float(load.is_apart)])
+    return at_rest, a_layer / sizes.num_layers
+
+
+def coverage(sizes: ModelSizes, num_rows: int) -> float:
+    """Part of a layer's experts that rows read when each chooses its experts uniformly."""
+    if not num_rows:
+        return 0.0
+    if not sizes.num_experts:
+        return 1.0
+    return 1 - (1 - sizes.num_experts_per_token / sizes.num_experts) ** num_rows
+
+
+def _pairs(sizes: ModelSizes, rows: int, before: int) -> float:
+    return (before + rows) ** 2 / 2 if sizes.is_padded else rows * (before + rows / 2)

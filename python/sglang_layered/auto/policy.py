@@ -1,0 +1,197 @@
+"""Policy `auto`: in each step as many layers as the time until the next token is due allows. Pure.
+
+With P the time of a prompt beside nothing, D that of a decode step and n steps, the first token comes after
+P + nD and the longest gap is P/n + D (paper section 4): the best n is the smallest that keeps the limit. When
+prompts are admitted the same is asked of cuts along the tokens, and the way that ends first is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sglang_layered.auto.amounts import amounts, lines
+from sglang_layered.auto.deadlines import Margin, Overhead
+from sglang_layered.auto.prior import imagined_steps
+from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.core.layer_shape import LayerShape
+from sglang_layered.core.pacing import Decision, ModelSizes, Option, PaceView, QueueView, Start, StepLoad
+from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.policy import TokenTargetPolicy
+from sglang_layered.core.view import SchedulerView
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_COHORT = 64
+GAIN = 0.03  # by which smaller cohorts must be predicted to end sooner
+STEPS_BETWEEN_WARNINGS = 1000
+
+
+@dataclass(slots=True)
+class AutoPolicy:
+    """Keeps a limit on the time between tokens and makes prompts as fast as it allows.
+
+    Without a limit a step may take what it would have taken at most by the paper's rule.
+    """
+
+    tbt_limit_s: float | None = None
+    group_tokens: int = 512
+    times: StepTimes = field(default_factory=StepTimes)
+    is_apart: bool = False
+    margin: Margin = field(default_factory=Margin)
+    overhead: Overhead = field(default_factory=Overhead)
+    sizes: ModelSizes = field(default_factory=lambda: ModelSizes(1))
+    _chosen: tuple[Option | None, Option | None] = (None, None)
+    _rule_budget_s: float = 0.0
+    _last_step_s: float = 0.0
+    _fits: bool = True
+    _steps_since_warning: int = STEPS_BETWEEN_WARNINGS
+
+    def __str__(self) -> str:
+        limit = "the paper's rule" if self.tbt_limit_s is None else f"{1e3 * self.tbt_limit_s:g} ms"
+        return f"auto({limit})"
+
+    def plan(self, view: SchedulerView) -> LayerGroupPlan:
+        """A first plan, by the paper's rule; `next_layers` then cuts it anew before every step."""
+        return TokenTargetPolicy(self.group_tokens).plan(view)
+
+    def begin(self, sizes: ModelSizes, layers: Sequence[LayerShape], start: Start) -> None:
+        """Start from what sizes and rates say of step times, and from what was learned before."""
+        self.sizes = sizes
+        self.times = StepTimes(imagined_steps(sizes, layers, start.rates))
+        if start.learned is not None:
+            self.times = self.times.resumed(start.learned)
+
+    def learned(self) -> Mapping[str, Sequence[float]]:
+        """The state of the step-time model."""
+        return self.times.state()
+
+    def cohort_tokens(self, view: QueueView) -> int:
+        """The cohort size with which all that waits is computed soonest inside the budget."""
+        total = min(sum(view.prompt_lens), view.max_tokens)
+        self._chosen = (None, None)
+        if not view.decode_rows or total <= 0:
+            return view.max_tokens
+        self._rule_budget_s = self._rule_s(self._cohort(total, view))
+        options = [self._option(tokens, view) for tokens in _sizes(total)]
+        whole, best = options[0], min(options, key=_rank)
+        if not best.fits or (whole.fits and best.ttft_s > whole.ttft_s * (1 - GAIN)):
+            best = whole
+        second = min((option for option in options if option is not best), key=_rank, default=None)
+        self._chosen = (best, second)
+        return view.max_tokens if best is whole else best.cohort_tokens
+
+    def prompt_s(self, num_tokens: int) -> float:
+        """How long a prompt takes alone, predicted."""
+        load = StepLoad(0, 0, (num_tokens,), (0,), self.sizes.num_layers)
+        return self.times.predict(amounts(self.sizes, load))
+
+    def next_layers(self, view: PaceView) -> Decision:
+        """The most layers whose predicted step time fits the budget, at least one; evened over the rest."""
+        load = replace(view.load, is_apart=self.is_apart)
+        at_rest_s, a_layer_s = self.times.predict_line(*lines(self.sizes, load))
+        budget_s = self._budget_s(view.due_s)
+        layers, fits = self._most(view.done_layers, budget_s, at_rest_s, a_layer_s)
+        weight = self.sizes.weight(view.done_layers, view.done_layers + layers)
+        self._heard(fits, budget_s, at_rest_s)
+        return Decision(layers, at_rest_s + weight * a_layer_s, budget_s, fits, *self._chosen)
+
+    def observe(self, load: StepLoad, duration_s: float) -> float:
+        """Learn from a step; gives what was predicted."""
+        self._last_step_s = max(duration_s, 1e-9)
+        return self.times.observe(amounts(self.sizes, load), self._last_step_s)
+
+    def spaced(self, gap_s: float, is_paced: bool) -> None:
+        """Hear the longest gap that the latest step made; after a step of ours the margin follows."""
+        self.overhead.seen(gap_s, self._last_step_s)
+        if self.tbt_limit_s is None or not is_paced:
+            return
+        if gap_s <= self.tbt_limit_s:
+            self.margin.kept()
+        elif self._fits:
+            self.margin.missed()
+
+    def _budget_s(self, due_s: float | None) -> float:
+        if self.tbt_limit_s is None or due_s is None:
+            return self._rule_budget_s
+        return due_s - self.overhead.value_s - self.margin.part * self.tbt_limit_s
+
+    def _rule_s(self, load: StepLoad) -> float:
+        """The longest step that the paper's rule would make of this cohort."""
+        plan = self.plan(SchedulerView(self.sizes.num_layers, load.prompt_lens))
+        at_rest_s, a_layer_s = self.times.predict_line(*lines(self.sizes, load))
+        weights = [self.sizes.weight(group.start, group.end) for group in plan.groups]
+        return (at_rest_s + max(weights) * a_layer_s) * (1 + 1e-9)
+
+    def _most(
+        self, done_layers: int, budget_s: float, at_rest_s: float, a_layer_s: float
+    ) -> tuple[int, bool]:
+        """Layers of the next step, and whether they fit."""
+        left = self.sizes.num_layers - done_layers
+        room = (budget_s - at_rest_s) / a_layer_s if a_layer_s > 0 else float(left)
+        most = min(self.sizes.most_layers(done_layers, room), left) if budget_s > at_rest_s else 0
+        if most < 1:
+            return 1, False
+        num_steps = -(-left // most)
+        return -(-left // num_steps), True
+
+    def _option(self, tokens: int, view: QueueView) -> Option:
+        """Everything that waits, in cohorts of so many tokens; the step is one of the last cohort.
+
+        A cohort's cost is quadratic in the tokens before it at most, so the first, middle and last one tell
+        the mean of all (Simpson's rule).
+        """
+        total = sum(view.prompt_lens)
+        count, left = -(-total // tokens), max(total - tokens, 0)
+        costs = [self._costs(tokens, view, skip) for skip in (0, left // 2, left)]
+        at_rest_s, a_layer_s = costs[-1]
+        layers, fits = self._most(0, self._budget_s(view.due_s), at_rest_s, a_layer_s)
+        num_steps = -(-self.sizes.num_layers // layers)
+        mean_layer_s = sum(part * each for part, (_, each) in zip((1, 4, 1), costs, strict=True)) / 6
+        a_cohort_s = num_steps * at_rest_s + self.sizes.num_layers * mean_layer_s
+        step_s = at_rest_s + self.sizes.weight(0, layers) * a_layer_s
+        return Option(tokens, layers, step_s, count * a_cohort_s, fits)
+
+    def _costs(self, tokens: int, view: QueueView, skip: int) -> tuple[float, float]:
+        """Seconds at rest and of each layer, of a cohort after `skip` of the tokens that wait."""
+        return self.times.predict_line(*lines(self.sizes, self._cohort(tokens, view, skip)))
+
+    def _cohort(self, tokens: int, view: QueueView, skip: int = 0) -> StepLoad:
+        lens: list[int] = []
+        prefixes: list[int] = []
+        for length, prefix in zip(view.prompt_lens, view.prefix_lens, strict=True):
+            rows = min(length - min(skip, length), tokens)
+            if rows > 0:
+                lens.append(rows)
+                prefixes.append(prefix + min(skip, length))
+            skip, tokens = max(skip - length, 0), tokens - max(rows, 0)
+        return StepLoad(
+            view.decode_rows, view.decode_tokens, tuple(lens), tuple(prefixes), is_apart=self.is_apart
+        )
+
+    def _heard(self, fits: bool, budget_s: float, at_rest_s: float) -> None:
+        """Note whether the next step fits; say so where it does not, once in a while."""
+        self._fits = fits
+        self._steps_since_warning += 1
+        if not fits and self._steps_since_warning > STEPS_BETWEEN_WARNINGS:
+            self._steps_since_warning = 0
+            logger.warning(
+                "The limit between tokens cannot be kept: %.1f ms are left for a step, decoding alone takes"
+                " %.1f ms; the prompt goes one layer a step", 1e3 * budget_s, 1e3 * at_rest_s,
+            )  # fmt: skip
+
+
+def _rank(option: Option) -> tuple[bool, float]:
+    """Those that fit come first, the soonest of them."""
+    return not option.fits, option.ttft_s
+
+
+def _sizes(total: int) -> list[int]:
+    """Cohort sizes to compare: all at once, then powers of two below it."""
+    sizes, size = [total], SMALLEST_COHORT
+    smaller = []
+    while size < total:
+        smaller.append(size)
+        size *= 2
+    return sizes + smaller[::-1]

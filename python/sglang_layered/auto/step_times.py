@@ -1,0 +1,136 @@
+"""How long a step takes, learned from those that ran. Pure; least squares by SciPy.
+
+The time is linear in `amounts`, no coefficient is negative, and relative errors count. What is known of
+decode steps and of steps with prompt rows is forgotten apart, so that a long stretch of one kind leaves the
+other as it was. Beside the coefficients each kind has a scale, the median of its latest ratios of seen to
+predicted: one odd step does not move it, a machine that became slower moves it within `NUM_RECENT` / 2 steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import nnls
+
+from sglang_layered.auto.amounts import NAMES, FloatArray
+
+NUM_RECENT = 5
+FORGET = 0.99  # of what is known of its kind, a step
+OUTLIER = 0.2  # relative error from which a step counts less and less
+PRIOR_WEIGHT = 0.02  # of an imagined step against a seen one
+STEPS_PER_FIT = 4
+NUM_FITTED_AT_ONCE = 24  # first steps that are each followed by a fit
+LARGEST_SCALE = 8.0
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What is known of the steps of one kind: sums of outer products of their amounts over their times."""
+
+    gram: FloatArray = field(default_factory=lambda: np.zeros((len(NAMES), len(NAMES))))
+    moment: FloatArray = field(default_factory=lambda: np.zeros(len(NAMES)))
+    recent: deque[tuple[FloatArray, float]] = field(default_factory=lambda: deque(maxlen=NUM_RECENT))
+    scale: float = 1.0
+
+    def rescale(self, coefficients: FloatArray) -> None:
+        """The median ratio of the latest times to what these coefficients say of them."""
+        said = [(float(coefficients @ row), duration_s) for row, duration_s in self.recent]
+        ratios = [duration_s / predicted_s for predicted_s, duration_s in said if predicted_s > 0]
+        if ratios:
+            self.scale = min(max(statistics.median(ratios), 1 / LARGEST_SCALE), LARGEST_SCALE)
+
+
+class StepTimes:
+    """The model: predicts, hears what it was, reports by how much it was wrong."""
+
+    def __init__(self, prior: Sequence[tuple[FloatArray, float]] = (), forget: float = FORGET) -> None:
+        """Start from imagined steps, each with its amounts and seconds."""
+        self._forget = forget
+        self._kinds = {False: _Kind(), True: _Kind()}  # by whether there are prompt rows
+        self._prior = _Kind()
+        for row, duration_s in prior:
+            _add(self._prior, row / duration_s, PRIOR_WEIGHT)
+        self.coefficients = np.zeros(len(NAMES))
+        self.num_steps = 0
+        if prior:
+            self._fit()
+
+    def predict(self, row: FloatArray) -> float:
+        """Seconds of a step with these amounts."""
+        return float(self.coefficients @ row) * self._kind(row).scale
+
+    def predict_line(self, at_rest: FloatArray, a_layer: FloatArray) -> tuple[float, float]:
+        """Seconds without prompt layers, and of each prompt layer, of a step that has some."""
+        scale = self._kinds[True].scale
+        return float(self.coefficients @ at_rest) * scale, float(self.coefficients @ a_layer) * scale
+
+    def observe(self, row: FloatArray, duration_s: float) -> float:
+        """A step took so long; gives what was predicted."""
+        kind, predicted_s = self._kind(row), self.predict(row)
+        kind.recent.append((row, duration_s))
+        kind.rescale(self.coefficients)
+        error = abs(self.predict(row) / duration_s - 1)
+        kind.gram *= self._forget
+        kind.moment *= self._forget
+        _add(kind, row / duration_s, min(1.0, (OUTLIER / max(error, OUTLIER)) ** 2))
+        self.num_steps += 1
+        if self.num_steps <= NUM_FITTED_AT_ONCE or self.num_steps % STEPS_PER_FIT == 0:
+            self._fit()
+            for each in self._kinds.values():
+                each.rescale(self.coefficients)
+        return predicted_s
+
+    def settle(self) -> None:
+        """No more steps will come: all that were seen count, and the latest not more than others."""
+        self._fit()
+        for kind in self._kinds.values():
+            kind.recent.clear()
+            kind.scale = 1.0
+
+    def state(self) -> dict[str, list[float]]:
+        """What `resumed` takes, as JSON values."""
+        kinds = (self._kinds[False], self._kinds[True])
+        return {
+            "gram": [float(value) for kind in kinds for value in kind.gram.ravel()],
+            "moment": [float(value) for kind in kinds for value in kind.moment],
+        }
+
+    def resumed(self, state: Mapping[str, Sequence[float]]) -> StepTimes:
+        """The same prior with what another model has learned.
+
+        Raises:
+            ValueError: it is of another size.
+        """
+        size = len(NAMES)
+        grams = np.array(state["gram"], dtype=float).reshape(2, size, size)
+        moments = np.array(state["moment"], dtype=float).reshape(2, size)
+        if not (np.isfinite(grams).all() and np.isfinite(moments).all()):
+            raise ValueError("a value is not finite")
+        found = StepTimes()
+        found._prior = self._prior
+        for kind, gram, moment in zip(found._kinds.values(), grams, moments, strict=True):
+            kind.gram, kind.moment = gram, moment
+        found.num_steps = NUM_FITTED_AT_ONCE
+        found._fit()
+        return found
+
+    def _kind(self, row: FloatArray) -> _Kind:
+        return self._kinds[bool(row[NAMES.index("prompt_rows")])]
+
+    def _fit(self) -> None:
+        kinds = (self._prior, *self._kinds.values())
+        gram = np.add.reduce([kind.gram for kind in kinds])
+        moment = np.add.reduce([kind.moment for kind in kinds])
+        scales = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
+        root = np.linalg.cholesky(gram / np.outer(scales, scales) + 1e-7 * np.eye(len(NAMES)))
+        solution, _ = nnls(root.T, np.linalg.solve(root, moment / scales))
+        self.coefficients = solution / scales
+
+
+def _add(kind: _Kind, row: FloatArray, weight: float) -> None:
+    kind.gram += weight * np.outer(row, row)
+    kind.moment += weight * row

@@ -1,0 +1,101 @@
+"""Steps of a run, read back from the file of the `jsonl` listener."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sglang_layered.core.pacing import Decision, ModelSizes, Option, StepLoad
+from sglang_layered.errors import BenchError
+
+
+@dataclass(frozen=True, slots=True)
+class TracedStep:
+    """One `step_done`. Times in seconds of one clock; `group` is None for a step through all layers.
+
+    `decode` maps requests that got a token to their number of tokens, `prompt` each prompt's request to its
+    rows; it has its first token if `ends_prompt`.
+    """
+
+    step: int
+    time_s: float
+    kind: str
+    start_s: float
+    duration_s: float
+    decode: Mapping[str, int]
+    prompt: Mapping[str, int]
+    arrived_s: Mapping[str, float]
+    load: StepLoad
+    group: tuple[int, int] | None = None
+    group_index: int = 0
+    num_groups: int = 1
+    decision: Decision | None = None
+
+    @property
+    def ends_prompt(self) -> bool:
+        """True in a cohort's last step, and in a prompt's step through all layers."""
+        return bool(self.prompt) and self.group_index == self.num_groups - 1
+
+    @property
+    def begins_prompt(self) -> bool:
+        """True in a cohort's first step, and in a prompt's step through all layers."""
+        return bool(self.prompt) and self.group_index == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The steps of one server, in order, and what it served."""
+
+    steps: tuple[TracedStep, ...]
+    sizes: ModelSizes
+    policy: str
+    cohort_tokens: int | None
+
+
+def read_trace(path: Path) -> Trace:
+    """The last server's part of a trace.
+
+    Raises:
+        BenchError: it is no trace, or has no start or no steps.
+    """
+    steps: list[TracedStep] = []
+    started: dict[str, Any] | None = None
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            values = json.loads(line)
+            if values["event"] == "serving_started":
+                started, steps = values, []
+            if values["event"] == "step_done" and values.get("load") is not None:
+                steps.append(_step(values))
+        if started is None or not steps:
+            raise BenchError(
+                f"{path}: no start of a server or no steps in it; serve in layered mode with"
+                f" --layered-listeners jsonl={path} and send load"
+            )
+        sizes = started["sizes"] | {"layer_costs": tuple(started["sizes"]["layer_costs"])}
+        return Trace(tuple(steps), ModelSizes(**sizes), started["policy"], started["cohort_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, BenchError):
+            raise
+        raise BenchError(f"{path}: no trace of --layered-listeners jsonl=PATH ({error!r})") from error
+
+
+def _step(values: dict[str, Any]) -> TracedStep:
+    given = {item.name: values[item.name] for item in fields(TracedStep)}
+    given["load"] = _load(values["load"])
+    given["group"] = None if values["group"] is None else tuple(values["group"])
+    given["decision"] = None if values["decision"] is None else _decision(values["decision"])
+    return TracedStep(**given)
+
+
+def _load(values: dict[str, Any]) -> StepLoad:
+    lens = {name: tuple(values[name]) for name in ("prompt_lens", "prefix_lens")}
+    return StepLoad(**values | lens)
+
+
+def _decision(values: dict[str, Any]) -> Decision:
+    options = {name: values[name] and Option(**values[name]) for name in ("chosen", "runner_up")}
+    return Decision(**values | options)

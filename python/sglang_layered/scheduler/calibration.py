@@ -1,0 +1,123 @@
+"""What a step policy starts from: rates measured on the device at start, and the calibration file."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sglang_layered.auto.amounts import NAMES
+from sglang_layered.core.pacing import DeviceRates, ModelSizes, Start, StepPolicy
+from sglang_layered.errors import ConfigError
+
+FORMAT = 1
+SIZE, ROWS, REPEATS = 2048, 256, 7
+CALLS_A_LAYER = 12  # kernels or library calls of one layer, roughly
+STEPS_BETWEEN_WRITES = 512
+
+
+def measure_rates(device: str, dtype: torch.dtype) -> DeviceRates:
+    """Time a product with one row (reads), with many (computes), and a call that does next to nothing."""
+    weights = torch.zeros(SIZE, SIZE, device=device, dtype=dtype)
+    row, rows = (torch.zeros(count, SIZE, device=device, dtype=dtype) for count in (1, ROWS))
+    call_s = _median_s(device, lambda: row.add_(0))
+    read_s = max(_median_s(device, lambda: row @ weights) - call_s, 1e-9)
+    compute_s = max(_median_s(device, lambda: rows @ weights) - call_s, 1e-9)
+    return DeviceRates(
+        byte_s=read_s / (weights.numel() * weights.element_size()),
+        flop_s=compute_s / (2 * ROWS * weights.numel()),
+        layer_call_s=CALLS_A_LAYER * call_s,
+    )
+
+
+def _median_s(device: str, call: Callable[[], Any]) -> float:
+    times_s = []
+    with torch.inference_mode():
+        for _ in range(REPEATS):
+            start_s = time.monotonic()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times_s.append(time.monotonic() - start_s)
+    return statistics.median(times_s[1:])
+
+
+class CalibrationFile:
+    """`--layered-calibration-file`: read at start, written now and then; made for one kind of server."""
+
+    def __init__(self, path: Path, kind: dict[str, Any]) -> None:
+        self._path, self._kind = path, kind
+        self._steps = 0
+
+    @classmethod
+    def of(cls, scheduler: Any, sizes: ModelSizes, path: str) -> CalibrationFile:
+        """The file of this scheduler's kind of server."""
+        args = scheduler.server_args
+        kind = {
+            "model": Path(args.model_path).name,
+            "device": _device_name(scheduler.device),
+            "dtype": str(scheduler.model_config.dtype),
+            "num_layers": sizes.num_layers,
+            "num_experts": sizes.num_experts,
+            "execution": args.layered_execution,
+            "attention": args.attention_backend,
+            "tp_size": scheduler.ps.tp_size,
+            "threads": torch.get_num_threads() if scheduler.device == "cpu" else 0,
+        }
+        return cls(Path(path), kind)
+
+    def read(self) -> dict[str, list[float]] | None:
+        """What was learned; None where there is no file yet.
+
+        Raises:
+            ConfigError: it is no such file, or of another kind of server.
+        """
+        if not self._path.exists():
+            return None
+        where = f"--layered-calibration-file {self._path}"
+        try:
+            values = json.loads(self._path.read_text())
+            learned, kind, names = values["learned"], values["kind"], values["amounts"]
+            if values["format"] != FORMAT or names != list(NAMES):
+                raise ConfigError(f"{where}: it is of another version; delete it or give another path")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{where}: no calibration ({error!r}); delete it or give another path") from error
+        for name, value in self._kind.items():
+            if kind.get(name) != value:
+                raise ConfigError(
+                    f"{where}: made with {name} {kind.get(name)}, this server has {value};"
+                    " delete it or give another path"
+                )
+        return {str(name): list(map(float, each)) for name, each in learned.items()}
+
+    def step_done(self, policy: StepPolicy) -> None:
+        """Write now and then."""
+        self._steps += 1
+        if self._steps % STEPS_BETWEEN_WRITES == 0:
+            self.write(policy)
+
+    def write(self, policy: StepPolicy) -> None:
+        """Replace the file as a whole."""
+        values = {"format": FORMAT, "kind": self._kind, "amounts": list(NAMES), "learned": policy.learned()}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
+        partial.write_text(json.dumps(values))
+        partial.replace(self._path)
+
+
+def start_of(scheduler: Any, file: CalibrationFile | None) -> Start:
+    """Measure the device and read the file."""
+    dtype = scheduler.model_config.dtype
+    return Start(measure_rates(scheduler.device, dtype), None if file is None else file.read())
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else device

@@ -1,0 +1,244 @@
+"""Lets a step policy decide: shows it the queue, the cohort and the clock, and does what it says.
+
+Every rank decides for itself, from the clock and the step times of rank 0 (`news`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+from sglang_layered.auto.deadlines import WaitingPrompt, order_by_slack
+from sglang_layered.core.layer_shape import LayerShape
+from sglang_layered.core.pacing import (
+    Decision,
+    ModelSizes,
+    PaceView,
+    QueueView,
+    Start,
+    StepLoad,
+    StepPolicy,
+)
+from sglang_layered.core.plan import LayerGroup
+from sglang_layered.errors import ConfigError
+from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.calibration import CalibrationFile, start_of
+from sglang_layered.scheduler.control import Controls
+from sglang_layered.scheduler.metrics import LoopMetrics
+from sglang_layered.scheduler.news import NewsDesk, NewsReceiver
+from sglang_layered.scheduler.results import LaunchedStep
+from sglang_layered.scheduler.running import running_soon
+
+
+class Pacer:
+    """The scheduler's side of a `StepPolicy`; with any other policy it only remembers what time it is."""
+
+    def __init__(
+        self,
+        scheduler: Any,
+        controls: Controls,
+        num_layers: int,
+        layers: tuple[LayerShape, ...],
+        metrics: LoopMetrics,
+    ) -> None:
+        self.decision: Decision | None = None
+        self._scheduler, self._controls, self._metrics = scheduler, controls, metrics
+        self.sizes = ModelSizes.of(num_layers, layers, _is_padded(scheduler))
+        self._is_apart = controls.config.layered_execution in ("sequential", "concurrent")
+        self._layers = layers
+        self._policy: StepPolicy | None = None  # that the desk and the clock are set up for
+        self._has_begun = False
+        self._file: CalibrationFile | None = None
+        self._desk = NewsDesk()
+        self._now_s = 0.0
+        self._learning: deque[tuple[StepLoad, str]] = deque()
+        self._spoke: list[Any] = []  # requests that got a token since the last step
+        self._paced = False
+        self._has_other_ranks = scheduler.ps.tp_size > 1
+        self._set_up()
+
+    @property
+    def _active(self) -> StepPolicy | None:
+        return self._policy if self._has_begun else None
+
+    def step_begins(self) -> None:
+        """Take the news: the time, and what the steps since the last one took."""
+        self._set_up()
+        if self._policy is None:
+            return
+        news = self._desk.take(has_other_ranks=self._has_other_ranks)
+        self._now_s = news.now_s
+        if news.start is not None:
+            self._begin(self._policy, news.start)
+        for duration_s in news.durations_s:
+            self._learn(self._policy, *self._learning.popleft(), duration_s)
+        self._hear(self._policy)
+
+    def before_admission(self) -> None:
+        """No cohort is in flight: order the queue and say how many tokens the next one may have."""
+        policy, scheduler, most = self._active, self._scheduler, self._controls.cohort_tokens
+        self.decision = None
+        if policy is None or most is None:
+            return
+        scheduler.chunked_prefill_size = most
+        if not scheduler.waiting_queue and scheduler.chunked_req is None:
+            return
+        self._order_queue(policy)
+        running = running_soon(scheduler)
+        lens, prefixes = self._waiting(most)
+        view = QueueView(lens, prefixes, len(running), _tokens(running), self._due_s(running), most)
+        page = scheduler.page_size
+        wanted = policy.cohort_tokens(view)
+        scheduler.chunked_prefill_size = min(max(wanted - wanted % page, page), most)
+
+    def pace(self, inflight: InFlightCohort, decode: ScheduleBatch | None) -> None:
+        """A cohort is about to run beside these decodes: cut its next group. Beside none it runs whole."""
+        policy, start = self._active, inflight.cohort.group.start
+        self.decision = None
+        if policy is None or decode is None:
+            return
+        load = self.load_of(decode, inflight.batch, LayerGroup(start, start))
+        view = PaceView(load, start, self._due_s(decode.reqs))
+        self.decision = policy.next_layers(view)
+        inflight.cohort = inflight.cohort.with_next_layers(self.decision.layers)
+        self._metrics.paced(self.decision)
+
+    def load_of(
+        self, decode: ScheduleBatch | None, prompt: ScheduleBatch | None, group: LayerGroup | None = None
+    ) -> StepLoad:
+        """What a step with these batches runs; without a group the prompt goes through all layers."""
+        rows, tokens = 0, 0
+        if decode is not None:
+            rows, tokens = len(decode.reqs), _context(decode)
+        if prompt is None:
+            return StepLoad(rows, tokens)
+        lens, prefixes = tuple(prompt.extend_lens), tuple(prompt.prefix_lens)
+        start, end = (group.start, group.end) if group else (0, self.sizes.num_layers)
+        weight = self.sizes.weight(start, end)
+        return StepLoad(rows, tokens, lens, prefixes, weight, self._is_apart and decode is not None)
+
+    def results_are_due(self, step: LaunchedStep) -> None:
+        """SGLang is about to process the results: note whose tokens they are."""
+        if self._policy is None:
+            return
+        for outcome in step.outcomes:
+            reqs = outcome.seen.reqs
+            self._spoke += [req for req in reqs if not (req.finished() or req.is_retracted)]
+
+    def results_are_in(self, step: LaunchedStep, duration_s: float) -> None:
+        """A step's results were processed."""
+        if self._policy is None or step.load is None:
+            return
+        self._learning.append((step.load, step.kind))
+        self._desk.step_took(duration_s)
+
+    def close(self) -> None:
+        """The server ends: keep what was learned."""
+        if self._file is not None and self._has_begun and self._policy is not None:
+            self._file.write(self._policy)
+
+    def _set_up(self) -> None:
+        """Follow the operator from one policy to another; rank 0 prepares what a new one starts from."""
+        policy = self._controls.step_policy
+        if policy is self._policy:
+            return
+        self._policy, self._has_begun = policy, False
+        self.decision = None
+        self._learning.clear()
+        self._spoke.clear()
+        scheduler = self._scheduler
+        if policy is None:
+            scheduler.chunked_prefill_size = self._controls.cohort_tokens
+            return
+        self._desk = NewsDesk()
+        if self._has_other_ranks:
+            scheduler.request_receiver = NewsReceiver.of(scheduler.request_receiver, self._desk)
+        if scheduler.ps.tp_rank == 0:
+            path = self._controls.config.layered_calibration_file
+            self._file = None if path is None else CalibrationFile.of(scheduler, self.sizes, path)
+            self._desk.start = start_of(scheduler, self._file)
+
+    def _begin(self, policy: StepPolicy, start: Start) -> None:
+        try:
+            policy.begin(self.sizes, self._layers, start)
+        except ValueError as error:
+            path = self._controls.config.layered_calibration_file
+            raise ConfigError(f"--layered-calibration-file {path}: {error}; delete it") from error
+        self._has_begun = True
+
+    def _learn(self, policy: StepPolicy, load: StepLoad, kind: str, duration_s: float) -> None:
+        predicted_s = policy.observe(load, duration_s)
+        self._metrics.predicted(kind, predicted_s, duration_s)
+        if self._file is not None:
+            self._file.step_done(policy)
+
+    def _hear(self, policy: StepPolicy) -> None:
+        """Requests that spoke since the last step are heard now; tell the policy the longest gap."""
+        gaps = [self._now_s - req.layered_heard_s for req in self._spoke if hasattr(req, "layered_heard_s")]
+        if gaps:
+            policy.spaced(max(gaps), self._paced)
+        for req in self._spoke:
+            req.layered_heard_s = self._now_s
+        self._spoke.clear()
+        self._paced = self.decision is not None
+
+    def _waiting(self, most: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens to compute of prompts that wait, and tokens before them, until `most` are together."""
+        scheduler = self._scheduler
+        lens: list[int] = []
+        prefixes: list[int] = []
+        chunked = scheduler.chunked_req
+        reqs = ([] if chunked is None else [chunked]) + scheduler.waiting_queue
+        for req in reqs:
+            done = req.extend_range.end if req is chunked else len(req.prefix_indices)
+            if req.seqlen > done:
+                lens.append(req.seqlen - done)
+                prefixes.append(done)
+            if sum(lens) >= most:
+                break
+        return tuple(lens), tuple(prefixes)
+
+    def _due_s(self, reqs: list[Any]) -> float | None:
+        """Seconds until the earliest next token is due that is not late already."""
+        limit_ms = self._controls.config.slo_tbt_ms
+        if limit_ms is None:
+            return None
+        limit_s, since_s = limit_ms / 1e3, self._now_s
+        heard = [req.layered_heard_s for req in reqs if hasattr(req, "layered_heard_s")]
+        dues = [due for due in (at + limit_s - since_s for at in heard) if due > 0]
+        return min(dues, default=limit_s)
+
+    def _order_queue(self, policy: StepPolicy) -> None:
+        """Prompts with a limit on their first token go by slack; SGLang then takes them in this order."""
+        limit_ms, queue = self._controls.config.slo_ttft_ms, self._scheduler.waiting_queue
+        if limit_ms is None or len(queue) < 2 or not _is_first_come(self._scheduler):
+            return
+        for req in queue:
+            if not hasattr(req, "layered_arrived_s"):
+                req.layered_arrived_s = self._now_s
+        prompts = [
+            WaitingPrompt(req.layered_arrived_s, policy.prompt_s(req.seqlen - len(req.prefix_indices)))
+            for req in queue
+        ]
+        queue[:] = [queue[index] for index in order_by_slack(prompts, self._now_s, limit_ms / 1e3)]
+
+
+def _context(batch: ScheduleBatch) -> int:
+    lens = batch.seq_lens_cpu
+    return _tokens(batch.reqs) if lens is None else int(lens.sum())
+
+
+def _tokens(reqs: list[Any]) -> int:
+    return sum(req.seqlen for req in reqs)
+
+
+def _is_padded(scheduler: Any) -> bool:
+    """SGLang's torch attention computes rows for cached tokens too."""
+    return bool(scheduler.server_args.attention_backend == "torch_native")
+
+
+def _is_first_come(scheduler: Any) -> bool:
+    args = scheduler.server_args
+    return bool(args.schedule_policy == "fcfs" and not args.enable_priority_scheduling)

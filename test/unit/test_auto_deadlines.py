@@ -1,0 +1,74 @@
+"""Margins, overheads, and the order of prompts: nobody starves."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_layered.auto.deadlines import (
+    LEAST_MARGIN,
+    MOST_MARGIN,
+    PATIENCE,
+    Margin,
+    Overhead,
+    WaitingPrompt,
+    order_by_slack,
+)
+
+LIMIT_S = 2.0
+PROMPTS = st.lists(
+    st.builds(WaitingPrompt, arrived_s=st.floats(0, 100), predicted_s=st.floats(0, 5)), min_size=1, max_size=12
+)
+
+
+def test_the_margin_stays_between_its_ends() -> None:
+    margin = Margin()
+    for _ in range(50):
+        margin.missed()
+    assert margin.part == MOST_MARGIN
+    for _ in range(5000):
+        margin.kept()
+    assert margin.part == LEAST_MARGIN
+
+
+def test_one_odd_pause_does_not_change_the_overhead() -> None:
+    overhead = Overhead()
+    for gap_s in (0.011, 0.012, 0.9, 0.011, 0.012):
+        overhead.seen(gap_s, 0.01)
+    assert 0.0009 < overhead.value_s < 0.0021
+    overhead.seen(0.001, 0.01)  # a step whose tokens came with the next one's
+    assert overhead.value_s >= 0
+
+
+def test_least_slack_goes_first_and_late_prompts_after_those_that_can_be_in_time() -> None:
+    relaxed = WaitingPrompt(arrived_s=10.0, predicted_s=0.1)
+    urgent = WaitingPrompt(arrived_s=10.5, predicted_s=1.4)
+    late = WaitingPrompt(arrived_s=8.0, predicted_s=0.1)
+    assert order_by_slack([relaxed, urgent, late], now_s=10.5, ttft_limit_s=LIMIT_S) == [1, 0, 2]
+
+
+@given(PROMPTS, st.floats(0, 100))
+def test_a_prompt_is_overtaken_only_by_those_that_came_soon_after_it(
+    prompts: list[WaitingPrompt], since_s: float
+) -> None:
+    now_s = 100 + since_s
+    order = order_by_slack(prompts, now_s, LIMIT_S)
+    assert sorted(order) == list(range(len(prompts)))
+    for place, index in enumerate(order):
+        for earlier in order[:place]:
+            came_after_s = prompts[earlier].arrived_s - prompts[index].arrived_s
+            assert came_after_s < PATIENCE * LIMIT_S or now_s - prompts[index].arrived_s < PATIENCE * LIMIT_S
+
+
+@given(PROMPTS, st.data())
+def test_every_prompt_is_served_within_its_patience_and_the_queue_before_it(
+    prompts: list[WaitingPrompt], data: st.DataObject
+) -> None:
+    """One by one, each in its predicted time, while others keep coming: none waits for those that come late."""
+    now_s = max(prompt.arrived_s for prompt in prompts)
+    waiting, oldest = list(prompts), min(prompts, key=lambda prompt: prompt.arrived_s)
+    bound_s = max(oldest.arrived_s + PATIENCE * LIMIT_S, now_s) + sum(p.predicted_s for p in prompts) + 5
+    while oldest in waiting:
+        assert now_s <= bound_s
+        now_s += waiting.pop(order_by_slack(waiting, now_s, LIMIT_S)[0]).predicted_s + 0.01
+        waiting.append(WaitingPrompt(now_s, data.draw(st.floats(0, 5))))
