@@ -44,7 +44,8 @@ class LayeredConfig:
         DEFAULT_POLICY,
         "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
         " 'auto' (anew in every step, as many layers as --slo-tbt-ms allows, or as the paper's rule where it"
-        " is not given), the name of an installed entry point of group sglang_layered.policies, or module:Class.",
+        " is not given), the name of an installed entry point of group sglang_layered.policies, or"
+        " module:Class.",
     )
     layered_calibration_file: str | None = flag(
         None,
@@ -128,10 +129,10 @@ class LayeredConfig:
                 " give 1 or more layers a graph, or 0 for no graphs"
             )
 
-        if self.layered_calibration_file is not None and not self.is_auto:
+        if self.layered_calibration_file is not None and self.layered_policy != AUTO_POLICY:
             raise ConfigError(
-                f"--layered-calibration-file {self.layered_calibration_file}: only --prefill-mode layered with"
-                " --layered-policy auto learns step times; add them or leave it out"
+                f"--layered-calibration-file {self.layered_calibration_file}: only --layered-policy auto"
+                " learns step times; add it or leave the file out"
             )
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)

@@ -17,7 +17,9 @@ from sglang_layered.auto.deadlines import (
 
 LIMIT_S = 2.0
 PROMPTS = st.lists(
-    st.builds(WaitingPrompt, arrived_s=st.floats(0, 100), predicted_s=st.floats(0, 5)), min_size=1, max_size=12
+    st.builds(WaitingPrompt, arrived_s=st.floats(0, 100), predicted_s=st.floats(0, 5)),
+    min_size=1,
+    max_size=12,
 )
 
 
@@ -64,7 +66,7 @@ def test_a_prompt_is_overtaken_only_by_those_that_came_soon_after_it(
 def test_every_prompt_is_served_within_its_patience_and_the_queue_before_it(
     prompts: list[WaitingPrompt], data: st.DataObject
 ) -> None:
-    """One by one, each in its predicted time, while others keep coming: none waits for those that come late."""
+    """One by one, each in its predicted time, while others keep coming."""
     now_s = max(prompt.arrived_s for prompt in prompts)
     waiting, oldest = list(prompts), min(prompts, key=lambda prompt: prompt.arrived_s)
     bound_s = max(oldest.arrived_s + PATIENCE * LIMIT_S, now_s) + sum(p.predicted_s for p in prompts) + 5

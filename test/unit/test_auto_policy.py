@@ -8,10 +8,21 @@ from copy import deepcopy
 from itertools import pairwise
 
 import pytest
-from auto_cases import LAYERS, NUM_LAYERS, SIZES, START, Machine, StepCost, adversarial, linear, noisy, with_jumps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auto_cases import (
+    LAYERS,
+    NUM_LAYERS,
+    SIZES,
+    START,
+    Machine,
+    StepCost,
+    adversarial,
+    linear,
+    noisy,
+    with_jumps,
+)
 from sglang_layered.auto.amounts import amounts
 from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.config import LayeredConfig

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from auto_cases import NUM_LAYERS, SIZES, linear
 from click.testing import CliRunner
 
+from auto_cases import NUM_LAYERS, SIZES, linear
 from sglang_layered.auto.explain import explain_table, summary
 from sglang_layered.auto.replay import Replay, RunModel, Served, requests_of, served_of
 from sglang_layered.auto.trace import TracedStep, read_trace
@@ -21,7 +21,9 @@ from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import BenchError
 from sglang_layered.listeners.jsonl import JsonlListener
 
-DECISION = Decision(3, 0.011, 0.012, True, Option(4096, 3, 0.011, 0.09, True), Option(64, 24, 0.05, 0.2, False))
+DECISION = Decision(
+    3, 0.011, 0.012, True, Option(4096, 3, 0.011, 0.09, True), Option(64, 24, 0.05, 0.2, False)
+)
 
 
 class Server:
@@ -36,7 +38,9 @@ class Server:
     def emit(self, event: Event) -> None:
         self.listener.on_event(event)
 
-    def step(self, prompt: dict[str, int], group: LayerGroup | None, index: int, count: int, arrived_s: float) -> None:
+    def step(
+        self, prompt: dict[str, int], group: LayerGroup | None, index: int, count: int, arrived_s: float
+    ) -> None:
         layers = 0 if not prompt else (group.num_layers if group else NUM_LAYERS)
         context = sum(context for _, context in self.running.values())
         load = StepLoad(

@@ -6,10 +6,10 @@ import random
 
 import numpy as np
 import pytest
-from auto_cases import LAYERS, NUM_LAYERS, RATES, SIZES, linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from auto_cases import LAYERS, NUM_LAYERS, RATES, SIZES, linear
 from sglang_layered.auto.amounts import NAMES, amounts, coverage, lines
 from sglang_layered.auto.prior import imagined_steps
 from sglang_layered.auto.step_times import StepTimes
@@ -82,7 +82,7 @@ def test_before_any_step_the_sizes_and_the_device_say_how_long_it_takes() -> Non
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 256), st.integers(0, 9000), st.floats(1e-4, 50)), max_size=60))
 def test_any_sequence_of_times_gives_finite_predictions_that_are_not_negative(
-    steps: list[tuple[int, int, float]]
+    steps: list[tuple[int, int, float]],
 ) -> None:
     times = StepTimes(imagined_steps(SIZES, LAYERS, RATES))
     for decodes, prompt, took_s in steps:

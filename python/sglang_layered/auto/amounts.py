@@ -33,10 +33,8 @@ def lines(sizes: ModelSizes, load: StepLoad) -> tuple[FloatArray, FloatArray]:
     at_rest = np.array([1.0, decode, load.decode_rows, load.decode_tokens, 0.0, 0.0, 0.0, 0.0])
     if not rows:
         return at_rest, np.zeros(len(NAMES))
-    if load.is_apart:
-        added = coverage(sizes, rows)
-    else:
-        added = coverage(sizes, load.decode_rows + rows) - decode
+    together = coverage(sizes, load.decode_rows + rows) - decode
+    added = coverage(sizes, rows) if load.is_apart else together
     prefixes = load.prefix_lens or (0,) * len(load.prompt_lens)
     pairs = sum(_pairs(sizes, *each) for each in zip(load.prompt_lens, prefixes, strict=True))
     a_layer = np.array([0.0, added, 0.0, 0.0, rows, pairs, 1.0, float(load.is_apart)])

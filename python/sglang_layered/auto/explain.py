@@ -54,9 +54,7 @@ def _option(option: Option | None) -> str:
     if option is None:
         return "-"
     late = "" if option.fits else ", too long a step"
-    return (
-        f"{option.layers} layers of {option.cohort_tokens} tokens: {_ms(option.ttft_s)} to the end{late}"
-    )
+    return f"{option.layers} layers of {option.cohort_tokens} tokens: {_ms(option.ttft_s)} to the end{late}"
 
 
 def _ms(seconds: float) -> str:

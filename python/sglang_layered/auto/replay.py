@@ -1,7 +1,7 @@
 """What another policy would have made of a recorded run: the same requests, steps as long as predicted.
 
 The step-time model is fitted to the trace's own steps; the scheduler is a model of `scheduler.loop`: prompts
-first come first served, one cohort in flight, decode in every step, prompts beside nothing whole. It knows no
+in order, one cohort in flight, decode in every step, prompts beside nothing whole. It knows no
 KV pressure and no prefix cache: what the trace found there stays found.
 """
 
@@ -72,7 +72,9 @@ class RunModel:
                 times.observe(amounts(sizes, each.load), max(each.duration_s, 1e-9))
         times.settle()
         between = [later.start_s - (each.start_s + each.duration_s) for each, later in pairwise(steps)]
-        busy = [gap for gap, (each, later) in zip(between, pairwise(steps), strict=True) if later.load.decode_rows]
+        busy = [
+            gap for gap, (each, later) in zip(between, pairwise(steps), strict=True) if later.load.decode_rows
+        ]
         waits = [
             each.time_s >= later.start_s + later.duration_s
             for each, later in pairwise(steps)
@@ -100,9 +102,7 @@ def requests_of(steps: Sequence[TracedStep]) -> list[Recorded]:
                 arrived.setdefault(name, each.arrived_s[name])
         for name, count in each.decode.items():
             outputs[name] = max(count, outputs.get(name, 1))
-    known = [
-        Recorded(name, arrived[name], rows[name], prefixes[name], outputs.get(name, 1)) for name in rows
-    ]
+    known = [Recorded(name, arrived[name], rows[name], prefixes[name], outputs.get(name, 1)) for name in rows]
     if not known:
         raise BenchError("the trace has no prompts")
     return sorted(known, key=lambda request: request.arrived_s)
@@ -132,7 +132,7 @@ class _Running:
 
 @dataclass(slots=True)
 class Replay:
-    """One simulated run. `policy` is a group policy or a step policy; `cohort_tokens` as the server's flag."""
+    """One simulated run, by a group policy or a step policy; `cohort_tokens` as the server's flag."""
 
     model: RunModel
     policy: GroupPolicy
@@ -234,7 +234,9 @@ class Replay:
         for each in spoke:
             each.left -= 1
             each.context += 1
-        new = [_Running(each, each.output_tokens - 1, each.prompt_tokens + each.prefix_tokens) for each in ended]
+        new = [
+            _Running(each, each.output_tokens - 1, each.prompt_tokens + each.prefix_tokens) for each in ended
+        ]
         self._mute.append([*spoke, *new])
         while len(self._mute) > self.model.delay_steps:
             self._speak(self._mute.popleft(), self.now_s - start_s)

@@ -29,12 +29,12 @@ from sglang_layered.bench.other_load import OtherLoad
 from sglang_layered.bench.run import (
     Load,
     Server,
-    flush_cache,
     made_with,
     model_folder,
     process_of,
     run_repetition,
 )
+from sglang_layered.bench.server_state import flush_cache
 from sglang_layered.errors import LayeredPrefillError
 
 OUT = Path("out") / "crosscheck"

@@ -12,8 +12,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from sglang_layered.bench import snapshots
 from sglang_layered.bench.arrivals import arrival_times, measuring_window, read_timestamps
 from sglang_layered.bench.client import run_client
@@ -21,6 +19,7 @@ from sglang_layered.bench.client_data import ClientResult, PlannedRequest, Progr
 from sglang_layered.bench.lengths import LengthSource, load_lengths
 from sglang_layered.bench.metrics import Window
 from sglang_layered.bench.record import BenchRecord, Repetition, to_go_on
+from sglang_layered.bench.server_state import flush_cache, put_in_force
 from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.bench.spec_errors import SpecError
 from sglang_layered.bench.spec_server import MakeModelSpec
@@ -35,7 +34,6 @@ from sglang_layered.quickstart.record import current_commit, installed_versions,
 from sglang_layered.serving import ServerProcess
 
 MODELS = Path("out") / "models"
-FLUSH_TIMEOUT_S = 60.0
 
 Tell = Callable[[Progress], None]
 
@@ -227,6 +225,7 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
     """Send one repetition's requests and note everything."""
     spec = load.spec
     planned, background = load.planned(index, server), load.background(index, server)
+    put_in_force(server.url, spec.server.settings)
     flush_cache(server.url)
     seen: list[snapshots.Snapshot] = []
     result = run_client(
@@ -264,22 +263,6 @@ def run(spec: BenchSpec, out: Path, *, restart: bool = False, tell: Tell | None 
             record = record.with_repetition(run_repetition(load, server, index, tell))
             record.write(out)
     return record
-
-
-def flush_cache(url: str) -> None:
-    """Empty the prefix cache, so that repetitions are alike.
-
-    Raises:
-        BenchError: the server would not.
-    """
-    reply = httpx.post(
-        f"{url}/flush_cache",
-        params={"timeout": FLUSH_TIMEOUT_S},
-        timeout=FLUSH_TIMEOUT_S + 10,
-        trust_env=False,
-    )
-    if reply.status_code != httpx.codes.OK:
-        raise BenchError(f"{url}/flush_cache: {reply.text.strip()}; see that nobody else uses the server")
 
 
 def _times(spec: BenchSpec, planned: Sequence[PlannedRequest], result: ClientResult) -> list[float]:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -93,5 +93,5 @@ def _free_bytes() -> int:
 
 def key_of(spec: BenchSpec) -> str:
     """Equal for specs that the same server serves."""
-    server = json.dumps(asdict(spec.server), sort_keys=True)
+    server = json.dumps(asdict(replace(spec.server, settings={})), sort_keys=True)
     return hashlib.sha256(server.encode()).hexdigest()[:12]

@@ -38,12 +38,17 @@ class MakeModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ServerSpec:
-    """Either `url`, or `model` with `flags` and `env`."""
+    """Either `url`, or `model` with `flags` and `env`.
+
+    `settings` are put in force on the running server before every repetition, by SGLang's
+    `/set_internal_state`; specs that differ in nothing else share a server.
+    """
 
     url: str | None = None  # root of a running server's HTTP API
     model: str | MakeModelSpec | None = None  # text: what --model-path takes
     flags: tuple[str, ...] = ()  # further words of the server's command line
     env: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, float] = field(default_factory=dict)
     ready_timeout_s: float = 300.0  # a server that does not answer by then is given up
 
     def __post_init__(self) -> None:

@@ -7,9 +7,10 @@ a point of the grid; every cell is a whole bench spec, with one repetition a rou
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,23 @@ def sweep_from(values: Mapping[str, Any], folder: Path) -> SweepSpec:
         for point in points
         for index, arm in enumerate(arms)
     ]
+    _check_settings(cells)
     return SweepSpec(settings, arms, grid, tuple(cells))
+
+
+def _check_settings(cells: Sequence[Cell]) -> None:
+    """Arms that share a server set the same things: what one leaves out, another has changed."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        server = cell.spec.server
+        other = first.setdefault(json.dumps(asdict(replace(server, settings={})), sort_keys=True), cell)
+        differing = sorted(server.settings.keys() ^ other.spec.server.settings.keys())
+        if differing:
+            raise SpecError(
+                ("arms",),
+                f"{cell.arm.name} and {other.arm.name} share a server and only one of them sets"
+                f" {', '.join(differing)}; set it in both",
+            )
 
 
 def _grid(table: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -49,7 +49,9 @@ def explain(trace: Path) -> None:
     "--cohort-tokens", type=click.IntRange(min=1), help="As --chunked-prefill-size.  [default: the trace's]"
 )
 @click.option(
-    "--against", type=click.Path(path_type=Path), help="A trace of that policy, to compare the prediction with."
+    "--against",
+    type=click.Path(path_type=Path),
+    help="A trace of that policy, to compare the prediction with.",
 )
 def replay(
     trace: Path,
@@ -80,7 +82,10 @@ def replay(
     limit_s = None if slo_tbt_ms is None else slo_tbt_ms / 1e3
     most = cohort_tokens or read.cohort_tokens or DEFAULT_COHORT
     predicted = Replay(model, _policy(config, model), most, limit_s).run(requests_of(read.steps))
-    columns = {f"recorded: {read.policy}": served_of(read.steps), f"predicted: {config.make_policy()}": predicted}
+    columns = {
+        f"recorded: {read.policy}": served_of(read.steps),
+        f"predicted: {config.make_policy()}": predicted,
+    }
     if against is not None:
         other = read_trace(against)
         columns[f"measured: {other.policy}"] = served_of(other.steps)

@@ -66,7 +66,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """The scheduler before it admits prompts. A prompt's tokens are those still to compute, in queue order."""
+    """The scheduler before it admits prompts; their tokens are those still to compute, in queue order."""
 
     prompt_lens: tuple[int, ...]
     prefix_lens: tuple[int, ...]

@@ -104,7 +104,8 @@ LAYERS = Row(
         Panel(
             "Steps over budget per second",
             "ops",
-            "Steps of a cohort in which one layer was more than policy auto's budget: the limit cannot be kept.",
+            "Steps of a cohort in which one layer was more than policy auto's budget: its limit cannot be "
+            "kept.",
             (Query(by_mode(rate("layered_steps_over_budget_total")), "{{mode}}"),),
         ),
         Panel(
@@ -113,7 +114,9 @@ LAYERS = Row(
             "Part by which policy auto was wrong about the time of a step, by kind.",
             (
                 Query(quantile(0.5, "layered_step_prediction_error_ratio", "kind"), "{{kind}} p50"),
-                Query(quantile(0.9, "layered_step_prediction_error_ratio", "kind"), "{{kind}} p90", dashed=True),
+                Query(
+                    quantile(0.9, "layered_step_prediction_error_ratio", "kind"), "{{kind}} p90", dashed=True
+                ),
             ),
         ),
         Panel(

@@ -24,8 +24,8 @@ def refuse_observing(config: LayeredConfig, server_args: Any) -> None:
 def _reasons(config: LayeredConfig, server_args: Any) -> Iterator[str]:
     if config.has_slo and not (server_args.enable_metrics or config.is_auto):
         yield (
-            "--slo-ttft-ms and --slo-tbt-ms only feed metrics; add --enable-metrics, or --prefill-mode layered"
-            " with --layered-policy auto"
+            "--slo-ttft-ms and --slo-tbt-ms only feed metrics; add --enable-metrics, or --prefill-mode"
+            " layered with --layered-policy auto"
         )
     if config.enable_energy_metrics and server_args.nnodes > 1:
         yield (

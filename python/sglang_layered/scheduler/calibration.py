@@ -89,7 +89,9 @@ class CalibrationFile:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"{where}: no calibration ({error!r}); delete it or give another path") from error
+            raise ConfigError(
+                f"{where}: no calibration ({error!r}); delete it or give another path"
+            ) from error
         for name, value in self._kind.items():
             if kind.get(name) != value:
                 raise ConfigError(

@@ -14,13 +14,21 @@ from typing import Any
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.runtime_context import get_context
 
+from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.pacing import StepPolicy
+from sglang_layered.core.policy import AUTO_POLICY
 from sglang_layered.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("layered_prefill", "layered_group_tokens", "layered_num_groups", "layered_cohort_tokens")
+KEYS = (
+    "layered_prefill",
+    "layered_group_tokens",
+    "layered_num_groups",
+    "layered_cohort_tokens",
+    "layered_tbt_ms",
+)
 
 
 class Controls:
@@ -75,8 +83,10 @@ class Controls:
             raise ConfigError(
                 f"{unknown} cannot be changed together with {sorted(set(KEYS) & wanted.keys())}"
             )
-        numbers = {key: _whole(key, value) for key, value in wanted.items()}
+        numbers = {key: _whole(key, value) for key, value in wanted.items() if key != "layered_tbt_ms"}
         changes: dict[str, Any] = {}
+        if "layered_tbt_ms" in wanted:
+            changes["slo_tbt_ms"] = self._tbt_ms(wanted["layered_tbt_ms"])
         if "layered_prefill" in numbers:
             changes["prefill_mode"] = _one_of("layered_prefill", numbers["layered_prefill"])
         if "layered_group_tokens" in numbers:
@@ -86,6 +96,11 @@ class Controls:
         config = replace(self.config, **changes)
         config.check_depth(self._num_layers)
         return config, self._cohort_tokens(numbers.get("layered_cohort_tokens"))
+
+    def _tbt_ms(self, wanted: float) -> float | None:
+        if self.config.layered_policy != AUTO_POLICY:
+            raise ConfigError(f"layered_tbt_ms {wanted:g}: only --layered-policy auto keeps a limit")
+        return wanted or None
 
     def _cohort_tokens(self, wanted: int | None) -> int | None:
         limit, page = self._start_cohort_tokens, self._scheduler.page_size
@@ -101,6 +116,8 @@ class Controls:
 
     def _adopt(self, config: LayeredConfig, reason: str) -> None:
         policy = self.policy if _same_policy(config, self.config) else config.make_policy()
+        if isinstance(policy, AutoPolicy):
+            policy.tbt_limit_s = None if config.slo_tbt_ms is None else config.slo_tbt_ms / 1e3
         mode_changes = config.prefill_mode != self.config.prefill_mode
         self.config, self.policy = config, policy
         self._step_policy = policy if isinstance(policy, StepPolicy) else None
@@ -109,6 +126,7 @@ class Controls:
             prefill_mode=config.prefill_mode,
             layered_group_tokens=config.layered_group_tokens,
             layered_num_groups=config.layered_num_groups,
+            slo_tbt_ms=config.slo_tbt_ms,
         )
         if mode_changes:
             for tell in self.changed:
@@ -117,7 +135,7 @@ class Controls:
 
 def _same_policy(one: LayeredConfig, other: LayeredConfig) -> bool:
     """True when a policy may stay, with all it has learned."""
-    return replace(one, prefill_mode=other.prefill_mode) == other
+    return replace(one, prefill_mode=other.prefill_mode, slo_tbt_ms=other.slo_tbt_ms) == other
 
 
 def _whole(key: str, value: float) -> int:

@@ -18,7 +18,7 @@ from sglang_layered.core.pacing import Start
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Rank 0's `time.monotonic()`, its times of processed steps, oldest first, and once what to start from."""
+    """Rank 0's `time.monotonic()`, its times of processed steps, and once what to start from."""
 
     now_s: float = 0.0
     durations_s: tuple[float, ...] = ()
