@@ -12,9 +12,21 @@ from sglang_layered.core.events import (
     Event,
     GroupDone,
     ModeChanged,
+    ServingStarted,
     StepDone,
 )
 from sglang_layered.core.layer_shape import LayerShape
+from sglang_layered.core.pacing import (
+    Decision,
+    DeviceRates,
+    ModelSizes,
+    Option,
+    PaceView,
+    QueueView,
+    Start,
+    StepLoad,
+    StepPolicy,
+)
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.core.view import SchedulerView, StepTiming
@@ -24,6 +36,8 @@ __all__ = [
     "CohortAdmitted",
     "CohortDropped",
     "CohortFinished",
+    "Decision",
+    "DeviceRates",
     "Event",
     "GroupDone",
     "GroupPolicy",
@@ -32,7 +46,15 @@ __all__ = [
     "LayerShape",
     "Listener",
     "ModeChanged",
+    "ModelSizes",
+    "Option",
+    "PaceView",
+    "QueueView",
     "SchedulerView",
+    "ServingStarted",
+    "Start",
     "StepDone",
+    "StepLoad",
+    "StepPolicy",
     "StepTiming",
 ]

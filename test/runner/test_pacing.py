@@ -195,6 +195,21 @@ def test_the_operator_can_go_to_a_fixed_number_of_groups_and_back(stepped: Stepp
         assert len(layered_steps(stepped)) == 4
 
 
+def test_a_step_policy_that_raises_leaves_layered_mode(
+    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepped.loop._checker, "level", "basic", raising=False)
+    monkeypatch.setattr(type(stepped.loop._checker), "is_strict", False)
+    with scripted(stepped, 8) as policy:
+        running = stepped.send(prompt(20, 1), 40)
+        stepped.step(3)
+        monkeypatch.setattr(policy, "next_layers", lambda view: 1 / 0)
+        late = stepped.send(prompt(300, 2), 4)
+        stepped.finish(late, running)
+        assert not stepped.loop.controls.is_layered
+    assert stepped.change({"layered_prefill": 1})
+
+
 def test_prompts_wait_in_the_order_of_their_slack(stepped: SteppedScheduler) -> None:
     with auto(stepped, slo_tbt_ms=1e-3, slo_ttft_ms=1e6) as policy:
         running = stepped.send(prompt(20, 1), 80)

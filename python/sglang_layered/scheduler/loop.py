@@ -7,6 +7,7 @@ it into the running batch. Aborts, idle checks, flushes, pool statistics and pau
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -62,7 +63,8 @@ class LayeredLoop:
         self.keeper = CohortKeeper(scheduler, runner.num_layers, self._heard_of_drop)
         self._execution = Execution.from_config(runner, config, scheduler.device)
         self._launcher = StepLauncher(scheduler, self._execution)
-        self.pacer = Pacer(scheduler, self.controls, self.num_layers, self.layers, self._metrics)
+        failed = partial(self._leave_layered_mode, "policy failed")
+        self.pacer = Pacer(scheduler, self.controls, self.num_layers, self.layers, self._metrics, failed)
         self._checker = InvariantChecker(scheduler, self.keeper.ledger, config.layered_check_invariants)
         self._single_rank = scheduler.ps.tp_size == 1
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
@@ -230,18 +232,16 @@ class LayeredLoop:
         strategy = self._execution.choose(step.shape)
         load = self.pacer.load_of(step.decode, inflight.batch, step.group)
         timer = StepTimer.start(self.scheduler)
-        outcomes = [
+        outcomes = tuple(
             Outcome(batch, self._seen(batch), result)
             for batch, result in self._launcher.launch(step, strategy)
-        ]
+        )
         timer.stop()
         self.keeper.advance()
         prompt = tuple(zip(inflight.reqs, inflight.batch.extend_lens, strict=True))
-        number = self.scheduler.forward_ct
+        number, decision = self.scheduler.forward_ct, self.pacer.decision
         self.results.launched(
-            LaunchedStep(
-                number, "layered", tuple(outcomes), timer, cohort, prompt, strategy, load, self.pacer.decision
-            )
+            LaunchedStep(number, "layered", outcomes, timer, cohort, prompt, strategy, load, decision)
         )
 
     def _seen(self, batch: ScheduleBatch) -> ScheduleBatch:

@@ -6,6 +6,8 @@ Every rank decides for itself, from the clock and the step times of rank 0 (`new
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -42,9 +44,12 @@ class Pacer:
         num_layers: int,
         layers: tuple[LayerShape, ...],
         metrics: LoopMetrics,
+        failed: Callable[[Exception], None],
     ) -> None:
+        """`failed` hears what a policy raised, and raises it again where the server must stop."""
         self.decision: Decision | None = None
         self._scheduler, self._controls, self._metrics = scheduler, controls, metrics
+        self._failed = failed
         self.sizes = ModelSizes.of(num_layers, layers, _is_padded(scheduler))
         self._is_apart = controls.config.layered_execution in ("sequential", "concurrent")
         self._layers = layers
@@ -66,15 +71,9 @@ class Pacer:
     def step_begins(self) -> None:
         """Take the news: the time, and what the steps since the last one took."""
         self._set_up()
-        if self._policy is None:
-            return
-        news = self._desk.take(has_other_ranks=self._has_other_ranks)
-        self._now_s = news.now_s
-        if news.start is not None:
-            self._begin(self._policy, news.start)
-        for duration_s in news.durations_s:
-            self._learn(self._policy, *self._learning.popleft(), duration_s)
-        self._hear(self._policy)
+        if self._policy is not None:
+            with self._guarded():
+                self._take_news(self._policy)
 
     def before_admission(self) -> None:
         """No cohort is in flight: order the queue and say how many tokens the next one may have."""
@@ -85,13 +84,13 @@ class Pacer:
         scheduler.chunked_prefill_size = most
         if not scheduler.waiting_queue and scheduler.chunked_req is None:
             return
-        self._order_queue(policy)
-        running = running_soon(scheduler)
+        running, page = running_soon(scheduler), scheduler.page_size
         lens, prefixes = self._waiting(most)
         view = QueueView(lens, prefixes, len(running), _tokens(running), self._due_s(running), most)
-        page = scheduler.page_size
-        wanted = policy.cohort_tokens(view)
-        scheduler.chunked_prefill_size = min(max(wanted - wanted % page, page), most)
+        with self._guarded():
+            self._order_queue(policy)
+            wanted = policy.cohort_tokens(view)
+            scheduler.chunked_prefill_size = min(max(wanted - wanted % page, page), most)
 
     def pace(self, inflight: InFlightCohort, decode: ScheduleBatch | None) -> None:
         """A cohort is about to run beside these decodes: cut its next group. Beside none it runs whole."""
@@ -101,9 +100,11 @@ class Pacer:
             return
         load = self.load_of(decode, inflight.batch, LayerGroup(start, start))
         view = PaceView(load, start, self._due_s(decode.reqs))
-        self.decision = policy.next_layers(view)
-        inflight.cohort = inflight.cohort.with_next_layers(self.decision.layers)
-        self._metrics.paced(self.decision)
+        with self._guarded():
+            decision = policy.next_layers(view)
+            inflight.cohort = inflight.cohort.with_next_layers(decision.layers)
+            self.decision = decision
+            self._metrics.paced(decision)
 
     def load_of(
         self, decode: ScheduleBatch | None, prompt: ScheduleBatch | None, group: LayerGroup | None = None
@@ -160,6 +161,15 @@ class Pacer:
             self._file = None if path is None else CalibrationFile.of(scheduler, self.sizes, path)
             self._desk.start = start_of(scheduler, self._file)
 
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:
+            self._failed(error)
+
     def _begin(self, policy: StepPolicy, start: Start) -> None:
         try:
             policy.begin(self.sizes, self._layers, start)
@@ -167,6 +177,15 @@ class Pacer:
             path = self._controls.config.layered_calibration_file
             raise ConfigError(f"--layered-calibration-file {path}: {error}; delete it") from error
         self._has_begun = True
+
+    def _take_news(self, policy: StepPolicy) -> None:
+        news = self._desk.take(has_other_ranks=self._has_other_ranks)
+        self._now_s = news.now_s
+        if news.start is not None:
+            self._begin(policy, news.start)
+        for duration_s in news.durations_s:
+            self._learn(policy, *self._learning.popleft(), duration_s)
+        self._hear(policy)
 
     def _learn(self, policy: StepPolicy, load: StepLoad, kind: str, duration_s: float) -> None:
         predicted_s = policy.observe(load, duration_s)
