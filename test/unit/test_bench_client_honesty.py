@@ -1,13 +1,14 @@
 """The arithmetic of the proof by hand, and the command on a few streams. Its figures are no test's."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
 import pytest
 from click.testing import CliRunner
 
-from sglang_layered.bench.client_honesty import errors_s, main, token_times_s
+from sglang_layered.bench.client_honesty import errors_s, main, metrics_ms, token_times_s
 from sglang_layered.bench.fake_server import Script
 from sglang_layered.bench.trace import Arrival, RequestTrace
 from sglang_layered.errors import BenchError
@@ -32,6 +33,18 @@ def test_errors_by_hand() -> None:
     assert errors["ttft"].tolist() == [1.25 - 0.5]
     assert errors["gap"].tolist() == [0.25, 0.375, 0.0]
     assert errors["e2e"].tolist() == [3.125 - 2.5]
+
+
+def test_metrics_of_both_sides_are_subtracted() -> None:
+    """TTFT 1.25 s measured, 0.5 s known; E2E 3.125 s and 2.5 s; gaps 1.25, 0.625, 0 and 1, 1, 0."""
+    seen = trace((2.25, 1), (3.5, 2), (4.125, 4))
+    result = SimpleNamespace(traces=[seen], times=SimpleNamespace(zero_monotonic_s=ZERO_S))
+    written = {"r": {"received_s": 101.5, "events": [(102.0, 1), (103.0, 2), (104.0, 4)]}}
+    off = metrics_ms(result, written)  # type: ignore[arg-type]
+    assert off["ttft"]["mean"] == off["ttft"]["p99"] == 750.0
+    assert off["e2e"]["p50"] == 625.0
+    assert off["tbt"]["p50"] == pytest.approx(1e3 * (0.625 - 1.0))
+    assert off["worst_gap"]["mean"] == 250.0
 
 
 def test_missing_tokens_cannot_be_compared() -> None:
@@ -64,4 +77,6 @@ def test_the_command_writes_a_record(tmp_path: Path) -> None:
         assert run["tokens"] == 20
         assert run["client"]["max_open_streams"] <= 4
         assert all(errors["median"] <= errors["p99"] <= errors["max"] for errors in run["errors_ms"].values())
+        assert set(run["metrics_off_ms"]) == {"ttft", "tbt", "worst_gap", "tpot", "e2e"}
+        assert run["metrics_off_ms"]["ttft"]["mean"] > 0  # the way to the server is in it
         assert run["errors_ms"]["arrival"]["median"] >= 0 and run["errors_ms"]["sent"]["median"] > 0

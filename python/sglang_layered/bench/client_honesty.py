@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ import orjson
 from sglang_layered.bench.client import run_client
 from sglang_layered.bench.client_data import ClientResult, PlannedRequest
 from sglang_layered.bench.fake_server import Kind, Script
+from sglang_layered.bench.metrics import Latencies, RequestMetrics
 from sglang_layered.bench.other_load import OtherLoad
-from sglang_layered.bench.trace import RequestTrace
+from sglang_layered.bench.trace import Arrival, RequestTrace
 from sglang_layered.errors import BenchError
 
 Times = npt.NDArray[np.float64]
@@ -46,6 +47,8 @@ Written = Mapping[str, Mapping[str, Any]]  # what `/written` answers
 RAMP_S = 2.0
 FIRST_S = 0.5
 START_TIMEOUT_S = 60.0
+METRICS = ("ttft", "tbt", "worst_gap", "tpot", "e2e")
+PARTS = ("mean", "p50", "p90", "p99")
 QUANTILES = {"median": 0.5, "p99": 0.99, "max": 1.0}
 
 
@@ -89,6 +92,33 @@ def summary_ms(result: ClientResult, written: Written) -> dict[str, dict[str, fl
         name: {label: round(float(np.quantile(values, part)), 4) for label, part in QUANTILES.items()}
         for name, values in joined.items()
     }
+
+
+def metrics_ms(result: ClientResult, written: Written) -> dict[str, dict[str, float]]:
+    """Each latency metric of the run less the same metric of the known times, in milliseconds.
+
+    The known times start where the server saw a request: the way there is an error of TTFT and E2E.
+    """
+    zero_s = result.times.zero_monotonic_s
+    known = [_known(trace, zero_s, written[trace.request_id]) for trace in result.traces]
+    sides = [
+        Latencies.of([RequestMetrics.of(trace, since="sent") for trace in traces], None)
+        for traces in (result.traces, known)
+    ]
+    found: dict[str, dict[str, float]] = {}
+    for name in METRICS:
+        measured, true = (getattr(side, f"{name}_s") for side in sides)
+        found[name] = {
+            part: round(1e3 * (getattr(measured, part) - getattr(true, part)), 4) for part in PARTS
+        }
+    return found
+
+
+def _known(trace: RequestTrace, zero_s: float, written: Mapping[str, Any]) -> RequestTrace:
+    """The request as the server knows it, on the run's clock."""
+    received_s = written["received_s"] - zero_s
+    arrivals = tuple(Arrival(time_s - zero_s, count) for time_s, count in written["events"])
+    return replace(trace, due_s=received_s, sent_s=received_s, arrivals=arrivals)
 
 
 def requests(num_streams: int, num_tokens: int, prompt_tokens: int, script: Script) -> list[PlannedRequest]:
@@ -176,7 +206,8 @@ def measure(planned: Sequence[PlannedRequest], timeout_s: float) -> dict[str, An
         failed = [trace.error for trace in result.traces if trace.error is not None]
         if failed:
             raise BenchError(f"{len(failed)} requests failed, the first: {failed[0]}")
-        errors = summary_ms(result, written_at(url))
+        written = written_at(url)
+        errors, metrics = summary_ms(result, written), metrics_ms(result, written)
     span_s = (result.times.last_token_s or 0.0) - min(trace.sent_s for trace in result.traces)
     num_tokens = sum(trace.arrivals[-1].num_tokens for trace in result.traces)
     return {
@@ -184,6 +215,7 @@ def measure(planned: Sequence[PlannedRequest], timeout_s: float) -> dict[str, An
         "tokens_per_s": round(num_tokens / span_s, 1),
         "client": result.report.to_json(),
         "errors_ms": errors,
+        "metrics_off_ms": metrics,
         "a_core_each": pinned,
         "others_cores": round(others_cores, 3),
         "load_before": load_before,
@@ -205,8 +237,13 @@ def _show(kind: str, run: Mapping[str, Any]) -> None:
     click.echo(f"{kind}: {client['max_open_streams']} streams, {run['tokens_per_s']:.0f} tokens/s")
     click.echo(f"  client {client['core_share']:.2f} of a core, others {run['others_cores']:.2f} cores")
     click.echo(f"  loop lag p99 {1e3 * client['lag_p99_s']:.2f} ms")
-    for name, values in run["errors_ms"].items():
-        click.echo(f"  {name:8}" + "".join(f"  {label} {value:8.3f} ms" for label, value in values.items()))
+    for name, values in (*run["errors_ms"].items(), *_titled(run["metrics_off_ms"])):
+        click.echo(f"  {name:16}" + "".join(f"  {label} {value:8.3f} ms" for label, value in values.items()))
+
+
+def _titled(metrics: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    for name, values in metrics.items():
+        yield f"metric {name}", values
 
 
 @click.command()
