@@ -44,7 +44,7 @@ def test_arms_that_differ_in_settings_share_a_server() -> None:
 
 
 def test_what_one_arm_sets_the_others_on_its_server_set_too() -> None:
-    with pytest.raises(SpecError, match="one and two share a server.*layered_num_groups") as found:
+    with pytest.raises(SpecError, match=r"one and two share a server.*layered_num_groups") as found:
         sweep(arm("two", layered_num_groups=2), arm("one", layered_cohort_tokens=64))
     assert "layered_cohort_tokens" in str(found.value)
     sweep({"name": "whole", "flags": ["--a"]}, arm("two", layered_num_groups=2))
@@ -62,5 +62,5 @@ def test_a_server_that_refuses_a_setting_stops_the_run(monkeypatch: pytest.Monke
     put_in_force("http://x", {})
     put_in_force("http://x", {"layered_num_groups": 2})
     assert asked == [("http://x/set_internal_state", {"server_args": {"layered_num_groups": 2}})]
-    with pytest.raises(BenchError, match="layered_num_groups.*refused"):
+    with pytest.raises(BenchError, match=r"layered_num_groups.*refused"):
         put_in_force("http://x", {"layered_num_groups": 99})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench_sweeps import ARMS, Made, write_sweep
+from sglang_layered.bench.ratios import Ratio, ratio
 from sglang_layered.bench.sweep_result import SweepResult
 from sglang_layered.models.router_calibrate import CoverageRow
 from sglang_layered.models.router_coverage import Coverage
@@ -18,7 +19,6 @@ from sglang_layered.models.router_targets import CoverageTarget
 from sglang_layered.paper import capacity
 from sglang_layered.paper.answers import duel_rows, limit_rows
 from sglang_layered.paper.claims import Claim, rows
-from sglang_layered.paper.ratios import Ratio, ratio
 from sglang_layered.paper.report import Extras, coverage_text, write_report
 
 

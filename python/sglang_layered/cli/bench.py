@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from sglang_layered.cli.bench_capacity import capacity
+from sglang_layered.cli.bench_limits import limits
 from sglang_layered.cli.bench_report import plot, report
 from sglang_layered.cli.bench_run import run, show
 from sglang_layered.cli.bench_sweep import sweep
@@ -24,6 +25,7 @@ bench.add_command(capacity)
 bench.add_command(show)
 bench.add_command(sweep)
 bench.add_command(plot)
+bench.add_command(limits)
 bench.add_command(report)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from sglang_layered.bench.compare import Point, best_ttft
 from sglang_layered.bench.figure_data import gap_scalars, titles_of
+from sglang_layered.bench.ratios import ratio
 from sglang_layered.bench.sweep_compare import RIVAL_MODE, point_duels
 from sglang_layered.bench.sweep_result import CellResult, SweepResult
 from sglang_layered.bench.tables import ABSENT, point_text
 from sglang_layered.paper.capacity import RATE
-from sglang_layered.paper.ratios import ratio
 
 DUEL_HEADER = (
     "study",

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from sglang_layered.bench.ratios import Ratio, ratio
 from sglang_layered.bench.sweep_result import SweepResult
 from sglang_layered.paper.capacity import joules_at_top_rate
-from sglang_layered.paper.ratios import Ratio, ratio
 
 
 @dataclass(frozen=True, slots=True)

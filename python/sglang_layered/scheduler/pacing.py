@@ -59,7 +59,8 @@ class Pacer:
         self._desk = NewsDesk()
         self._now_s = 0.0
         self._learning: deque[tuple[StepLoad, str]] = deque()
-        self._spoke: list[Any] = []  # requests that got a token since the last step
+        self._spoke: list[Any] = []  # requests that got their next token since the last step
+        self._began: list[Any] = []  # requests whose prompt was computed since then
         self._paced = False
         self._has_other_ranks = scheduler.ps.tp_size > 1
         self._set_up()
@@ -125,8 +126,8 @@ class Pacer:
         if self._policy is None:
             return
         for outcome in step.outcomes:
-            reqs = outcome.seen.reqs
-            self._spoke += [req for req in reqs if not (req.finished() or req.is_retracted)]
+            heard = self._spoke if outcome.seen.forward_mode.is_decode() else self._began
+            heard += [req for req in outcome.seen.reqs if not (req.finished() or req.is_retracted)]
 
     def results_are_in(self, step: LaunchedStep, duration_s: float) -> None:
         """A step's results were processed."""
@@ -149,6 +150,7 @@ class Pacer:
         self.decision = None
         self._learning.clear()
         self._spoke.clear()
+        self._began.clear()
         scheduler = self._scheduler
         if policy is None:
             scheduler.chunked_prefill_size = self._controls.cohort_tokens
@@ -198,9 +200,10 @@ class Pacer:
         gaps = [self._now_s - req.layered_heard_s for req in self._spoke if hasattr(req, "layered_heard_s")]
         if gaps:
             policy.spaced(max(gaps), self._paced)
-        for req in self._spoke:
+        for req in (*self._spoke, *self._began):
             req.layered_heard_s = self._now_s
         self._spoke.clear()
+        self._began.clear()
         self._paced = self.decision is not None
 
     def _waiting(self, most: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
