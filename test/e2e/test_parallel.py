@@ -19,13 +19,14 @@ import pytest
 
 from measured import MEASURING, replayed_energy, series, state
 from servers import LAYERED, Served, serve
-from workload import Ask, answers, assert_equal_answers, prompt, read_steps, send_all, staggered
+from workload import Ask, answers, assert_equal_answers, change, prompt, read_steps, send_all, staggered
 
 pytestmark = pytest.mark.server
 
 RANKS = ("--tp-size", "2")
 OVER_GLOO = {"SGLANG_NCCL_SO_PATH": "/nonexistent.so"}
 ENVIRONMENT = OVER_GLOO | {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+GROUPS = 4
 NUM_PAUSES = 4
 NUM_ABORTED = 10
 
@@ -46,6 +47,7 @@ def ranks(
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("layered-ranks")
     flags = (*MEASURING, "--layered-listeners", f"jsonl={folder / 'steps.jsonl'}")
+    flags += ("--layered-policy", "auto", "--layered-num-groups", str(GROUPS))
     env = ENVIRONMENT | replayed_energy(folder)
     with serve(folder, tiny_qwen3_moe, *RANKS, *LAYERED, *flags, env=env) as server:
         yield Served(server, folder / "steps.jsonl")
@@ -83,6 +85,19 @@ def test_aborts_and_pauses_leave_the_others_tokens_alone(
         return got
 
     assert_equal_answers(asks, asyncio.run(disturbed()), of_the_release)
+
+
+def test_ranks_agree_on_decisions_by_time(ranks: Served, of_the_release: list[dict[str, Any]]) -> None:
+    """Policy auto, with the times of rank 0 on both; a step that differs would stop the server."""
+    asks = staggered(seed=7)
+    before = len(read_steps(ranks.steps))
+    change(ranks.url, {"layered_num_groups": 0, "layered_tbt_ms": 20})
+    got = answers(ranks.url, asks)
+    change(ranks.url, {"layered_num_groups": GROUPS})
+    assert_equal_answers(asks, got, of_the_release)
+    decided = [step for step in read_steps(ranks.steps)[before:] if step["decision"] is not None]
+    assert decided
+    assert all(step["decision"]["budget_s"] < 0.02 for step in decided)
 
 
 async def pauses(client: httpx.AsyncClient) -> None:

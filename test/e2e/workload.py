@@ -110,14 +110,14 @@ def assert_equal_answers(asks: list[Ask], got: list[dict], expected: list[dict])
 @contextmanager
 def settings(served: Any, **wanted: int) -> Iterator[None]:
     """Other settings for a while, through the running server's own endpoint."""
-    _change(served.url, wanted)
+    change(served.url, wanted)
     try:
         yield
     finally:
-        _change(served.url, USUAL_SETTINGS)
+        change(served.url, USUAL_SETTINGS)
 
 
-def _change(url: str, wanted: dict[str, int]) -> None:
+def change(url: str, wanted: dict[str, int]) -> None:
     reply = httpx.post(f"{url}/set_internal_state", json={"server_args": wanted}, timeout=60, trust_env=False)
     assert reply.json() == [True], reply.text
 
