@@ -32,8 +32,8 @@ from sglang_layered.serving import ServerProcess  # noqa: E402
 from workload import prompt  # noqa: E402
 
 METRICS = ("--enable-metrics", "--enable-expert-traffic-metrics", "--enable-energy-metrics")
-METRICS += ("--slo-ttft-ms", "1000", "--slo-tbt-ms", "200")
-MODES = {"layered": LAYERED, "chunked": ("--chunked-prefill-size", "256")}
+METRICS += ("--slo-ttft-ms", "1000", "--slo-tbt-ms", "40")
+MODES = {"layered": (*LAYERED, "--layered-policy", "auto"), "chunked": ("--chunked-prefill-size", "256")}
 NUM_CLIENTS = 5  # on each server
 RATE_S = 20.0  # what Grafana takes at the 5 s between scrapes of prometheus.yml
 # Made-up power of two devices, in a loop: what is tested is that joules arrive, not how many.

@@ -43,6 +43,9 @@ SIZES = {
     "layered_step_seconds": 0.012,
     "layered_groups_per_cohort": 6,
     "layered_cohort_tokens": 2500,
+    "layered_step_budget_seconds": 0.03,
+    "layered_steps_over_budget_total": 0.1,
+    "layered_step_prediction_error_ratio": 0.05,
     "expert_coverage_ratio": 0.6,
     "expert_tokens_per_active_expert": 9,
     "expert_load_bytes_total": 4e9,
@@ -68,7 +71,9 @@ class MadeUpServer:
         self.mode, self.rng = mode, random.Random(seed)
         self.registry = CollectorRegistry()
         self.ours = [
-            self._declared(metric) for metric in METRICS if mode == "layered" or metric.needs != "layered"
+            self._declared(metric)
+            for metric in METRICS
+            if mode == "layered" or metric.needs not in ("layered", "auto")
         ]
         stream = {**TOKENIZER, "is_streaming": "true"}
         self.latencies = [

@@ -28,7 +28,10 @@ class Finding:
 
     def counts(self, optional: Iterable[Source]) -> bool:
         """Whether this is a failure, when what is `optional` may be without data."""
-        return self.problem is not None and not self.needs & set(optional)
+        allowed = set(optional)
+        if "layered" in allowed:
+            allowed.add("auto")  # a policy of layered mode
+        return self.problem is not None and not self.needs & allowed
 
 
 def check(prometheus: Prometheus, rows: tuple[Row, ...], choice: Choice, window: Window) -> Iterator[Finding]:
