@@ -75,12 +75,6 @@ FLAG_REFUSALS = (
         "its ranks must agree on one forward mode per step",
         "use --dp-size replicas without it",
     ),
-    Refusal(
-        "--layered-policy auto and --pp-size above 1",
-        lambda args: args.pp_size > 1 and getattr(args, "layered_policy", None) == AUTO_POLICY,
-        "a stage cannot know how long the ones after it will take",
-        "use token-target or balanced",
-    ),
     Refusal("--attn-cp-size", _above_one("attn_cp_size"), "context parallel cuts the prompt rows", "use 1"),
     Refusal("--dcp-size", _above_one("dcp_size"), "context parallel cuts the KV pool", "use 1"),
     Refusal(
@@ -176,6 +170,11 @@ def refuse_unsupported(server_args: Any) -> None:
         raise UnsupportedError(
             f"--layered-check-invariants {server_args.layered_check_invariants}: it checks one cohort in"
             " flight and pipeline stages have several; use basic with --pp-size above 1"
+        )
+    if server_args.pp_size > 1 and server_args.layered_policy == AUTO_POLICY:
+        raise UnsupportedError(
+            "--layered-policy auto: a pipeline stage cannot know how long those after it will take; use"
+            " token-target or balanced with --pp-size above 1"
         )
     model_config = server_args.get_model_config()
     reason = model_refusal(model_config)

@@ -102,6 +102,17 @@ def test_pool_checks_over_pipeline_stages_are_refused(tiny_qwen3_moe: Path) -> N
         check(tiny_qwen3_moe, *LAYERED, "--pp-size", "2", "--layered-check-invariants", "strict")
 
 
+def test_decisions_by_time_over_pipeline_stages_are_refused(tiny_qwen3_moe: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"--layered-policy auto: .* use token-target"):
+        check(tiny_qwen3_moe, *LAYERED, "--pp-size", "2", "--layered-policy", "auto")
+
+
+def test_limits_need_metrics_or_the_policy_that_keeps_them(tiny_qwen3_moe: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"--slo-tbt-ms .* add --enable-metrics"):
+        check(tiny_qwen3_moe, *LAYERED, "--slo-tbt-ms", "50")
+    check(tiny_qwen3_moe, *LAYERED, "--slo-tbt-ms", "50", "--layered-policy", "auto")
+
+
 def test_a_file_for_all_pipeline_stages_is_refused(tiny_qwen3_moe: Path, tmp_path: Path) -> None:
     flags = ("--pp-size", "2", "--layered-listeners")
     with pytest.raises(ConfigError, match=r"put \{pp\} into the path"):

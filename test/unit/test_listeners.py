@@ -249,6 +249,9 @@ def test_jsonl_fields_are_those_of_the_event() -> None:
         "group_index": 0,
         "num_groups": 1,
         "strategy": None,
+        "arrived_s": {},
+        "load": None,
+        "decision": None,
     }
     assert admitted == {
         "event": "cohort_admitted",
