@@ -210,6 +210,19 @@ def test_a_step_policy_that_raises_leaves_layered_mode(
     assert stepped.change({"layered_prefill": 1})
 
 
+def test_what_was_learned_stays_when_layered_mode_is_left_and_comes_back(stepped: SteppedScheduler) -> None:
+    with auto(stepped, slo_tbt_ms=1e7) as policy:
+        stepped.finish(stepped.send(prompt(60, 3), 8))
+        learned = policy.times
+        assert learned.num_steps > 0
+        assert stepped.change({"layered_prefill": 0})
+        stepped.step(2)
+        assert stepped.change({"layered_prefill": 1, "layered_tbt_ms": 30})
+        stepped.step(2)
+        assert stepped.loop.controls.policy is policy and policy.times is learned
+        assert policy.tbt_limit_s == 0.03
+
+
 def test_prompts_wait_in_the_order_of_their_slack(stepped: SteppedScheduler) -> None:
     with auto(stepped, slo_tbt_ms=1e-3, slo_ttft_ms=1e6) as policy:
         running = stepped.send(prompt(20, 1), 80)
@@ -218,6 +231,7 @@ def test_prompts_wait_in_the_order_of_their_slack(stepped: SteppedScheduler) -> 
         stepped.step(2)
         assert stepped.loop.inflight is not None
         short, long = stepped.send(prompt(50, 3), 2), stepped.send(prompt(450, 4), 2)
+        stepped.loop.pacer.step_begins()
         policy.times.coefficients = policy.times.coefficients * 0 + 1.0  # a second a row and more
         stepped.loop.pacer._order_queue(policy)
         queue = [req.rid for req in stepped.scheduler.waiting_queue]

@@ -53,8 +53,8 @@ class Pacer:
         self.sizes = ModelSizes.of(num_layers, layers, _is_padded(scheduler))
         self._is_apart = controls.config.layered_execution in ("sequential", "concurrent")
         self._layers = layers
-        self._policy: StepPolicy | None = None  # that the desk and the clock are set up for
-        self._has_begun = False
+        self._policy: StepPolicy | None = None  # in force
+        self._begun: StepPolicy | None = None  # the last one that was told what it serves
         self._file: CalibrationFile | None = None
         self._desk = NewsDesk()
         self._now_s = 0.0
@@ -67,7 +67,7 @@ class Pacer:
 
     @property
     def _active(self) -> StepPolicy | None:
-        return self._policy if self._has_begun else None
+        return self._policy if self._policy is self._begun else None
 
     def step_begins(self) -> None:
         """Take the news: the time, and what the steps since the last one took."""
@@ -138,16 +138,15 @@ class Pacer:
 
     def close(self) -> None:
         """The server ends: keep what was learned."""
-        if self._file is not None and self._has_begun and self._policy is not None:
-            self._file.write(self._policy)
+        if self._file is not None and self._begun is not None:
+            self._file.write(self._begun)
 
     def _set_up(self) -> None:
         """Follow the operator from one policy to another; rank 0 prepares what a new one starts from."""
         policy = self._controls.step_policy
         if policy is self._policy:
             return
-        self._policy, self._has_begun = policy, False
-        self.decision = None
+        self._policy, self.decision = policy, None
         self._learning.clear()
         self._spoke.clear()
         self._began.clear()
@@ -158,7 +157,7 @@ class Pacer:
         self._desk = NewsDesk()
         if self._has_other_ranks:
             scheduler.request_receiver = NewsReceiver.of(scheduler.request_receiver, self._desk)
-        if scheduler.ps.tp_rank == 0:
+        if scheduler.ps.tp_rank == 0 and policy is not self._begun:
             path = self._controls.config.layered_calibration_file
             self._file = None if path is None else CalibrationFile.of(scheduler, self.sizes, path)
             self._desk.start = start_of(scheduler, self._file)
@@ -178,7 +177,7 @@ class Pacer:
         except ValueError as error:
             path = self._controls.config.layered_calibration_file
             raise ConfigError(f"--layered-calibration-file {path}: {error}; delete it") from error
-        self._has_begun = True
+        self._begun = policy
 
     def _take_news(self, policy: StepPolicy) -> None:
         news = self._desk.take(has_other_ranks=self._has_other_ranks)
@@ -188,6 +187,10 @@ class Pacer:
         for duration_s in news.durations_s:
             self._learn(policy, *self._learning.popleft(), duration_s)
         self._hear(policy)
+        for req in reversed(self._scheduler.waiting_queue):  # the youngest come last
+            if hasattr(req, "layered_arrived_s"):
+                break
+            req.layered_arrived_s = self._now_s
 
     def _learn(self, policy: StepPolicy, load: StepLoad, kind: str, duration_s: float) -> None:
         predicted_s = policy.observe(load, duration_s)
@@ -237,9 +240,6 @@ class Pacer:
         limit_ms, queue = self._controls.config.slo_ttft_ms, self._scheduler.waiting_queue
         if limit_ms is None or len(queue) < 2 or not _is_first_come(self._scheduler):
             return
-        for req in queue:
-            if not hasattr(req, "layered_arrived_s"):
-                req.layered_arrived_s = self._now_s
         prompts = [
             WaitingPrompt(req.layered_arrived_s, policy.prompt_s(req.seqlen - len(req.prefix_indices)))
             for req in queue
