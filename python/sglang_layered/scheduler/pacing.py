@@ -241,7 +241,10 @@ class Pacer:
         if limit_ms is None or len(queue) < 2 or not _is_first_come(self._scheduler):
             return
         prompts = [
-            WaitingPrompt(req.layered_arrived_s, policy.prompt_s(req.seqlen - len(req.prefix_indices)))
+            WaitingPrompt(
+                getattr(req, "layered_arrived_s", self._now_s),
+                policy.prompt_s(req.seqlen - len(req.prefix_indices)),
+            )
             for req in queue
         ]
         queue[:] = [queue[index] for index in order_by_slack(prompts, self._now_s, limit_ms / 1e3)]
