@@ -57,6 +57,7 @@ def reproduce(plan: Plan, console: Console, tell: Tell) -> Path:
     begun_s = time.monotonic()
     energy_flags, no_energy = _energy()
     studies = read_studies(plan.specs, fast=plan.fast, only=plan.only, more_flags=energy_flags)
+    is_whole = not any((plan.work / study.name).exists() for study in studies)
     _make_models(studies)
     results = []
     with pool_for([study.spec for study in studies], plan.work / "logs") as pool:
@@ -76,7 +77,7 @@ def reproduce(plan: Plan, console: Console, tell: Tell) -> Path:
         coverage=_coverage(studies),
         cost=_cost(results, plan.work),
         missing_energy=no_energy,
-        wall_s=time.monotonic() - begun_s,
+        wall_s=time.monotonic() - begun_s if is_whole or plan.restart else None,
     )
     path = write_report(results, plan.work, plan.command, extras)
     html_report.write_report([plan.work / study.name for study in studies], plan.work / HTML)
