@@ -115,7 +115,8 @@ class Controls:
         return wanted - wanted % page
 
     def _adopt(self, config: LayeredConfig, reason: str) -> None:
-        policy = self.policy if _same_policy(config, self.config) else config.make_policy()
+        stays = self._step_policy is not None and _same_policy(config, self.config)
+        policy = self.policy if stays else config.make_policy()
         if isinstance(policy, AutoPolicy):
             policy.tbt_limit_s = None if config.slo_tbt_ms is None else config.slo_tbt_ms / 1e3
         mode_changes = config.prefill_mode != self.config.prefill_mode
