@@ -135,6 +135,8 @@ def test_guidellm_is_read() -> None:
 def test_guidellm_says_how_late_it_sent() -> None:
     """It sent at 0 and 0.5 s after the first, the second being due at 0.375."""
     assert guidellm_reading(guidellm_output(), [0.0, 0.375]).more["sent_late_s"] == 0.125
+    with pytest.raises(BenchError, match="2 of 3 requests; run it again"):
+        guidellm_reading(guidellm_output(), [0.0, 0.375, 0.5])
 
 
 @pytest.mark.parametrize(

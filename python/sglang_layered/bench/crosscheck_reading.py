@@ -168,6 +168,8 @@ def _span_s(done: Sequence[Mapping[str, Any]]) -> float:
 
 def _late_s(done: Sequence[Mapping[str, Any]], due_s: Sequence[float]) -> float:
     """How much later than due, beside the first request, the latest was sent."""
+    if len(done) != len(due_s):
+        raise BenchError(f"guidellm reports {len(done)} of {len(due_s)} requests; run it again")
     sent_s = sorted(float(_times(each)["request_start"]) for each in done)
     return max(sent - sent_s[0] - due for sent, due in zip(sent_s, due_s, strict=True))
 
