@@ -92,6 +92,15 @@ def test_any_sequence_of_times_gives_finite_predictions_that_are_not_negative(
         assert np.isfinite(predicted) and predicted >= 0
 
 
+def test_what_was_never_seen_costs_nothing() -> None:
+    times = StepTimes()
+    for decodes in (4, 8):
+        times.observe(amounts(SIZES, StepLoad(decodes, 100 * decodes)), 0.01 * decodes)
+    prompt = amounts(SIZES, StepLoad(4, 400, (500,), (0,), NUM_LAYERS))
+    assert times.predict(prompt) < 1.0
+    assert times.coefficients[NAMES.index("prompt_rows")] == 0
+
+
 def test_amounts_are_a_line_in_the_layers() -> None:
     load = StepLoad(16, 5000, (700, 300), (0, 128), 5.0)
     at_rest, a_layer = lines(SIZES, load)

@@ -125,10 +125,11 @@ class StepTimes:
         kinds = (self._prior, *self._kinds.values())
         gram = np.add.reduce([kind.gram for kind in kinds])
         moment = np.add.reduce([kind.moment for kind in kinds])
-        scales = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
+        seen = np.diag(gram) > 0
+        scales = np.where(seen, np.sqrt(np.diag(gram)), 1.0)
         root = np.linalg.cholesky(gram / np.outer(scales, scales) + 1e-7 * np.eye(len(NAMES)))
         solution, _ = nnls(root.T, np.linalg.solve(root, moment / scales))
-        self.coefficients = solution / scales
+        self.coefficients = np.where(seen, solution / scales, 0.0)
 
 
 def _add(kind: _Kind, row: FloatArray, weight: float) -> None:
