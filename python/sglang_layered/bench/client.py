@@ -55,6 +55,7 @@ class BenchClient:
     ) -> None:
         check_requests([*requests, *background])
         self._base_url = base_url.rstrip("/")
+        self._url = f"{self._base_url}/generate"
         self._streams = [Stream(request, request.body(), request.due_s) for request in requests]
         self._background = Background([Stream(each, each.body()) for each in background])
         self._on_progress = on_progress
@@ -64,7 +65,12 @@ class BenchClient:
     async def __aenter__(self) -> BenchClient:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            headers={"Content-Type": "application/json"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
         reserve_files()
         try:
             async with self._session.get(f"{self._base_url}/v1/models") as response:
@@ -146,8 +152,7 @@ class BenchClient:
         self._num_open += 1
         self._max_open = max(self._max_open, self._num_open)
         try:
-            url, headers = f"{self._base_url}/generate", {"Content-Type": "application/json"}
-            async with self._session.post(url, data=stream.body, headers=headers) as response:
+            async with self._session.post(self._url, data=stream.body) as response:
                 if response.status != 200:
                     stream.error = f"HTTP status {response.status}: {(await response.text())[:200]}"
                 else:

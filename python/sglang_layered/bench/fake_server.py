@@ -84,15 +84,36 @@ class Written:
     events: list[tuple[float, int]]
 
 
+class Accepts:
+    """Makes the handler of each connection and notes when it came: no sooner can the process know of it."""
+
+    def __init__(self, make: Callable[[], asyncio.BaseProtocol]) -> None:
+        self._make = make
+        self._accepted_s: dict[asyncio.BaseProtocol, float] = {}
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        """A new connection's handler."""
+        now_s = time.monotonic()
+        handler = self._make()
+        self._accepted_s[handler] = now_s
+        return handler
+
+    def take_s(self, request: web.Request) -> float | None:
+        """When the request's connection came; None if the request is not its first."""
+        return self._accepted_s.pop(request.protocol, None)
+
+
 class FakeServer:
     """Answers `/generate` by script.
 
     `written` has every request by its id, `open` how many run now, `aborted` whose connection was closed.
     `before_write`, if given, is awaited before each write, with the request's id and the tokens written.
+    A request is received when its connection is (`serve` only), or when its head has been read.
     """
 
     def __init__(self, before_write: Callable[[str, int], Awaitable[None]] | None = None) -> None:
         self._before_write = before_write
+        self._accepts: Accepts | None = None
         self.written: dict[str, Written] = {}
         self.open = 0
         self.aborted: list[str] = []
@@ -108,7 +129,17 @@ class FakeServer:
         app.router.add_post("/flush_cache", self._flush_cache)
         return app
 
-    async def _models(self, _: web.Request) -> web.Response:
+    async def serve(self, port: int) -> None:
+        """Serve on loopback, without end."""
+        runner = web.AppRunner(self.app(), handler_cancellation=True, access_log=None)
+        await runner.setup()
+        assert runner.server is not None
+        self._accepts = Accepts(runner.server)
+        server = await asyncio.get_running_loop().create_server(self._accepts, "127.0.0.1", port)
+        await server.serve_forever()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        self._received_s(request)  # the connection's next request is not its first
         return web.json_response({"object": "list", "data": []})
 
     async def _server_info(self, _: web.Request) -> web.Response:
@@ -124,7 +155,7 @@ class FakeServer:
         return web.json_response({"open": self.open, "aborted": self.aborted})
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        received_s = time.monotonic()
+        received_s = self._received_s(request)
         body = orjson.loads(await request.read())
         script = Script.of(body)
         if script.fault == "status":
@@ -142,6 +173,11 @@ class FakeServer:
         finally:
             self.open -= 1
         return response
+
+    def _received_s(self, request: web.Request) -> float:
+        now_s = time.monotonic()
+        accepted_s = self._accepts.take_s(request) if self._accepts is not None else None
+        return now_s if accepted_s is None else accepted_s
 
     async def _stream(
         self,
@@ -214,15 +250,7 @@ def serve(port: int) -> None:
     """Serve on loopback until the process ends, with nothing that could stop it for long."""
     gc.disable()
     reserve_files()
-    web.run_app(
-        FakeServer().app(),
-        host="127.0.0.1",
-        port=port,
-        print=None,
-        handler_cancellation=True,
-        access_log=None,
-        loop=uvloop.new_event_loop(),
-    )
+    uvloop.run(FakeServer().serve(port))
 
 
 if __name__ == "__main__":
