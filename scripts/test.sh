@@ -8,7 +8,6 @@ scripts/check
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest "$@"
 fi
-.venv/bin/python -m pytest --ignore test/unit
-.venv/bin/python -m pytest test/unit --numprocesses 2
+.venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 no_scheduler=(--ignore=test/runner/test_decode_graphs.py --ignore=test/runner/test_server_flags.py)
-exec .venv/bin/python -m pytest test/runner --without-overlap "${no_scheduler[@]}"
+exec .venv/bin/python -m pytest test/runner --without-overlap --numprocesses 2 --dist loadfile "${no_scheduler[@]}"

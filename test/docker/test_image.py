@@ -145,7 +145,14 @@ def test_packages_step_needs_the_lock_alone_and_fills_a_clean_environment(tmp_pa
     script.write_bytes((REPO / "scripts" / "setup.sh").read_bytes())
     (tmp_path / "requirements.lock").write_text("# one package\ntoy==1.0\n")
     wheel(tmp_path)
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": os.path.realpath(sys.executable)}
+    enough_disk = tmp_path / "df"  # the toy takes none of what the real packages need
+    enough_disk.write_text("#!/bin/sh\necho 'Filesystem Blocks Used Available'\necho 'a b c 99999999'\n")
+    enough_disk.chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PYTHON": os.path.realpath(sys.executable),
+    }
     env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
     for _ in range(2):
         done = run(["bash", str(script), "--packages-only"], env=env)

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness import SteppedScheduler
 from prompts import prompt
+from sglang_layered.auto.amounts import NAMES
 from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.core.events import StepDone
 from sglang_layered.core.layer_shape import LayerShape
@@ -22,6 +24,7 @@ from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.calibration import CalibrationFile
+from sglang_layered.scheduler.heard import Heard
 from sglang_layered.scheduler.news import News, NewsDesk
 
 
@@ -231,7 +234,7 @@ def test_prompts_wait_in_the_order_of_their_slack(stepped: SteppedScheduler) -> 
         assert stepped.loop.inflight is not None
         short, long = stepped.send(prompt(50, 3), 2), stepped.send(prompt(450, 4), 2)
         stepped.loop.pacer.step_begins()
-        policy.times.coefficients = policy.times.coefficients * 0 + 1e-3  # a ms a row and a pair
+        policy.times.coefficients = (1e-3,) * len(NAMES)  # a ms a row and a pair
         stepped.loop.pacer._order_queue(policy)
         queue = [req.rid for req in stepped.scheduler.waiting_queue]
         assert queue == [long, short]
@@ -272,3 +275,30 @@ def test_a_calibration_is_kept_and_only_for_its_kind_of_server(
     path.write_text("{}")
     with pytest.raises(ConfigError, match="no calibration"):
         file.read()
+
+
+def test_the_longest_silence_is_that_of_requests_that_spoke() -> None:
+    old, late, fresh, unknown = (Asker() for _ in range(4))
+    heard = Heard()
+    heard.results_are_due([_outcome("prompt", old, late)])
+    assert heard.at(1.0) is None and heard.at(1.5) is None
+    heard.results_are_due([_outcome("decode", old), _outcome("prompt", fresh)])
+    assert heard.at(2.0) == 1.0
+    assert heard.first_s([old, late, unknown], 0.5) == 1.0
+    assert heard.first_s([old, late], 1.0) == 2.0
+    assert heard.first_s([late], 1.0) is None and heard.first_s([unknown], 0.0) is None
+    heard.results_are_due([_outcome("decode", late, unknown)])
+    assert heard.at(4.0) == 3.0
+    heard.results_are_due([_outcome("decode", old, late, fresh, unknown)])
+    assert heard.at(4.5) == 2.5
+    heard.results_are_due([_outcome("decode", old, late, fresh, unknown)])
+    assert heard.at(4.75) == 0.25
+
+
+class Asker:
+    """Stands in for a request."""
+
+
+def _outcome(kind: str, *reqs: Any) -> Any:
+    mode = SimpleNamespace(is_decode=lambda: kind == "decode")
+    return SimpleNamespace(seen=SimpleNamespace(forward_mode=mode, reqs=reqs))

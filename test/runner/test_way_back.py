@@ -97,7 +97,9 @@ def test_bad_settings_change_nothing(
 
 
 def test_settings_of_sglang_go_to_sglang(restored: SteppedScheduler) -> None:
-    assert restored.change({"pp_max_micro_batch_size": 4})
+    usual = restored.scheduler.max_running_requests
+    assert restored.change({"pp_max_micro_batch_size": usual - 1})
+    assert restored.change({"pp_max_micro_batch_size": usual})
     assert not restored.change({"unknown_setting": 1})
 
 

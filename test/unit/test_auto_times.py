@@ -59,7 +59,7 @@ def test_a_slower_machine_is_followed_at_once_and_learned_later() -> None:
     for _ in range(600):
         load = some_load(dice)
         times.observe(amounts(SIZES, load), 2 * linear(load))
-    assert float(times.coefficients @ row) == pytest.approx(2 * linear(StepLoad(8, 2400)), rel=0.1)
+    assert np.dot(times.coefficients, row) == pytest.approx(2 * linear(StepLoad(8, 2400)), rel=0.1)
 
 
 def test_a_long_stretch_of_decodes_leaves_what_is_known_of_prompts() -> None:
@@ -104,7 +104,7 @@ def test_what_was_never_seen_costs_nothing() -> None:
 def test_amounts_are_a_line_in_the_layers() -> None:
     load = StepLoad(16, 5000, (700, 300), (0, 128), 5.0)
     at_rest, a_layer = lines(SIZES, load)
-    assert amounts(SIZES, load) == pytest.approx(at_rest + 5 * a_layer)
+    assert amounts(SIZES, load) == pytest.approx(tuple(np.add(at_rest, np.multiply(5, a_layer))))
     found = dict(zip(NAMES, amounts(SIZES, load), strict=True))
     assert found["prompt_rows"] == pytest.approx(1000 * 5 / NUM_LAYERS)
     assert found["prompt_pairs"] == pytest.approx((700 * 350 + 300 * (128 + 150)) * 5 / NUM_LAYERS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 from statistics import mean, median
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 RECORD = REPO / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"

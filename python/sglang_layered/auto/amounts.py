@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from sglang_layered.core.pacing import ModelSizes, StepLoad
 
-FloatArray = npt.NDArray[np.float64]
+Amounts = tuple[float, ...]  # one of each of NAMES; Python's own floats: so few are faster without numpy
 
 NAMES = (
     "step",  # 1 a step
@@ -21,24 +18,26 @@ NAMES = (
 )
 
 
-def amounts(sizes: ModelSizes, load: StepLoad) -> FloatArray:
-    """[len(NAMES)]: what is in the step."""
+def amounts(sizes: ModelSizes, load: StepLoad) -> Amounts:
+    """What is in the step."""
     at_rest, a_layer = lines(sizes, load)
-    return at_rest + load.prompt_layers * a_layer
+    count = load.prompt_layers
+    return tuple(once + count * each for once, each in zip(at_rest, a_layer, strict=True))
 
 
-def lines(sizes: ModelSizes, load: StepLoad) -> tuple[FloatArray, FloatArray]:
-    """Amounts of the step without prompt layers, and what each prompt layer adds: [len(NAMES)] both."""
+def lines(sizes: ModelSizes, load: StepLoad) -> tuple[Amounts, Amounts]:
+    """Amounts of the step without prompt layers, and what each prompt layer adds."""
     decode, rows = coverage(sizes, load.decode_rows), load.prompt_rows
-    at_rest = np.array([1.0, decode, load.decode_rows, load.decode_tokens, 0.0, 0.0, 0.0, 0.0])
+    at_rest = (1.0, decode, float(load.decode_rows), float(load.decode_tokens), 0.0, 0.0, 0.0, 0.0)
     if not rows:
-        return at_rest, np.zeros(len(NAMES))
+        return at_rest, (0.0,) * len(NAMES)
     together = coverage(sizes, load.decode_rows + rows) - decode
     added = coverage(sizes, rows) if load.is_apart else together
     prefixes = load.prefix_lens or (0,) * len(load.prompt_lens)
     pairs = sum(_pairs(sizes, *each) for each in zip(load.prompt_lens, prefixes, strict=True))
-    a_layer = np.array([0.0, added, 0.0, 0.0, rows, pairs, 1.0, float(load.is_apart)])
-    return at_rest, a_layer / sizes.num_layers
+    part = 1 / sizes.num_layers
+    a_layer = (0.0, added * part, 0.0, 0.0, rows * part, pairs * part, part, load.is_apart * part)
+    return at_rest, a_layer
 
 
 def coverage(sizes: ModelSizes, num_rows: int) -> float:

@@ -89,7 +89,9 @@ class AutoPolicy:
 
     def next_layers(self, view: PaceView) -> Decision:
         """The most layers whose predicted step time fits the budget, at least one; evened over the rest."""
-        load = replace(view.load, is_apart=self.is_apart)
+        load = (
+            view.load if view.load.is_apart == self.is_apart else replace(view.load, is_apart=self.is_apart)
+        )
         at_rest_s, a_layer_s = self.times.predict_line(*lines(self.sizes, load))
         budget_s = self._budget_s(view.due_s)
         layers, fits = self._most(view.done_layers, budget_s, at_rest_s, a_layer_s)

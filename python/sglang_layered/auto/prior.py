@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from sglang_layered.auto.amounts import FloatArray, amounts
+from sglang_layered.auto.amounts import Amounts, amounts
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.pacing import DeviceRates, ModelSizes, StepLoad
 
@@ -18,12 +19,12 @@ UNKNOWN_LAYER = LayerShape(dense_params=50_000_000, attention_width=4096)
 
 def imagined_steps(
     sizes: ModelSizes, layers: Sequence[LayerShape], rates: DeviceRates
-) -> list[tuple[FloatArray, float]]:
+) -> list[tuple[Amounts, float]]:
     """Steps of all kinds with the seconds that sizes and rates give."""
     layer = layers[len(layers) // 2] if layers else UNKNOWN_LAYER
     costs = _coefficients(sizes, layer, rates)
     rows = [amounts(sizes, load) for load in _loads(sizes.num_layers)]
-    return [(row, float(costs @ row)) for row in rows]
+    return [(row, float(costs @ np.array(row))) for row in rows]
 
 
 def _loads(num_layers: int) -> Iterator[StepLoad]:
@@ -36,7 +37,7 @@ def _loads(num_layers: int) -> Iterator[StepLoad]:
                 yield StepLoad(8, 8 * CONTEXT_TOKENS, (tokens,), (tokens,), part, is_apart)
 
 
-def _coefficients(sizes: ModelSizes, layer: LayerShape, rates: DeviceRates) -> FloatArray:
+def _coefficients(sizes: ModelSizes, layer: LayerShape, rates: DeviceRates) -> npt.NDArray[np.float64]:
     """Seconds per amount, in the order of `NAMES`."""
     dense_s = layer.dense_params * layer.param_bytes * rates.byte_s
     experts_s = layer.expert_bytes * rates.byte_s if layer.num_experts else 0.0

@@ -4,6 +4,8 @@ The time is linear in `amounts`, no coefficient is negative, and relative errors
 decode steps and of steps with prompt rows is forgotten apart, so that a long stretch of one kind leaves the
 other as it was. Beside the coefficients each kind has a scale, the median of its latest ratios of seen to
 predicted: one odd step does not move it, a machine that became slower moves it within `NUM_RECENT` / 2 steps.
+
+A step itself costs a few sums of Python's floats; what needs matrices is done once in `STEPS_PER_FIT` steps.
 """
 
 from __future__ import annotations
@@ -12,34 +14,53 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import nnls
 
-from sglang_layered.auto.amounts import NAMES, FloatArray
+from sglang_layered.auto.amounts import NAMES, Amounts
 
 NUM_RECENT = 5
 FORGET = 0.99  # of what is known of its kind, a step
 OUTLIER = 0.2  # relative error from which a step counts less and less
 PRIOR_WEIGHT = 0.02  # of an imagined step against a seen one
-STEPS_PER_FIT = 4
+STEPS_PER_FIT = 16
 NUM_FITTED_AT_ONCE = 24  # first steps that are each followed by a fit
 LARGEST_SCALE = 8.0
+PROMPT_ROWS = NAMES.index("prompt_rows")
 
 
 @dataclass(slots=True)
 class _Kind:
     """What is known of the steps of one kind: sums of outer products of their amounts over their times."""
 
-    gram: FloatArray = field(default_factory=lambda: np.zeros((len(NAMES), len(NAMES))))
-    moment: FloatArray = field(default_factory=lambda: np.zeros(len(NAMES)))
-    recent: deque[tuple[FloatArray, float]] = field(default_factory=lambda: deque(maxlen=NUM_RECENT))
+    gram: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((len(NAMES), len(NAMES))))
+    moment: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(NAMES)))
+    recent: deque[tuple[Amounts, float, float]] = field(default_factory=lambda: deque(maxlen=NUM_RECENT))
     scale: float = 1.0
+    waiting: list[tuple[Amounts, float, float]] = field(default_factory=list)  # amounts, seconds, weight
 
-    def rescale(self, coefficients: FloatArray) -> None:
-        """The median ratio of the latest times to what these coefficients say of them."""
-        said = [(float(coefficients @ row), duration_s) for row, duration_s in self.recent]
-        ratios = [duration_s / predicted_s for predicted_s, duration_s in said if predicted_s > 0]
+    def add_waiting(self, forget: float = 1.0) -> None:
+        """Count the steps that wait, each less than the one after it."""
+        for amounts, duration_s, weight in self.waiting:
+            row = np.array(amounts) / duration_s
+            weighted = weight * row
+            self.gram = forget * self.gram + weighted[:, None] * row
+            self.moment = forget * self.moment + weighted
+        self.waiting.clear()
+
+    def refitted(self, coefficients: Amounts) -> None:
+        """The coefficients changed: ask them anew about the latest steps."""
+        for _ in range(len(self.recent)):
+            row, _, duration_s = self.recent.popleft()
+            self.recent.append((row, _dot(coefficients, row), duration_s))
+        self.rescale()
+
+    def rescale(self) -> None:
+        """The scale is the median ratio of the latest times to what the coefficients say of them."""
+        ratios = [duration_s / said_s for _, said_s, duration_s in self.recent if said_s > 0]
         if ratios:
             self.scale = min(max(statistics.median(ratios), 1 / LARGEST_SCALE), LARGEST_SCALE)
 
@@ -47,41 +68,39 @@ class _Kind:
 class StepTimes:
     """The model: predicts, hears what it was, reports by how much it was wrong."""
 
-    def __init__(self, prior: Sequence[tuple[FloatArray, float]] = (), forget: float = FORGET) -> None:
+    def __init__(self, prior: Sequence[tuple[Amounts, float]] = (), forget: float = FORGET) -> None:
         """Start from imagined steps, each with its amounts and seconds."""
         self._forget = forget
         self._kinds = {False: _Kind(), True: _Kind()}  # by whether there are prompt rows
-        self._prior = _Kind()
-        for row, duration_s in prior:
-            _add(self._prior, row / duration_s, PRIOR_WEIGHT)
-        self.coefficients = np.zeros(len(NAMES))
+        self._prior = _Kind(waiting=[(row, duration_s, PRIOR_WEIGHT) for row, duration_s in prior])
+        self._prior.add_waiting()
+        self.coefficients: Amounts = (0.0,) * len(NAMES)
         self.num_steps = 0
         if prior:
             self._fit()
 
-    def predict(self, row: FloatArray) -> float:
+    def predict(self, row: Amounts) -> float:
         """Seconds of a step with these amounts."""
-        return float(self.coefficients @ row) * self._kind(row).scale
+        return _dot(self.coefficients, row) * self._kind(row).scale
 
-    def predict_line(self, at_rest: FloatArray, a_layer: FloatArray) -> tuple[float, float]:
+    def predict_line(self, at_rest: Amounts, a_layer: Amounts) -> tuple[float, float]:
         """Seconds without prompt layers, and of each prompt layer, of a step that has some."""
         scale = self._kinds[True].scale
-        return float(self.coefficients @ at_rest) * scale, float(self.coefficients @ a_layer) * scale
+        return _dot(self.coefficients, at_rest) * scale, _dot(self.coefficients, a_layer) * scale
 
-    def observe(self, row: FloatArray, duration_s: float) -> float:
+    def observe(self, row: Amounts, duration_s: float) -> float:
         """A step took so long; gives what was predicted."""
-        kind, predicted_s = self._kind(row), self.predict(row)
-        kind.recent.append((row, duration_s))
-        kind.rescale(self.coefficients)
-        error = abs(self.predict(row) / duration_s - 1)
-        kind.gram *= self._forget
-        kind.moment *= self._forget
-        _add(kind, row / duration_s, min(1.0, (OUTLIER / max(error, OUTLIER)) ** 2))
+        kind, said_s = self._kind(row), _dot(self.coefficients, row)
+        predicted_s = said_s * kind.scale
+        kind.recent.append((row, said_s, duration_s))
+        kind.rescale()
+        error = abs(said_s * kind.scale / duration_s - 1)
+        kind.waiting.append((row, duration_s, min(1.0, (OUTLIER / max(error, OUTLIER)) ** 2)))
         self.num_steps += 1
         if self.num_steps <= NUM_FITTED_AT_ONCE or self.num_steps % STEPS_PER_FIT == 0:
             self._fit()
             for each in self._kinds.values():
-                each.rescale(self.coefficients)
+                each.refitted(self.coefficients)
         return predicted_s
 
     def settle(self) -> None:
@@ -94,6 +113,8 @@ class StepTimes:
     def state(self) -> dict[str, list[float]]:
         """What `resumed` takes, as JSON values."""
         kinds = (self._kinds[False], self._kinds[True])
+        for kind in kinds:
+            kind.add_waiting(self._forget)
         return {
             "gram": [float(value) for kind in kinds for value in kind.gram.ravel()],
             "moment": [float(value) for kind in kinds for value in kind.moment],
@@ -118,10 +139,12 @@ class StepTimes:
         found._fit()
         return found
 
-    def _kind(self, row: FloatArray) -> _Kind:
-        return self._kinds[bool(row[NAMES.index("prompt_rows")])]
+    def _kind(self, row: Amounts) -> _Kind:
+        return self._kinds[row[PROMPT_ROWS] > 0]
 
     def _fit(self) -> None:
+        for kind in self._kinds.values():
+            kind.add_waiting(self._forget)
         kinds = (self._prior, *self._kinds.values())
         gram = np.add.reduce([kind.gram for kind in kinds])
         moment = np.add.reduce([kind.moment for kind in kinds])
@@ -129,9 +152,8 @@ class StepTimes:
         scales = np.where(seen, np.sqrt(np.diag(gram)), 1.0)
         root = np.linalg.cholesky(gram / np.outer(scales, scales) + 1e-7 * np.eye(len(NAMES)))
         solution, _ = nnls(root.T, np.linalg.solve(root, moment / scales))
-        self.coefficients = np.where(seen, solution / scales, 0.0)
+        self.coefficients = tuple(np.where(seen, solution / scales, 0.0).tolist())
 
 
-def _add(kind: _Kind, row: FloatArray, weight: float) -> None:
-    kind.gram += weight * np.outer(row, row)
-    kind.moment += weight * row
+def _dot(coefficients: Amounts, row: Amounts) -> float:
+    return float(sum(map(mul, coefficients, row)))

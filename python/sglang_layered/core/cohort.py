@@ -50,10 +50,11 @@ class Cohort:
 
     def with_next_layers(self, num_layers: int) -> Cohort:
         """The cohort whose next group has so many layers, and what is left after it is one group."""
-        done = [group.end for group in self.plan.groups[: self.next_group]]
-        end = min(self.group.start + num_layers, self.plan.num_layers)
-        cuts = sorted({0, *done, end, self.plan.num_layers})
-        return replace(self, plan=LayerGroupPlan.from_cuts(self.plan.num_layers, cuts))
+        start, last = self.group.start, self.plan.num_layers
+        end = min(start + num_layers, last)
+        rest = (LayerGroup(end, last),) if end < last else ()
+        groups = (*self.plan.groups[: self.next_group], LayerGroup(start, end), *rest)
+        return replace(self, plan=LayerGroupPlan(last, groups))
 
     def advance(self) -> Cohort:
         """The cohort after its next group has run."""

@@ -6,8 +6,8 @@ Every rank decides for itself, from the clock and the step times of rank 0 (`new
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -28,10 +28,13 @@ from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.calibration import CalibrationFile, start_of
 from sglang_layered.scheduler.control import Controls
+from sglang_layered.scheduler.heard import Heard
 from sglang_layered.scheduler.metrics import LoopMetrics
 from sglang_layered.scheduler.news import NewsDesk, NewsReceiver
 from sglang_layered.scheduler.results import LaunchedStep
 from sglang_layered.scheduler.running import running_soon
+
+STEPS_PER_COUNT = 8
 
 
 class Pacer:
@@ -59,8 +62,9 @@ class Pacer:
         self._desk = NewsDesk()
         self._now_s = 0.0
         self._learning: deque[tuple[StepLoad, str]] = deque()
-        self._spoke: list[Any] = []  # requests that got their next token since the last step
-        self._began: list[Any] = []  # requests whose prompt was computed since then
+        self._heard = Heard()
+        self._context = (0, 0, 0)  # decode rows, tokens that they see, steps since these were counted
+        self._asked: tuple[ScheduleBatch, ScheduleBatch, StepLoad] | None = None  # of the step that is paced
         self._paced = False
         self._has_other_ranks = scheduler.ps.tp_size > 1
         self._set_up()
@@ -73,8 +77,10 @@ class Pacer:
         """Take the news: the time, and what the steps since the last one took."""
         self._set_up()
         if self._policy is not None:
-            with self._guarded():
+            try:
                 self._take_news(self._policy)
+            except Exception as error:
+                self._policy_failed(error)
 
     def before_admission(self) -> None:
         """No cohort is in flight: order the queue and say how many tokens the next one may have."""
@@ -88,10 +94,12 @@ class Pacer:
         running, page = running_soon(scheduler), scheduler.page_size
         lens, prefixes = self._waiting(most)
         view = QueueView(lens, prefixes, len(running), _tokens(running), self._due_s(running), most)
-        with self._guarded():
+        try:
             self._order_queue(policy)
             wanted = policy.cohort_tokens(view)
             scheduler.chunked_prefill_size = min(max(wanted - wanted % page, page), most)
+        except Exception as error:
+            self._policy_failed(error)
 
     def pace(self, inflight: InFlightCohort, decode: ScheduleBatch | None) -> None:
         """A cohort is about to run beside these decodes: cut its next group. Beside none it runs whole."""
@@ -100,20 +108,28 @@ class Pacer:
         if policy is None or decode is None:
             return
         load = self.load_of(decode, inflight.batch, LayerGroup(start, start))
+        self._asked = (inflight.batch, decode, load)
         view = PaceView(load, start, self._due_s(decode.reqs))
-        with self._guarded():
+        try:
             decision = policy.next_layers(view)
             inflight.cohort = inflight.cohort.with_next_layers(decision.layers)
             self.decision = decision
             self._metrics.paced(decision)
+        except Exception as error:
+            self._policy_failed(error)
 
     def load_of(
         self, decode: ScheduleBatch | None, prompt: ScheduleBatch | None, group: LayerGroup | None = None
     ) -> StepLoad:
         """What a step with these batches runs; without a group the prompt goes through all layers."""
+        asked = self._asked
+        if group is not None and asked is not None and asked[0] is prompt and asked[1] is decode:
+            self._asked = None
+            return replace(asked[2], prompt_layers=self.sizes.weight(group.start, group.end))
         rows, tokens = 0, 0
         if decode is not None:
-            rows, tokens = len(decode.reqs), _context(decode)
+            rows = len(decode.reqs)
+            tokens = self._context_tokens(decode, rows)
         if prompt is None:
             return StepLoad(rows, tokens)
         lens, prefixes = tuple(prompt.extend_lens), tuple(prompt.prefix_lens)
@@ -121,13 +137,19 @@ class Pacer:
         weight = self.sizes.weight(start, end)
         return StepLoad(rows, tokens, lens, prefixes, weight, self._is_apart and decode is not None)
 
+    def _context_tokens(self, decode: ScheduleBatch, rows: int) -> int:
+        """Tokens that the decodes see: a row's grow by one a step, so they are counted only now and then."""
+        known_rows, tokens, age = self._context
+        if rows == known_rows and age < STEPS_PER_COUNT:
+            self._context = (rows, tokens + rows, age + 1)
+        else:
+            self._context = (rows, _context(decode), 0)
+        return self._context[1]
+
     def results_are_due(self, step: LaunchedStep) -> None:
         """SGLang is about to process the results: note whose tokens they are."""
-        if self._policy is None:
-            return
-        for outcome in step.outcomes:
-            heard = self._spoke if outcome.seen.forward_mode.is_decode() else self._began
-            heard += [req for req in outcome.seen.reqs if not (req.finished() or req.is_retracted)]
+        if self._policy is not None:
+            self._heard.results_are_due(step.outcomes)
 
     def results_are_in(self, step: LaunchedStep, duration_s: float) -> None:
         """A step's results were processed."""
@@ -148,8 +170,7 @@ class Pacer:
             return
         self._policy, self.decision = policy, None
         self._learning.clear()
-        self._spoke.clear()
-        self._began.clear()
+        self._heard.forget()
         scheduler = self._scheduler
         if policy is None:
             scheduler.chunked_prefill_size = self._controls.cohort_tokens
@@ -162,14 +183,10 @@ class Pacer:
             self._file = None if path is None else CalibrationFile.of(scheduler, self.sizes, path)
             self._desk.start = start_of(scheduler, self._file)
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except ConfigError:
-            raise
-        except Exception as error:
-            self._failed(error)
+    def _policy_failed(self, error: Exception) -> None:
+        if isinstance(error, ConfigError):
+            raise error
+        self._failed(error)
 
     def _begin(self, policy: StepPolicy, start: Start) -> None:
         try:
@@ -186,7 +203,10 @@ class Pacer:
             self._begin(policy, news.start)
         for duration_s in news.durations_s:
             self._learn(policy, *self._learning.popleft(), duration_s)
-        self._hear(policy)
+        gap_s = self._heard.at(self._now_s)
+        if gap_s is not None:
+            policy.spaced(gap_s, self._paced)
+        self._paced = self.decision is not None
         for req in reversed(self._scheduler.waiting_queue):  # the youngest come last
             if hasattr(req, "layered_arrived_s"):
                 break
@@ -197,17 +217,6 @@ class Pacer:
         self._metrics.predicted(kind, predicted_s, duration_s)
         if self._file is not None:
             self._file.step_done(policy)
-
-    def _hear(self, policy: StepPolicy) -> None:
-        """Requests that spoke since the last step are heard now; tell the policy the longest gap."""
-        gaps = [self._now_s - req.layered_heard_s for req in self._spoke if hasattr(req, "layered_heard_s")]
-        if gaps:
-            policy.spaced(max(gaps), self._paced)
-        for req in (*self._spoke, *self._began):
-            req.layered_heard_s = self._now_s
-        self._spoke.clear()
-        self._began.clear()
-        self._paced = self.decision is not None
 
     def _waiting(self, most: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokens to compute of prompts that wait, and tokens before them, until `most` are together."""
@@ -230,10 +239,9 @@ class Pacer:
         limit_ms = self._controls.config.slo_tbt_ms
         if limit_ms is None:
             return None
-        limit_s, since_s = limit_ms / 1e3, self._now_s
-        heard = [req.layered_heard_s for req in reqs if hasattr(req, "layered_heard_s")]
-        dues = [due for due in (at + limit_s - since_s for at in heard) if due > 0]
-        return min(dues, default=limit_s)
+        limit_s = limit_ms / 1e3
+        heard_s = self._heard.first_s(reqs, self._now_s - limit_s)
+        return limit_s if heard_s is None else heard_s + limit_s - self._now_s
 
     def _order_queue(self, policy: StepPolicy) -> None:
         """Prompts with a limit on their first token go by slack; SGLang then takes them in this order."""
