@@ -39,6 +39,7 @@ def auto(stepped: SteppedScheduler, **changes: Any) -> Iterator[AutoPolicy]:
         stepped.step_until(stepped.scheduler.is_fully_idle)
     finally:
         controls._adopt(before, "test")
+        controls._learned = None
         stepped.step()
 
 
@@ -92,6 +93,7 @@ def scripted(stepped: SteppedScheduler, seed: int) -> Iterator[Scripted]:
         stepped.step()
     finally:
         controls.policy, controls._step_policy = before
+        controls._learned = None
         stepped.step()
 
 
@@ -182,7 +184,7 @@ def test_a_generous_limit_gives_one_step(stepped: SteppedScheduler) -> None:
 
 
 def test_the_operator_can_go_to_a_fixed_number_of_groups_and_back(stepped: SteppedScheduler) -> None:
-    with auto(stepped, slo_tbt_ms=1e7):
+    with auto(stepped, slo_tbt_ms=1e7) as policy:
         most = stepped.scheduler.chunked_prefill_size
         running = stepped.send(prompt(20, 1), 60)
         stepped.step(6)
@@ -192,8 +194,10 @@ def test_the_operator_can_go_to_a_fixed_number_of_groups_and_back(stepped: Stepp
         stepped.finish(stepped.send(prompt(300, 2), 2))
         assert len(layered_steps(stepped)) == 3
         assert all(each.decision is None for each in layered_steps(stepped))
+        learned = policy.times
         assert stepped.change({"layered_num_groups": 0})
         stepped.step(2)
+        assert stepped.loop.controls.policy is policy and policy.times is learned and learned.num_steps
         stepped.finish(stepped.send(prompt(300, 7), 2), running)
         assert len(layered_steps(stepped)) == 4
 

@@ -17,7 +17,7 @@ from sglang.srt.runtime_context import get_context
 from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.policy import AUTO_POLICY
+from sglang_layered.core.policy import AUTO_POLICY, GroupPolicy
 from sglang_layered.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,11 @@ class Controls:
     def __init__(self, scheduler: Any, config: LayeredConfig, num_layers: int) -> None:
         config.check_depth(num_layers)
         self.config = config
-        self.policy = config.make_policy()
+        self.policy: GroupPolicy = config.make_policy()
         self._step_policy = self.policy if isinstance(self.policy, StepPolicy) else None
+        self._learned: tuple[LayeredConfig, GroupPolicy] | None = (
+            None  # the last step policy, and what made it
+        )
         self._num_layers = num_layers
         self._scheduler = scheduler
         self._start_cohort_tokens = self.cohort_tokens = scheduler.chunked_prefill_size
@@ -115,8 +118,13 @@ class Controls:
         return wanted - wanted % page
 
     def _adopt(self, config: LayeredConfig, reason: str) -> None:
-        stays = self._step_policy is not None and _same_policy(config, self.config)
-        policy = self.policy if stays else config.make_policy()
+        if self._step_policy is not None:
+            self._learned = (self.config, self.policy)
+        learned = self._learned
+        if learned is not None and _same_policy(config, learned[0]):
+            policy = learned[1]
+        else:
+            policy = config.make_policy()
         if isinstance(policy, AutoPolicy):
             policy.tbt_limit_s = None if config.slo_tbt_ms is None else config.slo_tbt_ms / 1e3
         mode_changes = config.prefill_mode != self.config.prefill_mode
