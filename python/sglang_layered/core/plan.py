@@ -30,11 +30,15 @@ class LayerGroupPlan:
     groups: tuple[LayerGroup, ...]
 
     def __post_init__(self) -> None:
-        cuts = [0, *(group.end for group in self.groups)]
-        if [group.start for group in self.groups] != cuts[:-1] or cuts[-1] != self.num_layers:
+        at = 0
+        for group in self.groups:
+            if group.start != at or group.end > self.num_layers:
+                raise PlanError(f"groups {self.groups} do not tile [0, {self.num_layers})")
+            if group.end <= at:
+                raise PlanError(f"groups {self.groups} contain an empty range")
+            at = group.end
+        if at != self.num_layers:
             raise PlanError(f"groups {self.groups} do not tile [0, {self.num_layers})")
-        if any(low >= high for low, high in pairwise(cuts)):
-            raise PlanError(f"groups {self.groups} contain an empty range")
 
     @property
     def num_groups(self) -> int:

@@ -39,9 +39,7 @@ class Controls:
         self.config = config
         self.policy: GroupPolicy = config.make_policy()
         self._step_policy = self.policy if isinstance(self.policy, StepPolicy) else None
-        self._learned: tuple[LayeredConfig, GroupPolicy] | None = (
-            None  # the last step policy, and what made it
-        )
+        self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last to decide in steps
         self._num_layers = num_layers
         self._scheduler = scheduler
         self._start_cohort_tokens = self.cohort_tokens = scheduler.chunked_prefill_size
