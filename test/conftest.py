@@ -34,15 +34,6 @@ def tiny_llama() -> Path:
     return tiny_model("llama")
 
 
-REAL_SERVERS = {"test_real_server", "test_soak"}  # beside test/e2e
-
-
-def worker_group(item: pytest.Item) -> str:
-    """Tests of one group run in one process: a file's, and, to fit in memory, all with real servers."""
-    has_servers = item.path.parent.name == "e2e" or item.path.stem in REAL_SERVERS
-    return "servers" if has_servers else str(item.path)
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
@@ -50,10 +41,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(worker_group(item)))
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: worker_group(item) != "servers")  # the longest begins first
     if torch.cuda.is_available():
         return
     for item in items:
