@@ -296,7 +296,10 @@ def test_the_longest_silence_is_that_of_requests_that_spoke() -> None:
     heard.results_are_due([_outcome("decode", old, late, fresh, unknown)])
     assert heard.at(4.5) == 2.5
     heard.results_are_due([_outcome("decode", old, late, fresh, unknown)])
-    assert heard.at(4.75) == 0.25
+    assert heard.at(4.75) == 0.25 and heard.first_s([old, late, fresh, unknown], 0.0) == 4.75
+    heard.results_are_due([_outcome("decode", old, late)])
+    assert heard.at(5.0) == 0.25
+    assert heard.first_s([old, late], 0.0) == 5.0 and heard.first_s([old, fresh], 0.0) == 4.75
 
 
 class Asker:

@@ -33,6 +33,19 @@ def test_the_margin_stays_between_its_ends() -> None:
     assert margin.part == LEAST_MARGIN
 
 
+def test_the_margin_narrows_fast_until_the_first_missed_deadline() -> None:
+    fresh, missed = Margin(), Margin()
+    missed.missed()
+    first, wide = fresh.part, missed.part
+    for margin in (fresh, missed):
+        for _ in range(60):
+            margin.kept()
+    assert fresh.part < first / 2
+    assert missed.part == wide
+    missed.missed()
+    assert missed.part >= wide
+
+
 def test_one_odd_pause_does_not_change_the_overhead() -> None:
     overhead = Overhead()
     for gap_s in (0.011, 0.012, 0.9, 0.011, 0.012):

@@ -180,7 +180,7 @@ def test_a_margin_widens_by_misses_and_narrows_in_quiet_stretches() -> None:
     policy.spaced(0.03, is_paced=True)
     wider = policy.margin.part
     assert wider > before
-    for _ in range(32):
+    for _ in range(64):
         policy.spaced(0.01, is_paced=True)
     assert before < policy.margin.part < wider
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,39 @@ def test_another_policys_times_are_predicted_from_a_recorded_run(
     assert ttfts(found, names) == pytest.approx(ttfts(truth, names), rel=0.05)
     worst = [max(served["long"].gaps_s) for served in (found, truth)]
     assert worst[0] == pytest.approx(worst[1], rel=0.05)
+
+
+def test_another_runs_slower_machine_is_found_and_taken_into_account(tmp_path: Path) -> None:
+    trace = read_trace(serve(FixedCountPolicy(4), tmp_path / "a.jsonl"))
+    slower = [replace(each, duration_s=1.3 * each.duration_s) for each in trace.steps]
+    model = RunModel.of(trace.steps, trace.sizes)
+    same, as_it_was = model.at_speed_of(trace.steps)
+    slow, factor = model.at_speed_of(slower)
+    assert as_it_was == pytest.approx(1) and factor == pytest.approx(1.3)
+    for each in trace.steps:
+        assert slow.step_s(each.load) == pytest.approx(1.3 * same.step_s(each.load))
+
+
+def test_steps_of_a_machine_that_was_slow_for_a_while_take_in_sum_what_they_took(tmp_path: Path) -> None:
+    steps = list(read_trace(serve(FixedCountPolicy(4), tmp_path / "a.jsonl")).steps)
+    for place in range(len(steps) // 3):
+        steps[place] = replace(steps[place], duration_s=1.4 * steps[place].duration_s)
+    model = RunModel.of(steps, SIZES)
+    for is_prompt in (False, True):
+        mine = [each for each in steps if bool(each.load.prompt_rows) == is_prompt]
+        assert sum(model.step_s(each.load) for each in mine) == pytest.approx(
+            sum(each.duration_s for each in mine)
+        )
+
+
+def test_a_compressed_trace_is_read_as_well(tmp_path: Path) -> None:
+    path = serve(FixedCountPolicy(4), tmp_path / "a.jsonl")
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_trace(packed) == read_trace(path)
+    packed.write_bytes(b"no gzip")
+    with pytest.raises(BenchError, match="no trace"):
+        read_trace(packed)
 
 
 def test_requests_and_their_tokens_are_read_back(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sglang_layered.core.pacing import ModelSizes, StepLoad
 
 Amounts = tuple[float, ...]  # one of each of NAMES; Python's own floats: so few are faster without numpy
@@ -22,22 +24,36 @@ def amounts(sizes: ModelSizes, load: StepLoad) -> Amounts:
     """What is in the step."""
     at_rest, a_layer = lines(sizes, load)
     count = load.prompt_layers
-    return tuple(once + count * each for once, each in zip(at_rest, a_layer, strict=True))
+    if not count:
+        return at_rest
+    return tuple([once + count * each for once, each in zip(at_rest, a_layer, strict=True)])
 
 
 def lines(sizes: ModelSizes, load: StepLoad) -> tuple[Amounts, Amounts]:
     """Amounts of the step without prompt layers, and what each prompt layer adds."""
-    decode, rows = coverage(sizes, load.decode_rows), load.prompt_rows
-    at_rest = (1.0, decode, float(load.decode_rows), float(load.decode_tokens), 0.0, 0.0, 0.0, 0.0)
+    decode_rows = load.decode_rows
+    decode = coverage(sizes, decode_rows)
+    at_rest = (1.0, decode, float(decode_rows), float(load.decode_tokens), 0.0, 0.0, 0.0, 0.0)
+    return at_rest, _a_layer(sizes, decode_rows, load.prompt_lens, load.prefix_lens, load.is_apart)
+
+
+@lru_cache(maxsize=64)  # a cohort asks the same in all its steps
+def _a_layer(
+    sizes: ModelSizes,
+    decode_rows: int,
+    prompt_lens: tuple[int, ...],
+    prefix_lens: tuple[int, ...],
+    is_apart: bool,
+) -> Amounts:
+    rows = sum(prompt_lens)
     if not rows:
-        return at_rest, (0.0,) * len(NAMES)
-    together = coverage(sizes, load.decode_rows + rows) - decode
-    added = coverage(sizes, rows) if load.is_apart else together
-    prefixes = load.prefix_lens or (0,) * len(load.prompt_lens)
-    pairs = sum(_pairs(sizes, *each) for each in zip(load.prompt_lens, prefixes, strict=True))
+        return (0.0,) * len(NAMES)
+    together = coverage(sizes, decode_rows + rows) - coverage(sizes, decode_rows)
+    added = coverage(sizes, rows) if is_apart else together
+    prefixes = prefix_lens or (0,) * len(prompt_lens)
+    pairs = sum(_pairs(sizes, *each) for each in zip(prompt_lens, prefixes, strict=True))
     part = 1 / sizes.num_layers
-    a_layer = (0.0, added * part, 0.0, 0.0, rows * part, pairs * part, part, load.is_apart * part)
-    return at_rest, a_layer
+    return (0.0, added * part, 0.0, 0.0, rows * part, pairs * part, part, is_apart * part)
 
 
 def coverage(sizes: ModelSizes, num_rows: int) -> float:

@@ -7,28 +7,34 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-LEAST_MARGIN, FIRST_MARGIN, MOST_MARGIN = 0.02, 0.08, 0.4  # parts of the limit
-WIDER, NARROWER = 1.5, 0.9
-QUIET_STEPS = 32
+LEAST_MARGIN, FIRST_MARGIN, MOST_MARGIN = 0.03, 0.2, 0.4  # parts of the limit
+WIDER, NARROWER = 2.0, 0.9
+FIRST_QUIET_STEPS, QUIET_STEPS = 8, 64  # before the first missed deadline, and after it
 NUM_OVERHEADS = 15
 PATIENCE = 4.0  # limits on the time to first token after which a prompt goes before all younger ones
 
 
 @dataclass(slots=True)
 class Margin:
-    """What a step leaves free of its budget: more after a missed deadline, less after a quiet stretch."""
+    """What a step leaves free of its budget: more after a missed deadline, less after a quiet stretch.
+
+    It begins wide, since predictions are still poor, and narrows fast until the first missed deadline. From
+    then on one deadline in 400 may be missed if it is to stay as it is.
+    """
 
     part: float = FIRST_MARGIN
     _quiet: int = 0
+    _quiet_steps: int = FIRST_QUIET_STEPS
 
     def missed(self) -> None:
         """A token came later than its limit although its step was predicted to fit."""
         self.part, self._quiet = min(self.part * WIDER, MOST_MARGIN), 0
+        self._quiet_steps = QUIET_STEPS
 
     def kept(self) -> None:
         """A step's tokens came in time."""
         self._quiet += 1
-        if self._quiet == QUIET_STEPS:
+        if self._quiet == self._quiet_steps:
             self.part, self._quiet = max(self.part * NARROWER, LEAST_MARGIN), 0
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from sglang_layered.auto.amounts import amounts
+from sglang_layered.auto.amounts import Amounts, amounts
 from sglang_layered.auto.step_times import StepTimes
 from sglang_layered.auto.trace import TracedStep
 from sglang_layered.core.pacing import ModelSizes, PaceView, QueueView, StepLoad, StepPolicy
@@ -66,11 +66,11 @@ class RunModel:
     @classmethod
     def of(cls, steps: Sequence[TracedStep], sizes: ModelSizes) -> RunModel:
         """Fit to a trace."""
-        times = StepTimes(forget=1.0)
+        times, seen = StepTimes(forget=1.0), _amounts_of(steps, sizes)
         for _ in range(PASSES):
-            for each in steps:
-                times.observe(amounts(sizes, each.load), max(each.duration_s, 1e-9))
-        times.settle()
+            for row, duration_s in seen:
+                times.observe(row, duration_s)
+        times.settle(seen)
         between = [later.start_s - (each.start_s + each.duration_s) for each, later in pairwise(steps)]
         busy = [
             gap for gap, (each, later) in zip(between, pairwise(steps), strict=True) if later.load.decode_rows
@@ -86,6 +86,16 @@ class RunModel:
     def step_s(self, load: StepLoad) -> float:
         """Seconds of a step."""
         return self.times.predict(amounts(self.sizes, load))
+
+    def at_speed_of(self, steps: Sequence[TracedStep]) -> tuple[RunModel, float]:
+        """The same with the machine of another run, and how long its steps took over what was predicted."""
+        took_s = sum(each.duration_s for each in steps)
+        factor = took_s / sum(self.step_s(each.load) for each in steps)
+        return replace(self, times=self.times.scaled(factor), between_s=factor * self.between_s), factor
+
+
+def _amounts_of(steps: Sequence[TracedStep], sizes: ModelSizes) -> list[tuple[Amounts, float]]:
+    return [(amounts(sizes, each.load), max(each.duration_s, 1e-9)) for each in steps]
 
 
 def requests_of(steps: Sequence[TracedStep]) -> list[Recorded]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from operator import mul
 
@@ -103,12 +104,22 @@ class StepTimes:
                 each.refitted(self.coefficients)
         return predicted_s
 
-    def settle(self) -> None:
-        """No more steps will come: all that were seen count, and the latest not more than others."""
+    def settle(self, steps: Sequence[tuple[Amounts, float]]) -> None:
+        """No more will come: of each kind these take in sum as long as they took."""
         self._fit()
         for kind in self._kinds.values():
+            mine = [step for step in steps if self._kind(step[0]) is kind]
+            said_s = sum(_dot(self.coefficients, row) for row, _ in mine)
             kind.recent.clear()
-            kind.scale = 1.0
+            kind.scale = sum(duration_s for _, duration_s in mine) / said_s if said_s > 0 else 1.0
+
+    def scaled(self, factor: float) -> StepTimes:
+        """A copy in which every step takes `factor` times as long."""
+        found = deepcopy(self)
+        for kind in found._kinds.values():
+            kind.recent.clear()
+            kind.scale *= factor
+        return found
 
     def state(self) -> dict[str, list[float]]:
         """What `resumed` takes, as JSON values."""

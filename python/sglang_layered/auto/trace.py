@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -56,7 +57,7 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """The last server's part of a trace.
+    """The last server's part of a trace; it may be compressed, as `.gz`.
 
     Raises:
         BenchError: it is no trace, or has no start or no steps.
@@ -64,7 +65,9 @@ def read_trace(path: Path) -> Trace:
     steps: list[TracedStep] = []
     started: dict[str, Any] | None = None
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        packed = path.read_bytes()
+        text = gzip.decompress(packed) if path.suffix == ".gz" else packed
+        for line in text.decode().splitlines():
             values = json.loads(line)
             if values["event"] == "serving_started":
                 started, steps = values, []

@@ -86,10 +86,16 @@ def replay(
         f"recorded: {read.policy}": served_of(read.steps),
         f"predicted: {config.make_policy()}": predicted,
     }
-    if against is not None:
-        other = read_trace(against)
-        columns[f"measured: {other.policy}"] = served_of(other.steps)
+    if against is None:
+        _console().print(_table(columns))
+        return
+    other = read_trace(against)
+    model, factor = model.at_speed_of(other.steps)
+    at_speed = Replay(model, _policy(config, model), most, limit_s).run(requests_of(read.steps))
+    columns["predicted, at the other run's speed"] = at_speed
+    columns[f"measured: {other.policy}"] = served_of(other.steps)
     _console().print(_table(columns))
+    _console().print(f"The other run's steps took {factor:.2f} times what was predicted of them.")
 
 
 def _policy(config: LayeredConfig, model: RunModel) -> GroupPolicy:

@@ -54,7 +54,7 @@ class Cohort:
         end = min(start + num_layers, last)
         rest = (LayerGroup(end, last),) if end < last else ()
         groups = (*self.plan.groups[: self.next_group], LayerGroup(start, end), *rest)
-        return replace(self, plan=LayerGroupPlan(last, groups))
+        return Cohort(LayerGroupPlan(last, groups), self.request_ids, self.next_group)
 
     def advance(self) -> Cohort:
         """The cohort after its next group has run."""

@@ -35,8 +35,9 @@ class NewsDesk:
 
     def take(self, has_other_ranks: bool) -> News:
         """The news of this step; a single rank makes them itself."""
-        news = self.latest if has_other_ranks else self.publish()
-        self.latest = News(news.now_s)
+        if not has_other_ranks:
+            return self.publish()
+        news, self.latest = self.latest, News(self.latest.now_s)
         return news
 
     def step_took(self, duration_s: float) -> None:
