@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Sets everything up, then: checks, and every test that this machine can run; what steps the scheduler runs a second
 # time without SGLang's overlap. With arguments: they go to pytest, and it runs once.
-# Tests with real servers take turns in one process, since more servers at once do not fit into memory; the others run
-# beside them in a second one, whose output comes afterwards.
+# Two lanes side by side, one pytest after another in each. Servers that are shared live as long as their pytest:
+# those of five configurations are in the first one, so that more servers at once never fill the memory. What the
+# second lane printed comes afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
@@ -11,14 +12,25 @@ pytest=(.venv/bin/python -m pytest)
 if [ $# -gt 0 ]; then
     exec "${pytest[@]}" "$@"
 fi
-with_servers=(test/e2e test/monitoring test/soak)
+lane() ( # takes the arguments of each pytest as one string
+    trap 'kill $! 2> /dev/null; exit 1' TERM
+    failed=0
+    for tests in "$@"; do
+        # shellcheck disable=SC2086
+        "${pytest[@]}" $tests &
+        wait $! || failed=1
+    done
+    exit "$failed"
+)
+sharing=$(printf 'test/e2e/test_%s.py ' bench_run equality faults feature_off fuzz)
+beside='test/monitoring test/soak test/e2e/test_reproduce.py'
 log=$(mktemp)
-"${pytest[@]}" test "${with_servers[@]/#/--ignore=}" > "$log" 2>&1 &
-others=$!
-trap 'kill "$others" 2> /dev/null || true; rm -f "$log"' EXIT
+lane "test --ignore=test/e2e --ignore=test/monitoring --ignore=test/soak" "$beside" > "$log" 2>&1 &
+second=$!
+trap 'kill "$second" 2> /dev/null || true; rm -f "$log"' EXIT
 failed=0
-"${pytest[@]}" "${with_servers[@]}" || failed=1
-wait "$others" || failed=1
+lane "$sharing" "test/e2e $(printf -- '--ignore=%s ' $sharing $beside)" || failed=1
+wait "$second" || failed=1
 cat "$log"
 no_scheduler=(--ignore=test/runner/test_decode_graphs.py --ignore=test/runner/test_server_flags.py)
 "${pytest[@]}" test/runner --without-overlap --numprocesses 2 --dist loadfile "${no_scheduler[@]}" || failed=1

@@ -22,7 +22,7 @@ NUM_SHOWN = 10
 def soak(num_requests: int, seed: int, out: Path, record: Path | None) -> None:
     """Send NUM_REQUESTS (default 10000) disturbed requests to a layered server and check all answers."""
     for ending in (signal.SIGTERM, signal.SIGHUP):  # these, too, end the servers as Ctrl-C does
-        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(ending, signal.default_int_handler)
     console = Console()
     done = run_soak(SoakSpec.of(num_requests, seed), out, console)
     path = record or out / f"record-{num_requests}.json"

@@ -178,6 +178,7 @@ def test_arms_of_the_step_table_and_of_the_duel() -> None:
     assert names[0] == "layered-fused"
     assert set(names) == {f"layered-{each}" for each in ("fused", "sequential", "concurrent")} | {
         "whole",
+        "pdmux",
         *(f"mixed{size}" for size in (512, 1024, 2048, 4096)),
     }
     assert [arm.name for arm in serve_arms(PROFILES["gpu"])] == [

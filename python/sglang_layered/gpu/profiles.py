@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,6 +30,11 @@ class Arm:
     flags: tuple[str, ...] = ()
     is_layered: bool = False
     execution: str = "fused"
+    is_optional: bool = False  # a server that does not start is noted, and the stage goes on
+
+
+PDMUX_FLAGS = ("--enable-pdmux", "--chunked-prefill-size", "-1", "--disable-overlap-schedule")
+PD_MULTIPLEXING = Arm("pdmux", PDMUX_FLAGS, is_optional=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,51 +62,82 @@ class Profile:
     start_s: float  # what a server's start may take
 
 
+GPU = Profile(
+    name="gpu",
+    device="cuda",
+    common_flags=tuple(GPU_FLAGS.split()),
+    model_path=MODELS / "qwen3-30b-a3b",
+    vocab_size=151_000,
+    decode_rows=(16, 8, 64, 32, 0),
+    serve_rows=(16, 8, 64),
+    prompt_tokens=(8192, 2048),
+    serve_prompt_tokens=8192,
+    num_groups=(4, 16, 8, 2, 1),
+    chunk_tokens=(2048, 512, 1024, 4096),
+    whole_tokens=8192,
+    context_tokens=2048,
+    max_new_tokens=20_000,
+    executions=("fused", "sequential", "concurrent"),
+    backends=("triton", "flashinfer", "fa3"),
+    page_sizes=(1, 16, 64),
+    num_repetitions=3,
+    start_s=240,
+)
+GPT_OSS = replace(
+    GPU,
+    name="gpt-oss",
+    common_flags=tuple(GPU_FLAGS.replace("flashinfer --moe", "triton --moe").split()),
+    model_path=MODELS / "gpt-oss-20b",
+    decode_rows=(16, 64),
+    prompt_tokens=(8192,),
+    num_groups=(12, 4, 24),
+    chunk_tokens=(2048, 512),
+    executions=("fused",),
+    backends=("triton",),
+)
+DENSE = replace(
+    GPU,
+    name="dense",
+    model_path=MODELS / "qwen3-8b",
+    decode_rows=(16, 64),
+    prompt_tokens=(8192,),
+    num_groups=(16, 4, 36),
+    executions=("fused",),
+)
+LONG = replace(
+    GPU,
+    name="long",
+    common_flags=(*GPU.common_flags, "--max-prefill-tokens", "32768"),
+    decode_rows=(16, 64),
+    prompt_tokens=(32_768,),
+    serve_prompt_tokens=32_768,
+    num_groups=(16, 48, 4),
+    chunk_tokens=(2048, 512, 8192),
+    whole_tokens=32_768,
+)
+CPU = Profile(
+    name="cpu",
+    device="cpu",
+    common_flags=tuple(CPU_FLAGS.split()),
+    model_path=None,
+    vocab_size=1024,
+    decode_rows=(2, 0),
+    serve_rows=(2,),
+    prompt_tokens=(512,),
+    serve_prompt_tokens=512,
+    num_groups=(4, 1),
+    chunk_tokens=(128,),
+    whole_tokens=2048,
+    context_tokens=64,
+    max_new_tokens=4000,
+    executions=("fused", "sequential"),
+    backends=("torch_native",),
+    page_sizes=(1,),
+    num_repetitions=1,
+    start_s=120,
+)
 PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {
-        "gpu": Profile(
-            name="gpu",
-            device="cuda",
-            common_flags=tuple(GPU_FLAGS.split()),
-            model_path=MODELS / "qwen3-30b-a3b",
-            vocab_size=151_000,
-            decode_rows=(16, 8, 64, 32, 0),
-            serve_rows=(16, 8, 64),
-            prompt_tokens=(8192, 2048),
-            serve_prompt_tokens=8192,
-            num_groups=(4, 16, 8, 2, 1),
-            chunk_tokens=(2048, 512, 1024, 4096),
-            whole_tokens=8192,
-            context_tokens=2048,
-            max_new_tokens=20_000,
-            executions=("fused", "sequential", "concurrent"),
-            backends=("triton", "flashinfer", "fa3"),
-            page_sizes=(1, 16, 64),
-            num_repetitions=3,
-            start_s=240,
-        ),
-        "cpu": Profile(
-            name="cpu",
-            device="cpu",
-            common_flags=tuple(CPU_FLAGS.split()),
-            model_path=None,
-            vocab_size=1024,
-            decode_rows=(2, 0),
-            serve_rows=(2,),
-            prompt_tokens=(512,),
-            serve_prompt_tokens=512,
-            num_groups=(4, 1),
-            chunk_tokens=(128,),
-            whole_tokens=2048,
-            context_tokens=64,
-            max_new_tokens=4000,
-            executions=("fused", "sequential"),
-            backends=("torch_native",),
-            page_sizes=(1,),
-            num_repetitions=1,
-            start_s=120,
-        ),
-    }
+    {profile.name: profile for profile in (GPU, GPT_OSS, DENSE, LONG, CPU)}
 )
 
 
@@ -124,7 +160,8 @@ def step_arms(profile: Profile) -> list[Arm]:
     """In the order of what they tell: fused and the two chunk sizes that matter most come first."""
     layered = [layered_arm(profile, execution) for execution in profile.executions]
     stock = stock_arms(profile)
-    return [layered[0], *stock[:3], *layered[1:], *stock[3:]]
+    other = [PD_MULTIPLEXING] if profile.device == "cuda" else []
+    return [layered[0], *stock[:3], *layered[1:], *stock[3:], *other]
 
 
 def serve_arms(profile: Profile) -> list[Arm]:
@@ -133,3 +170,12 @@ def serve_arms(profile: Profile) -> list[Arm]:
     mixed = [arm for arm in stock_arms(profile) if arm.name in {f"mixed{size}" for size in wanted}]
     flags = ("--prefill-mode", "layered", "--chunked-prefill-size", str(profile.whole_tokens))
     return [Arm("default"), *mixed, Arm("layered", flags, True)]
+
+
+def profile_arms(profile: Profile) -> list[Arm]:
+    """Ours, and the smallest chunks, which read the experts most often."""
+    smallest = f"mixed{min(profile.chunk_tokens)}"
+    return [
+        layered_arm(profile, profile.executions[0]),
+        *(arm for arm in stock_arms(profile) if arm.name == smallest),
+    ]

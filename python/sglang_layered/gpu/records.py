@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sglang_layered.errors import GpuHostError
 
-STAGES = ("smoke", "correct", "kernels", "step", "serve")
+STAGES = ("smoke", "correct", "kernels", "step", "serve", "profile")
 Status = Literal["partial", "done", "failed"]
 Row = dict[str, Any]  # always has "key", unique in its record
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sglang_layered.gpu.figures import bound_of, figures
+from sglang_layered.cost.shape import ModelShape
+from sglang_layered.gpu import profile_report
+from sglang_layered.gpu.equal import FAMILIES, AtLimit, at_limits, places
+from sglang_layered.gpu.figures import bound_of, figures, shape_of
+from sglang_layered.gpu.profiles import PROFILES
 from sglang_layered.gpu.records import Row, StageRecord
 
 NOTHING = "Nothing has been measured on a GPU yet; [TODO.md](TODO.md) lists what is to be run, in order."
@@ -17,6 +21,11 @@ until that first token; *steady*: before the prompt came. *step sum*, *worst ste
 the device; *decode*: a step without prompt rows. *roof*: step sum (without one: TTFT) over the roofline with
 uniform routing, which dummy weights come close to, and with the paper's coverage of real text
 (docs/cost-model.md). Beside no decode a prompt runs whole in every mode."""
+
+EQUAL_LEGEND = """*limit*: on the worst gap of the running streams, client's clock. Of each family the soonest
+arm that keeps it, medians and ends over repetitions. *roofline*: the least that layered prefill takes at any
+number of groups under that limit, uniform routing. Goals: at most 0.60 of the best chunk size at 20 ms beside
+16 streams, at most 1.25 of the roofline. Pictures: `scripts/gpu/suite pareto`."""
 
 POINT_COLUMNS = (
     "arm",
@@ -37,8 +46,40 @@ Table = tuple[Sequence[str], list[list[str]]]  # headings, rows
 
 def stage_table(record: StageRecord) -> Table:
     """Headings and rows of one stage."""
-    makers = {"step": _points, "serve": _points, "smoke": _smoke, "correct": _correct, "kernels": _kernels}
+    makers = {
+        "step": _points,
+        "serve": _points,
+        "smoke": _smoke,
+        "correct": _correct,
+        "kernels": _kernels,
+        "profile": _profile,
+    }
     return makers[record.stage](record)
+
+
+def equal_table(record: StageRecord) -> Table:
+    """The best of each family under every limit that somebody keeps, for each load."""
+    headings = (
+        "streams", "prompt", "limit ms", "best chunks", "TTFT", "PD multiplexing", "TTFT ", "best groups",
+        "TTFT  ", "groups / chunks", "roofline", "groups / roofline",
+    )  # fmt: skip
+    shape = shape_of(PROFILES[record.profile])
+    rows = [_at_limit(each) for place in places(record.rows) for each in at_limits(place, shape) if each.best]
+    return headings, rows
+
+
+def _at_limit(each: AtLimit) -> list[str]:
+    cells = [str(each.place.decode_rows), str(each.place.prompt_tokens), f"{1e3 * each.limit_s:g}"]
+    for family in FAMILIES:
+        best = each.best.get(family)
+        spread = "-" if best is None else f"{_ms(best.ttft_s)} [{_ms(best.low_s)}, {_ms(best.high_s)}]"
+        cells += ["-" if best is None else best.label, spread]
+    roof = "-" if each.roof is None else f"G={each.roof.num_steps}: {_ms(each.roof.ttft_s)}"
+    return [*cells, _ratio(each.over_chunked), roof, _ratio(each.over_roof)]
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def plain(table: Table) -> str:
@@ -65,15 +106,20 @@ def markdown(table: Table) -> str:
 def document(records: Iterable[StageRecord]) -> str:
     """All of results/h200/README.md."""
     parts = [HEAD]
-    found = [record for record in records if record.profile == "gpu"]
+    found = [record for record in records if PROFILES[record.profile].device == "cuda"]
     for record in found:
         name = record.path.parent.name if record.path else ""
-        parts += [f"## {record.stage} ({name}): {record.status}", _where(record)]
+        what = record.stage if record.profile == "gpu" else f"{record.stage}, {record.profile}"
+        parts += [f"## {what} ({name}): {record.status}", _where(record)]
         if record.problem:
             parts.append(f"Problem: `{record.problem.splitlines()[0][:300]}`")
         parts.append(markdown(stage_table(record)))
         if record.stage in ("step", "serve"):
             parts.append(LEGEND)
+        if record.stage == "step":
+            parts += ["### At equal TBT", markdown(equal_table(record)), EQUAL_LEGEND]
+        if record.stage == "profile":
+            parts.append(profile_report.LEGEND)
     return "\n\n".join([*parts, *([] if found else [NOTHING])]) + "\n"
 
 
@@ -85,10 +131,13 @@ def _where(record: StageRecord) -> str:
 
 
 def _points(record: StageRecord) -> Table:
-    return POINT_COLUMNS, [_point(row, record.profile == "gpu") for row in record.rows]
+    shape = shape_of(PROFILES[record.profile])
+    return POINT_COLUMNS, [_point(row, shape) for row in record.rows]
 
 
-def _point(row: Row, with_roof: bool) -> list[str]:
+def _point(row: Row, shape: ModelShape | None) -> list[str]:
+    if "left_out" in row:
+        return [row["arm"], *["-"] * (len(POINT_COLUMNS) - 1)]
     found = figures(row)
     times = (
         found.ttft_s,
@@ -101,7 +150,7 @@ def _point(row: Row, with_roof: bool) -> list[str]:
     reached_s = found.ttft_s if found.step_sum_s is None else found.step_sum_s
     roofs = []
     for coverage in ("uniform", "paper"):
-        bound = bound_of(row, coverage) if with_roof and row["arm"] != "default" else None
+        bound = None if shape is None else bound_of(row, coverage, shape)
         roofs.append(f"{reached_s / bound.ttft_s:.2f}" if bound else "-")
     groups = "-" if found.num_steps is None else str(found.num_steps)
     names = [row["arm"], str(row["decode_rows"]), str(row["prompt_tokens"]), groups]
@@ -135,3 +184,9 @@ def _correct(record: StageRecord) -> Table:
 def _kernels(record: StageRecord) -> Table:
     lines = [line for row in record.rows for line in row["output"].splitlines()]
     return ("sglang-layered bench kernels",), [[line] for line in lines]
+
+
+def _profile(record: StageRecord) -> Table:
+    shape = shape_of(PROFILES[record.profile])
+    rows = [line for row in record.rows for line in profile_report.profile_rows(row, shape)]
+    return profile_report.HEADINGS, rows

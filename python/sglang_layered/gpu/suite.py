@@ -1,4 +1,4 @@
-"""`scripts/gpu/suite`: one command a stage, each unattended and within a time limit; then the table.
+"""`scripts/gpu/suite`: one command a stage, each unattended and within a time limit; then table and pictures.
 
 Knows options, records and wording. The stages are in `stages` and `correct`.
 """
@@ -14,9 +14,11 @@ import click
 from sglang_layered.errors import LayeredPrefillError
 from sglang_layered.gpu.budget import Budget, BudgetSpent
 from sglang_layered.gpu.correct import correct
+from sglang_layered.gpu.pareto import pictures
 from sglang_layered.gpu.profiles import PROFILES
+from sglang_layered.gpu.profiling import profile
 from sglang_layered.gpu.records import StageRecord, open_record, read_records
-from sglang_layered.gpu.report import document, plain, stage_table
+from sglang_layered.gpu.report import document, equal_table, plain, stage_table
 from sglang_layered.gpu.risks import advice
 from sglang_layered.gpu.stages import Job, Stage, kernels, serve, smoke, step
 
@@ -27,6 +29,7 @@ STAGES: dict[str, Stage] = {
     "kernels": kernels,
     "step": step,
     "serve": serve,
+    "profile": profile,
 }
 RESULTS = Path("results/h200")
 
@@ -60,6 +63,8 @@ def show(record: StageRecord) -> None:
     if record.status == "failed":
         click.echo(advice(record.problem))
     click.echo(plain(stage_table(record)))
+    if record.stage == "step":
+        click.echo(plain(equal_table(record)))
     click.echo(f"{record.stage}: {record.status}, {len(record.rows)} rows in {record.path}")
 
 
@@ -120,6 +125,16 @@ def table(records: Path, check: bool) -> None:
         path.write_text(text)
     elif not path.exists() or path.read_text() != text:
         raise click.ClickException(f"{path} is not up to date; run scripts/gpu/suite table")
+
+
+@main.command()
+@click.option("--records", type=click.Path(path_type=Path, exists=True), default=RESULTS, show_default=True)
+def pareto(records: Path) -> None:
+    """Draw TTFT against the gaps of running streams, one picture a load, beside each record of stage step."""
+    for record in read_records(records):
+        if record.stage == "step" and record.path is not None:
+            for picture in pictures(record):
+                click.echo(str(picture.save(record.path.parent)))
 
 
 if __name__ == "__main__":
