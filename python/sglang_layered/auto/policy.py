@@ -39,9 +39,9 @@ class AutoPolicy:
     group_tokens: int = 512
     times: StepTimes = field(default_factory=StepTimes)
     is_apart: bool = False
-    margin: Margin = field(default_factory=Margin)
     overhead: Overhead = field(default_factory=Overhead)
     sizes: ModelSizes = field(default_factory=lambda: ModelSizes(1))
+    _margins: dict[float | None, Margin] = field(default_factory=dict)  # of each limit, when it was in force
     _chosen: tuple[Option | None, Option | None] = (None, None)
     _rule_budget_s: float = 0.0
     _last_step_s: float = 0.0
@@ -51,6 +51,14 @@ class AutoPolicy:
     def __str__(self) -> str:
         limit = "the paper's rule" if self.tbt_limit_s is None else f"{1e3 * self.tbt_limit_s:g} ms"
         return f"auto({limit})"
+
+    @property
+    def margin(self) -> Margin:
+        """That of the limit in force."""
+        margin = self._margins.get(self.tbt_limit_s)
+        if margin is None:
+            margin = self._margins[self.tbt_limit_s] = Margin()
+        return margin
 
     def plan(self, view: SchedulerView) -> LayerGroupPlan:
         """A first plan, by the paper's rule; `next_layers` then cuts it anew before every step."""

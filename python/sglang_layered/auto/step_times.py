@@ -4,6 +4,8 @@ The time is linear in `amounts`, no coefficient is negative, and relative errors
 decode steps and of steps with prompt rows is forgotten apart, so that a long stretch of one kind leaves the
 other as it was. Beside the coefficients each kind has a scale, the median of its latest ratios of seen to
 predicted: one odd step does not move it, a machine that became slower moves it within `NUM_RECENT` / 2 steps.
+A step with prompt rows takes the scale of the latest steps of both kinds where that is larger: decode steps
+hear of a slower machine first.
 
 A step itself costs a few sums of Python's floats; what needs matrices is done once in `STEPS_PER_FIT` steps.
 """
@@ -34,13 +36,42 @@ PROMPT_ROWS = NAMES.index("prompt_rows")
 
 
 @dataclass(slots=True)
+class _Latest:
+    """How much longer the latest steps took than the coefficients say: the median; amounts, said, seconds."""
+
+    steps: deque[tuple[Amounts, float, float]] = field(default_factory=lambda: deque(maxlen=NUM_RECENT))
+    scale: float = 1.0
+
+    def add(self, row: Amounts, said_s: float, duration_s: float) -> None:
+        """One more."""
+        self.steps.append((row, said_s, duration_s))
+        self._rescale()
+
+    def refitted(self, coefficients: Amounts) -> None:
+        """The coefficients changed: ask them anew."""
+        for _ in range(len(self.steps)):
+            row, _, duration_s = self.steps.popleft()
+            self.steps.append((row, _dot(coefficients, row), duration_s))
+        self._rescale()
+
+    def hold(self, scale: float) -> None:
+        """No more steps will come."""
+        self.steps.clear()
+        self.scale = scale
+
+    def _rescale(self) -> None:
+        ratios = [duration_s / said_s for _, said_s, duration_s in self.steps if said_s > 0]
+        if ratios:
+            self.scale = min(max(statistics.median(ratios), 1 / LARGEST_SCALE), LARGEST_SCALE)
+
+
+@dataclass(slots=True)
 class _Kind:
     """What is known of the steps of one kind: sums of outer products of their amounts over their times."""
 
     gram: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((len(NAMES), len(NAMES))))
     moment: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(NAMES)))
-    recent: deque[tuple[Amounts, float, float]] = field(default_factory=lambda: deque(maxlen=NUM_RECENT))
-    scale: float = 1.0
+    latest: _Latest = field(default_factory=_Latest)
     waiting: list[tuple[Amounts, float, float]] = field(default_factory=list)  # amounts, seconds, weight
 
     def add_waiting(self, forget: float = 1.0) -> None:
@@ -52,19 +83,6 @@ class _Kind:
             self.moment = forget * self.moment + weighted
         self.waiting.clear()
 
-    def refitted(self, coefficients: Amounts) -> None:
-        """The coefficients changed: ask them anew about the latest steps."""
-        for _ in range(len(self.recent)):
-            row, _, duration_s = self.recent.popleft()
-            self.recent.append((row, _dot(coefficients, row), duration_s))
-        self.rescale()
-
-    def rescale(self) -> None:
-        """The scale is the median ratio of the latest times to what the coefficients say of them."""
-        ratios = [duration_s / said_s for _, said_s, duration_s in self.recent if said_s > 0]
-        if ratios:
-            self.scale = min(max(statistics.median(ratios), 1 / LARGEST_SCALE), LARGEST_SCALE)
-
 
 class StepTimes:
     """The model: predicts, hears what it was, reports by how much it was wrong."""
@@ -75,6 +93,7 @@ class StepTimes:
         self._kinds = {False: _Kind(), True: _Kind()}  # by whether there are prompt rows
         self._prior = _Kind(waiting=[(row, duration_s, PRIOR_WEIGHT) for row, duration_s in prior])
         self._prior.add_waiting()
+        self._latest = _Latest()  # of both kinds
         self.coefficients: Amounts = (0.0,) * len(NAMES)
         self.num_steps = 0
         if prior:
@@ -82,43 +101,42 @@ class StepTimes:
 
     def predict(self, row: Amounts) -> float:
         """Seconds of a step with these amounts."""
-        return _dot(self.coefficients, row) * self._kind(row).scale
+        return _dot(self.coefficients, row) * self._scale(row[PROMPT_ROWS] > 0)
 
     def predict_line(self, at_rest: Amounts, a_layer: Amounts) -> tuple[float, float]:
         """Seconds without prompt layers, and of each prompt layer, of a step that has some."""
-        scale = self._kinds[True].scale
+        scale = self._scale(True)
         return _dot(self.coefficients, at_rest) * scale, _dot(self.coefficients, a_layer) * scale
 
     def observe(self, row: Amounts, duration_s: float) -> float:
         """A step took so long; gives what was predicted."""
-        kind, said_s = self._kind(row), _dot(self.coefficients, row)
-        predicted_s = said_s * kind.scale
-        kind.recent.append((row, said_s, duration_s))
-        kind.rescale()
-        error = abs(said_s * kind.scale / duration_s - 1)
+        has_prompt, said_s = row[PROMPT_ROWS] > 0, _dot(self.coefficients, row)
+        kind, predicted_s = self._kinds[has_prompt], said_s * self._scale(has_prompt)
+        for latest in (kind.latest, self._latest):
+            latest.add(row, said_s, duration_s)
+        error = abs(said_s * kind.latest.scale / duration_s - 1)
         kind.waiting.append((row, duration_s, min(1.0, (OUTLIER / max(error, OUTLIER)) ** 2)))
         self.num_steps += 1
         if self.num_steps <= NUM_FITTED_AT_ONCE or self.num_steps % STEPS_PER_FIT == 0:
             self._fit()
-            for each in self._kinds.values():
-                each.refitted(self.coefficients)
+            for latest in (self._latest, *(each.latest for each in self._kinds.values())):
+                latest.refitted(self.coefficients)
         return predicted_s
 
     def settle(self, steps: Sequence[tuple[Amounts, float]]) -> None:
         """No more will come: of each kind these take in sum as long as they took."""
         self._fit()
-        for kind in self._kinds.values():
-            mine = [step for step in steps if self._kind(step[0]) is kind]
+        for has_prompt, kind in self._kinds.items():
+            mine = [step for step in steps if (step[0][PROMPT_ROWS] > 0) is has_prompt]
             said_s = sum(_dot(self.coefficients, row) for row, _ in mine)
-            kind.recent.clear()
-            kind.scale = sum(duration_s for _, duration_s in mine) / said_s if said_s > 0 else 1.0
+            kind.latest.hold(sum(duration_s for _, duration_s in mine) / said_s if said_s > 0 else 1.0)
+        self._latest.hold(0.0)
 
     def scaled(self, factor: float) -> StepTimes:
         """A copy in which every step takes `factor` times as long."""
         found = deepcopy(self)
-        for kind in found._kinds.values():
-            kind.recent.clear()
-            kind.scale *= factor
+        for latest in (found._latest, *(kind.latest for kind in found._kinds.values())):
+            latest.hold(factor * latest.scale)
         return found
 
     def state(self) -> dict[str, list[float]]:
@@ -150,8 +168,9 @@ class StepTimes:
         found._fit()
         return found
 
-    def _kind(self, row: Amounts) -> _Kind:
-        return self._kinds[row[PROMPT_ROWS] > 0]
+    def _scale(self, has_prompt: bool) -> float:
+        own = self._kinds[has_prompt].latest.scale
+        return max(own, self._latest.scale) if has_prompt else own
 
     def _fit(self) -> None:
         for kind in self._kinds.values():
