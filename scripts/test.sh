@@ -12,7 +12,7 @@ pytest=(.venv/bin/python -m pytest)
 if [ $# -gt 0 ]; then
     exec "${pytest[@]}" "$@"
 fi
-lane() ( # takes the arguments of each pytest as one string
+lane() { # in the background; takes the arguments of each pytest as one string
     trap 'kill $! 2> /dev/null; exit 1' TERM
     failed=0
     for tests in "$@"; do
@@ -21,15 +21,18 @@ lane() ( # takes the arguments of each pytest as one string
         wait $! || failed=1
     done
     exit "$failed"
-)
+}
 sharing=$(printf 'test/e2e/test_%s.py ' bench_run equality faults feature_off fuzz)
 beside='test/monitoring test/soak test/e2e/test_reproduce.py'
 log=$(mktemp)
+failed=0
+lane "$sharing" "test/e2e $(printf -- '--ignore=%s ' $sharing $beside)" &
+first=$!
 lane "test --ignore=test/e2e --ignore=test/monitoring --ignore=test/soak" "$beside" > "$log" 2>&1 &
 second=$!
-trap 'kill "$second" 2> /dev/null || true; rm -f "$log"' EXIT
-failed=0
-lane "$sharing" "test/e2e $(printf -- '--ignore=%s ' $sharing $beside)" || failed=1
+trap 'kill "$first" "$second" 2> /dev/null || true; rm -f "$log"' EXIT
+trap 'exit 130' INT TERM
+wait "$first" || failed=1
 wait "$second" || failed=1
 cat "$log"
 no_scheduler=(--ignore=test/runner/test_decode_graphs.py --ignore=test/runner/test_server_flags.py)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ PROMPTS = st.lists(
 def test_the_margin_stays_between_its_ends() -> None:
     margin = Margin()
     for _ in range(50):
-        margin.missed()
+        margin.missed(0.1)
     assert margin.part == MOST_MARGIN
     for _ in range(5000):
         margin.kept()
@@ -35,15 +36,23 @@ def test_the_margin_stays_between_its_ends() -> None:
 
 def test_the_margin_narrows_fast_until_the_first_missed_deadline() -> None:
     fresh, missed = Margin(), Margin()
-    missed.missed()
+    missed.missed(0.1)
     first, wide = fresh.part, missed.part
     for margin in (fresh, missed):
         for _ in range(60):
             margin.kept()
     assert fresh.part < first / 2
     assert missed.part == wide
-    missed.missed()
-    assert missed.part >= wide
+
+
+def test_the_margin_widens_by_as_much_as_was_late_and_a_pause_is_no_law() -> None:
+    margins = [Margin() for _ in range(3)]
+    first = margins[0].part
+    for margin, late in zip(margins, (0.001, 0.1, 30.0), strict=True):
+        margin.missed(late)
+    barely, late, paused = (margin.part - first for margin in margins)
+    assert 0 < barely < late and late == pytest.approx(0.1)
+    assert first + paused <= min(2 * first, MOST_MARGIN)
 
 
 def test_one_odd_pause_does_not_change_the_overhead() -> None:

@@ -26,7 +26,6 @@ from sglang_layered.gpu.records import StageRecord, open_record
 from sglang_layered.gpu.report import equal_table, plain, stage_table
 from sglang_layered.gpu.stages import Job
 
-
 REPO = Path(__file__).resolve().parents[2]
 CAMPAIGN = REPO / "scripts" / "gpu" / "campaign"
 

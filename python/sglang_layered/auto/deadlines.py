@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 LEAST_MARGIN, FIRST_MARGIN, MOST_MARGIN = 0.03, 0.2, 0.4  # parts of the limit
-WIDER, NARROWER = 2.0, 0.9
+LEAST_WIDER, MOST_WIDER, NARROWER = 0.05, 2.0, 0.9  # added parts of the limit, times the margin, times it
 FIRST_QUIET_STEPS, QUIET_STEPS = 8, 64  # before the first missed deadline, and after it
 NUM_OVERHEADS = 15
 PATIENCE = 4.0  # limits on the time to first token after which a prompt goes before all younger ones
@@ -19,16 +19,17 @@ class Margin:
     """What a step leaves free of its budget: more after a missed deadline, less after a quiet stretch.
 
     It begins wide, since predictions are still poor, and narrows fast until the first missed deadline. From
-    then on one deadline in 400 may be missed if it is to stay as it is.
+    then on one deadline in 200 may be missed if it is to stay at 15 %.
     """
 
     part: float = FIRST_MARGIN
     _quiet: int = 0
     _quiet_steps: int = FIRST_QUIET_STEPS
 
-    def missed(self) -> None:
-        """A token came later than its limit although its step was predicted to fit."""
-        self.part, self._quiet = min(self.part * WIDER, MOST_MARGIN), 0
+    def missed(self, late_part: float) -> None:
+        """A token came later than its limit, by this part of it, although its step was predicted to fit."""
+        wider = min(self.part + max(late_part, LEAST_WIDER), self.part * MOST_WIDER)
+        self.part, self._quiet = min(wider, MOST_MARGIN), 0
         self._quiet_steps = QUIET_STEPS
 
     def kept(self) -> None:

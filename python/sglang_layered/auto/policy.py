@@ -120,7 +120,7 @@ class AutoPolicy:
         if gap_s <= self.tbt_limit_s:
             self.margin.kept()
         elif self._fits:
-            self.margin.missed()
+            self.margin.missed(gap_s / self.tbt_limit_s - 1)
 
     def _budget_s(self, due_s: float | None) -> float:
         if self.tbt_limit_s is None or due_s is None:

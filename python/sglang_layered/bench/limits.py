@@ -78,12 +78,12 @@ def _rows(sweep: SweepResult, point: Mapping[str, Any], share: float) -> Iterato
             continue
         best: dict[str, Kept] = {}
         for other in cells:
-            kept = _kept(other, limit_s)
+            kept = kept_of(other, limit_s)
             if other.mode == cell.mode or kept is None or kept.share < share:
                 continue
             if other.mode not in best or kept.ttft_s < best[other.mode].ttft_s:
                 best[other.mode] = kept
-        own = _kept(cell, limit_s)
+        own = kept_of(cell, limit_s)
         if own is not None:
             rivals = tuple(
                 Rival(mode, kept, ratio(sweep, "ttft_mean", cell.arm, kept.arm, point))
@@ -101,7 +101,8 @@ def limit_of(cell: CellResult) -> float | None:
     return limit_ms / 1e3 if limit_ms else None
 
 
-def _kept(cell: CellResult, limit_s: float) -> Kept | None:
+def kept_of(cell: CellResult, limit_s: float) -> Kept | None:
+    """How an arm does under a limit; None without a TTFT or gaps."""
     ttft_s = cell.mean("ttft_mean")
     gaps = [gaps_beside(each.traces, each.background) for each in cell.record.repetitions]
     if not any(map(len, gaps)):

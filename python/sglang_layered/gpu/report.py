@@ -60,8 +60,8 @@ def stage_table(record: StageRecord) -> Table:
 def equal_table(record: StageRecord) -> Table:
     """The best of each family under every limit that somebody keeps, for each load."""
     headings = (
-        "streams", "prompt", "limit ms", "best chunks", "TTFT", "PD multiplexing", "TTFT ", "best groups",
-        "TTFT  ", "groups / chunks", "roofline", "groups / roofline",
+        "streams", "prompt", "limit ms", "best chunks", "TTFT", "PD multiplexing", "TTFT", "best groups",
+        "TTFT", "groups / chunks", "roofline", "groups / roofline",
     )  # fmt: skip
     shape = shape_of(PROFILES[record.profile])
     rows = [_at_limit(each) for place in places(record.rows) for each in at_limits(place, shape) if each.best]
