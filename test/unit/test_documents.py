@@ -8,9 +8,6 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from sglang_layered.bench.limits import DEFAULT_SHARE, limit_rows
-from sglang_layered.bench.sweep_result import SweepResult
-
 REPO = Path(__file__).resolve().parents[2]
 RECORD = REPO / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"
 
@@ -161,28 +158,3 @@ def _most_off(record: dict[str, Any], metrics: tuple[str, ...]) -> float:
     """How far the mean or median of any of these is from the known one, in milliseconds."""
     runs = [run["metrics_off_ms"] for run in record["runs"].values()]
     return max(abs(run[metric][part]) for run in runs for metric in metrics for part in ("mean", "p50"))
-
-
-def test_what_auto_held_is_that_of_its_record() -> None:
-    text = " ".join((REPO / "docs" / "adaptive.md").read_text().split())
-    rows = limit_rows(SweepResult.read(REPO / "results" / "auto" / "2026-11-22-2cores-duel"))
-    kept = [row.own.share >= DEFAULT_SHARE for row in rows]
-    others = [bool(row.rivals) for row in rows]
-    both = sum(own and other for own, other in zip(kept, others, strict=True))
-    lost = [100 * row.own.share for row in rows if row.rivals and row.own.share < DEFAULT_SHARE]
-    assert f"Of {len(rows)} points" in text and f"99 % of the gaps at {sum(others)}" in text
-    assert f"`auto` at {sum(kept)}: {both} of those {sum(others)} and {sum(kept) - both} that" in text
-    assert f"At the other {len(lost)} it held {min(lost):.1f} to {max(lost):.1f} %" in text
-    best = [min(row.rivals, key=lambda rival: rival.kept.ttft_s) for row in rows if row.rivals]
-    ratios = [rival.over.value for rival in best if rival.over is not None]
-    assert f"median {median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}" in text
-    assert f"{sum(rival.verdict == 'undecided' for rival in best)} of the {len(best)} intervals" in text
-
-
-def test_the_cost_of_deciding_is_that_of_its_record() -> None:
-    record = json.loads((REPO / "results" / "scheduler-cost" / "2026-11-22-2cores.json").read_text())[
-        "summary"
-    ]
-    text = " ".join((REPO / "docs" / "adaptive.md").read_text().split())
-    assert f"take {record['deciding']['median_ms']:.3f} ms of CPU a step" in text
-    assert f"takes {record['stock']['median_ms']:.1f} ms" in text
