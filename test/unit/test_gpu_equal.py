@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from sglang_layered.bench import plots
 from sglang_layered.bench.sweep_spec import read_sweep
 from sglang_layered.cost.shape import QWEN3_30B_A3B
+from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu import profiling, suite
 from sglang_layered.gpu.budget import Budget
 from sglang_layered.gpu.equal import at_limits, places, roofline
@@ -189,6 +190,13 @@ def test_a_prompts_steps_are_the_window_less_its_decode_steps() -> None:
     assert [line[3] for line in lines if line[2] == "idle"] == ["1.000"]
     record = StageRecord("profile", "gpu", rows=[PROFILED])
     assert len(plain(stage_table(record)).splitlines()) == 1 + len(lines)
+
+
+def test_a_window_without_the_prompts_steps_is_refused() -> None:
+    profiling.check_window(PROFILED)
+    only_decode = {"num_steps": 14, "parts_s": {"experts": 0.028, "attention": 0.014}}
+    with pytest.raises(GpuHostError, match="before the prompt's"):
+        profiling.check_window({**PROFILED, "with_prompt": only_decode})
 
 
 def test_the_profile_stage_asks_for_steps_and_reads_the_trace(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,10 @@ class ArmServer:
         """A prompt that no cache knows."""
         return draw_prompt(self.source, num_tokens, self.profile.vocab_size)
 
-    def measure(self, point: Point, crowd: Crowd, timeout_s: float) -> dict[str, Any]:
-        """Send the prompt once among the streams."""
+    def measure(
+        self, point: Point, crowd: Crowd, timeout_s: float, before: Callable[[], None] | None = None
+    ) -> dict[str, Any]:
+        """Send the prompt once among the streams; `before` is called right before."""
         name = f"prompt-{self.source.getrandbits(48):x}"
         if self.steps:
             self.steps.skip()
@@ -126,6 +128,8 @@ class ArmServer:
         prompt = TimedStream(
             self.base_url, request_body(self.draw(point.prompt_tokens), 2, rid=name), timeout_s
         )
+        if before is not None:
+            before()
         began_s = time.perf_counter()
         prompt.start()
         prompt.join(timeout_s)

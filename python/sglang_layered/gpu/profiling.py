@@ -16,12 +16,15 @@ from sglang_layered.gpu.client import change_settings
 from sglang_layered.gpu.duel import ArmServer, Point, StepLog
 from sglang_layered.gpu.kernel_parts import trace_times
 from sglang_layered.gpu.models import model_of
+from sglang_layered.gpu.profile_report import prompt_parts
 from sglang_layered.gpu.profiles import Arm, Profile, profile_arms
+from sglang_layered.gpu.records import Row
 from sglang_layered.gpu.stages import Job
 from sglang_layered.serving import ServerProcess
 
 DECODE_STEPS = 10
-SPARE_STEPS = 10  # decode steps that may run before the prompt arrives
+SPARE_STEPS = 30  # decode steps that may run before the prompt arrives
+MORE = 1.1  # times a decode step: the least that a step of the prompt takes
 TRACE_WAIT_S = 90.0
 
 
@@ -67,19 +70,28 @@ def _profiled(job: Job, running: ArmServer, num_steps: int) -> dict[str, Any]:
     with running.crowd(point.decode_rows, job.budget.left_s) as crowd:
         running.measure(point, crowd, job.budget.left_s)
         decode = _trace(job, running, f"{running.arm.name}-decode", DECODE_STEPS)
-        _start(job, running, f"{running.arm.name}-prompt", num_steps + SPARE_STEPS)
-        running.measure(point, crowd, job.budget.left_s)
-        both = _read(job, f"{running.arm.name}-prompt")
+        name, count = f"{running.arm.name}-prompt", num_steps + SPARE_STEPS
+        running.measure(point, crowd, job.budget.left_s, lambda: _start(job, running, name, count))
+        both = _read(job, name)
         generated = max(len(stream.arrivals_s) for stream in crowd.streams)
-    return {
+    row = {
         "decode_rows": point.decode_rows,
         "prompt_tokens": point.prompt_tokens,
         "num_steps": num_steps,
         "context_tokens": profile.context_tokens,
         "repetitions": [{"generated_tokens": generated}],
         "decode": {"num_steps": DECODE_STEPS, **decode},
-        "with_prompt": {"num_steps": num_steps + SPARE_STEPS, **both},
+        "with_prompt": {"num_steps": count, **both},
     }
+    check_window(row)
+    return row
+
+
+def check_window(row: Row) -> None:
+    """A step of the prompt holds the decodes as well: hardly more than theirs means that it was missed."""
+    decode = row["decode"]
+    if sum(prompt_parts(row).values()) < MORE * sum(decode["parts_s"].values()) / decode["num_steps"]:
+        raise GpuHostError("the profiler's steps ended before the prompt's; run the stage again")
 
 
 def _trace(job: Job, running: ArmServer, name: str, num_steps: int) -> dict[str, Any]:
