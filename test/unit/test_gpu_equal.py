@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +19,12 @@ from sglang_layered.cost.shape import QWEN3_30B_A3B
 from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu import profiling, suite
 from sglang_layered.gpu.budget import Budget
+from sglang_layered.gpu.duel import Point
 from sglang_layered.gpu.equal import at_limits, places, roofline
 from sglang_layered.gpu.figures import shape_of
-from sglang_layered.gpu.kernel_parts import OTHER, part_of, trace_times
+from sglang_layered.gpu.kernel_parts import OTHER, part_of, step_times
 from sglang_layered.gpu.pareto import ROOF, points
-from sglang_layered.gpu.profile_report import profile_rows, prompt_parts
+from sglang_layered.gpu.profile_report import profile_rows
 from sglang_layered.gpu.profiles import GPU, PROFILES, Arm, profile_arms
 from sglang_layered.gpu.records import StageRecord, open_record
 from sglang_layered.gpu.report import equal_table, plain, stage_table
@@ -147,25 +150,49 @@ def event(name: str, start: float, duration: float, cat: str = "kernel", tid: in
     return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": duration, "pid": 0, "tid": tid}
 
 
-def test_a_traces_times_on_both_devices() -> None:
+def marks(device: str, *names: str) -> list[dict[str, Any]]:
+    """Steps of 1000 us each."""
+    kind = "gpu_user_annotation" if device == "cuda" else "user_annotation"
+    return [event(name, 1000 * place, 600, kind) for place, name in enumerate(names)]
+
+
+NAMES = (
+    "step[DECODE bs=2]",
+    "step[DECODE bs=2]",
+    "step[MIXED bs=3]",
+    "step[MIXED bs=3]",
+    "step[DECODE bs=3]",
+)
+
+
+def test_a_traces_steps_on_both_devices() -> None:
     kernels = [
-        event("fused_moe_kernel", 0, 100),
-        event("nvjet_a", 50, 100),
-        event("fused_moe_kernel", 200, 50),
+        event("fused_moe_kernel", 0, 100),  # of the first step, which is left out
+        event("fused_moe_kernel", 1000, 100),
+        event("nvjet_a", 1050, 100),
+        event("sampling", 1900, 50),  # after its mark, before the next step
+        event("nvjet_a", 2100, 300),
+        event("fused_moe_kernel", 3000, 500),
+        event("fused_moe_kernel", 4000, 500),  # of the last
+        event("aten::mm", 1000, 900, "cpu_op"),
     ]
-    kernels.append(event("aten::mm", 0, 900, "cpu_op"))
-    seen = trace_times(kernels, "cuda")
-    assert seen.parts_s == pytest.approx({"experts": 150e-6, "dense products": 100e-6})
-    assert (seen.window_s, seen.busy_s) == pytest.approx((250e-6, 200e-6))
+    second_stream = event(NAMES[1], 1100, 100, "gpu_user_annotation", tid=8)
+    decode, prompt = step_times([*kernels, second_stream, *marks("cuda", *NAMES)], "cuda")
+    assert (decode.num_steps, prompt.num_steps) == (1, 2)
+    assert decode.parts_s == pytest.approx({"experts": 1e-4, "dense products": 1e-4, "sampling": 5e-5})
+    assert (decode.window_s, decode.busy_s) == pytest.approx((1e-3, 2e-4))
+    assert prompt.parts_s == pytest.approx({"dense products": 3e-4, "experts": 5e-4})
     nested = [
-        event("aten::linear", 0, 100, "cpu_op"),
-        event("aten::addmm", 10, 80, "cpu_op"),
-        event("aten::copy_", 100, 20, "cpu_op"),
-        event("aten::copy_", 10, 20, "cpu_op", tid=8),
+        event("aten::linear", 1000, 100, "cpu_op"),
+        event("aten::addmm", 1010, 80, "cpu_op"),
+        event("aten::copy_", 1100, 20, "cpu_op"),
+        event("aten::copy_", 1010, 20, "cpu_op", tid=8),
         {"ph": "M", "name": "process_name"},
     ]
-    assert trace_times(nested, "cpu").parts_s == pytest.approx({"dense products": 100e-6, "memory": 40e-6})
-    assert trace_times([], "cpu").window_s == 0
+    decode, _ = step_times([*nested, *marks("cpu", *NAMES)], "cpu")
+    assert decode.parts_s == pytest.approx({"dense products": 1e-4, "memory": 4e-5})
+    with pytest.raises(GpuHostError, match="2 events"):
+        step_times(marks("cpu", *NAMES[:2]), "cpu")
 
 
 PROFILED = {
@@ -174,32 +201,21 @@ PROFILED = {
     "decode": {
         "num_steps": 10, "parts_s": {"experts": 0.02, "attention": 0.01}, "window_s": 0.04, "busy_s": 0.03,
     },
-    "with_prompt": {
-        "num_steps": 14, "parts_s": {"experts": 0.06, "attention": 0.05}, "window_s": 0.2, "busy_s": 0.1,
-    },
+    "prompt": {"num_steps": 4, "parts_s": {"experts": 0.06}, "window_s": 0.2, "busy_s": 0.1},
 }  # fmt: skip
 
 
-def test_a_prompts_steps_are_the_window_less_its_decode_steps() -> None:
-    assert prompt_parts(PROFILED) == pytest.approx({"experts": 0.01, "attention": 0.01})
+def test_parts_of_a_step_lie_beside_the_rooflines() -> None:
     lines = profile_rows(PROFILED, QWEN3_30B_A3B)
     decode = next(line for line in lines if line[1].startswith("decode") and line[2] == "experts")
-    assert decode[3:5] == ["2.000", "67%"] and float(decode[6]) == pytest.approx(
-        2.0 / float(decode[5]), rel=0.01
-    )
-    assert [line[3] for line in lines if line[2] == "idle"] == ["1.000"]
+    assert decode[3:5] == ["2.000", "67%"]
+    assert float(decode[6]) == pytest.approx(2.0 / float(decode[5]), rel=0.01)
+    assert [line[3] for line in lines if line[2] == "idle"] == ["1.000", "25.000"]
     record = StageRecord("profile", "gpu", rows=[PROFILED])
     assert len(plain(stage_table(record)).splitlines()) == 1 + len(lines)
 
 
-def test_a_window_without_the_prompts_steps_is_refused() -> None:
-    profiling.check_window(PROFILED)
-    only_decode = {"num_steps": 14, "parts_s": {"experts": 0.028, "attention": 0.014}}
-    with pytest.raises(GpuHostError, match="before the prompt's"):
-        profiling.check_window({**PROFILED, "with_prompt": only_decode})
-
-
-def test_the_profile_stage_asks_for_steps_and_reads_the_trace(
+def test_the_profile_stage_reads_the_trace_of_the_prompts_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(
@@ -210,20 +226,31 @@ def test_the_profile_stage_asks_for_steps_and_reads_the_trace(
     def start(url: str, json: dict[str, Any], **kwargs: Any) -> Any:
         orders.append(json)
         write_trace(Path(json["output_dir"]))
-        return type("Reply", (), {"status_code": 200})
+        return SimpleNamespace(status_code=200)
 
     def write_trace(folder: Path) -> None:
-        trace = {"traceEvents": [event("aten::linear", 0, 100, "cpu_op")]}
+        trace = {"traceEvents": [event("aten::linear", 2100, 100, "cpu_op"), *marks("cpu", *NAMES)]}
         (folder / "x.trace.json.gz").write_bytes(gzip.compress(json.dumps(trace).encode()))
 
     monkeypatch.setattr(profiling.httpx, "post", start)
-    running: Any = type("Running", (), {"base_url": "http://here", "arm": Arm("mixed128")})
-    seen = profiling._trace(job, running, "mixed128-decode", 10)
-    assert seen["parts_s"] == pytest.approx({"dense products": 100e-6})
-    assert orders == [
-        {"output_dir": str((tmp_path / "logs/profile/mixed128-decode").resolve()), "num_steps": 10}
-        | {"activities": ["CPU"]}
-    ]
+    crowd = SimpleNamespace(streams=[SimpleNamespace(arrivals_s=[0.0] * 7)])
+
+    def measure(point: Point, crowd: Any, timeout_s: float, before: Any = None) -> None:
+        if before is not None:
+            before()
+
+    running: Any = SimpleNamespace(
+        base_url="http://here", arm=Arm("mixed128"), crowd=lambda *_: nullcontext(crowd), measure=measure
+    )
+    row = profiling._profiled(job, running, 2)
+    assert row["prompt"]["num_steps"] == 2 and row["decode"]["num_steps"] == 1
+    assert row["prompt"]["parts_s"] == pytest.approx({"dense products": 1e-4})
+    assert orders[0]["num_steps"] == 2 + profiling.SPARE_STEPS and orders[0]["activities"] == ["CPU"]
+    with pytest.raises(GpuHostError, match="5 steps the trace has 2"):
+        profiling._profiled(job, running, 5)
+
+
+def test_the_arms_that_are_profiled() -> None:
     assert profiling.num_prompt_steps(Arm("mixed128"), PROFILES["cpu"]) == 5  # 512 tokens, 126 a step
     assert profiling.num_prompt_steps(profile_arms(GPU)[0], GPU) == 16
     assert [arm.name for arm in profile_arms(replace(GPU, chunk_tokens=(512, 2048)))] == [

@@ -1,4 +1,4 @@
-"""The stage `profile`: SGLang's profiler on decode steps, then on a prompt's steps beside the streams."""
+"""The stage `profile`: SGLang's profiler on a prompt's steps beside streams, and decode steps around them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,13 @@ import httpx
 from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu.client import change_settings
 from sglang_layered.gpu.duel import ArmServer, Point, StepLog
-from sglang_layered.gpu.kernel_parts import trace_times
+from sglang_layered.gpu.kernel_parts import step_times
 from sglang_layered.gpu.models import model_of
-from sglang_layered.gpu.profile_report import prompt_parts
 from sglang_layered.gpu.profiles import Arm, Profile, profile_arms
-from sglang_layered.gpu.records import Row
 from sglang_layered.gpu.stages import Job
 from sglang_layered.serving import ServerProcess
 
-DECODE_STEPS = 10
-SPARE_STEPS = 30  # decode steps that may run before the prompt arrives
-MORE = 1.1  # times a decode step: the least that a step of the prompt takes
+SPARE_STEPS = 30  # decode steps before the prompt arrives, and after it
 TRACE_WAIT_S = 90.0
 
 
@@ -64,44 +61,35 @@ def num_prompt_steps(arm: Arm, profile: Profile) -> int:
 
 
 def _profiled(job: Job, running: ArmServer, num_steps: int) -> dict[str, Any]:
-    """Warm up, then both traces."""
-    profile = job.profile
+    """Warm up, then the trace."""
+    profile, name = job.profile, running.arm.name
     point = Point(profile.decode_rows[0], profile.prompt_tokens[0])
     with running.crowd(point.decode_rows, job.budget.left_s) as crowd:
         running.measure(point, crowd, job.budget.left_s)
-        decode = _trace(job, running, f"{running.arm.name}-decode", DECODE_STEPS)
-        name, count = f"{running.arm.name}-prompt", num_steps + SPARE_STEPS
-        running.measure(point, crowd, job.budget.left_s, lambda: _start(job, running, name, count))
-        both = _read(job, name)
+        running.measure(
+            point, crowd, job.budget.left_s, lambda: _start(job, running, num_steps + SPARE_STEPS)
+        )
+        decode, prompt = step_times(_trace(job, name), profile.device)
         generated = max(len(stream.arrivals_s) for stream in crowd.streams)
-    row = {
+    if prompt.num_steps != num_steps or not decode.num_steps:
+        raise GpuHostError(
+            f"{name}: of the prompt's {num_steps} steps the trace has {prompt.num_steps}, of decode steps"
+            f" {decode.num_steps}; run the stage again"
+        )
+    return {
         "decode_rows": point.decode_rows,
         "prompt_tokens": point.prompt_tokens,
         "num_steps": num_steps,
         "context_tokens": profile.context_tokens,
         "repetitions": [{"generated_tokens": generated}],
-        "decode": {"num_steps": DECODE_STEPS, **decode},
-        "with_prompt": {"num_steps": count, **both},
+        "decode": asdict(decode),
+        "prompt": asdict(prompt),
     }
-    check_window(row)
-    return row
 
 
-def check_window(row: Row) -> None:
-    """A step of the prompt holds the decodes as well: hardly more than theirs means that it was missed."""
-    decode = row["decode"]
-    if sum(prompt_parts(row).values()) < MORE * sum(decode["parts_s"].values()) / decode["num_steps"]:
-        raise GpuHostError("the profiler's steps ended before the prompt's; run the stage again")
-
-
-def _trace(job: Job, running: ArmServer, name: str, num_steps: int) -> dict[str, Any]:
-    _start(job, running, name, num_steps)
-    return _read(job, name)
-
-
-def _start(job: Job, running: ArmServer, name: str, num_steps: int) -> None:
+def _start(job: Job, running: ArmServer, num_steps: int) -> None:
     """Profile the next steps."""
-    folder = _folder(job, name)
+    folder = _folder(job, running.arm.name)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.gz"):
         old.unlink()
@@ -112,15 +100,14 @@ def _start(job: Job, running: ArmServer, name: str, num_steps: int) -> None:
         raise GpuHostError(f"/start_profile answered {reply.status_code}: {reply.text[:300]}")
 
 
-def _read(job: Job, name: str) -> dict[str, Any]:
-    """Wait for the trace and sum it up."""
+def _trace(job: Job, name: str) -> list[dict[str, Any]]:
+    """The trace's events, once it is there."""
     end_s = time.monotonic() + min(TRACE_WAIT_S, job.budget.left_s)
     while (events := _events(_folder(job, name))) is None:
         if time.monotonic() > end_s:
             raise GpuHostError(f"SGLang's profiler wrote no trace to {_folder(job, name)}")
         time.sleep(0.5)
-    times = trace_times(events, job.profile.device)
-    return {"parts_s": dict(times.parts_s), "window_s": times.window_s, "busy_s": times.busy_s}
+    return events
 
 
 def _folder(job: Job, name: str) -> Path:
