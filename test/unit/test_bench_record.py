@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,17 @@ def test_tables_show_failures_doubts_and_the_client(spec: BenchSpec) -> None:
     for words in ("2, 1, 1", "500.0, 500.0, 500.0", "1.000", "2.0000", "3.0000", "no longer counted", "0.25"):
         assert words in text
     assert "met both %" in text
+
+
+def test_a_run_takes_more_repetitions_and_not_fewer_than_it_has(spec: BenchSpec, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    begun = to_go_on(path, spec, MADE_WITH).with_repetition(repetition(0)).with_repetition(repetition(1))
+    begun.write(path)
+
+    def asking(repetitions: int) -> BenchSpec:
+        return replace(spec, run=replace(spec.run, repetitions=repetitions))
+
+    found = to_go_on(path, asking(7), MADE_WITH)
+    assert (found.spec["run"]["repetitions"], len(found.repetitions)) == (7, 2)
+    with pytest.raises(BenchError, match="differs in spec: run"):
+        to_go_on(path, asking(1), MADE_WITH)

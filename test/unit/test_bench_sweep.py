@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -147,9 +148,24 @@ def test_a_sweep_goes_on_where_it_ended(url: str, tmp_path: Path) -> None:
     assert {turn.cell.file_name for turn in turns} == {one.name} and len(turns) == 2
     assert again.num_missing == 0 and one.read_bytes() != before
     with pytest.raises(BenchError, match="holds another sweep"):
-        run_sweep(spec(3), tmp_path / "s")
-    run_sweep(spec(3), tmp_path / "s", restart=True)
-    assert len(SweepResult.read(tmp_path / "s").cells[0].record.repetitions) == 3
+        run_sweep(replace(spec(2), grid={}), tmp_path / "s")
+    run_sweep(spec(1), tmp_path / "s", restart=True)
+    assert [len(cell.record.repetitions) for cell in SweepResult.read(tmp_path / "s").cells] == [1] * 4
+
+
+def test_a_sweep_takes_more_rounds_and_not_fewer(url: str, tmp_path: Path) -> None:
+    def spec(rounds: int) -> SweepSpec:
+        settings = {"name": "small", "rounds": rounds, "timeout_s": 60}
+        return sweep_of(server={"url": url}, sweep=settings, grid={"load.num_clients": [1]})
+
+    first = [cell.record.repetitions[0].traces for cell in run_sweep(spec(1), tmp_path).cells]
+    turns: list[Turn] = []
+    found = run_sweep(spec(3), tmp_path, tell=turns.append)
+    assert [turn.round_index for turn in turns] == [1, 1, 2, 2]
+    assert [cell.record.repetitions[0].traces for cell in found.cells] == first
+    assert {cell.record.spec["run"]["repetitions"] for cell in found.cells} == {3}
+    with pytest.raises(BenchError, match="sweep of 3 rounds; give rounds = 3 or more"):
+        run_sweep(spec(2), tmp_path)
 
 
 def test_arms_of_a_round_have_the_same_prompts(url: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import gzip
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +115,16 @@ class BenchRecord:
 def to_go_on(path: Path, spec: BenchSpec, made_with: Mapping[str, Any]) -> BenchRecord:
     """The record at `path` to add repetitions to, or a new one where there is none.
 
+    The spec may ask for more repetitions than it did; those that were made stay.
+
     Raises:
         BenchError: the record there is of another spec, or was made with something else.
     """
     fresh = BenchRecord(spec.to_json(), made_with)
     if not path.exists():
         return fresh
-    found = BenchRecord.read(path)
     plain = json.loads(json.dumps([fresh.spec, fresh.made_with]))
+    found = _asked_for(BenchRecord.read(path), plain[0]["run"]["repetitions"])
     for name, there, here in zip(("spec", "made_with"), (found.spec, found.made_with), plain, strict=True):
         if there != here:
             differing = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
@@ -131,3 +133,10 @@ def to_go_on(path: Path, spec: BenchSpec, made_with: Mapping[str, Any]) -> Bench
                 " --restart to replace it"
             )
     return found
+
+
+def _asked_for(record: BenchRecord, repetitions: int) -> BenchRecord:
+    """The record of a spec that asks for so many repetitions, where it holds no more than that."""
+    if len(record.repetitions) > repetitions:
+        return record
+    return replace(record, spec={**record.spec, "run": {**record.spec["run"], "repetitions": repetitions}})

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sglang_layered.bench.client import run_client
 from sglang_layered.bench.client_data import PlannedRequest
@@ -74,8 +75,10 @@ def run_sweep(
 ) -> SweepResult:
     """Run what is missing of a sweep; `pool` may bring servers that are alive already.
 
+    A folder of the same sweep with fewer rounds gets those that are missing.
+
     Raises:
-        BenchError: the folder holds another sweep, or a run fails.
+        BenchError: the folder holds another sweep or more rounds, or a run fails.
     """
     if restart:
         _clear(folder)
@@ -128,12 +131,23 @@ def pool_for(specs: Sequence[SweepSpec], log_folder: Path) -> ServerPool:
 def _begin(spec: SweepSpec, folder: Path) -> None:
     path = folder / MANIFEST
     document = json.loads(json.dumps({"format": FORMAT} | spec.to_json()))
-    if path.exists() and json.loads(path.read_text()) != document:
-        raise BenchError(f"{folder} holds another sweep; give another --out, or --restart to replace it")
+    if path.exists():
+        _check_same(folder, json.loads(path.read_text()), document)
     folder.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(document, indent=1) + "\n")
     os.replace(new, path)
+
+
+def _check_same(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """The sweep there is this one, with as many rounds or fewer."""
+    has, wanted = there["sweep"]["rounds"], here["sweep"]["rounds"]
+    if {**there, "sweep": {**there["sweep"], "rounds": wanted}} != here:
+        raise BenchError(f"{folder} holds another sweep; give another --out, or --restart to replace it")
+    if has > wanted:
+        raise BenchError(
+            f"{folder} is a sweep of {has} rounds; give rounds = {has} or more, another --out, or --restart"
+        )
 
 
 def _clear(folder: Path) -> None:
