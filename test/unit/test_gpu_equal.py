@@ -21,7 +21,7 @@ from sglang_layered.gpu import profiling, suite
 from sglang_layered.gpu.budget import Budget
 from sglang_layered.gpu.duel import Point
 from sglang_layered.gpu.equal import at_limits, places, roofline
-from sglang_layered.gpu.figures import shape_of
+from sglang_layered.gpu.figures import shape_of, step_model
 from sglang_layered.gpu.kernel_parts import OTHER, part_of, step_times
 from sglang_layered.gpu.pareto import ROOF, points
 from sglang_layered.gpu.profile_report import profile_rows
@@ -206,7 +206,7 @@ PROFILED = {
 
 
 def test_parts_of_a_step_lie_beside_the_rooflines() -> None:
-    lines = profile_rows(PROFILED, QWEN3_30B_A3B)
+    lines = profile_rows(PROFILED, step_model(QWEN3_30B_A3B, "uniform"))
     decode = next(line for line in lines if line[1].startswith("decode") and line[2] == "experts")
     assert decode[3:5] == ["2.000", "67%"]
     assert float(decode[6]) == pytest.approx(2.0 / float(decode[5]), rel=0.01)

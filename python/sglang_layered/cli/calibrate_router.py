@@ -11,7 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_layered.errors import ModelRecipeError
-from sglang_layered.models.router_checkpoint import calibration_record, check_out, write_calibrated
+from sglang_layered.models.router_checkpoint import (
+    calibration_record,
+    check_out,
+    write_calibrated,
+    write_dummy,
+)
 from sglang_layered.models.router_targets import DEFAULT_TARGETS, read_targets
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
 )
 @click.option("--record", type=click.Path(path_type=Path), help="Write what was measured here too, as JSON.")
 @click.option("--force", is_flag=True, help="Replace a model that this command made in --out.")
+@click.option("--dummy", is_flag=True, help="MODEL_DIR has only a config, to serve with --load-format dummy.")
 def calibrate_router(
     model_dir: Path,
     out: Path,
@@ -55,25 +61,31 @@ def calibrate_router(
     tolerance: float,
     record: Path | None,
     force: bool,
+    dummy: bool,
 ) -> None:
     """Copy a model with random weights, its routers biased to touch as many experts as real text does.
 
     Random routers choose nearly uniformly: some tens of tokens touch every expert, which hides what layered
     prefill saves. The table shows the part of a layer's experts that tokens of one step touch: the target,
     before and after, measured by running the model, with the standard deviation between draws.
+
+    With --dummy no model runs: rows are drawn as such a server will see them. Serve it with
+    SGLANG_EXTERNAL_MODEL_PACKAGE=sglang_layered.models.routed_dummy.
     """
     from sglang_layered.models.router_calibrate import calibrate
+    from sglang_layered.models.router_synthetic import calibrate_dummy
 
     table = read_targets(targets)
     check_out(out, force=force)
     steps = Console(stderr=True)
-    calibration = calibrate(
+    find, write = (calibrate_dummy, write_dummy) if dummy else (calibrate, write_calibrated)
+    calibration = find(
         model_dir, table, seed=seed, num_topics=num_topics, tolerance=tolerance, on_step=steps.print
     )
     Console(width=None if Console().is_terminal else 100).print(coverage_table(calibration))
     if record is not None:
         _write_record(record, model_dir, calibration)
-    write_calibrated(model_dir, out, calibration, force=force)
+    write(model_dir, out, calibration, force=force)
     click.echo(f"{out}: calibrated, {len(calibration.bias.topics)} topics")
 
 

@@ -6,27 +6,33 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import httpx
 
 from sglang_layered.errors import GpuHostError
+from sglang_layered.models.router_topics import TokenRange
 
 MIN_ARRIVALS = 4  # each running stream has this many before a prompt is sent
 POLL_S = 0.02
 
 
-def request_body(ids: list[int], max_new_tokens: int, **fields: Any) -> dict[str, Any]:
-    """A greedy /generate request that does not end early."""
-    sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
+def request_body(
+    ids: list[int], max_new_tokens: int, temperature: float = 0, **fields: Any
+) -> dict[str, Any]:
+    """A /generate request that does not end early, greedy unless told."""
+    sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens, "ignore_eos": True}
     return {"input_ids": ids, "sampling_params": sampling, **fields}
 
 
-def draw_prompt(source: random.Random, num_tokens: int, vocab_size: int) -> list[int]:
-    """Random token ids, away from the ends of the vocabulary."""
-    return [source.randrange(vocab_size // 8, vocab_size * 7 // 8) for _ in range(num_tokens)]
+def draw_prompt(
+    source: random.Random, num_tokens: int, vocab_size: int, topics: Sequence[TokenRange] = ()
+) -> list[int]:
+    """Random token ids: of one of the topics, or else away from the ends of the vocabulary."""
+    first, end = source.choice(topics) if topics else (vocab_size // 8, vocab_size * 7 // 8)
+    return [source.randrange(first, end) for _ in range(num_tokens)]
 
 
 def generate(base_url: str, ids: list[int], max_new_tokens: int, timeout_s: float) -> list[int]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu.budget import Budget
 from sglang_layered.gpu.client import Crowd, TimedStream, change_settings, draw_prompt, request_body
-from sglang_layered.gpu.models import model_of
+from sglang_layered.gpu.models import check_routers, environment_of, model_of, topics
 from sglang_layered.gpu.profiles import Arm, Profile
 from sglang_layered.gpu.records import StageRecord
+from sglang_layered.models.router_topics import TokenRange
 from sglang_layered.serving import ServerProcess
 
 SETTLE_S = 0.3  # the streams' own prompts are over and decode goes on alone
@@ -106,16 +108,21 @@ class ArmServer:
     base_url: str
     steps: StepLog | None
     source: random.Random
+    topics: tuple[TokenRange, ...] = ()
 
     def crowd(self, num_rows: int, timeout_s: float) -> Crowd:
         """Streams that decode; entering it waits for them."""
         prompts = [self.draw(self.profile.context_tokens) for _ in range(num_rows)]
-        bodies = [request_body(prompt, self.profile.max_new_tokens) for prompt in prompts]
+        bodies = [self.body(prompt, self.profile.max_new_tokens) for prompt in prompts]
         return Crowd(self.base_url, bodies, timeout_s)
 
     def draw(self, num_tokens: int) -> list[int]:
         """A prompt that no cache knows."""
-        return draw_prompt(self.source, num_tokens, self.profile.vocab_size)
+        return draw_prompt(self.source, num_tokens, self.profile.vocab_size, self.topics)
+
+    def body(self, ids: list[int], max_new_tokens: int, **fields: Any) -> dict[str, Any]:
+        """A request; it is sampled where greedy dummy weights would go round in circles."""
+        return request_body(ids, max_new_tokens, 1.0 if self.topics else 0.0, **fields)
 
     def measure(
         self, point: Point, crowd: Crowd, timeout_s: float, before: Callable[[], None] | None = None
@@ -125,9 +132,8 @@ class ArmServer:
         if self.steps:
             self.steps.skip()
         time.sleep(SETTLE_S)
-        prompt = TimedStream(
-            self.base_url, request_body(self.draw(point.prompt_tokens), 2, rid=name), timeout_s
-        )
+        body = self.body(self.draw(point.prompt_tokens), 2, rid=name)
+        prompt = TimedStream(self.base_url, body, timeout_s)
         if before is not None:
             before()
         began_s = time.perf_counter()
@@ -147,6 +153,21 @@ class ArmServer:
 
 def _since(zero_s: float, times_s: list[float]) -> list[float]:
     return [round(time_s - zero_s, 5) for time_s in times_s]
+
+
+@contextmanager
+def serving(
+    profile: Profile, arm: Arm, folder: Path, ready_timeout_s: float
+) -> Iterator[tuple[ServerProcess, ArmServer]]:
+    """A server of this arm; log and steps go into the folder."""
+    model, log, events = model_of(profile, folder), folder / f"{arm.name}.log", folder / f"{arm.name}.jsonl"
+    events.unlink(missing_ok=True)
+    listener = ("--layered-listeners", f"jsonl={events}") if arm.is_layered else ()
+    flags, env = (*profile.common_flags, *arm.flags, *listener), environment_of(model)
+    with ServerProcess(model, flags, log_path=log, env=env, ready_timeout_s=ready_timeout_s) as server:
+        check_routers(model, log)
+        steps = StepLog(events) if arm.is_layered else None
+        yield server, ArmServer(arm, profile, server.base_url, steps, random.Random(arm.name), topics(model))
 
 
 def run_arms(
@@ -178,19 +199,9 @@ def run_arms(
 def _run_arm(
     record: StageRecord, profile: Profile, arm: Arm, todo: list[Point], folder: Path, budget: Budget
 ) -> None:
-    events = folder / f"{arm.name}.jsonl"
-    events.unlink(missing_ok=True)
-    listener = ("--layered-listeners", f"jsonl={events}") if arm.is_layered else ()
     started_s = time.monotonic()
-    with ServerProcess(
-        model_of(profile, folder),
-        (*profile.common_flags, *arm.flags, *listener),
-        log_path=folder / f"{arm.name}.log",
-        ready_timeout_s=budget.left_s,
-    ) as server:
+    with serving(profile, arm, folder, budget.left_s) as (server, running):
         start_s = time.monotonic() - started_s
-        steps = StepLog(events) if arm.is_layered else None
-        running = ArmServer(arm, profile, server.base_url, steps, random.Random(arm.name))
         for num_rows in dict.fromkeys(point.decode_rows for point in todo):
             budget.need(POINT_S)
             with running.crowd(num_rows, budget.left_s) as crowd:

@@ -79,10 +79,13 @@ def places(rows: Iterable[Row]) -> list[Place]:
 
 
 def at_limits(
-    place: Place, shape: ModelShape | None, limits_ms: Sequence[float] = LIMITS_MS
+    place: Place,
+    shape: ModelShape | None,
+    limits_ms: Sequence[float] = LIMITS_MS,
+    coverage: str = "uniform",
 ) -> list[AtLimit]:
     """The best of each family under each limit; without a shape there is no roofline."""
-    bounds = [] if shape is None else roofline(place, shape)
+    bounds = [] if shape is None else roofline(place, shape, coverage)
     return [
         AtLimit(place, limit_ms / 1e3, _best(place.contenders, limit_ms / 1e3), _roof(bounds, limit_ms / 1e3))
         for limit_ms in limits_ms
@@ -90,7 +93,7 @@ def at_limits(
 
 
 def roofline(place: Place, shape: ModelShape, coverage: str = "uniform") -> list[Prediction]:
-    """The least that layered prefill can take with every number of groups, dummy weights' coverage."""
+    """The least that layered prefill can take with every number of groups."""
     model = step_model(shape, coverage)
     ways = [Way("layered", num_groups) for num_groups in range(1, shape.num_layers + 1)]
     return [predict_prompt(model, way, place.prompt_tokens, place.beside) for way in ways]

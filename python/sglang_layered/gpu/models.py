@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu.profiles import Profile
+from sglang_layered.models.router_dummy import FILLED, PACKAGE, is_dummy
+from sglang_layered.models.router_topics import TokenRange, topics_of
 
 
 def model_of(profile: Profile, folder: Path) -> Path:
@@ -24,3 +26,23 @@ def small_model(preset: str, folder: Path) -> Path:
     from sglang_layered.models import make_model
 
     return make_model("qwen3_moe", preset, folder / "models" / preset)
+
+
+def environment_of(model: Path) -> dict[str, str]:
+    """What a server's environment needs so that dummy weights route as the folder says."""
+    return PACKAGE if is_dummy(model) else {}
+
+
+def topics(model: Path) -> tuple[TokenRange, ...]:
+    """Ranges of token ids that a prompt keeps to one of; none for a model that knows no topics."""
+    return topics_of(model) or ()
+
+
+def check_routers(model: Path, log: Path) -> None:
+    """Refuse a server that left its dummy weights as they were: SGLang only warns of a failed import.
+
+    Raises:
+        GpuHostError: its log does not say that routers were filled.
+    """
+    if is_dummy(model) and FILLED not in log.read_text(errors="replace"):
+        raise GpuHostError(f"{log} does not say '{FILLED}': look for 'Ignore import error' there")

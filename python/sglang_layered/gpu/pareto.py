@@ -54,7 +54,7 @@ def _roof(place: Place, profile: Profile) -> list[ParetoPoint]:
     shape = shape_of(profile)
     if shape is None:
         return []
-    bounds = roofline(place, shape)
+    bounds = roofline(place, shape, profile.coverage)
     return [
         {
             "mode": ROOF,

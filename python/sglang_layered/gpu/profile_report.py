@@ -5,38 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sglang_layered.cost.shape import ModelShape
+from sglang_layered.cost.model import StepModel
 from sglang_layered.cost.ways import Way, prompt_steps
-from sglang_layered.gpu.figures import beside, step_model
+from sglang_layered.gpu.figures import beside
 from sglang_layered.gpu.kernel_parts import roof_parts
 from sglang_layered.gpu.records import Row
 
 HEADINGS = ("arm", "step", "part", "ms a step", "share", "roofline ms", "over it")
 LEGEND = """*step*: of decode alone, or the average one of a prompt's. Sums of kernels on the device; of two
-at the same time both count. *idle*: no kernel ran. *roofline*: uniform routing, which
-dummy weights come close to."""
-COVERAGE = "uniform"
+at the same time both count. *idle*: no kernel ran. *roofline*: with the coverage of
+the routers."""
 
 
-def profile_rows(row: Row, shape: ModelShape | None) -> list[list[str]]:
+def profile_rows(row: Row, model: StepModel | None) -> list[list[str]]:
     """Decode steps first, then the prompt's; the largest part comes first."""
-    return [*_decode(row, shape), *_prompt(row, shape)]
+    return [*_decode(row, model), *_prompt(row, model)]
 
 
-def _decode(row: Row, shape: ModelShape | None) -> Iterator[list[str]]:
+def _decode(row: Row, model: StepModel | None) -> Iterator[list[str]]:
     roof = {}
-    if shape is not None:
-        model = step_model(shape, COVERAGE)
+    if model is not None:
         roof = roof_parts([model.work(beside(row).step())], model.costs)
     yield from _lines(row["arm"], f"decode, {row['decode_rows']} rows", row["decode"], roof)
 
 
-def _prompt(row: Row, shape: ModelShape | None) -> Iterator[list[str]]:
+def _prompt(row: Row, model: StepModel | None) -> Iterator[list[str]]:
     roof = {}
-    if shape is not None:
-        model = step_model(shape, COVERAGE)
+    if model is not None:
         way = Way("layered", row["num_steps"]) if row["is_layered"] else Way("mixed", _chunk(row))
-        steps = prompt_steps(shape.num_layers, way, row["prompt_tokens"], beside(row))
+        steps = prompt_steps(model.shape.num_layers, way, row["prompt_tokens"], beside(row))
         roof = roof_parts([model.work(step) for step in steps], model.costs)
     step = f"prompt of {row['prompt_tokens']}, one of {row['num_steps']}"
     yield from _lines(row["arm"], step, row["prompt"], roof)

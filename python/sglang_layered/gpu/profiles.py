@@ -60,6 +60,7 @@ class Profile:
     page_sizes: tuple[int, ...]
     num_repetitions: int
     start_s: float  # what a server's start may take
+    coverage: str = "uniform"  # of `cost.coverage`: what the routers come close to
 
 
 GPU = Profile(
@@ -115,6 +116,7 @@ LONG = replace(
     chunk_tokens=(2048, 512, 8192),
     whole_tokens=32_768,
 )
+CALIBRATED = replace(GPU, name="calibrated", model_path=MODELS / "qwen3-30b-a3b-routed", coverage="paper")
 CPU = Profile(
     name="cpu",
     device="cpu",
@@ -136,8 +138,16 @@ CPU = Profile(
     num_repetitions=1,
     start_s=120,
 )
+CPU_CALIBRATED = replace(
+    CPU,
+    name="cpu-calibrated",
+    common_flags=(*CPU.common_flags, "--load-format", "dummy"),
+    model_path=MODELS / "tiny-routed",
+    vocab_size=8192,
+    coverage="paper",
+)
 PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {profile.name: profile for profile in (GPU, GPT_OSS, DENSE, LONG, CPU)}
+    {each.name: each for each in (GPU, CALIBRATED, GPT_OSS, DENSE, LONG, CPU, CPU_CALIBRATED)}
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +13,10 @@ import httpx
 
 from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu.client import change_settings
-from sglang_layered.gpu.duel import ArmServer, Point, StepLog
+from sglang_layered.gpu.duel import ArmServer, Point, serving
 from sglang_layered.gpu.kernel_parts import step_times
-from sglang_layered.gpu.models import model_of
 from sglang_layered.gpu.profiles import Arm, Profile, profile_arms
 from sglang_layered.gpu.stages import Job
-from sglang_layered.serving import ServerProcess
 
 SPARE_STEPS = 30  # decode steps before the prompt arrives, and after it
 TRACE_WAIT_S = 90.0
@@ -34,18 +31,8 @@ def profile(job: Job) -> None:
 
 
 def _profile_arm(job: Job, arm: Arm) -> None:
-    profile, folder = job.profile, job.folder / "profile"
-    events = folder / f"{arm.name}.jsonl"
-    events.unlink(missing_ok=True)
-    listener = ("--layered-listeners", f"jsonl={events}") if arm.is_layered else ()
-    with ServerProcess(
-        model_of(profile, folder),
-        (*profile.common_flags, *arm.flags, *listener),
-        log_path=folder / f"{arm.name}.log",
-        ready_timeout_s=job.budget.left_s,
-    ) as server:
-        steps = StepLog(events) if arm.is_layered else None
-        running = ArmServer(arm, profile, server.base_url, steps, random.Random(arm.name))
+    profile = job.profile
+    with serving(profile, arm, job.folder / "profile", job.budget.left_s) as (server, running):
         if arm.is_layered:
             change_settings(server.base_url, layered_num_groups=max(profile.num_groups))
         row = _profiled(job, running, num_prompt_steps(arm, profile))

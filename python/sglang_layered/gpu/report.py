@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from sglang_layered.cost.shape import ModelShape
 from sglang_layered.gpu import profile_report
 from sglang_layered.gpu.equal import FAMILIES, AtLimit, at_limits, places
-from sglang_layered.gpu.figures import bound_of, figures, shape_of
+from sglang_layered.gpu.figures import bound_of, figures, shape_of, step_model
 from sglang_layered.gpu.profiles import PROFILES
 from sglang_layered.gpu.records import Row, StageRecord
 
@@ -24,8 +24,8 @@ uniform routing, which dummy weights come close to, and with the paper's coverag
 
 EQUAL_LEGEND = """*limit*: on the worst gap of the running streams, client's clock. Of each family the soonest
 arm that keeps it, medians and ends over repetitions. *roofline*: the least that layered prefill takes at any
-number of groups under that limit, uniform routing. Goals: at most 0.60 of the best chunk size at 20 ms beside
-16 streams, at most 1.25 of the roofline. Pictures: `scripts/gpu/suite pareto`."""
+number of groups under that limit, with the coverage of the routers. Goals: at most 0.60 of the best chunk
+size at 20 ms beside 16 streams, at most 1.25 of the roofline. Pictures: `scripts/gpu/suite pareto`."""
 
 POINT_COLUMNS = (
     "arm",
@@ -53,6 +53,7 @@ def stage_table(record: StageRecord) -> Table:
         "correct": _correct,
         "kernels": _kernels,
         "profile": _profile,
+        "coverage": _coverage,
     }
     return makers[record.stage](record)
 
@@ -63,8 +64,9 @@ def equal_table(record: StageRecord) -> Table:
         "streams", "prompt", "limit ms", "best chunks", "TTFT", "PD multiplexing", "TTFT", "best groups",
         "TTFT", "groups / chunks", "roofline", "groups / roofline",
     )  # fmt: skip
-    shape = shape_of(PROFILES[record.profile])
-    rows = [_at_limit(each) for place in places(record.rows) for each in at_limits(place, shape) if each.best]
+    profile = PROFILES[record.profile]
+    found = [at_limits(place, shape_of(profile), coverage=profile.coverage) for place in places(record.rows)]
+    rows = [_at_limit(each) for limits in found for each in limits if each.best]
     return headings, rows
 
 
@@ -187,6 +189,16 @@ def _kernels(record: StageRecord) -> Table:
 
 
 def _profile(record: StageRecord) -> Table:
-    shape = shape_of(PROFILES[record.profile])
-    rows = [line for row in record.rows for line in profile_report.profile_rows(row, shape)]
+    profile = PROFILES[record.profile]
+    shape = shape_of(profile)
+    model = None if shape is None else step_model(shape, profile.coverage)
+    rows = [line for row in record.rows for line in profile_report.profile_rows(row, model)]
     return profile_report.HEADINGS, rows
+
+
+def _coverage(record: StageRecord) -> Table:
+    rows = [
+        [row["key"], *(f"{row[name]:.1%}" for name in ("paper", "uniform", "measured")), str(row["steps"])]
+        for row in record.rows
+    ]
+    return ("tokens of one step", "the paper", "uniform routing", "measured", "steps"), rows

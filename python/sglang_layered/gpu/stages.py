@@ -15,7 +15,7 @@ from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu.budget import Budget
 from sglang_layered.gpu.client import draw_prompt, generate, server_mode
 from sglang_layered.gpu.duel import points_of, run_arms
-from sglang_layered.gpu.models import model_of
+from sglang_layered.gpu.models import check_routers, environment_of, model_of
 from sglang_layered.gpu.profiles import Arm, Profile, layered_arm, serve_arms, step_arms
 from sglang_layered.gpu.records import StageRecord
 from sglang_layered.serving import ServerProcess
@@ -58,8 +58,10 @@ def _smoke_arm(job: Job, arm: Arm) -> None:
     began_s = time.monotonic()
     flags = (*job.profile.common_flags, *arm.flags)
     log = job.folder / f"smoke-{arm.name}.log"
-    model = model_of(job.profile, job.folder)
-    with ServerProcess(model, flags, log_path=log, ready_timeout_s=job.budget.left_s) as server:
+    model, left_s = model_of(job.profile, job.folder), job.budget.left_s
+    env = environment_of(model)
+    with ServerProcess(model, flags, log_path=log, env=env, ready_timeout_s=left_s) as server:
+        check_routers(model, log)
         start_s = time.monotonic() - began_s
         mode = server_mode(server.base_url)
         prompt = draw_prompt(random.Random(0), 64, job.profile.vocab_size)

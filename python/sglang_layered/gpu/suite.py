@@ -14,6 +14,7 @@ import click
 from sglang_layered.errors import LayeredPrefillError
 from sglang_layered.gpu.budget import Budget, BudgetSpent
 from sglang_layered.gpu.correct import correct
+from sglang_layered.gpu.coverage import coverage
 from sglang_layered.gpu.pareto import pictures
 from sglang_layered.gpu.profiles import PROFILES
 from sglang_layered.gpu.profiling import profile
@@ -30,6 +31,7 @@ STAGES: dict[str, Stage] = {
     "step": step,
     "serve": serve,
     "profile": profile,
+    "coverage": coverage,
 }
 RESULTS = Path("results/h200")
 

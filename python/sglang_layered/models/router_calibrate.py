@@ -91,8 +91,8 @@ def calibrate(
     Raises:
         ModelRecipeError: the model has no routers, cannot be loaded, or is too small for what is asked.
     """
-    config = _read_config(model_dir)
-    _check_fits(config, table, num_topics)
+    config = read_config(model_dir)
+    check_fits(config, table, num_topics)
     from sglang_layered.models.router_record import RoutedModel
 
     on_step("loading the model")
@@ -109,7 +109,8 @@ def calibrate(
     return _Search(model, table, tolerance, on_step).run(bias)
 
 
-def _read_config(model_dir: Path) -> dict[str, Any]:
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """Return the config of a model whose routers can be biased, or raise a ModelRecipeError."""
     try:
         config: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         model_type = config["model_type"]
@@ -130,7 +131,8 @@ def _read_config(model_dir: Path) -> dict[str, Any]:
     return config
 
 
-def _check_fits(config: dict[str, Any], table: CoverageTable, num_topics: int) -> None:
+def check_fits(config: dict[str, Any], table: CoverageTable, num_topics: int) -> None:
+    """Raise a ModelRecipeError if the model is too small for so many topics or such long prompts."""
     most_topics = config["hidden_size"] // 4 - 1 - NUM_WORD_CHANNELS
     if num_topics > most_topics:
         raise ModelRecipeError(
@@ -157,8 +159,8 @@ class _Search:
         self, model: RoutedModel, table: CoverageTable, tolerance: float, on_step: Callable[[str], object]
     ) -> None:
         self.model, self.table, self.tolerance, self.on_step = model, table, tolerance, on_step
-        self.sizes = _probe_sizes(table)
-        fitted_tokens = 2 * _probe_sizes(table.fitted).prompt_tokens  # starts of prompts and what follows
+        self.sizes = probe_sizes(table)
+        fitted_tokens = 2 * probe_sizes(table.fitted).prompt_tokens  # starts of prompts and what follows
         self.fit_sizes = replace(self.sizes, prompt_tokens=min(fitted_tokens, self.sizes.prompt_tokens))
 
     def run(self, bias: RouterBias) -> Calibration:
@@ -184,11 +186,18 @@ class _Search:
 
     def _measured(self, bias: RouterBias, uniform: Recording) -> Calibration:
         calibrated = self.model.record(bias, self.sizes, MEASURED)
-        rows = tuple(
-            CoverageRow(row, _coverage(row, uniform, bias.seed), _coverage(row, calibrated, bias.seed))
-            for row in self.table.rows
-        )
+        rows = measured_rows(self.table, uniform, calibrated, bias.seed)
         return Calibration(bias, self.table, rows, calibrated.stays_in_topic, self.tolerance)
+
+
+def measured_rows(
+    table: CoverageTable, uniform: Recording, calibrated: Recording, seed: int
+) -> tuple[CoverageRow, ...]:
+    """Measure each of a table's rows on two recordings."""
+    return tuple(
+        CoverageRow(row, _coverage(row, uniform, seed), _coverage(row, calibrated, seed))
+        for row in table.rows
+    )
 
 
 def _coverage(target: CoverageTarget, recording: Recording, seed: int) -> Coverage:
@@ -196,7 +205,8 @@ def _coverage(target: CoverageTarget, recording: Recording, seed: int) -> Covera
     return measure(states.chosen, draws_for(target, states, seed))
 
 
-def _probe_sizes(table: CoverageTable) -> ProbeSizes:
+def probe_sizes(table: CoverageTable) -> ProbeSizes:
+    """How many tokens a recording needs to measure all of a table's rows."""
     from sglang_layered.models.router_record import ProbeSizes
 
     sizes = ProbeSizes()

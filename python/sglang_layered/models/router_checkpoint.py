@@ -1,4 +1,4 @@
-"""Write a calibrated copy of a model folder: all or nothing."""
+"""Write a calibrated copy of a model folder, or of its config for dummy weights: all or nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sglang_layered.models.router_calibrate import Calibration
 
 MADE_BY = "sglang-layered calibrate-router"
+WEIGHTS, DUMMY = "weights", "dummy"  # a key of the record, and its value where the folder has no weights
 
 
 def check_out(out: Path, *, force: bool) -> None:
@@ -55,6 +56,24 @@ def write_calibrated(model_dir: Path, out: Path, calibration: Calibration, *, fo
                 shutil.copyfile(path, partial / path.name)
         _check_edited(model_dir, edited, calibration)
         record = calibration_record(model_dir, calibration)
+        (partial / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        put_in_place(partial, target)
+
+
+def write_dummy(model_dir: Path, out: Path, calibration: Calibration, *, force: bool = False) -> None:
+    """Copy a folder that has a config and no weights, with the bias for a server to fill dummy weights by.
+
+    Raises:
+        ModelRecipeError: the calibration is out of tolerance, or --out is taken or cannot be written.
+    """
+    calibration.check()
+    check_out(out, force=force)
+    target = out.resolve()
+    with partial_folder(target, 0) as partial:
+        for path in sorted(model_dir.iterdir()):
+            if path.is_file() and path.suffix != ".safetensors" and path.name != MARKER:
+                shutil.copyfile(path, partial / path.name)
+        record = calibration_record(model_dir, calibration) | {WEIGHTS: DUMMY}
         (partial / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         put_in_place(partial, target)
 

@@ -64,7 +64,7 @@ class RoutedModel:
 
         The bias is in the model, with zero scales and no topic bonus.
         """
-        tokens = _draw_tokens(bias, (8, 256), np.random.default_rng([bias.seed, GAUGED]))
+        tokens = draw_tokens(bias, (8, 256), np.random.default_rng([bias.seed, GAUGED]))
         logits = self.model(input_ids=tokens, use_cache=False).logits
         states = self._states(tokens, bias)
         spread = states.own_logits.std(axis=(1, 2, 3)) / states.channel.mean(axis=(1, 2))
@@ -75,10 +75,10 @@ class RoutedModel:
     def record(self, bias: RouterBias, sizes: ProbeSizes, seed: int) -> Recording:
         """Run fresh prompts of the bias' topics; the same seed draws the same prompts."""
         generator = np.random.default_rng([bias.seed, seed])
-        starts = _draw_tokens(bias, (sizes.num_requests, sizes.start_tokens), generator)
+        starts = draw_tokens(bias, (sizes.num_requests, sizes.start_tokens), generator)
         batches = [self._decode(batch, sizes.num_steps, bias) for batch in starts.split(REQUESTS_AT_ONCE)]
         decode = join(batches).turned()
-        whole = _draw_tokens(bias, (sizes.num_prompts, sizes.prompt_tokens), generator)
+        whole = draw_tokens(bias, (sizes.num_prompts, sizes.prompt_tokens), generator)
         prompts = [self._prompt(tokens, bias) for tokens in whole.split(1)]
         topics = bias.topics_of_tokens()
         stays = topics[decode.tokens] == topics[starts[:, 0].numpy()]
@@ -130,7 +130,7 @@ def _load(folder: Path) -> Any:
         raise ModelRecipeError(f"MODEL_DIR {folder} cannot be loaded: {error}") from error
 
 
-def _draw_tokens(bias: RouterBias, shape: tuple[int, int], generator: np.random.Generator) -> torch.Tensor:
+def draw_tokens(bias: RouterBias, shape: tuple[int, int], generator: np.random.Generator) -> torch.Tensor:
     """Draw [prompts, tokens] ids, each prompt within one topic, topics in equal shares."""
     topics = generator.permutation(np.arange(shape[0]) % len(bias.topics))
     bounds = np.array(bias.topics)[topics]
