@@ -3,7 +3,8 @@
 The model is a stand-in of 32 layers that computes nothing, so what is left is scheduling: 256 running
 requests and cohorts of 8192 prompt tokens in 16 groups. Three kinds of steps take turns in one process, so
 that drift hits all of them: decode in SGLang's loop, decode in ours, and layered steps. At the end policy
-auto decides and learns in every step, and that alone is timed. Run by `scripts/bench-scheduler`.
+auto decides and learns in every step, and that alone is timed: what steps that admit a cohort decide
+(*admitting*), and all others. Run by `scripts/bench-scheduler`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ MODELS = Path(__file__).resolve().parents[2] / "out" / "test-models"
 NUM_LAYERS, NUM_RUNNING, COHORT_TOKENS, GROUP_TOKENS = 32, 256, 8192, 512
 LIMIT_MS = 0.3
 DECIDING_LIMIT_MS = 0.1
-DECIDING = ("step_begins", "before_admission", "pace", "load_of", "results_are_due", "results_are_in")
+PARTS = {  # of policy auto, by calls of the pacer
+    "deciding": ("before_admission", "pace", "load_of"),
+    "learning": ("step_begins", "results_are_due", "results_are_in"),
+}
 
 
 class EmptyStack(nn.Module):
@@ -121,26 +125,26 @@ class Bench:
         scheduler.result_queue, scheduler.last_batch = queue, None
         return [(end - start) * 1e3 for start, end in pairwise(stamps[1:])]
 
-    def deciding(self, cohorts: int) -> list[float]:
-        """CPU milliseconds a step spends on policy auto: its views, decisions, deadlines and learning.
+    def auto(self, cohorts: int) -> dict[str, list[float]]:
+        """CPU milliseconds a step spends on policy auto: its views and decisions, its deadlines and learning.
 
         The limit cannot be kept, so a cohort takes a step a layer.
         """
         controls, pacer = self.loop.controls, self.loop.pacer
         controls._adopt(replace(controls.config, layered_policy="auto", slo_tbt_ms=1e-3), "bench")
         self.decode(4)
-        spent = [0.0, 0.0]
-        for name in DECIDING:
-            setattr(pacer, name, _counted(getattr(pacer, name), spent))
-        times = []
+        spent = Spent()
+        for part, names in PARTS.items():
+            for name in names:
+                setattr(pacer, name, spent.counted(getattr(pacer, name), part))
+        times: dict[str, list[float]] = {"admitting": [], "deciding": [], "learning": []}
         for seed in range(1000, 1000 + cohorts):
             for part in range(4):
                 self.stepped.send(prompt(COHORT_TOKENS // 4, seed * 4 + part), 1)
-            self.loop.step()
+            times["admitting"].append(spent.of(self.loop.step)["deciding"])
             while self.loop.inflight is not None:
-                spent[0] = 0.0
-                self.loop.step()
-                times.append(1e3 * spent[0])
+                for kind, time_ms in spent.of(self.loop.step).items():
+                    times[kind].append(time_ms)
             self.decode(2)
         return times
 
@@ -150,19 +154,33 @@ class Bench:
         return (time.thread_time() - start) * 1e3
 
 
-def _counted(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    """The call, its CPU seconds added to `spent[0]`; calls inside of calls (`spent[1]` deep) count once."""
+class Spent:
+    """CPU time of calls by part; a call inside of another counts with the outer one."""
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        start = time.thread_time()
-        spent[1] += 1
-        try:
-            return call(*args, **kwargs)
-        finally:
-            spent[1] -= 1
-            spent[0] += 0.0 if spent[1] else time.thread_time() - start
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._depth = 0
 
-    return counted
+    def counted(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
+        """The call, its time added to the part."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            self._depth += 1
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self._seconds[part] += time.thread_time() - start
+
+        return counted
+
+    def of(self, step: Callable[[], None]) -> dict[str, float]:
+        """Milliseconds that a step spends on each part."""
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        step()
+        return {part: 1e3 * seconds for part, seconds in self._seconds.items()}
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
@@ -182,8 +200,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
         times["middle"] += middle
         times["last"].append(last)
         bench.decode(2)
-    times["deciding"] = bench.deciding(rounds)
-    return times
+    return times | bench.auto(rounds)
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -192,7 +209,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     rows = {}
     for kind, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
-        over = middle if kind == "deciding" else middle - base
+        over = middle if kind in ("admitting", *PARTS) else middle - base
         rows[kind] = {"q1_ms": low, "median_ms": middle, "q3_ms": high, "over_stock_ms": over}
     return rows
 
