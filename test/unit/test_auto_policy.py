@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -126,6 +127,28 @@ def test_the_same_calls_give_the_same_decisions(seed: int) -> None:
         assert len({each.observe(load, took) for each in ranks}) == 1
         for each in ranks:
             each.spaced(gap, is_paced=True)
+
+
+def test_a_prompt_far_longer_than_any_seen_begins_with_half_the_room() -> None:
+    machine = warmed(0.05, linear)
+    longest = StepLoad(4, 2000, (16_000,), (0,), 1.0)
+    assert machine.policy.times.is_guess(amounts(SIZES, longest))
+    machine.prompt(16_000)
+    first, second, *_ = machine.decisions
+    assert 2 * first.layers <= second.layers + 1
+    assert first.budget_s == pytest.approx(second.budget_s, rel=0.2)
+    assert not machine.policy.times.is_guess(amounts(SIZES, longest))
+    machine.decisions.clear()
+    machine.prompt(16_000)
+    assert machine.decisions[0].layers >= second.layers
+
+
+def test_what_was_seen_is_no_guess_after_a_restart() -> None:
+    learned = warmed(0.05, linear).policy.learned()
+    policy = AutoPolicy(0.05)
+    policy.begin(SIZES, LAYERS, replace(START, learned=learned))
+    seen, unseen = (amounts(SIZES, StepLoad(4, 2000, (tokens,), (0,), 1.0)) for tokens in (4000, 16_000))
+    assert not policy.times.is_guess(seen) and policy.times.is_guess(unseen)
 
 
 def test_without_a_limit_the_longest_step_is_that_of_the_papers_rule() -> None:

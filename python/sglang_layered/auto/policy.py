@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_COHORT = 64
 GAIN = 0.03  # by which smaller cohorts must be predicted to end sooner
+CAUTION = 0.5  # part of what the budget leaves for prompt layers that a guess may fill
 STEPS_BETWEEN_WARNINGS = 1000
 
 
@@ -100,9 +101,13 @@ class AutoPolicy:
         load = (
             view.load if view.load.is_apart == self.is_apart else replace(view.load, is_apart=self.is_apart)
         )
-        at_rest_s, a_layer_s = self.times.predict_line(*lines(self.sizes, load))
+        at_rest, a_layer = lines(self.sizes, load)
+        at_rest_s, a_layer_s = self.times.predict_line(at_rest, a_layer)
         budget_s = self._budget_s(view.due_s)
         layers, fits = self._most(view.done_layers, budget_s, at_rest_s, a_layer_s)
+        if fits and self.tbt_limit_s is not None and self.times.is_guess(a_layer):
+            careful_s = at_rest_s + CAUTION * (budget_s - at_rest_s)
+            layers, _ = self._most(view.done_layers, careful_s, at_rest_s, a_layer_s)
         weight = self.sizes.weight(view.done_layers, view.done_layers + layers)
         self._heard(fits, budget_s, at_rest_s)
         return Decision(layers, at_rest_s + weight * a_layer_s, budget_s, fits, *self._chosen)

@@ -33,6 +33,8 @@ STEPS_PER_FIT = 16
 NUM_FITTED_AT_ONCE = 24  # first steps that are each followed by a fit
 LARGEST_SCALE = 8.0
 PROMPT_ROWS = NAMES.index("prompt_rows")
+PROMPT_PAIRS, PROMPT_LAYERS = NAMES.index("prompt_pairs"), NAMES.index("prompt_layers")
+REACH = 2.0  # times the attention work of any step seen, from which a prediction is a guess
 
 
 @dataclass(slots=True)
@@ -96,6 +98,7 @@ class StepTimes:
         self._latest = _Latest()  # of both kinds
         self.coefficients: Amounts = (0.0,) * len(NAMES)
         self.num_steps = 0
+        self._most_pairs = 0.0  # of a prompt in all layers, seen
         if prior:
             self._fit()
 
@@ -108,8 +111,13 @@ class StepTimes:
         scale = self._scale(True)
         return _dot(self.coefficients, at_rest) * scale, _dot(self.coefficients, a_layer) * scale
 
+    def is_guess(self, a_layer: Amounts) -> bool:
+        """Whether prompt layers hold far more attention work than any that were seen."""
+        return _pairs(a_layer) > REACH * self._most_pairs
+
     def observe(self, row: Amounts, duration_s: float) -> float:
         """A step took so long; gives what was predicted."""
+        self._most_pairs = max(self._most_pairs, _pairs(row))
         has_prompt, said_s = row[PROMPT_ROWS] > 0, _dot(self.coefficients, row)
         kind, predicted_s = self._kinds[has_prompt], said_s * self._scale(has_prompt)
         for latest in (kind.latest, self._latest):
@@ -147,6 +155,7 @@ class StepTimes:
         return {
             "gram": [float(value) for kind in kinds for value in kind.gram.ravel()],
             "moment": [float(value) for kind in kinds for value in kind.moment],
+            "most_pairs": [self._most_pairs],
         }
 
     def resumed(self, state: Mapping[str, Sequence[float]]) -> StepTimes:
@@ -165,6 +174,7 @@ class StepTimes:
         for kind, gram, moment in zip(found._kinds.values(), grams, moments, strict=True):
             kind.gram, kind.moment = gram, moment
         found.num_steps = NUM_FITTED_AT_ONCE
+        found._most_pairs = float(state.get("most_pairs", (0.0,))[0])
         found._fit()
         return found
 
@@ -183,6 +193,11 @@ class StepTimes:
         root = np.linalg.cholesky(gram / np.outer(scales, scales) + 1e-7 * np.eye(len(NAMES)))
         solution, _ = nnls(root.T, np.linalg.solve(root, moment / scales))
         self.coefficients = tuple(np.where(seen, solution / scales, 0.0).tolist())
+
+
+def _pairs(row: Amounts) -> float:
+    """Of a prompt in all layers, whatever part of them is meant."""
+    return row[PROMPT_PAIRS] / row[PROMPT_LAYERS] if row[PROMPT_LAYERS] else 0.0
 
 
 def _dot(coefficients: Amounts, row: Amounts) -> float:
