@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import pytest
 
+from sglang_layered.auto.amounts import amounts
 from sglang_layered.auto.replay import Replay, RunModel, Served, requests_of, served_of
+from sglang_layered.auto.step_times import StepTimes
 from sglang_layered.auto.trace import read_trace
-from sglang_layered.bench.limits import DEFAULT_SHARE, LimitRow, Rival, kept_of, limit_rows
+from sglang_layered.bench.beside import gaps_beside
+from sglang_layered.bench.limits import DEFAULT_SHARE, LimitRow, Rival, kept_of, limit_of, limit_rows
 from sglang_layered.bench.ratios import Ratio, ratio
-from sglang_layered.bench.sweep_result import SweepResult
+from sglang_layered.bench.sweep_result import CellResult, SweepResult
 from sglang_layered.core.policy import FixedCountPolicy
 
 REPO = Path(__file__).resolve().parents[2]
@@ -72,6 +76,62 @@ def rule_holds(row: LimitRow) -> bool:
     return kept is not None and kept.share >= DEFAULT_SHARE
 
 
+def said_of_the_machine() -> list[str]:
+    """How far apart arms of the same steps are; who holds a limit in one half of the rounds and the other."""
+    found = sweep("duel")
+    same = [
+        over
+        for point in found.points
+        if point["workload.lengths.prompt.tokens"] == 512
+        for arm, other in permutations(("groups-1", "chunk-512", "chunk-1024"), 2)
+        if (over := ratio(found, "ttft_mean", arm, other, point)) is not None
+    ]
+    farthest = max(same, key=lambda over: over.value)
+    assert farthest.interval is not None
+    held = [each for point in found.points for each in halves(found.at(point))]
+    best, auto = (sum(each) for each in zip(*held, strict=True))
+    return [
+        f"{farthest.value:.2f} times [{farthest.interval.low:.2f}, {farthest.interval.high:.2f}]",
+        f"at {best} of {len(held)} points, `auto` at {auto}",
+        "one step in a hundred takes {:.2f} and {:.2f} times its prediction".format(*map(surprise, (2, 8))),
+    ]
+
+
+def surprise(num_groups: int) -> float:
+    """Of a replay trace's prompt steps beside decodes, after 80 steps: the p99 of seen to predicted."""
+    trace = read_trace(RECORDS / "2026-11-22-2cores-replay" / f"trace-groups-{num_groups}.jsonl.gz")
+    times, ratios = StepTimes(), []
+    for index, step in enumerate(trace.steps):
+        row = amounts(trace.sizes, step.load)
+        predicted_s = times.observe(row, step.duration_s)
+        if index > 80 and step.load.prompt_layers and step.load.decode_rows:
+            ratios.append(step.duration_s / predicted_s)
+    return float(np.quantile(ratios, 0.99))
+
+
+def halves(cells: list[CellResult]) -> Iterator[tuple[bool, bool]]:
+    """Whether the best fixed arm of one half of the rounds, and auto, hold each limit in the other half."""
+    fixed = [cell for cell in cells if limit_of(cell) is None]
+    rounds = range(len(cells[0].record.repetitions))
+    parts = rounds[: len(rounds) // 2], rounds[len(rounds) // 2 :]
+    for auto in (cell for cell in cells if limit_of(cell) is not None):
+        limit_s = limit_of(auto)
+        assert limit_s is not None
+        for seen, other in (parts, parts[::-1]):
+            kept = [cell for cell in fixed if share_of(cell, limit_s, seen) >= DEFAULT_SHARE]
+            if kept:
+                best = min(kept, key=lambda cell: np.mean([cell.values("ttft_mean")[i] for i in seen]))
+                held = [share_of(cell, limit_s, other) >= DEFAULT_SHARE for cell in (best, auto)]
+                yield held[0], held[1]
+
+
+def share_of(cell: CellResult, limit_s: float, rounds: range) -> float:
+    runs = [cell.record.repetitions[index] for index in rounds]
+    return float(
+        np.mean(np.concatenate([gaps_beside(run.traces, run.background) for run in runs]) <= limit_s)
+    )
+
+
 def said_of_changing_load(name: str) -> list[str]:
     """Part of the gaps inside, and TTFT over the soonest fixed setting that holds 99 %."""
     [row] = limit_rows(sweep(name))
@@ -89,6 +149,25 @@ def said_of_attainment(name: str) -> str:
     assert {arm for arm, share in met.items() if share == 1} == {"auto-150", "groups-8"}
     others = [share for share in met.values() if share is not None and share < 1]
     return f"the others met them with {100 * min(others):.0f} to {100 * max(others):.0f} %"
+
+
+def said_of_ramp() -> list[str]:
+    found = sweep("ramp")
+    cells = found.at({})
+    met = {cell.arm: 100 * (cell.mean("attainment") or 0.0) for cell in cells}
+    kept = {cell.arm: kept_of(cell, 0.15) for cell in cells}
+    shares = {arm: 100 * each.share for arm, each in kept.items() if each is not None}
+    fixed = [share for arm, share in shares.items() if arm != "auto-150"]
+    others = [share for arm, share in met.items() if arm not in ("auto-150", "groups-8")]
+    over = ratio(found, "ttft_mean", "auto-150", "groups-8", {})
+    assert over is not None and max(met, key=lambda arm: met[arm]) == "groups-8"
+    return [
+        f"`auto` held {shares['auto-150']:.1f} % of the gaps, fixed settings {min(fixed):.1f} to"
+        f" {max(fixed):.1f} %",
+        f"with {met['auto-150']:.0f} % of the requests, G=8 with {met['groups-8']:.0f} %, the others with"
+        f" {min(others):.0f} to {max(others):.0f} %",
+        f"TTFT over that of G=8: {shown(over)}",
+    ]
 
 
 def arm_label(name: str, rival: Rival) -> str:
@@ -147,6 +226,16 @@ def times_of(served: dict[str, Served]) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["duel", "duel-long"])
 def test_what_auto_held_in_the_duels(name: str) -> None:
     for line in said_of_duel(name):
+        assert line in text()
+
+
+def test_how_much_of_the_duel_is_the_machine() -> None:
+    for line in said_of_the_machine():
+        assert line in text()
+
+
+def test_auto_under_a_growing_load() -> None:
+    for line in said_of_ramp():
         assert line in text()
 
 
