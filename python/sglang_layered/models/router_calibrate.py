@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,16 +97,23 @@ def calibrate(
 
     on_step("loading the model")
     model = RoutedModel(model_dir)
-    bias = RouterBias(
+    bias = zero_bias(config, seed, num_topics, _channel_value(model.parameters), model.routers)
+    return _Search(model, table, tolerance, on_step).run(bias)
+
+
+def zero_bias(
+    config: Mapping[str, Any], seed: int, num_topics: int, channel_value: float, layers: Iterable[int]
+) -> RouterBias:
+    """Return a bias that reserves its channels and pushes no expert yet."""
+    return RouterBias(
         seed=seed,
         num_experts=config["num_experts"],
         vocab_size=config["vocab_size"],
         first_channel=config["hidden_size"] - 1 - num_topics - NUM_WORD_CHANNELS,
         topics=plan_topics(config["vocab_size"], num_topics),
-        channel_value=_channel_value(model.parameters),
-        unit_of_layer=dict.fromkeys(model.routers, 1.0),
+        channel_value=channel_value,
+        unit_of_layer=dict.fromkeys(layers, 1.0),
     )
-    return _Search(model, table, tolerance, on_step).run(bias)
 
 
 def read_config(model_dir: Path) -> dict[str, Any]:

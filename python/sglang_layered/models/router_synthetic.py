@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_layered.models.router_bias import NUM_WORD_CHANNELS, RouterBias
+from sglang_layered.models.router_bias import RouterBias
 from sglang_layered.models.router_calibrate import (
     FITTED,
     MEASURED,
@@ -22,12 +22,12 @@ from sglang_layered.models.router_calibrate import (
     measured_rows,
     probe_sizes,
     read_config,
+    zero_bias,
 )
 from sglang_layered.models.router_coverage import RouterStates
 from sglang_layered.models.router_fit import FIRST_GUESS, fit, simulate
 from sglang_layered.models.router_record import ProbeSizes, Recording, draw_tokens
 from sglang_layered.models.router_targets import CoverageTable
-from sglang_layered.models.router_topics import plan_topics
 
 MOST_LAYERS = 8  # that are drawn: layers differ by their seeds alone
 CHANNEL_VALUE = 1.0  # of an embedding whose other channels have a standard deviation of 1
@@ -52,16 +52,8 @@ def calibrate_dummy(
     config = read_config(model_dir)
     check_fits(config, table, num_topics)
     num_layers, num_chosen = config["num_hidden_layers"], config["num_experts_per_tok"]
-    bias = RouterBias(
-        seed=seed,
-        num_experts=config["num_experts"],
-        vocab_size=config["vocab_size"],
-        first_channel=config["hidden_size"] - 1 - num_topics - NUM_WORD_CHANNELS,
-        topics=plan_topics(config["vocab_size"], num_topics),
-        channel_value=CHANNEL_VALUE,
-        unit_of_layer=dict.fromkeys(range(min(num_layers, MOST_LAYERS)), 1.0),
-        topic_bonus=TOPIC_BONUS,
-    )
+    layers = range(min(num_layers, MOST_LAYERS))
+    bias = replace(zero_bias(config, seed, num_topics, CHANNEL_VALUE, layers), topic_bonus=TOPIC_BONUS)
     sizes, fitted_sizes = probe_sizes(table), probe_sizes(table.fitted)
     on_step("fitting")
     begun = replace(bias, scales=FIRST_GUESS)
