@@ -69,21 +69,18 @@ def calibrate_dummy(
 def drawn(bias: RouterBias, sizes: ProbeSizes, seed: int, num_chosen: int) -> Recording:
     """What routers of such a model see and choose, for fresh rows; the same seed draws the same ones."""
     generator = np.random.default_rng([bias.seed, seed, ROW_NOISE])
-    decode = draw_tokens(bias, (sizes.num_steps, sizes.num_requests), generator).numpy()
+    requests = draw_tokens(bias, (sizes.num_requests, sizes.num_steps), generator).numpy()
     prompts = draw_tokens(bias, (sizes.num_prompts, sizes.prompt_tokens), generator).numpy()
-    states = [_states(bias, tokens, generator, num_chosen) for tokens in (_mixed(decode, generator), prompts)]
-    return Recording(states[0], states[1], _stays_in_topic(bias))
-
-
-def _mixed(tokens: Any, generator: np.random.Generator) -> Any:
-    """A decode step's rows are of all topics."""
-    flat = generator.permuted(tokens.ravel())
-    return flat.reshape(tokens.shape)
+    decode, whole = (_states(bias, tokens, generator, num_chosen) for tokens in (requests.T, prompts))
+    return Recording(decode, whole, _stays_in_topic(bias))
 
 
 def _states(bias: RouterBias, tokens: Any, generator: np.random.Generator, num_chosen: int) -> RouterStates:
+    """A token's own logits are the same wherever it stands."""
     shape = (len(bias.unit_of_layer), *tokens.shape)
-    own = generator.standard_normal((*shape, bias.num_experts), dtype=np.float32)
+    different, places = np.unique(tokens, return_inverse=True)
+    of_token = generator.standard_normal((shape[0], len(different), bias.num_experts), dtype=np.float32)
+    own = of_token[:, places.reshape(tokens.shape)]
     seen = RouterStates(own, np.ones(shape, np.float32), np.zeros(own.shape, dtype=bool), tokens)
     return replace(seen, chosen=simulate(seen, bias, bias.scales, num_chosen))
 
