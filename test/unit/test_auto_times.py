@@ -119,3 +119,23 @@ def test_unlike_layers_count_by_their_cost() -> None:
     assert sizes.weight(0, 1) < 1 < sizes.weight(1, 2)
     assert sizes.most_layers(0, sizes.weight(0, 2)) == 2
     assert sizes.most_layers(2, 0.1) == 0
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.5, 3.0, 10.0])
+def test_a_prior_that_is_wrong_does_not_outlast_the_first_long_prompts(factor: float) -> None:
+    """As a server starts: words of a few tokens, two whole prompts alone, then one beside two streams."""
+
+    def machine(load: StepLoad) -> float:
+        pairs = sum(rows * rows for rows in load.prompt_lens)
+        return linear(load) + 5e-9 * pairs * load.prompt_layers / NUM_LAYERS
+
+    imagined = [(row, factor * seconds) for row, seconds in imagined_steps(SIZES, LAYERS, RATES)]
+    times = StepTimes(imagined)
+    loads = [StepLoad(0, 0, (rows,), (0,), NUM_LAYERS) for rows in (9, 1)]
+    for _ in range(2):
+        loads += [StepLoad(0, 0, (6000,), (0,), NUM_LAYERS), *[StepLoad(1, 6000)] * 7]
+    loads += [StepLoad(1, 64, (64,), (0,), NUM_LAYERS), *[StepLoad(2, 128)] * 7]
+    for load in loads:
+        times.observe(amounts(SIZES, load), machine(load))
+    wanted = StepLoad(2, 150, (6000,), (0,), NUM_LAYERS / 4)
+    assert times.predict(amounts(SIZES, wanted)) == pytest.approx(machine(wanted), rel=0.15)

@@ -31,6 +31,7 @@ OUTLIER = 0.2  # relative error from which a step counts less and less
 PRIOR_WEIGHT = 0.02  # of an imagined step against a seen one
 STEPS_PER_FIT = 16
 NUM_FITTED_AT_ONCE = 24  # first steps that are each followed by a fit
+NUM_TRUSTED = 6  # first steps of a kind, or of so much work: none of them is odd, the prior may be
 LARGEST_SCALE = 8.0
 PROMPT_ROWS = NAMES.index("prompt_rows")
 PROMPT_PAIRS, PROMPT_LAYERS = NAMES.index("prompt_pairs"), NAMES.index("prompt_layers")
@@ -75,6 +76,7 @@ class _Kind:
     moment: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(NAMES)))
     latest: _Latest = field(default_factory=_Latest)
     waiting: list[tuple[Amounts, float, float]] = field(default_factory=list)  # amounts, seconds, weight
+    num_steps: int = 0
 
     def add_waiting(self, forget: float = 1.0) -> None:
         """Count the steps that wait, each less than the one after it."""
@@ -99,6 +101,7 @@ class StepTimes:
         self.coefficients: Amounts = (0.0,) * len(NAMES)
         self.num_steps = 0
         self._most_pairs = 0.0  # of a prompt in all layers, seen
+        self._num_like_most = 0  # steps with at least a REACHth of that, since it was a guess
         if prior:
             self._fit()
 
@@ -117,12 +120,13 @@ class StepTimes:
 
     def observe(self, row: Amounts, duration_s: float) -> float:
         """A step took so long; gives what was predicted."""
-        self._most_pairs = max(self._most_pairs, _pairs(row))
         has_prompt, said_s = row[PROMPT_ROWS] > 0, _dot(self.coefficients, row)
         kind, predicted_s = self._kinds[has_prompt], said_s * self._scale(has_prompt)
         for latest in (kind.latest, self._latest):
             latest.add(row, said_s, duration_s)
-        error = abs(said_s * kind.latest.scale / duration_s - 1)
+        kind.num_steps += 1
+        is_new = self._is_new(row) or kind.num_steps <= NUM_TRUSTED
+        error = 0.0 if is_new else abs(said_s * kind.latest.scale / duration_s - 1)
         kind.waiting.append((row, duration_s, min(1.0, (OUTLIER / max(error, OUTLIER)) ** 2)))
         self.num_steps += 1
         if self.num_steps <= NUM_FITTED_AT_ONCE or self.num_steps % STEPS_PER_FIT == 0:
@@ -130,6 +134,16 @@ class StepTimes:
             for latest in (self._latest, *(each.latest for each in self._kinds.values())):
                 latest.refitted(self.coefficients)
         return predicted_s
+
+    def _is_new(self, row: Amounts) -> bool:
+        """Whether this is one of the first steps with so much attention work; notes it."""
+        if self.is_guess(row):
+            self._num_like_most = 0
+        self._most_pairs = max(self._most_pairs, _pairs(row))
+        if not row[PROMPT_ROWS] or _pairs(row) * REACH < self._most_pairs:
+            return False
+        self._num_like_most += 1
+        return self._num_like_most <= NUM_TRUSTED
 
     def settle(self, steps: Sequence[tuple[Amounts, float]]) -> None:
         """No more will come: of each kind these take in sum as long as they took."""
