@@ -52,7 +52,11 @@ def said_of_duel(name: str) -> list[str]:
         f"Of {len(rows)} points",
         f"99 % of the gaps at {sum(others)}, the paper's rule at {sum(map(rule_holds, rows))}, and `auto` at"
         f" {sum(kept)}: {both} of those {sum(others)} and {sum(kept) - both} that no fixed setting holds",
-        f"At the other {len(lost)} it held " + ", ".join(f"{share:.1f}" for share in lost) + " %",
+        *(
+            [f"At the other {len(lost)} it held " + ", ".join(f"{share:.1f}" for share in lost) + " %"]
+            if lost
+            else []
+        ),
         f"median {median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}",
         f"at most 1.05 at {verdicts.count('yes')}, above it at {verdicts.count('no')}, undecided at"
         f" {len(verdicts) - verdicts.count('yes') - verdicts.count('no')}",
@@ -262,6 +266,10 @@ def test_the_cost_of_deciding_is_that_of_its_records() -> None:
         ]
         for name in ("", "-slower")
     )
-    assert f"take {usual['deciding']['median_ms']:.3f} ms of CPU a step" in text()
+    said = "**Deciding** takes {:.3f} ms of CPU a step at 256 running requests and learning {:.3f} ms"
+    assert said.format(*(usual[part]["median_ms"] for part in ("deciding", "learning"))) in text()
     assert f"takes {usual['stock']['median_ms']:.1f} ms" in text()
-    assert f"{slower['deciding']['median_ms']:.3f} beside {slower['stock']['median_ms']:.1f} ms" in text()
+    parts = [slower[part]["median_ms"] for part in ("deciding", "learning", "stock")]
+    assert "runs {:.3f} and {:.3f} beside {:.1f} ms".format(*parts) in text()
+    admitting = [record["admitting"]["q3_ms"] for record in (usual, slower)]
+    assert "{:.2f} and {:.2f} ms (upper quartiles)".format(*admitting) in text()

@@ -31,6 +31,7 @@ ROWS = [
     {"prompt_tokens": 64, "coverage": 0.8},
 ]
 NUM_LAYERS = 3
+REPO = Path(__file__).resolve().parents[2]
 DUMMY_SEED, DUMMY_MOST = 1234, 1e-3  # of SGLang's dummy loader
 
 
@@ -130,3 +131,12 @@ def test_profiles_with_calibrated_routers_have_a_bias_within_its_tolerance(name:
     assert len(bias.unit_of_layer) == config["num_hidden_layers"]
     rows = json.loads((profile.model_path / "router_bias.json").read_text())["coverage"]
     assert all(abs(row["off"]) <= 0.03 for row in rows if row["target"]["fit"])
+
+
+def test_what_a_server_touched_is_what_the_document_says() -> None:
+    rows = json.loads((REPO / "results" / "routers" / "2026-11-22-2cores-dummy.json").read_text())["rows"]
+    shares = [f"{100 * row['measured']:.1f}" for row in rows]
+    text = " ".join((REPO / "docs" / "gpu-host.md").read_text().split())
+    assert f"touched {shares[0]}, {shares[1]} and {shares[2]} % of the experts" in text
+    assert f"prompts of 512 tokens {shares[3]} %" in text
+    assert all(abs(row["measured"] - row["paper"]) < 0.04 for row in rows)
