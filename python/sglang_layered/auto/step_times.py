@@ -186,7 +186,7 @@ class StepTimes:
         found = StepTimes()
         found._prior = self._prior
         for kind, gram, moment in zip(found._kinds.values(), grams, moments, strict=True):
-            kind.gram, kind.moment = gram, moment
+            kind.gram, kind.moment, kind.num_steps = gram, moment, NUM_TRUSTED
         found.num_steps = NUM_FITTED_AT_ONCE
         found._most_pairs = float(state.get("most_pairs", (0.0,))[0])
         found._fit()

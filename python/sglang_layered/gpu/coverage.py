@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang_layered.cost.coverage import uniform_coverage
 from sglang_layered.cost.shape import ModelShape, named
+from sglang_layered.errors import GpuHostError
 from sglang_layered.gpu.client import generate, wait_for
 from sglang_layered.gpu.duel import ArmServer, serving
 from sglang_layered.gpu.models import model_of
@@ -15,6 +16,7 @@ from sglang_layered.gpu.profiles import Arm
 from sglang_layered.gpu.stages import Job
 from sglang_layered.models.router_targets import DECODE, CoverageTarget, read_targets
 from sglang_layered.top.increase import observed
+from sglang_layered.top.sample import Sample
 from sglang_layered.top.source import Scraper
 
 COUNTING = Arm("counting", ("--enable-metrics", "--enable-expert-traffic-metrics", "--disable-cuda-graph"))
@@ -45,9 +47,11 @@ def _counted(running: ArmServer, row: CoverageTarget, shape: ModelShape, left_s:
     rows = (0, row.num_tokens) if is_decode else (row.num_tokens, 0)
     ask = _decode if is_decode else _prompts
     with Scraper(running.base_url) as scraper:
-        before = []
+        before: list[Sample] = []
         ask(running, row.num_tokens, left_s, lambda: before.append(scraper.scrape()))
         found = observed(before[0], scraper.scrape(), NAME, phase="decode" if is_decode else "prompt")
+    if found.mean is None:
+        raise GpuHostError(f"{row}: the server counted no experts; see its log, {COUNTING.name}.log")
     return {
         "key": str(row),
         "paper": row.coverage,
