@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Small matrices on shared cores: more threads only wait for each other."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="sets the threads of torch")
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -233,29 +233,15 @@ def test_what_auto_held_in_the_duels(name: str) -> None:
         assert line in text()
 
 
-def test_how_much_of_the_duel_is_the_machine() -> None:
-    for line in said_of_the_machine():
-        assert line in text()
-
-
-def test_auto_under_a_growing_load() -> None:
-    for line in said_of_ramp():
+@pytest.mark.parametrize("said", [said_of_the_machine, said_of_ramp, said_of_default, said_of_replay])
+def test_what_else_was_measured(said: Callable[[], list[str]]) -> None:
+    for line in said():
         assert line in text()
 
 
 def test_auto_under_bursts() -> None:
     assert said_of_attainment("bursts") in text()
     for line in said_of_changing_load("bursts"):
-        assert line in text()
-
-
-def test_the_rehearsal_as_a_default() -> None:
-    for line in said_of_default():
-        assert line in text()
-
-
-def test_what_replay_predicts() -> None:
-    for line in said_of_replay():
         assert line in text()
 
 
