@@ -7,11 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_layered.auto.deadlines import (
+    FEW_SURPRISES,
+    FIRST_FACTOR,
     LEAST_MARGIN,
+    MOST_FACTOR,
     MOST_MARGIN,
+    NUM_SURPRISES,
+    ONE_IN,
     PATIENCE,
     Margin,
     Overhead,
+    Surprise,
     WaitingPrompt,
     order_by_slack,
 )
@@ -34,17 +40,6 @@ def test_the_margin_stays_between_its_ends() -> None:
     assert margin.part == LEAST_MARGIN
 
 
-def test_the_margin_narrows_fast_until_the_first_missed_deadline() -> None:
-    fresh, missed = Margin(), Margin()
-    missed.missed(0.1)
-    first, wide = fresh.part, missed.part
-    for margin in (fresh, missed):
-        for _ in range(60):
-            margin.kept()
-    assert fresh.part < first / 2
-    assert missed.part == wide
-
-
 def test_the_margin_widens_by_as_much_as_was_late_and_a_pause_is_no_law() -> None:
     margins = [Margin() for _ in range(3)]
     first = margins[0].part
@@ -52,7 +47,37 @@ def test_the_margin_widens_by_as_much_as_was_late_and_a_pause_is_no_law() -> Non
         margin.missed(late)
     barely, late, paused = (margin.part - first for margin in margins)
     assert 0 < barely < late and late == pytest.approx(0.1)
-    assert first + paused <= min(2 * first, MOST_MARGIN)
+    assert first + paused <= MOST_MARGIN
+
+
+@given(st.lists(st.floats(0.3, 3.0), min_size=1, max_size=1000))
+def test_all_but_one_in_so_many_of_the_latest_steps_stay_below_the_factor(ratios: list[float]) -> None:
+    surprise = Surprise()
+    for ratio in ratios:
+        surprise.seen(ratio)
+    counted = [ratio for ratio in ratios if ratio <= MOST_FACTOR]
+    counted = counted[-min(max(len(counted) // 2, FEW_SURPRISES), NUM_SURPRISES) :]
+    above = sum(ratio > surprise.factor for ratio in counted)
+    if len(counted) < FEW_SURPRISES:
+        assert surprise.factor == FIRST_FACTOR
+    else:
+        assert above <= len(counted) / ONE_IN
+        assert surprise.factor == 1 or sum(ratio >= surprise.factor for ratio in counted) >= 1
+
+
+def test_a_steady_machine_needs_little_room_and_one_that_became_restless_more() -> None:
+    surprise = Surprise()
+    for _ in range(2 * NUM_SURPRISES):
+        surprise.seen(1.01)
+    assert surprise.factor == 1.01
+    surprise.seen(10.0)  # a pause: no room would have been enough
+    assert surprise.factor == 1.01
+    for _ in range(NUM_SURPRISES // ONE_IN):
+        surprise.seen(1.3)
+    assert surprise.factor == 1.3
+    for _ in range(NUM_SURPRISES):
+        surprise.seen(0.99)
+    assert surprise.factor == 1
 
 
 def test_one_odd_pause_does_not_change_the_overhead() -> None:

@@ -3,39 +3,67 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-LEAST_MARGIN, FIRST_MARGIN, MOST_MARGIN = 0.03, 0.2, 0.4  # parts of the limit
-LEAST_WIDER, MOST_WIDER, NARROWER = 0.05, 2.0, 0.9  # added parts of the limit, times the margin, times it
-FIRST_QUIET_STEPS, QUIET_STEPS = 8, 64  # before the first missed deadline, and after it
+LEAST_MARGIN, MOST_MARGIN = 0.02, 0.3  # parts of the limit
+LEAST_WIDER = 0.02  # part of the limit that a missed deadline adds
+NARROWER, QUIET_STEPS = 0.9, 64  # times the margin, after so many steps in time
+FIRST_FACTOR = 1.25  # times a prediction, until `FEW_SURPRISES` were seen
+MOST_FACTOR = 1.7  # times a prediction: more is no surprise but a pause
+FEW_SURPRISES, NUM_SURPRISES, ONE_IN = 32, 400, 50
 NUM_OVERHEADS = 15
 PATIENCE = 4.0  # limits on the time to first token after which a prompt goes before all younger ones
 
 
 @dataclass(slots=True)
-class Margin:
-    """What a step leaves free of its budget: more after a missed deadline, less after a quiet stretch.
+class Surprise:
+    """How many times their prediction steps take, all but one in `ONE_IN`: of the latest with prompt rows.
 
-    It begins wide, since predictions are still poor, and narrows fast until the first missed deadline. From
-    then on one deadline in 200 may be missed if it is to stay at 15 %.
+    It is learned from every such step, whatever limit was in force and whoever chose its layers. As long as
+    little was seen only the later half counts, since the first predictions are poor.
     """
 
-    part: float = FIRST_MARGIN
+    _latest: deque[float] = field(default_factory=deque)
+    _in_order: list[float] = field(default_factory=list)
+    _num_seen: int = 0
+
+    def seen(self, ratio: float) -> None:
+        """A step took so many times what was predicted. What no limit has room for is no law."""
+        if ratio > MOST_FACTOR:
+            return
+        self._num_seen += 1
+        self._latest.append(ratio)
+        insort(self._in_order, ratio)
+        if len(self._latest) > min(max(self._num_seen // 2, FEW_SURPRISES), NUM_SURPRISES):
+            del self._in_order[bisect_left(self._in_order, self._latest.popleft())]
+
+    @property
+    def factor(self) -> float:
+        """At least 1."""
+        count = len(self._in_order)
+        if count < FEW_SURPRISES:
+            return FIRST_FACTOR
+        return max(self._in_order[-max(count // ONE_IN, 1)], 1.0)
+
+
+@dataclass(slots=True)
+class Margin:
+    """What a step leaves free besides: more after a missed deadline, less after a quiet stretch."""
+
+    part: float = LEAST_MARGIN
     _quiet: int = 0
-    _quiet_steps: int = FIRST_QUIET_STEPS
 
     def missed(self, late_part: float) -> None:
         """A token came later than its limit, by this part of it, although its step was predicted to fit."""
-        wider = min(self.part + max(late_part, LEAST_WIDER), self.part * MOST_WIDER)
-        self.part, self._quiet = min(wider, MOST_MARGIN), 0
-        self._quiet_steps = QUIET_STEPS
+        self.part, self._quiet = min(self.part + max(late_part, LEAST_WIDER), MOST_MARGIN), 0
 
     def kept(self) -> None:
         """A step's tokens came in time."""
         self._quiet += 1
-        if self._quiet == self._quiet_steps:
+        if self._quiet == QUIET_STEPS:
             self.part, self._quiet = max(self.part * NARROWER, LEAST_MARGIN), 0
 
 

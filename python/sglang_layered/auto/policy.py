@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sglang_layered.auto.amounts import amounts, lines
-from sglang_layered.auto.deadlines import Margin, Overhead
+from sglang_layered.auto.deadlines import Margin, Overhead, Surprise
 from sglang_layered.auto.prior import imagined_steps
 from sglang_layered.auto.step_times import StepTimes
 from sglang_layered.core.layer_shape import LayerShape
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_COHORT = 64
 GAIN = 0.03  # by which smaller cohorts must be predicted to end sooner
+ROOM = 0.97  # of its budget that a cohort may fill when it is admitted: it shall still fit some steps later
 CAUTION = 0.5  # part of what the budget leaves for prompt layers that a guess may fill
 STEPS_BETWEEN_WARNINGS = 1000
 
@@ -41,6 +42,7 @@ class AutoPolicy:
     times: StepTimes = field(default_factory=StepTimes)
     is_apart: bool = False
     overhead: Overhead = field(default_factory=Overhead)
+    surprise: Surprise = field(default_factory=Surprise)
     sizes: ModelSizes = field(default_factory=lambda: ModelSizes(1))
     _margins: dict[float | None, Margin] = field(default_factory=dict)  # of each limit, when it was in force
     _chosen: tuple[Option | None, Option | None] = (None, None)
@@ -115,7 +117,10 @@ class AutoPolicy:
     def observe(self, load: StepLoad, duration_s: float) -> float:
         """Learn from a step; gives what was predicted."""
         self._last_step_s = max(duration_s, 1e-9)
-        return self.times.observe(amounts(self.sizes, load), self._last_step_s)
+        predicted_s = self.times.observe(amounts(self.sizes, load), self._last_step_s)
+        if load.prompt_rows and load.decode_rows and not self.times.latest_is_new:
+            self.surprise.seen(self._last_step_s / predicted_s)
+        return predicted_s
 
     def spaced(self, gap_s: float, is_paced: bool) -> None:
         """Hear the longest gap that the latest step made; after a step of ours the margin follows."""
@@ -130,7 +135,8 @@ class AutoPolicy:
     def _budget_s(self, due_s: float | None) -> float:
         if self.tbt_limit_s is None or due_s is None:
             return self._rule_budget_s
-        return due_s - self.overhead.value_s - self.margin.part * self.tbt_limit_s
+        left_s = due_s - self.overhead.value_s - self.margin.part * self.tbt_limit_s
+        return left_s / self.surprise.factor
 
     def _rule_s(self, load: StepLoad) -> float:
         """The longest step that the paper's rule would make of this cohort."""
@@ -152,21 +158,30 @@ class AutoPolicy:
         return -(-left // num_steps), True
 
     def _option(self, tokens: int, view: QueueView) -> Option:
-        """Everything that waits, in cohorts of so many tokens; the step is one of the last cohort.
+        """Everything that waits, in cohorts of so many tokens and a last one of what is left.
 
         A cohort's cost is quadratic in the tokens before it at most, so the first, middle and last one tell
-        the mean of all (Simpson's rule).
+        the mean of all (Simpson's rule). The step is one of the last that is whole.
         """
-        total = sum(view.prompt_lens)
-        count, left = -(-total // tokens), max(total - tokens, 0)
-        costs = [self._costs(tokens, view, skip) for skip in (0, left // 2, left)]
+        count, rest = divmod(sum(view.prompt_lens), tokens)
+        before = (count - 1) * tokens
+        costs = [self._costs(tokens, view, skip) for skip in ((0, before // 2, before) if before else (0,))]
         at_rest_s, a_layer_s = costs[-1]
-        layers, fits = self._most(0, self._budget_s(view.due_s), at_rest_s, a_layer_s)
+        parts = (1 / 6, 4 / 6, 1 / 6) if before else (1.0,)
+        mean_layer_s = sum(part * each for part, (_, each) in zip(parts, costs, strict=True))
+        budget_s = self._budget_s(view.due_s) * (1.0 if self.tbt_limit_s is None else ROOM)
+        layers, fits = self._most(0, budget_s, at_rest_s, a_layer_s)
+        ttft_s = count * self._cohort_s(layers, at_rest_s, mean_layer_s)
+        if rest:
+            last = self._costs(rest, view, count * tokens)
+            last_layers, last_fits = self._most(0, budget_s, *last)
+            ttft_s, fits = ttft_s + self._cohort_s(last_layers, *last), fits and last_fits
+        return Option(tokens, layers, at_rest_s + self.sizes.weight(0, layers) * a_layer_s, ttft_s, fits)
+
+    def _cohort_s(self, layers: int, at_rest_s: float, a_layer_s: float) -> float:
+        """A cohort that goes so many layers a step."""
         num_steps = -(-self.sizes.num_layers // layers)
-        mean_layer_s = sum(part * each for part, (_, each) in zip((1, 4, 1), costs, strict=True)) / 6
-        a_cohort_s = num_steps * at_rest_s + self.sizes.num_layers * mean_layer_s
-        step_s = at_rest_s + self.sizes.weight(0, layers) * a_layer_s
-        return Option(tokens, layers, step_s, count * a_cohort_s, fits)
+        return num_steps * at_rest_s + self.sizes.num_layers * a_layer_s
 
     def _costs(self, tokens: int, view: QueueView, skip: int) -> tuple[float, float]:
         """Seconds at rest and of each layer, of a cohort after `skip` of the tokens that wait."""
@@ -203,10 +218,10 @@ def _rank(option: Option) -> tuple[bool, float]:
 
 
 def _sizes(total: int) -> list[int]:
-    """Cohort sizes to compare: all at once, then powers of two below it."""
-    sizes, size = [total], SMALLEST_COHORT
-    smaller = []
-    while size < total:
-        smaller.append(size)
-        size *= 2
-    return sizes + smaller[::-1]
+    """Cohort sizes to compare: all at once, 7/8 and 3/4 of it, then ever 3/4 of the one before."""
+    sizes = [total]
+    size = total * 7 / 8
+    while size >= SMALLEST_COHORT:
+        sizes.append(int(size) // SMALLEST_COHORT * SMALLEST_COHORT)
+        size = sizes[-1] * 3 / 4 if len(sizes) > 2 else total * 3 / 4
+    return list(dict.fromkeys(sizes))

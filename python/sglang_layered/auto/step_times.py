@@ -100,6 +100,7 @@ class StepTimes:
         self._latest = _Latest()  # of both kinds
         self.coefficients: Amounts = (0.0,) * len(NAMES)
         self.num_steps = 0
+        self.latest_is_new = True  # one of the first steps of its kind, or of so much attention work
         self._most_pairs = 0.0  # of a prompt in all layers, seen
         self._num_like_most = 0  # steps with at least a REACHth of that, since it was a guess
         if prior:
@@ -125,8 +126,8 @@ class StepTimes:
         for latest in (kind.latest, self._latest):
             latest.add(row, said_s, duration_s)
         kind.num_steps += 1
-        is_new = self._is_new(row) or kind.num_steps <= NUM_TRUSTED
-        error = 0.0 if is_new else abs(said_s * kind.latest.scale / duration_s - 1)
+        self.latest_is_new = self._is_new(row) or kind.num_steps <= NUM_TRUSTED
+        error = 0.0 if self.latest_is_new else abs(said_s * kind.latest.scale / duration_s - 1)
         kind.waiting.append((row, duration_s, min(1.0, (OUTLIER / max(error, OUTLIER)) ** 2)))
         self.num_steps += 1
         if self.num_steps <= NUM_FITTED_AT_ONCE or self.num_steps % STEPS_PER_FIT == 0:
