@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 
 from sglang_layered.bench.client_honesty import fake_server
+from sglang_layered.bench.metrics import Window
+from sglang_layered.bench.record import Repetition
 from sglang_layered.bench.scalars import SCALARS
 from sglang_layered.bench.spec_errors import SpecError
 from sglang_layered.bench.sweep import Turn, order, run_sweep
 from sglang_layered.bench.sweep_result import SweepResult
 from sglang_layered.bench.sweep_spec import SweepSpec, read_sweep, sweep_from
+from sglang_layered.bench.trace import Arrival, RequestTrace
 from sglang_layered.errors import BenchError
+from sglang_layered.metrics.slo import SloLimits
 
 
 def values(**more: Any) -> dict[str, Any]:
@@ -200,3 +204,14 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
 
 def test_scalars_have_titles_of_their_own() -> None:
     assert len({scalar.title for scalar in SCALARS.values()}) == len(SCALARS)
+
+
+def test_a_whole_run_ends_with_its_last_token_and_not_with_its_last_sending() -> None:
+    """Two waves of two, in step: in the window of the first wave there are no tokens of the second."""
+    traces = [
+        RequestTrace(f"r{index}", sent, sent, 10, 4, tuple(Arrival(sent + 0.5 * n, n) for n in range(1, 5)))
+        for index, sent in enumerate((1.0, 1.0, 3.0, 3.0))
+    ]
+    run = Repetition(0, tuple(traces), Window(0.0, 3.0), client={}, times={}, usage={})
+    assert SCALARS["whole_rate"].of(run, SloLimits()) == pytest.approx(16 / 4)
+    assert SCALARS["output_rate"].of(run, SloLimits()) == pytest.approx(6 / 3)

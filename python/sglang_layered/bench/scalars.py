@@ -79,6 +79,15 @@ def _coverage(phase: str) -> Callable[[Repetition, SloLimits], float | None]:
     return lambda repetition, limits: coverage(repetition, phase)
 
 
+def _whole_rate(repetition: Repetition, limits: SloLimits) -> float | None:
+    ended = [trace for trace in repetition.traces if trace.arrivals]
+    if not ended:
+        return None
+    lasts = [trace.arrivals[-1] for trace in ended]
+    length_s = max(each.time_s for each in lasts) - min(trace.sent_s for trace in repetition.traces)
+    return sum(each.num_tokens for each in lasts) / length_s
+
+
 SCALARS: Mapping[str, Scalar] = MappingProxyType(
     {
         "ttft_mean": Scalar("TTFT, mean", "s", "lower", _latency("ttft_s", "mean")),
@@ -119,6 +128,7 @@ SCALARS: Mapping[str, Scalar] = MappingProxyType(
         "output_rate": Scalar(
             "output tokens", "1/s", "higher", _of_run(lambda seen: seen.throughput.output_tokens_per_s)
         ),
+        "whole_rate": Scalar("output tokens, first sending to last token", "1/s", "higher", _whole_rate),
         "decode_batch": Scalar(
             "average decode batch", "requests", None, _of_run(lambda seen: seen.batch.time_weighted)
         ),

@@ -48,6 +48,11 @@ COMMANDS = {
         "replay",
         "Predict TTFT and TBT of another policy from a recorded trace.",
     ),
+    "paper-duel": (
+        "sglang_layered.cli.traces",
+        "paper_duel",
+        "Policy auto against fixed settings on the step times of a trace.",
+    ),
     "cost": ("sglang_layered.cli.cost", "cost", "Fit step times to records, and predict prompts by them."),
 }
 

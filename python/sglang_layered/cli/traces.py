@@ -98,6 +98,52 @@ def replay(
     _console().print(f"The other run's steps took {factor:.2f} times what was predicted of them.")
 
 
+@click.command("paper-duel")
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option(
+    "--limit-ms", "limits_ms", type=click.FloatRange(min=0, min_open=True), multiple=True, required=True
+)
+@click.option(
+    "--prompt-tokens", type=click.IntRange(min=1), multiple=True, default=(512, 2048), show_default=True
+)
+@click.option("--streams", type=click.IntRange(min=1), multiple=True, default=(2, 8), show_default=True)
+@click.option(
+    "--chunk", "chunks", type=click.IntRange(min=1), multiple=True, default=(128, 256, 512), show_default=True
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=8, show_default=True, help="So many duels.")
+def paper_duel(
+    trace: Path,
+    limits_ms: tuple[float, ...],
+    prompt_tokens: tuple[int, ...],
+    streams: tuple[int, ...],
+    chunks: tuple[int, ...],
+    rounds: int,
+    seeds: int,
+) -> None:
+    """Policy auto against fixed settings on paper: step times and surprises are TRACE's.
+
+    Tells within seconds what a change of the policy would do to a duel of an hour. Limits are the same for
+    all prompts; name those that suit the trace's machine.
+    """
+    from sglang_layered.auto.paper_duel import Point, tallies
+    from sglang_layered.auto.trace import read_trace
+
+    points = [Point(tokens, count) for tokens in prompt_tokens for count in streams]
+    found = tallies(read_trace(trace), points, [each / 1e3 for each in limits_ms], chunks, rounds, seeds)
+    table = Table(
+        "tokens", "streams", "limit ms", "auto holds", "fixed holds", "late", "TTFT over best fixed"
+    )
+    for (point, limit_s), tally in found.items():
+        ratio = f"{sum(tally.ratios) / len(tally.ratios):.3f}" if tally.ratios else "-"
+        late = f"{tally.num_late / tally.num_gaps:.2%}"
+        held = (f"{tally.num_held} of {seeds}", f"{tally.num_fixed} of {seeds}")
+        table.add_row(str(point.tokens), str(point.streams), f"{1e3 * limit_s:g}", *held, late, ratio)
+    _console().print(table)
+    both, fixed = (sum(getattr(each, name) for each in found.values()) for name in ("num_both", "num_fixed"))
+    _console().print(f"Where a fixed setting holds 99 % of the gaps, auto does in {both} of {fixed} duels.")
+
+
 def _policy(config: LayeredConfig, model: RunModel) -> GroupPolicy:
     from sglang_layered.auto.policy import AutoPolicy
 

@@ -19,6 +19,7 @@ from sglang_layered.errors import ModelRecipeError, QuickstartError
 from sglang_layered.models import make_model
 from sglang_layered.quickstart import plot, report
 from sglang_layered.quickstart.client import play_once
+from sglang_layered.quickstart.dtype import Machine, fastest
 from sglang_layered.quickstart.metrics import Repetition
 from sglang_layered.quickstart.record import (
     ModeRun,
@@ -108,6 +109,16 @@ def check_machine(modes: Sequence[str], console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def chosen_dtype(asked: str, console: Console) -> str:
+    """The asked data type; for `auto` the fastest one here, told where it is not the usual one."""
+    if asked != "auto":
+        return asked
+    dtype, why = fastest(Machine.here())
+    if why is not None:
+        console.print(f"{dtype}: {why}", highlight=False, soft_wrap=True)
+    return dtype
 
 
 def ensure_model(model_path: Path | None, console: Console) -> Path:

@@ -37,10 +37,11 @@ class Scenario:
     long_max_tokens: int = 8
     max_total_tokens: int = 8192  # KV pool of the server: enough for all of the above, and bounded
     seed: int = 0
+    dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < (0 if name == "seed" else 1):
+            if name != "dtype" and getattr(self, name) < (0 if name == "seed" else 1):
                 raise QuickstartError(f"{name} must be positive, not {getattr(self, name)}")
         needed_tokens = self.num_running * (self.running_prompt_tokens + self.running_max_tokens)
         needed_tokens += self.long_prompt_tokens + self.long_max_tokens
@@ -55,7 +56,7 @@ class Scenario:
             raise QuickstartError(f"no mode {mode!r}; there are {', '.join(MODE_FLAGS)}")
         common = {
             "--served-model-name": MODEL_NAME,
-            "--dtype": "bfloat16",
+            "--dtype": self.dtype,
             "--max-total-tokens": str(self.max_total_tokens),
             "--max-running-requests": "16",
             "--stream-interval": "1",
