@@ -26,6 +26,7 @@ from auto_cases import (
     with_jumps,
 )
 from sglang_layered.auto.amounts import amounts
+from sglang_layered.auto.deadlines import FIRST_FACTOR
 from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.pacing import PaceView, QueueView, StepLoad
@@ -226,6 +227,13 @@ def test_a_restless_machine_gets_room_whatever_limit_was_in_force() -> None:
     budgets_s = [each.policy.next_layers(PaceView(load, 0, 0.05)).budget_s for each in (steady, restless)]
     assert 0.93 * 0.05 < budgets_s[0] < 0.05
     assert budgets_s[1] < 0.9 * budgets_s[0]
+
+
+def test_steps_of_which_nothing_is_known_are_no_surprise() -> None:
+    policy = AutoPolicy(0.02)  # without a prior everything is predicted to take no time
+    for _ in range(20):
+        policy.observe(StepLoad(4, 2000, (512,), (0,), 1.0), 0.01)
+    assert policy.surprise.factor == FIRST_FACTOR
 
 
 def test_a_decision_takes_the_decodes_own_forward_into_account() -> None:

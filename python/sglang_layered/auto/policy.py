@@ -118,7 +118,7 @@ class AutoPolicy:
         """Learn from a step; gives what was predicted."""
         self._last_step_s = max(duration_s, 1e-9)
         predicted_s = self.times.observe(amounts(self.sizes, load), self._last_step_s)
-        if load.prompt_rows and load.decode_rows and not self.times.latest_is_new:
+        if load.prompt_rows and load.decode_rows and predicted_s > 0 and not self.times.latest_is_new:
             self.surprise.seen(self._last_step_s / predicted_s)
         return predicted_s
 
