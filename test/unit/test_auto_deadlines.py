@@ -65,6 +65,16 @@ def test_all_but_one_in_so_many_of_the_latest_steps_stay_below_the_factor(ratios
         assert surprise.factor == 1 or sum(ratio >= surprise.factor for ratio in counted) >= 1
 
 
+@given(st.lists(st.floats(0.3, 3.0), max_size=1000))
+def test_surprises_outlive_a_restart(ratios: list[float]) -> None:
+    before = Surprise()
+    for ratio in ratios:
+        before.seen(ratio)
+    after = Surprise.resumed(before.state())
+    assert after.factor == before.factor and after.state() == before.state()
+    assert Surprise.resumed([float("nan")]).state() == []
+
+
 def test_a_steady_machine_needs_little_room_and_one_that_became_restless_more() -> None:
     surprise = Surprise()
     for _ in range(2 * NUM_SURPRISES):

@@ -256,8 +256,8 @@ def test_learning_goes_on_where_it_ended() -> None:
     later = AutoPolicy(0.02)
     later.begin(SIZES, LAYERS, type(START)(START.rates, deepcopy(machine.policy.learned())))
     view = PaceView(StepLoad(4, 2000, (2048,), (0,)), 0, 0.02)
-    for name in ("_margins", "overhead", "surprise"):
-        setattr(later, name, getattr(machine.policy, name))
+    later._margins, later.overhead = machine.policy._margins, machine.policy.overhead
+    assert later.surprise.state() == machine.policy.surprise.state() != []
     assert later.next_layers(view).layers == machine.policy.next_layers(view).layers
     with pytest.raises(ValueError):
         AutoPolicy().begin(SIZES, LAYERS, type(START)(START.rates, {"gram": [1.0], "moment": [1.0]}))

@@ -22,17 +22,29 @@ PATIENCE = 4.0  # limits on the time to first token after which a prompt goes be
 class Surprise:
     """How many times their prediction steps take, all but one in `ONE_IN`: of the latest with prompt rows.
 
-    It is learned from every such step, whatever limit was in force and whoever chose its layers. As long as
-    little was seen only the later half counts, since the first predictions are poor.
+    It is learned from every such step, whatever limit was in force. As long as little was seen only the later
+    half counts, since the first predictions are poor.
     """
 
     _latest: deque[float] = field(default_factory=deque)
     _in_order: list[float] = field(default_factory=list)
     _num_seen: int = 0
 
+    @classmethod
+    def resumed(cls, ratios: Sequence[float]) -> Surprise:
+        """What another one had seen, as `state` gave it: all of it counts."""
+        found = cls(_num_seen=len(ratios))
+        for ratio in ratios:
+            found.seen(ratio)
+        return found
+
+    def state(self) -> list[float]:
+        """The ratios that count, oldest first."""
+        return list(self._latest)
+
     def seen(self, ratio: float) -> None:
         """A step took so many times what was predicted. What no limit has room for is no law."""
-        if ratio > MOST_FACTOR:
+        if not ratio <= MOST_FACTOR:
             return
         self._num_seen += 1
         self._latest.append(ratio)

@@ -1,7 +1,7 @@
 """Duels on paper: policy auto beside fixed settings, with the step times and the surprises of a recorded run.
 
-All settings take turns on one server, as in `scripts/auto/duel-*.toml`: auto learns from every step. A trace
-is enough to try a rule of it on hundreds of prompts within seconds. Random numbers have a seed.
+All settings take turns on one server, as in `scripts/auto/duel-*.toml`, and auto learns in its own turns. A
+trace is enough to try a rule of it on hundreds of prompts within seconds. Random numbers have a seed.
 """
 
 from __future__ import annotations
@@ -99,16 +99,16 @@ class PaperServer:
         """The policy begins with a prior that knows nothing of this model."""
         self.policy.begin(self.model.sizes, (), PRIOR)
 
-    def decode(self, streams: int, times: int) -> None:
+    def decode(self, point: Point, setting: Setting, times: int) -> None:
         """Steps without a prompt."""
+        load = StepLoad(point.streams, CONTEXT_TOKENS * point.streams)
         for _ in range(times):
-            self._step(StepLoad(streams, CONTEXT_TOKENS * streams), is_paced=False)
+            self._step(load, setting, is_paced=False)
 
     def prompt(self, point: Point, setting: Setting) -> tuple[float, list[float]]:
         """Serve one; gives its time to first token and the gap of each step."""
         began_s, done = self.now_s, 0
         gaps_s: list[float] = []
-        self.policy.tbt_limit_s = setting.limit_s
         while done < point.tokens:
             rows = min(self._cohort_tokens(point, setting, done), point.tokens - done)
             gaps_s += self._cohort(point.streams, setting, rows, done)
@@ -136,19 +136,20 @@ class PaperServer:
                 end = min(layer + self.policy.next_layers(view).layers, sizes.num_layers)
             weight = sizes.weight(layer, end)
             step = StepLoad(streams, CONTEXT_TOKENS * streams, (rows,), (done,), weight)
-            gaps_s.append(self._step(step, is_paced=setting.limit_s is not None))
+            gaps_s.append(self._step(step, setting))
             layer = end
         return gaps_s
 
     def _due_s(self, setting: Setting) -> float | None:
         return None if setting.limit_s is None else self.heard_s + setting.limit_s - self.now_s
 
-    def _step(self, load: StepLoad, is_paced: bool) -> float:
+    def _step(self, load: StepLoad, setting: Setting, is_paced: bool = True) -> float:
         took_s = self.model.step_s(load) * self._surprise()
         self.now_s += took_s + self.model.between_s
         gap_s, self.heard_s = self.now_s - self.heard_s, self.now_s
-        self.policy.observe(load, took_s)
-        self.policy.spaced(gap_s, is_paced)
+        if setting.limit_s is not None:
+            self.policy.observe(load, took_s)
+            self.policy.spaced(gap_s, is_paced)
         return gap_s
 
     def _surprise(self) -> float:
@@ -169,13 +170,14 @@ def duel(
         for point in points:
             for index in dice.permutation(len(settings)):
                 setting = settings[index]
-                server.decode(point.streams, STEPS_BETWEEN)
+                server.policy.tbt_limit_s = setting.limit_s
+                server.decode(point, setting, STEPS_BETWEEN)
                 for _ in range(PROMPTS_A_TURN):
                     ttft_s, gaps_s = server.prompt(point, setting)
                     outcome = found[point, setting.name]
                     outcome.ttfts_s.append(ttft_s)
                     outcome.gaps_s += gaps_s
-                    server.decode(point.streams, STEPS_BETWEEN)
+                    server.decode(point, setting, STEPS_BETWEEN)
     return found
 
 

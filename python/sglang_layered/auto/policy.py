@@ -73,10 +73,11 @@ class AutoPolicy:
         self.times = StepTimes(imagined_steps(sizes, layers, start.rates))
         if start.learned is not None:
             self.times = self.times.resumed(start.learned)
+            self.surprise = Surprise.resumed(start.learned.get("surprises", ()))
 
     def learned(self) -> Mapping[str, Sequence[float]]:
-        """The state of the step-time model."""
-        return self.times.state()
+        """The state of the step-time model, and how wrong it was."""
+        return self.times.state() | {"surprises": self.surprise.state()}
 
     def cohort_tokens(self, view: QueueView) -> int:
         """The cohort size with which all that waits is computed soonest inside the budget."""
