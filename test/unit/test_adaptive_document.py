@@ -60,6 +60,17 @@ def said_of_duel(tokens: int) -> list[str]:
     ]
 
 
+def said_of_cold_start() -> list[str]:
+    rows = limit_rows(sweep("duel-512-cold"))
+    held = [row for row in rows if row.rivals and row.own.share >= DEFAULT_SHARE]
+    best = list(best_rivals(rows))
+    above = [rival.over.value for rival in best if rival.over is not None and rival.verdict == "no"]
+    return [
+        f"it held {len(held)} of the {len(best)} points that a fixed setting holds, and its TTFT was certainly more"
+        f" than 1.05 times at {len(above)}: " + " and ".join(f"{value:.2f}" for value in above)
+    ]
+
+
 def best_rivals(rows: list[LimitRow]) -> Iterator[Rival]:
     for row in rows:
         if row.rivals:
@@ -245,7 +256,15 @@ def test_what_auto_held_in_the_duels(tokens: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [said_of_the_machine, said_of_ramp, said_of_default, said_without_overlap, said_of_replay]
+    "said",
+    [
+        said_of_cold_start,
+        said_of_the_machine,
+        said_of_ramp,
+        said_of_default,
+        said_without_overlap,
+        said_of_replay,
+    ],
 )
 def test_what_else_was_measured(said: Callable[[], list[str]]) -> None:
     for line in said():
@@ -270,5 +289,10 @@ def test_the_cost_of_deciding_is_that_of_its_records() -> None:
     assert f"takes {usual['stock']['median_ms']:.1f} ms" in text()
     parts = [slower[part]["median_ms"] for part in ("deciding", "learning", "stock")]
     assert "runs {:.3f} and {:.3f} beside {:.1f} ms".format(*parts) in text()
+    duels = json.loads((REPO / "results" / "scheduler-cost" / "2026-11-28-2cores.json").read_text())[
+        "summary"
+    ]
+    parts = [duels[part]["median_ms"] for part in ("stock", "deciding", "learning")]
+    assert "takes {:.1f} ms, deciding takes {:.3f} ms and learning {:.3f} ms".format(*parts) in text()
     admitting = [record["admitting"]["q3_ms"] for record in (usual, slower)]
     assert "{:.2f} and {:.2f} ms (upper quartiles)".format(*admitting) in text()
