@@ -66,8 +66,8 @@ def said_of_cold_start() -> list[str]:
     best = list(best_rivals(rows))
     above = [rival.over.value for rival in best if rival.over is not None and rival.verdict == "no"]
     return [
-        f"it held {len(held)} of the {len(best)} points that a fixed setting holds, and its TTFT was certainly"
-        f" more than 1.05 times at {len(above)}: " + " and ".join(f"{value:.2f}" for value in above)
+        f"it held {len(held)} of the {len(best)} points that a fixed setting holds, and its TTFT was"
+        f" certainly more than 1.05 times at {len(above)}: " + " and ".join(f"{value:.2f}" for value in above)
     ]
 
 
