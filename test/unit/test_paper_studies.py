@@ -69,6 +69,10 @@ def test_a_reduction_that_keeps_an_arm_that_is_not_there_is_refused(tmp_path: Pa
     }
     small = reduced(values, Reduction(arms=("x",), changes={"sweep.rounds": 1, "load.num_clients": 3}))
     assert (small["sweep"], small["load"]) == ({"name": "a", "rounds": 1}, {"num_clients": 3})
+    assert reduced(values, Reduction(flags=("--dtype", "float32")))["server"]["flags"][-2:] == [
+        "--dtype",
+        "float32",
+    ]
     assert reduced(values, Reduction(grid={"load.num_clients": [9]}))["grid"] == {"load.num_clients": [9]}
     with pytest.raises(BenchError, match=r"arms: fast\.toml keeps y"):
         reduced(values, Reduction(arms=("y",)))

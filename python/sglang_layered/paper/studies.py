@@ -20,10 +20,11 @@ FAST_FILE = "fast.toml"
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How one sweep is made small: the arms that stay, and new values of dotted keys; [grid] too."""
+    """How one sweep is made small: arms that stay, new values of dotted keys, flags after the others, grid."""
 
     arms: tuple[str, ...] = ()  # none: all
     changes: dict[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()  # of every server: of a flag that is given twice the last value counts
     grid: dict[str, Any] = field(default_factory=dict)  # replaces the whole grid, where one is given
 
 
@@ -92,6 +93,9 @@ def reduced(values: Mapping[str, Any], reduction: Reduction) -> dict[str, Any]:
         for parent in parents:
             table = table.setdefault(parent, {})
         table[last] = value
+    if reduction.flags:
+        server = small.setdefault("server", {})
+        server["flags"] = [*server.get("flags", ()), *reduction.flags]
     if reduction.grid:
         small["grid"] = reduction.grid
     return small
