@@ -20,7 +20,7 @@ FAST_FILE = "fast.toml"
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How one sweep is made small: arms that stay, new values of dotted keys, flags after the others, grid."""
+    """How a sweep is made small: arms that stay, new values of dotted keys, flags after the others, grid."""
 
     arms: tuple[str, ...] = ()  # none: all
     changes: dict[str, Any] = field(default_factory=dict)
