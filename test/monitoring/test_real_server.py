@@ -113,20 +113,28 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 async def scrape_together(url: str, clients: int = NUM_SCRAPERS, times: int = NUM_SCRAPES) -> list[Samples]:
-    """The last samples of each client; every client checks its own sequence of answers."""
-    return await asyncio.gather(*(scrape(url, times) for _ in range(clients)))
+    """The last samples of each client, whose answers are checked as one sequence.
+
+    After all have come: parsing in between may take so long that the server closes an idle connection.
+    """
+    return [
+        last_checked(texts) for texts in await asyncio.gather(*(scrape(url, times) for _ in range(clients)))
+    ]
 
 
-async def scrape(url: str, times: int) -> Samples:
-    last: Samples = {}
+async def scrape(url: str, times: int) -> list[str]:
     async with httpx.AsyncClient(timeout=120, trust_env=False, follow_redirects=True) as client:
-        for _ in range(times):
-            reply = await client.get(f"{url}/metrics", headers={"Accept": "text/plain"})
-            reply.raise_for_status()
-            now = samples(reply.text)
-            fallen = {key: (last[key], now.get(key)) for key in last if now.get(key, -1.0) < last[key]}
-            assert not {key: values for key, values in fallen.items() if key[0].endswith(GROWING)}
-            last = now
+        replies = [await client.get(f"{url}/metrics", headers={"Accept": "text/plain"}) for _ in range(times)]
+    return [reply.raise_for_status().text for reply in replies]
+
+
+def last_checked(texts: list[str]) -> Samples:
+    last: Samples = {}
+    for text in texts:
+        now = samples(text)
+        fallen = {key: (last[key], now.get(key)) for key in last if now.get(key, -1.0) < last[key]}
+        assert not {key: values for key, values in fallen.items() if key[0].endswith(GROWING)}
+        last = now
     return last
 
 
