@@ -159,7 +159,9 @@ def said_of_changing_load(name: str) -> list[str]:
         f" {cells[second].label} with {met[second]:.0f} %, the others with {met[others[-1]]:.0f} to"
         f" {met[others[0]]:.0f} %",
         "TTFT over that of "
-        + "; of ".join(f"{cells[arm].label}: {shown(each)}" for arm, each in over.items() if each is not None),
+        + "; of ".join(
+            f"{cells[arm].label}: {shown(each)}" for arm, each in over.items() if each is not None
+        ),
     ]
 
 
