@@ -143,7 +143,7 @@ def share_of(cell: CellResult, limit_s: float, rounds: range) -> float:
 
 
 def said_of_changing_load(name: str) -> list[str]:
-    """Gaps inside, requests within both limits, and TTFT over that of the two fixed settings that met most."""
+    """Gaps inside, requests within both limits, TTFT over that of the two fixed settings that met most."""
     found = sweep(name)
     cells = {cell.arm: cell for cell in found.at({})}
     kept = {arm: kept_of(cell, LIMIT_S) for arm, cell in cells.items()}
@@ -152,9 +152,9 @@ def said_of_changing_load(name: str) -> list[str]:
     fixed = sorted((arm for arm in cells if arm != AUTO), key=lambda arm: -met[arm])
     best, second, *others = fixed
     over = {arm: ratio(found, "ttft_mean", AUTO, arm, {}) for arm in (best, second)}
+    least, most = (extreme(shares[arm] for arm in fixed) for extreme in (min, max))
     return [
-        f"`auto` held {shares[AUTO]:.1f} % of the gaps, fixed settings {min(shares[arm] for arm in fixed):.1f} to"
-        f" {max(shares[arm] for arm in fixed):.1f} %",
+        f"`auto` held {shares[AUTO]:.1f} % of the gaps, fixed settings {least:.1f} to {most:.1f} %",
         f"both limits with {met[AUTO]:.0f} % of the requests, {cells[best].label} with {met[best]:.0f} %,"
         f" {cells[second].label} with {met[second]:.0f} %, the others with {met[others[-1]]:.0f} to"
         f" {met[others[0]]:.0f} %",
