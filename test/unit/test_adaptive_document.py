@@ -219,6 +219,24 @@ def said_of_replay() -> list[str]:
     return lines
 
 
+def said_of_noisy_replay() -> str:
+    """Both directions at the machine's speed: the largest errors of means and medians, and those of p99."""
+    folder = RECORDS / "2026-11-28-2cores-replay-noisy"
+    off: dict[str, list[float]] = {}
+    for recorded, wanted in ((2, 8), (8, 2)):
+        trace, other = (read_trace(folder / f"trace-groups-{count}.jsonl.gz") for count in (recorded, wanted))
+        truth = times_of(served_of(other.steps))
+        model, _ = RunModel.of(trace.steps, trace.sizes).at_speed_of(other.steps)
+        found = times_of(Replay(model, FixedCountPolicy(wanted)).run(requests_of(trace.steps)))
+        for name in truth:
+            off.setdefault(name.split()[1], []).append(100 * abs(found[name] / truth[name] - 1))
+    p99 = off["p99"]
+    return (
+        f"means are off by at most {max(off['mean']):.1f} %, medians by {max(off['p50']):.1f} %, p99 by"
+        f" {min(p99):.1f} to {max(p99):.1f} %"
+    )
+
+
 def times_of(served: dict[str, Served]) -> dict[str, float]:
     values = {
         "TTFT": [each.ttft_s for each in served.values()],
@@ -256,6 +274,10 @@ def test_what_else_was_measured(said: Callable[[], list[str]]) -> None:
 def test_auto_under_a_changing_load(name: str) -> None:
     for line in said_of_changing_load(name):
         assert line in text()
+
+
+def test_replay_where_the_machine_changes_its_speed() -> None:
+    assert said_of_noisy_replay() in text()
 
 
 def test_the_cost_of_deciding_is_that_of_its_records() -> None:

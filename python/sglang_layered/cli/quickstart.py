@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from sglang_layered.quickstart.scenario import MODE_FLAGS, Scenario
+from sglang_layered.quickstart.scenario import MODE_FLAGS, SIZES, Scenario
 
 MODES = tuple(MODE_FLAGS)
 
@@ -30,6 +30,13 @@ MODES = tuple(MODE_FLAGS)
     show_default=True,
     help="auto: float32 on a CPU without bfloat16 products, where it is several times faster.",
 )
+@click.option(
+    "--size",
+    type=click.Choice(["auto", *SIZES]),
+    default="auto",
+    show_default=True,
+    help="auto: prompts half as long on a CPU without bfloat16 products.",
+)
 def quickstart(
     modes: tuple[str, ...],
     keep: bool,
@@ -38,18 +45,20 @@ def quickstart(
     model_path: Path | None,
     port: int | None,
     dtype: str,
+    size: str,
 ) -> None:
     """Serve one model in three modes, one after another, and compare them.
 
-    Four conversations are running when a prompt of 2048 tokens arrives. Each mode gets the same model, seeds
-    and prompts; servers are bound to loopback and are stopped at the end. Writes record.json, tokens.png and
-    the servers' logs to the folder OUT.
+    Four conversations are running when a prompt of 2048 tokens arrives (1024 on a slow CPU). Each mode gets
+    the same model, seeds and prompts; servers are bound to loopback and are stopped at the end. Writes
+    record.json, tokens.png and the servers' logs to the folder OUT.
     """
-    from sglang_layered.quickstart.run import Plan, chosen_dtype, run  # imports openai and matplotlib
+    from sglang_layered.quickstart.run import Plan, chosen, run  # imports openai and matplotlib
     from sglang_layered.serving import end_servers_on_signals
 
     end_servers_on_signals()
-    chosen = tuple(mode for mode in MODES if mode in modes) or MODES
+    wanted = tuple(mode for mode in MODES if mode in modes) or MODES
     console = Console()
-    scenario = Scenario(repetitions=repetitions, dtype=chosen_dtype(dtype, console))
-    run(Plan(chosen, scenario, out, model_path, port, keep), console)
+    dtype, size = chosen(dtype, size, console)
+    scenario = Scenario(repetitions=repetitions, dtype=dtype, **SIZES[size])
+    run(Plan(wanted, scenario, out, model_path, port, keep), console)

@@ -19,7 +19,7 @@ from sglang_layered.errors import ModelRecipeError, QuickstartError
 from sglang_layered.models import make_model
 from sglang_layered.quickstart import plot, report
 from sglang_layered.quickstart.client import play_once
-from sglang_layered.quickstart.dtype import Machine, fastest
+from sglang_layered.quickstart.machine import Machine, fastest, size_for
 from sglang_layered.quickstart.metrics import Repetition
 from sglang_layered.quickstart.record import (
     ModeRun,
@@ -34,6 +34,7 @@ from sglang_layered.serving import ServerProcess
 DEFAULT_MODEL_PATH = Path("out/models/qwen3_moe-demo")
 WARM_UP = -1  # the repetition that is played first and thrown away: same shapes, other tokens
 SAMPLE_EVERY_S = 1.0
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +112,15 @@ def check_machine(modes: Sequence[str], console: Console) -> None:
         )
 
 
-def chosen_dtype(asked: str, console: Console) -> str:
-    """The asked data type; for `auto` the fastest one here, told where it is not the usual one."""
-    if asked != "auto":
-        return asked
-    dtype, why = fastest(Machine.here())
-    if why is not None:
-        console.print(f"{dtype}: {why}", highlight=False, soft_wrap=True)
-    return dtype
+def chosen(dtype: str, size: str, console: Console) -> tuple[str, str]:
+    """What was asked for; for `auto` what suits this machine, told where it is not the usual."""
+    found = []
+    for asked, suited in ((dtype, fastest), (size, size_for)):
+        value, why = (asked, None) if asked != AUTO else suited(Machine.here())
+        if why is not None:
+            console.print(f"{value}: {why}", highlight=False, soft_wrap=True)
+        found.append(value)
+    return found[0], found[1]
 
 
 def ensure_model(model_path: Path | None, console: Console) -> Path:

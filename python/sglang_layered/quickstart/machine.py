@@ -1,4 +1,4 @@
-"""The data type in which this machine computes the demo model fastest. Knows no server."""
+"""What suits this machine: in which data type the demo model is fastest, and how long the prompts are."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ class Machine:
             bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
             psutil.virtual_memory().available / 2**30,
         )
+
+
+def size_for(machine: Machine) -> tuple[str, str | None]:
+    """How long the prompts are (a key of `scenario.SIZES`), and why they are not the usual ones."""
+    if machine.has_gpu or machine.has_bfloat16:
+        return "full", None
+    return "half", "a prompt of 1024 tokens, for this CPU is slow; --size full takes one of 2048"
 
 
 def fastest(machine: Machine) -> tuple[str, str | None]:
