@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 
-from workload import Ask, prompt
+from workload import Ask, prompt, streamed
 
 LONG = 4000  # tokens of a prompt that takes a while
 UNDER_WAY_S = 0.3  # by then it is in flight
@@ -43,20 +42,6 @@ def survivors(session: int) -> list[str]:
     return found
 
 
-async def _streaming(client: httpx.AsyncClient, body: dict[str, Any], flowing: asyncio.Event) -> str:
-    """Read a stream to its end; gives SGLang's finish type, or raises what broke it."""
-    last: dict[str, Any] = {}
-    async with client.stream("POST", "/generate", json=body | {"stream": True}) as reply:
-        reply.raise_for_status()
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                last = json.loads(line.removeprefix("data: "))
-                flowing.set()
-    if "error" in last or last["meta_info"]["finish_reason"]["type"] == "abort":
-        raise httpx.RemoteProtocolError(f"the stream says {last}")
-    return str(last["meta_info"]["finish_reason"]["type"])
-
-
 async def _whole(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> str:
     reply = await client.post(path, json=body)
     reply.raise_for_status()
@@ -77,7 +62,7 @@ async def _crowd(url: str, num_outputs: int, trigger: Callable[[], Awaitable[Any
     async with httpx.AsyncClient(base_url=url, timeout=GIVE_UP_S, limits=limits, trust_env=False) as client:
         flowing = [asyncio.Event(), asyncio.Event()]
         bodies = [Ask(prompt(20 + index, 700 + index), 0.0, num_outputs).body() for index in range(2)]
-        streams = [_streaming(client, *pair) for pair in zip(bodies, flowing, strict=True)]
+        streams = [streamed(client, *pair) for pair in zip(bodies, flowing, strict=True)]
         endings = [asyncio.create_task(_ending("stream", stream)) for stream in streams]
         for event in flowing:
             await asyncio.wait_for(event.wait(), GIVE_UP_S)

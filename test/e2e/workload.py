@@ -80,22 +80,31 @@ def answers(base_url: str, asks: list[Ask]) -> list[dict[str, Any]]:
     return asyncio.run(send_all(base_url, asks))
 
 
+async def streamed(client: httpx.AsyncClient, body: dict[str, Any], flowing: asyncio.Event) -> str:
+    """Read a stream to its end; gives SGLang's finish type, or raises what broke it."""
+    last: dict[str, Any] = {}
+    async with client.stream("POST", "/generate", json=body | {"stream": True}) as reply:
+        reply.raise_for_status()
+        async for line in reply.aiter_lines():
+            if line.startswith("data: {"):
+                last = json.loads(line.removeprefix("data: "))
+                flowing.set()
+    if "error" in last or last["meta_info"]["finish_reason"]["type"] == "abort":
+        raise httpx.RemoteProtocolError(f"the stream says {last}")
+    return str(last["meta_info"]["finish_reason"]["type"])
+
+
 async def send_beside(base_url: str, streams: list[Ask], asks: list[Ask]) -> None:
     """Send `streams`, and `asks` as soon as each of those has a token; returns when all have ended."""
-    async with httpx.AsyncClient(base_url=base_url, timeout=300, trust_env=False) as client:
-        started = [asyncio.Event() for _ in streams]
-        flows = [_stream(client, ask, event) for ask, event in zip(streams, started, strict=True)]
-        running = asyncio.gather(*flows)
-        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in started)), timeout=300)
+    async with (
+        httpx.AsyncClient(base_url=base_url, timeout=300, trust_env=False) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        flowing = [asyncio.Event() for _ in streams]
+        for ask, event in zip(streams, flowing, strict=True):
+            group.create_task(streamed(client, ask.body(), event))
+        await asyncio.gather(*(event.wait() for event in flowing))
         await send_all(base_url, asks)
-        await running
-
-
-async def _stream(client: httpx.AsyncClient, ask: Ask, started: asyncio.Event) -> None:
-    async with client.stream("POST", "/generate", json={**ask.body(), "stream": True}) as reply:
-        reply.raise_for_status()
-        async for _ in reply.aiter_lines():
-            started.set()
 
 
 def output_tokens(answer: dict[str, Any]) -> list[int]:

@@ -14,7 +14,7 @@ import pytest
 from sglang_layered.auto.amounts import amounts
 from sglang_layered.auto.replay import Replay, RunModel, Served, requests_of, served_of
 from sglang_layered.auto.step_times import StepTimes
-from sglang_layered.auto.trace import read_trace
+from sglang_layered.auto.trace import Trace, read_trace
 from sglang_layered.bench.beside import gaps_beside
 from sglang_layered.bench.limits import DEFAULT_SHARE, LimitRow, Rival, kept_of, limit_of, limit_rows
 from sglang_layered.bench.ratios import Ratio, ratio
@@ -116,7 +116,7 @@ def said_of_the_machine() -> list[str]:
 
 def surprise(num_groups: int) -> float:
     """Of a replay trace's prompt steps beside decodes, after 80 steps: the p99 of seen to predicted."""
-    trace = read_trace(RECORDS / "2026-11-28-2cores-replay" / f"trace-groups-{num_groups}.jsonl.gz")
+    [trace] = traces("replay", num_groups)
     times, ratios = StepTimes(), []
     for index, step in enumerate(trace.steps):
         row = amounts(trace.sizes, step.load)
@@ -208,40 +208,45 @@ def shown(over: Ratio) -> str:
 def said_of_replay() -> list[str]:
     lines = []
     for recorded, wanted in ((2, 8), (8, 2)):
-        folder = RECORDS / "2026-11-28-2cores-replay"
-        trace, other = (read_trace(folder / f"trace-groups-{count}.jsonl.gz") for count in (recorded, wanted))
+        trace, other = traces("replay", recorded, wanted)
         truth = times_of(served_of(other.steps))
         model = RunModel.of(trace.steps, trace.sizes)
         at_speed, factor = model.at_speed_of(other.steps)
         most = []
         for each in (at_speed, model):
-            found = times_of(Replay(each, FixedCountPolicy(wanted)).run(requests_of(trace.steps)))
-            off = [found[name] / truth[name] - 1 for name in truth]
-            most.append(max(map(abs, off)))
-            mean_off = [found[f"{name} mean"] / truth[f"{name} mean"] - 1 for name in ("TTFT", "TBT")]
+            off = errors(each, trace, truth, wanted)
+            most.append(max(map(abs, off.values())))
             if each is at_speed:
-                lines.append(f"TTFT {100 * mean_off[0]:+.1f} %, TBT {100 * mean_off[1]:+.1f} %")
-                lines.append(f"{sum(abs(part) <= 0.1 for part in off)} of {len(off)}")
+                lines.append(f"TTFT {100 * off['TTFT mean']:+.1f} %, TBT {100 * off['TBT mean']:+.1f} %")
+                lines.append(f"{sum(abs(part) <= 0.1 for part in off.values())} of {len(off)}")
         lines.append(f"{100 * most[0]:.1f} %; {100 * most[1]:.1f} % without it; factor {factor:.2f}")
     return lines
 
 
-def said_of_noisy_replay() -> str:
+def said_of_noisy_replay() -> list[str]:
     """Both directions at the machine's speed: the largest errors of means and medians, and those of p99."""
-    folder = RECORDS / "2026-11-28-2cores-replay-noisy"
     off: dict[str, list[float]] = {}
     for recorded, wanted in ((2, 8), (8, 2)):
-        trace, other = (read_trace(folder / f"trace-groups-{count}.jsonl.gz") for count in (recorded, wanted))
-        truth = times_of(served_of(other.steps))
+        trace, other = traces("replay-noisy", recorded, wanted)
         model, _ = RunModel.of(trace.steps, trace.sizes).at_speed_of(other.steps)
-        found = times_of(Replay(model, FixedCountPolicy(wanted)).run(requests_of(trace.steps)))
-        for name in truth:
-            off.setdefault(name.split()[1], []).append(100 * abs(found[name] / truth[name] - 1))
+        for name, part in errors(model, trace, times_of(served_of(other.steps)), wanted).items():
+            off.setdefault(name.split()[1], []).append(100 * abs(part))
     p99 = off["p99"]
-    return (
+    return [
         f"means are off by at most {max(off['mean']):.1f} %, medians by {max(off['p50']):.1f} %, p99 by"
         f" {min(p99):.1f} to {max(p99):.1f} %"
-    )
+    ]
+
+
+def traces(name: str, *group_counts: int) -> list[Trace]:
+    folder = RECORDS / f"2026-11-28-2cores-{name}"
+    return [read_trace(folder / f"trace-groups-{count}.jsonl.gz") for count in group_counts]
+
+
+def errors(model: RunModel, trace: Trace, truth: dict[str, float], wanted: int) -> dict[str, float]:
+    """What a replay with so many groups predicts over what a run with them measured, less 1."""
+    found = times_of(Replay(model, FixedCountPolicy(wanted)).run(requests_of(trace.steps)))
+    return {name: found[name] / truth[name] - 1 for name in truth}
 
 
 def times_of(served: dict[str, Served]) -> dict[str, float]:
@@ -271,6 +276,7 @@ def test_what_auto_held_in_the_duels(tokens: int) -> None:
         said_of_default,
         said_without_overlap,
         said_of_replay,
+        said_of_noisy_replay,
     ],
 )
 def test_what_else_was_measured(said: Callable[[], list[str]]) -> None:
@@ -282,7 +288,3 @@ def test_what_else_was_measured(said: Callable[[], list[str]]) -> None:
 def test_auto_under_a_changing_load(name: str) -> None:
     for line in said_of_changing_load(name):
         assert line in text()
-
-
-def test_replay_where_the_machine_changes_its_speed() -> None:
-    assert said_of_noisy_replay() in text()

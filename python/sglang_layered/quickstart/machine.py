@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil  # type: ignore[import-untyped]
 
 from sglang_layered.cpu_kernels import cuda_driver_available
+from sglang_layered.quickstart.scenario import SIZES
 
 BFLOAT16, FLOAT32 = "bfloat16", "float32"
 FLOAT32_GIB = 12.0  # free memory that a float32 server of the demo model is given
@@ -36,7 +37,8 @@ def size_for(machine: Machine) -> tuple[str, str | None]:
     """How long the prompts are (a key of `scenario.SIZES`), and why they are not the usual ones."""
     if machine.has_gpu or machine.has_bfloat16:
         return "full", None
-    return "half", "a prompt of 1024 tokens, for this CPU is slow; --size full takes one of 2048"
+    half, full = (SIZES[size]["long_prompt_tokens"] for size in ("half", "full"))
+    return "half", f"a prompt of {half} tokens, for this CPU is slow; --size full takes one of {full}"
 
 
 def fastest(machine: Machine) -> tuple[str, str | None]:

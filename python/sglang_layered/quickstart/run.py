@@ -114,13 +114,20 @@ def check_machine(modes: Sequence[str], console: Console) -> None:
 
 def chosen(dtype: str, size: str, console: Console) -> tuple[str, str]:
     """What was asked for; for `auto` what suits this machine, told where it is not the usual."""
-    found = []
-    for asked, suited in ((dtype, fastest), (size, size_for)):
-        value, why = (asked, None) if asked != AUTO else suited(Machine.here())
-        if why is not None:
-            console.print(f"{value}: {why}", highlight=False, soft_wrap=True)
-        found.append(value)
-    return found[0], found[1]
+    if AUTO not in (dtype, size):
+        return dtype, size
+    machine = Machine.here()
+    if dtype == AUTO:
+        dtype = _told(*fastest(machine), console)
+    if size == AUTO:
+        size = _told(*size_for(machine), console)
+    return dtype, size
+
+
+def _told(value: str, why: str | None, console: Console) -> str:
+    if why is not None:
+        console.print(f"{value}: {why}", highlight=False, soft_wrap=True)
+    return value
 
 
 def ensure_model(model_path: Path | None, console: Console) -> Path:

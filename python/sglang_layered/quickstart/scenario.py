@@ -22,7 +22,7 @@ MODE_TITLES = {
     "layered": "layered prefill, 5 layer groups",
 }
 
-# Tokens of the prompts. Half of them take a third of the time where attention computes in float32.
+# Tokens of the prompts. With half of them a CPU without bfloat16 plays less than half as long (docs/log.md).
 SIZES: dict[str, dict[str, int]] = {
     "full": {"running_prompt_tokens": 1280, "long_prompt_tokens": 2048},
     "half": {"running_prompt_tokens": 640, "long_prompt_tokens": 1024},
