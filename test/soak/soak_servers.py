@@ -41,9 +41,17 @@ def tiny_moe() -> Path:
     return make_model("qwen3_moe", "tiny", REPO / "out" / "test-models" / "qwen3_moe")
 
 
-def layered_server(spec: SoakSpec, folder: Path) -> ServerProcess:
-    """A layered server whose KV pool is too small for its clients."""
+def layered_flags(spec: SoakSpec) -> list[str]:
+    """Flags of a layered server whose request limit and KV pool are too small for its clients."""
     flags = [*COMMON, *LAYERED, *OVERCOMMIT, "--max-total-tokens", str(spec.pool_tokens)]
+    flags += ["--max-running-requests", str(spec.max_running_requests)]
+    return [*flags, "--enable-streaming-session"] if spec.num_talkers else flags
+
+
+def layered_server(spec: SoakSpec, folder: Path) -> ServerProcess:
+    """Such a server, with its log and its events in `folder`."""
+    (folder / EVENTS).unlink(missing_ok=True)
+    flags = layered_flags(spec)
     flags += ["--layered-listeners", f"jsonl={folder / EVENTS}"]
     return ServerProcess(tiny_moe(), flags, log_path=folder / "layered.log", env=OVERCOMMIT_ENV, grace_s=20)
 
