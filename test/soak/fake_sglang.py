@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from aiohttp import web
 
 Fault = Literal["hang", "late token", "late steps", "wrong token", "leak"]
 STEP_S = 0.002
-STEPS_LATE = 3
+LATE_S, STEPS_LATE = 0.3, 3  # by then the client knows that its abort was read
+LEAK = 9999  # more than sessions whose turn was aborted may hold
 FAULTY_FROM = 5  # the first request that is hit by a fault
 
 
@@ -65,7 +66,7 @@ class FakeSglang:
 
     async def _loads(self, request: web.Request) -> web.Response:
         load = {"num_running_reqs": 0, "num_waiting_reqs": 0, "num_used_tokens": 0}
-        return web.json_response({"loads": [load | {"num_used_tokens": 7 * (self._fault == "leak")}]})
+        return web.json_response({"loads": [load | {"num_used_tokens": LEAK * (self._fault == "leak")}]})
 
     async def _abort(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -96,8 +97,10 @@ class FakeSglang:
         for number in range(1, len(answer) + 1):
             await self._step(rid, number)
             if rid in self._aborted:
-                for late in range(STEPS_LATE * (self._fault == "late steps")):
-                    await self._step(rid, number + late)
+                if self._fault == "late steps":
+                    await asyncio.sleep(LATE_S)
+                    for _ in range(STEPS_LATE):
+                        await self._step(rid, number)
                 await self._send(reply, answer[number - 1 : number], {"type": "abort"})
                 return answer[:number]
             await self._send(reply, answer[:number], {"type": "length"} if number == len(answer) else None)
@@ -112,4 +115,5 @@ class FakeSglang:
         self, reply: web.StreamResponse, tokens: list[int], reason: dict[str, Any] | None
     ) -> None:
         event = {"output_ids": tokens, "meta_info": {"finish_reason": reason}}
-        await reply.write(b"data: " + orjson.dumps(event) + b"\n\n")
+        with suppress(ConnectionResetError):  # the client is gone
+            await reply.write(b"data: " + orjson.dumps(event) + b"\n\n")

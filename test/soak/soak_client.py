@@ -56,8 +56,7 @@ class SoakClient:
             await self._storm()
         if not played.trouble:
             await self._end_idle()
-        if played.trouble:
-            await self._desk.look_at_trouble()
+            await self._desk.look_if_in_trouble()
         await self._desk.http.aclose()
         played.duration_s = time.monotonic() - self._desk.start_s
         return played
@@ -72,6 +71,7 @@ class SoakClient:
         await self._until_done(streams, everything)
         self._streams_go_on = False
         await self._until_done(talkers, everything)
+        await self._desk.look_if_in_trouble()
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)

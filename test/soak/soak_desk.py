@@ -120,8 +120,10 @@ class Desk:
         found = (await self.http.get("/v1/loads")).json()["loads"][0]
         return {name: found[name] for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
 
-    async def look_at_trouble(self) -> None:
-        """Keep what the server says of itself."""
+    async def look_if_in_trouble(self) -> None:
+        """Keep what the server says of itself while the requests that are in trouble are still open."""
+        if not self.played.trouble:
+            return
         for path in ("/v1/loads", "/server_info"):
             try:
                 self.played.at_trouble[path] = (await self.http.get(path, timeout=EVIDENCE_S)).json()

@@ -53,7 +53,7 @@ class SoakSpec:
     max_output_tokens: int = 40
     abort_share: float = 0.2
     requests_per_disturbance: int = 20
-    pool_tokens: int = 2000
+    pool_tokens: int = 2200
     max_running_requests: int = 8
     num_talkers: int = 2  # clients with conversations of several turns; 0 starts without streaming sessions
     max_turns: int = 3

@@ -53,6 +53,7 @@ class Scenes:
                 await self._answered_anew()
             except SceneError as error:
                 self._desk.trouble(f"scene {name}: {error}")
+                await self._desk.look_if_in_trouble()
                 return
             finally:
                 for task in self._tasks:
