@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -87,7 +86,7 @@ def run_soak(
         return SoakRecord(spec, counts, played, memory, 0.0, [*played.trouble, *late, *log[1]])
     console.print("Replaying each prompt alone on SGLang as released")
     start_s, wanted = time.monotonic(), longest_outputs(played.outcomes)
-    with TemporaryDirectory() as site, released_server(release_site(Path(site)), folder) as server:
+    with released_server(release_site(folder), folder) as server:
         expected = replay(server.base_url, wanted)
         doubtful = {
             each.ask.prompt for each in played.outcomes if not expected[each.ask.prompt].allows(each.tokens)
