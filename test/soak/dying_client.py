@@ -1,4 +1,4 @@
-"""A client that gets killed: streams each request on its own socket and says `flowing` at the first token.
+"""A client that gets killed: streams each request on its own socket, says `flowing` when the first one flows.
 
 Reads one JSON body a line from its input. Plain sockets and the standard library, so that it starts at once.
 """
@@ -24,14 +24,15 @@ def send(base_url: str, body: bytes) -> socket.socket:
 def main() -> None:
     """Read until the end, which comes from outside."""
     streams = [send(sys.argv[1], line.strip()) for line in sys.stdin.buffer]
+    first, is_flowing = streams[0], False
     while streams:
         for each in select.select(streams, [], [])[0]:
             got = each.recv(1 << 16)
             if not got:
                 streams.remove(each)
-            if b"data: {" in got:
+            if each is first and not is_flowing and b"data: {" in got:
+                is_flowing = True
                 print("flowing", flush=True)
-    print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ class SoakClient:
     async def _watch(self) -> None:
         """No news at all, or one request that all others overtake."""
         desk = self._desk
-        while time.monotonic() - desk.news_s < desk.hang_s or not desk.open:
+        while time.monotonic() - desk.news_s < desk.hang_s:
             await asyncio.sleep(min(1.0, desk.hang_s / 4))
             for rid, num_overtakers in desk.overtaken():
                 desk.trouble(f"hang: {num_overtakers} later requests overtook {rid}; {desk.open_requests()}")

@@ -163,7 +163,7 @@ class Desk:
         assert abort is not None
         if abort.after_s is not None:
             await asyncio.sleep(abort.after_s)
-        while len(outcome.tokens) < (abort.after_tokens or 0):
+        while len(outcome.tokens) < (abort.after_tokens or 0) and not reader.done():
             await asyncio.sleep(0.01)
         if reader.done():
             return

@@ -20,6 +20,7 @@ from soak_servers import GROUP_TOKENS
 DYING_CLIENT = Path(__file__).with_name("dying_client.py")
 IDLE_S = 30.0  # SGLang notices a closed connection after some seconds
 DYING_SESSION_S = 2.0
+DEATH_S = 10.0
 SESSION_CAPACITY = 100_000  # SGLang wants it and ignores it
 
 
@@ -44,7 +45,7 @@ class Operator:
         elif what.kind == "abort half":
             await self._abort_half(random.Random(what.seed))
         elif what.kind == "client dies":
-            await self._client_dies(random.Random(what.seed), what.duration_s)
+            await self._client_dies(random.Random(what.seed))
         else:
             await self._set_for_a_while(what)
         self._desk.played.operator[what.kind] += 1
@@ -114,7 +115,7 @@ class Operator:
         doomed = [each for each in self._desk.open.values() if rng.random() < 0.5 and not each.is_abort_sent]
         await asyncio.gather(*(self._desk.abort(each) for each in doomed))
 
-    async def _client_dies(self, rng: random.Random, after_s: float) -> None:
+    async def _client_dies(self, rng: random.Random) -> None:
         """A process with open streams, one of them a session's turn, is killed with SIGKILL in mid-stream."""
         self._num_dead += 1
         name = f"dead-{self._num_dead:07d}"
@@ -134,7 +135,7 @@ class Operator:
             client.stdin.write(b"".join(orjson.dumps(body) + b"\n" for body in bodies))
             client.stdin.write_eof()
             with suppress(asyncio.TimeoutError):  # at the request limit its requests may wait for long
-                await asyncio.wait_for(client.stdout.readline(), 4 * after_s)
+                await asyncio.wait_for(client.stdout.readline(), DEATH_S)
         finally:
             client.kill()
             await client.wait()

@@ -32,7 +32,7 @@ WEIGHTS: dict[DisturbanceKind, int] = {
     "chunked": 2,
     "lull": 2,
 }
-FIRST_TURN_TOKENS, LATER_TURN_TOKENS = 40, 130
+FIRST_TURN_TOKENS, LATER_TURN_TOKENS = 30, 90
 TURN_OUTPUTS = 8
 
 
@@ -50,10 +50,10 @@ class SoakSpec:
     num_prompts: int = 150
     num_streams: int = 24
     max_prompt_tokens: int = 1500
-    max_output_tokens: int = 40
+    max_output_tokens: int = 48
     abort_share: float = 0.2
     requests_per_disturbance: int = 20
-    pool_tokens: int = 2200
+    pool_tokens: int = 2000
     max_running_requests: int = 8
     num_talkers: int = 2  # clients with conversations of several turns; 0 starts without streaming sessions
     max_turns: int = 3
@@ -160,7 +160,7 @@ def _length(spec: SoakSpec, index: int, rng: random.Random) -> int:
         return (1, spec.max_prompt_tokens)[index]
     if index % 8 == 0:
         return round(spec.max_prompt_tokens * rng.uniform(0.7, 1.0))
-    if index % 16 == 4:
+    if index % 8 == 4:
         return round(spec.max_prompt_tokens * rng.uniform(0.2, 0.7))
     return round((0.2 * spec.max_prompt_tokens) ** rng.random())
 

@@ -12,11 +12,12 @@ from click.testing import CliRunner
 import soak
 import soak_operator
 from fake_sglang import FakeSglang, Fault, right_answer
+from soak_asks import Ask, Outcome
 from soak_checks import all_violations, memory_verdict
 from soak_client import SoakClient
-from soak_desk import MemorySample, Played
+from soak_desk import Desk, MemorySample, Played
 from soak_events import late_steps, read_events
-from soak_plan import Disturbance, DisturbanceKind, SoakPlan, SoakSpec, make_plan
+from soak_plan import Abort, Disturbance, DisturbanceKind, SoakPlan, SoakSpec, make_plan
 from soak_record import SoakRecord
 from soak_replay import Expected, longest_outputs
 
@@ -89,6 +90,23 @@ def test_each_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fau
     if fault == "hang":
         assert "soak-0000" in played.trouble[0]
         assert played.at_trouble.keys() == {"/v1/loads", "/server_info"}
+
+
+def test_a_client_that_would_abort_later_is_done_when_another_abort_came_first(tmp_path: Path) -> None:
+    async def play() -> Outcome:
+        async with FakeSglang(tmp_path / "events.jsonl").serving() as url:
+            desk = Desk(url)
+            later = Abort("abort request", after_tokens=1000)
+            outcome = desk.begin(Ask("soak-0000001", (3, 4), 2000, later))
+            following = asyncio.create_task(desk.follow(outcome))
+            while not outcome.tokens:
+                await asyncio.sleep(0)
+            await desk.abort(outcome)
+            await asyncio.wait_for(following, PATIENT_S)
+            await desk.http.aclose()
+            return outcome
+
+    assert asyncio.run(play()).ending == "abort"
 
 
 def test_a_violation_ends_the_command_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
