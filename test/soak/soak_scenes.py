@@ -23,7 +23,14 @@ LONG, SHORT = 300, 30  # tokens of prompts: with 64 tokens a group a cohort of b
 GROUPS_BEFORE = 2
 
 
-SCENES = ("limit-abort-all", "limit-abort-each", "cohort-abort-one", "turn-retracted", "turn-aborted")
+SCENES = (
+    "limit-abort-all",
+    "limit-abort-each",
+    "cohort-abort-one",
+    "pool-full",
+    "turn-retracted",
+    "turn-aborted",
+)
 OF_SESSIONS = SCENES[-2:]
 
 
@@ -81,6 +88,12 @@ class Scenes:
         await self._at_speed()
         await self._until_ended(other)
 
+    async def pool_full(self) -> None:
+        """Prompts that fit together, with answers that do not: SGLang must retract some of them."""
+        share = self._spec.pool_tokens // 4
+        outcomes = await self._together(*[share * 9 // 10] * 4, num_outputs=share // 5)
+        await self._until_ended(*outcomes)
+
     async def turn_retracted(self) -> None:
         """A pause retracts the second turn of a conversation in flight."""
         said = await self._first_turn("a")
@@ -119,12 +132,12 @@ class Scenes:
         await self._desk.post("/slow_down", {"forward_sleep_time": STEP_SLEEP_S})
         return outcome
 
-    async def _together(self, *lengths: int) -> list[Outcome]:
+    async def _together(self, *lengths: int, num_outputs: int = 8) -> list[Outcome]:
         """Prompts that the scheduler finds in its queue at once, in this order."""
         await self._desk.post("/pause_generation", {"mode": "in_place"})
         outcomes = []
         for length in lengths:
-            outcomes.append(self._send(self._ask(length, 8)))
+            outcomes.append(self._send(self._ask(length, num_outputs)))
             await asyncio.sleep(0.05)  # the server takes them in the order in which they come
         await self._desk.fence()
         await self._desk.post("/continue_generation", {})
