@@ -59,10 +59,17 @@ class Conversations:
         return rid
 
     def ended(self, rid: str, *, answered: bool) -> None:
-        """A request has ended; an aborted turn leaves the conversation as it was."""
+        """A request has ended; an aborted turn leaves the conversation as it was.
+
+        But SGLang, in any mode, goes on from an aborted turn that it had retracted before: no use for us.
+        """
         name = self._turns.pop(rid, None)
-        if name is not None and answered:
+        if name is None:
+            return
+        if answered:
             self._history[name] = [*self._exact.prompts[rid], *self._exact.expected[rid]]
+        elif self._exact.stepped.reqs[rid].retraction_count:
+            self.close(name)
 
     def close(self, name: str) -> None:
         del self._history[name]
