@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.runtime_context import get_context
 
-from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.capability import ON_STEPS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.policy import AUTO_POLICY, GroupPolicy
+from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,8 @@ class Controls:
         config.check_depth(num_layers)
         self.config = config
         self.policy: GroupPolicy = config.make_policy()
-        self._step_policy = self.policy if isinstance(self.policy, StepPolicy) else None
-        self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last to decide in steps
-        self._num_layers = num_layers
+        self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last with a part in every step
+        self.num_layers = num_layers
         self._scheduler = scheduler
         self._start_cohort_tokens = self.cohort_tokens = scheduler.chunked_prefill_size
         self.changed: list[Callable[[str], None]] = []
@@ -52,12 +51,21 @@ class Controls:
 
     @property
     def step_policy(self) -> StepPolicy | None:
-        """The policy in force, if it decides in every step."""
-        return self._step_policy if self.config.is_layered else None
+        """The policy in force, if it has a part in every step."""
+        return self._on_steps if self.config.is_layered else None
+
+    @property
+    def policy_text(self) -> str:
+        """What logs and traces call the policy in force."""
+        return self.config.text_of(self.policy)
+
+    @property
+    def _on_steps(self) -> StepPolicy | None:
+        return cast("StepPolicy", self.policy) if capabilities_of(self.policy) & ON_STEPS else None
 
     def go_on_chunked(self, reason: str) -> None:
         """Admit no more cohorts until an operator says otherwise."""
-        self._adopt(replace(self.config, prefill_mode="chunked"), reason)
+        self._put_in_force(replace(self.config, prefill_mode="chunked"), self.policy, reason)
 
     @staticmethod
     def owns(wanted: Mapping[str, float]) -> bool:
@@ -95,12 +103,16 @@ class Controls:
         if "layered_num_groups" in numbers:
             changes["layered_num_groups"] = numbers["layered_num_groups"] or None
         config = replace(self.config, **changes)
-        config.check_depth(self._num_layers)
+        config.check_depth(self.num_layers)
         return config, self._cohort_tokens(numbers.get("layered_cohort_tokens"))
 
     def _tbt_ms(self, wanted: float) -> float | None:
-        if self.config.layered_policy != AUTO_POLICY:
-            raise ConfigError(f"layered_tbt_ms {wanted:g}: only --layered-policy auto keeps a limit")
+        named = replace(self.config, prefill_mode="layered")  # also while the server is in chunked mode
+        if not named.policy_can(Capability.KEEPS_TBT_LIMIT):
+            raise ConfigError(
+                f"layered_tbt_ms {wanted:g}: --layered-policy {named.layered_policy} keeps no limit; start"
+                " the server with one that does, as auto"
+            )
         return wanted or None
 
     def _cohort_tokens(self, wanted: int | None) -> int | None:
@@ -116,18 +128,19 @@ class Controls:
         return wanted - wanted % page
 
     def _adopt(self, config: LayeredConfig, reason: str) -> None:
-        if self._step_policy is not None:
+        if self._on_steps is not None:
             self._learned = (self.config, self.policy)
         learned = self._learned
         if learned is not None and _same_policy(config, learned[0]):
             policy = learned[1]
+            config.hand_limit(policy)
         else:
             policy = config.make_policy()
-        if isinstance(policy, AutoPolicy):
-            policy.tbt_limit_s = None if config.slo_tbt_ms is None else config.slo_tbt_ms / 1e3
+        self._put_in_force(config, policy, reason)
+
+    def _put_in_force(self, config: LayeredConfig, policy: GroupPolicy, reason: str) -> None:
         mode_changes = config.prefill_mode != self.config.prefill_mode
         self.config, self.policy = config, policy
-        self._step_policy = policy if isinstance(policy, StepPolicy) else None
         get_context().override(
             source="layered",
             prefill_mode=config.prefill_mode,
