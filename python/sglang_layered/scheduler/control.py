@@ -1,14 +1,11 @@
-"""What an operator can change on a running server, and when it takes effect: at the next cohort.
-
-The door is SGLang's `/set_internal_state` (admin only), whose values are numbers:
-`{"server_args": {"layered_prefill": 0}}`. A request that names none of our keys is SGLang's own.
-"""
+"""What an operator can change on a running server (`settings`); it takes effect at the next cohort."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import isfinite
 from typing import Any, cast
 
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
@@ -18,17 +15,10 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import ON_STEPS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
 from sglang_layered.core.policy import GroupPolicy
-from sglang_layered.errors import ConfigError
+from sglang_layered.errors import ConfigError, LayeredPrefillError
+from sglang_layered.settings import KEYS, refusal
 
 logger = logging.getLogger(__name__)
-
-KEYS = (
-    "layered_prefill",
-    "layered_group_tokens",
-    "layered_num_groups",
-    "layered_cohort_tokens",
-    "layered_tbt_ms",
-)
 
 
 class Controls:
@@ -67,19 +57,14 @@ class Controls:
         """Admit no more cohorts until an operator says otherwise."""
         self._put_in_force(replace(self.config, prefill_mode="chunked"), self.policy, reason)
 
-    @staticmethod
-    def owns(wanted: Mapping[str, float]) -> bool:
-        """True when a `/set_internal_state` request names a setting of ours."""
-        return bool(set(KEYS) & wanted.keys())
-
     def handle(self, wanted: Mapping[str, float]) -> SetInternalStateReqOutput:
         """Change what the request names, all of it or, when a value is bad, nothing."""
         try:
             config, cohort_tokens = self._parse(wanted)
             self._adopt(config, "operator")
-        except ConfigError as error:
+        except LayeredPrefillError as error:
             logger.error("/set_internal_state refused, nothing changed: %s", error)
-            return SetInternalStateReqOutput(updated=False)
+            return refusal(str(error))
         if cohort_tokens is not None:
             self._scheduler.chunked_prefill_size = self.cohort_tokens = cohort_tokens
             get_context().override(source="layered", chunked_prefill_size=cohort_tokens)
@@ -159,7 +144,7 @@ def _same_policy(one: LayeredConfig, other: LayeredConfig) -> bool:
 
 
 def _whole(key: str, value: float) -> int:
-    if value != int(value) or value < 0:
+    if not isfinite(value) or value != int(value) or value < 0:  # JSON of SGLang's allows NaN and Infinity
         raise ConfigError(f"{key} {value}: give a whole number")
     return int(value)
 
