@@ -27,6 +27,11 @@ def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
     reporter = scheduler.metrics_reporter
     if not getattr(reporter, "current_scheduler_metrics_enabled", False):
         return NoInstruments()
+    return PrometheusInstruments(scheduler.metrics_collector.labels, needs_of(config), is_first(scheduler))
+
+
+def needs_of(config: LayeredConfig) -> list[Needs]:
+    """What these flags switch on, of what metrics need."""
     wanted: dict[Needs, bool] = {
         "any": True,
         "layered": config.is_layered,
@@ -36,8 +41,7 @@ def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
         "learns": config.policy_can(Capability.LEARNS),
         "paces": config.policy_can(Capability.PACES_STEPS),
     }
-    needs = [need for need, is_wanted in wanted.items() if is_wanted]
-    return PrometheusInstruments(scheduler.metrics_collector.labels, needs, is_first(scheduler))
+    return [need for need, is_wanted in wanted.items() if is_wanted]
 
 
 def is_first(scheduler: Any) -> bool:
