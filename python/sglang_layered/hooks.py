@@ -31,6 +31,7 @@ from sglang_layered.core.pacing import (
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.core.view import SchedulerView, StepTiming
+from sglang_layered.errors import ConfigError
 from sglang_layered.listeners.dispatch import Listener
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "CohortAdmitted",
     "CohortDropped",
     "CohortFinished",
+    "ConfigError",
     "Decision",
     "DeviceRates",
     "Event",
