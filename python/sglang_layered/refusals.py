@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_layered.core.policy import AUTO_POLICY
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.capability import Capability
 from sglang_layered.errors import UnsupportedError
 
 
@@ -171,10 +172,12 @@ def refuse_unsupported(server_args: Any) -> None:
             f"--layered-check-invariants {server_args.layered_check_invariants}: it checks one cohort in"
             " flight and pipeline stages have several; use basic with --pp-size above 1"
         )
-    if server_args.pp_size > 1 and server_args.layered_policy == AUTO_POLICY:
+    config = LayeredConfig.from_server_args(server_args)
+    if server_args.pp_size > 1 and not config.policy_can(Capability.RUNS_ON_STAGES):
         raise UnsupportedError(
-            "--layered-policy auto: a pipeline stage cannot know how long those after it will take; use"
-            " token-target or balanced with --pp-size above 1"
+            f"--layered-policy {config.layered_policy}: pipeline stages ask a policy for plans only, and it"
+            " does not say that this is enough (RUNS_ON_STAGES); use token-target or balanced with --pp-size"
+            " above 1"
         )
     model_config = server_args.get_model_config()
     reason = model_refusal(model_config)

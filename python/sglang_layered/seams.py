@@ -64,13 +64,23 @@ def on_pause(scheduler: Any) -> None:
 
 def owns_settings(scheduler: Any, request: Any) -> bool:
     """`Scheduler.set_internal_state`: does this request name settings of layered mode?"""
-    loop = getattr(scheduler, "layered_loop", None)
-    return loop is not None and loop.controls.owns(request.server_args)
+    from sglang_layered.settings import owns
+
+    return owns(request.server_args)
 
 
 def change_settings(scheduler: Any, request: Any) -> Any:
     """`Scheduler.set_internal_state`: change them and give SGLang's answer."""
-    return scheduler.layered_loop.controls.handle(request.server_args)
+    from sglang_layered.settings import change
+
+    return change(scheduler, request.server_args)
+
+
+def refuse_settings(answers: Any) -> None:
+    """`TokenizerControlMixin.set_internal_state`: answer refused settings with 400 and the reason."""
+    from sglang_layered.settings import raise_refused
+
+    raise_refused(answers)
 
 
 def has_step(forward_batch: Any) -> bool:

@@ -65,7 +65,7 @@ class LayeredLoop:
         self._execution = Execution.from_config(runner, config, scheduler.device)
         self._launcher = StepLauncher(scheduler, self._execution)
         failed = partial(self._leave_layered_mode, "policy failed")
-        self.pacer = Pacer(scheduler, self.controls, self.num_layers, self.layers, self._metrics, failed)
+        self.pacer = Pacer(scheduler, self.controls, self.layers, self._execution, self._metrics, failed)
         self._checker = InvariantChecker(scheduler, self.keeper.ledger, config.layered_check_invariants)
         self._single_rank = scheduler.ps.tp_size == 1
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
@@ -81,9 +81,9 @@ class LayeredLoop:
         """Attach a loop to the scheduler and run it until shutdown."""
         loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
-        logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy)
+        logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy_text)
         warn_of_dense(loop.layers)
-        loop.report.started(str(loop.controls.policy), loop.controls.cohort_tokens, loop.pacer.sizes)
+        loop.report.started(loop.controls.policy_text, loop.controls.cohort_tokens, loop.pacer.sizes)
         try:
             loop.run()
         finally:
@@ -233,7 +233,7 @@ class LayeredLoop:
         inflight, cohort = step.inflight, step.inflight.cohort
         self.scheduler.cur_batch_for_debug = inflight.batch
         strategy = self._execution.choose(step.shape)
-        load = self.pacer.load_of(step.decode, inflight.batch, step.group)
+        load = self.pacer.load_of(step.decode, inflight.batch, step.group, strategy)
         timer = StepTimer.start(self.scheduler)
         outcomes = tuple(
             Outcome(batch, self._seen(batch), result)

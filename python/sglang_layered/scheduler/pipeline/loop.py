@@ -75,7 +75,7 @@ class PipelineLoop:
         """Attach a loop to the scheduler and run SGLang's pipeline loop."""
         loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
-        logger.info("Layered prefill: stages %s, policy %s", loop.stages.cuts, loop.controls.policy)
+        logger.info("Layered prefill: stages %s, policy %s", loop.stages.cuts, loop.controls.policy_text)
         scheduler.event_loop_pp()
 
     def next_batch(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
