@@ -40,7 +40,7 @@ def test_no_interval_reaches_below_zero_where_a_figure_cannot(report: tuple[Path
     path, sweeps = report
     assert not re.findall(r".*\[-\d.*", path.read_text())
     found = [cell.interval("tbt_p99") for sweep in sweeps for cell in sweep.cells]
-    assert 0.0 == min(interval.low for interval in found if interval is not None)
+    assert min(interval.low for interval in found if interval is not None) == 0.0
 
 
 def test_every_study_is_whole_and_every_link_leads_somewhere(report: tuple[Path, list[SweepResult]]) -> None:
