@@ -1,0 +1,387 @@
+"""SGLang's pipeline loop in one process: its scheduler, its `event_loop_pp`, our hooks, virtual stages.
+
+One process holds one pipeline rank. So the last rank's scheduler runs SGLang's own loop in a thread of its
+own, a tick at a time; what the last rank would send round the ring comes back to it after as many ticks; and
+each tick's stages run one after another on the exact model, each on the layers that it holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.runtime_context import get_context, get_parallel
+from torch import nn
+
+from exact_model import ExactAttention, ExactModel, ExactStack, RowLog, Rows
+from exact_scheduler import ExactScheduler
+from harness import SteppedScheduler
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished
+from sglang_layered.core.stages import PipelineStages
+from sglang_layered.listeners.dispatch import Listeners
+from sglang_layered.runner.stage_runner import StageRunner
+from sglang_layered.scheduler.pipeline import loop as pipeline_loop
+from sglang_layered.scheduler.pipeline.launch import StageLauncher
+from sglang_layered.scheduler.pipeline.loop import PipelineLoop
+from sglang_layered.scheduler.pipeline.tick import PipelineTick
+from sglang_layered.scheduler.report import Reporter
+
+HOOKED = (
+    "get_next_batch_to_run",
+    "_pp_launch_batch",
+    "_pp_prep_batch_result",
+    "_pp_process_batch_result",
+    "_pp_send_dict_to_next_stage",
+    "_pp_recv_dict_from_prev_stage",
+)
+
+
+class StageLog(RowLog):
+    """Cohorts on several stages at once, but one cohort at a time between the edges of a stage."""
+
+    __slots__ = ("cuts",)
+
+    def meet(self, cohort: Any, layer: int) -> None:
+        members = {rows.rid for rows in cohort}
+        start = max(cut for cut in self.cuts if cut <= layer)
+        end = min(cut for cut in self.cuts if cut > layer)
+        if cohort[0].is_prompt:
+            inside = {
+                rid for rid, (rows, due) in self.open.items() if rows.is_prompt and start < due < end
+            }
+            assert inside <= members, f"{inside - members} are in the stage where {members} run layer {layer}"
+        for rows in cohort:
+            self._meet_one(rows, layer)
+
+
+class ExactStage(ExactModel):
+    """The layers [start, end) of an exact model, with its log and its KV cache."""
+
+    def __init__(self, whole: ExactModel, start: int, end: int) -> None:
+        nn.Module.__init__(self)
+        self.pp_group = SimpleNamespace(is_first_rank=start == 0, is_last_rank=end == whole.num_layers)
+        self.model = ExactStack(0, self.pp_group)
+        self.model.layers = whole.model.layers
+        self.model.start_layer, self.model.end_layer = start, end
+        self.num_layers = whole.num_layers
+        for shared in ("log", "tags", "values", "weights", "tokens", "histories"):
+            setattr(self, shared, getattr(whole, shared))
+
+
+class RankView:
+    """The scheduler as a stage's launcher sees it: all is the real one's but the rank."""
+
+    def __init__(self, scheduler: Any, rank: int, num_ranks: int) -> None:
+        ours = {
+            "_scheduler": scheduler,
+            "ps": replace(scheduler.ps, pp_rank=rank),
+            "pp_group": SimpleNamespace(is_last_rank=rank == num_ranks - 1),
+        }
+        self.__dict__.update(ours)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._scheduler, name, value)
+
+
+class VirtualStages:
+    """Stands where the launcher of this rank stands, and launches a tick on every rank in turn."""
+
+    def __init__(self, scheduler: Any, whole: ExactModel, stages: PipelineStages) -> None:
+        self._runner = scheduler.tp_worker.model_runner
+        self._models, self._launchers = [], []
+        for rank, layers in enumerate(stages.layers):
+            self._models.append(ExactStage(whole, layers.start, layers.end))
+            with self._model(rank):
+                view = RankView(scheduler, rank, len(stages.layers))
+                self._launchers.append(StageLauncher(view, StageRunner(self._runner)))
+
+    def launch(self, tick: PipelineTick, received: Any) -> tuple[GenerationBatchResult, dict[str, Any]]:
+        assert received is None
+        for rank, launcher in enumerate(self._launchers):
+            with self._model(rank):
+                result, outputs = launcher.launch(tick, received)
+            received = result.pp_hidden_states_proxy_tensors
+        assert not received.tensors, f"the last stage sends {list(received.tensors)} on"
+        return result, outputs
+
+    def results(self, *args: Any) -> Any:
+        return self._launchers[-1].results(*args)
+
+    @contextmanager
+    def _model(self, rank: int) -> Iterator[None]:
+        whole, self._runner.model = self._runner.model, self._models[rank]
+        try:
+            yield
+        finally:
+            self._runner.model = whole
+
+
+class _Stop(BaseException):
+    """Ends SGLang's loop, which has no end of its own."""
+
+
+class Ticks:
+    """Runs SGLang's `event_loop_pp` one tick at a time.
+
+    Between two ticks the loop stands where it has received requests and hands them to the scheduler: what a
+    test does then happens where SGLang does it, in the turn of the next micro-batch.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._ring: deque[dict[str, Any]] = deque()
+        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        self._is_over = False
+        scheduler.request_receiver = SimpleNamespace(recv_requests=self._stand)
+        scheduler._pp_send_dict_to_next_stage = self._send
+        scheduler._pp_recv_dict_from_prev_stage = self._ring.popleft
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._wait()
+
+    def tick(self) -> None:
+        """One micro-batch's turn, to the point where the next one receives requests."""
+        assert not self._is_over, "the loop has ended"
+        self._go.release()
+        self._wait()
+
+    def close(self) -> None:
+        """End the loop."""
+        if not self._is_over:
+            self._is_over = True
+            self._go.release()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        self._stands.acquire()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _stand(self) -> list[Any]:
+        self._stands.release()
+        self._go.acquire()
+        if self._is_over:
+            raise _Stop
+        return []
+
+    def _send(self, tensors: dict[str, Any], *, msg_type: str, async_send: bool) -> list[Any]:
+        assert (msg_type, async_send) == ("output", True), msg_type
+        self._ring.append(tensors)
+        return []
+
+    def _run(self) -> None:
+        try:
+            self._scheduler.event_loop_pp()
+        except _Stop:
+            pass
+        except BaseException as error:
+            self._is_over, self._error = True, error
+            self._stands.release()
+
+
+class ExactPipeline(ExactScheduler):
+    """Sends requests whose answers are known through the pipeline loop, and checks every tick."""
+
+    def __init__(self, stepped: SteppedScheduler, model: ExactModel, loop: PipelineLoop, ticks: Ticks) -> None:
+        super().__init__(stepped, model)
+        self.loop = loop
+        self.ticks = ticks
+        self.starving: tuple[str, int] = ("", 0)  # the first that waits, and its ticks with room for it
+        self.tokens_at_abort: dict[str, int] = {}  # of prompts in flight
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        return tuple(rid for item in self.loop.cohorts.inflight for rid in item.cohort.request_ids)
+
+    @property
+    def unfinished(self) -> list[Any]:
+        """Requests that hold rows: they decode, are in a cohort, or between two chunks."""
+        scheduler = self.scheduler
+        found = [req for batch in scheduler.running_mbs for req in batch.reqs]
+        found += [req for batch in scheduler.mbs if batch is not None for req in batch.reqs]
+        found += [req for item in self.loop.cohorts.inflight for req in item.reqs]
+        found += [] if scheduler.chunked_req is None else [scheduler.chunked_req]
+        return list({req.rid: req for req in found if not req.finished()}.values())
+
+    def abort(self, rid: str) -> None:
+        super().abort(rid)
+        self._note_aborts()
+
+    def abort_all(self) -> None:
+        super().abort_all()
+        self._note_aborts()
+
+    def give_slots(self) -> None:
+        """Give slots back. SGLang looks for free slots again when a request leaves."""
+        if self.taken is not None:
+            self.scheduler.token_to_kv_pool_allocator.free(self.taken)
+            self.scheduler.invariant_checker.max_total_num_tokens += len(self.taken)
+            self.taken = None
+
+    def step(self, times: int = 1) -> None:
+        """Run ticks; a pause does not stop SGLang's pipeline loop."""
+        for _ in range(times):
+            self._step()
+
+    def _note_aborts(self) -> None:
+        for rid in set(self.cohort) & self.aborted:
+            self.tokens_at_abort.setdefault(rid, len(self.stepped.reqs[rid].output_ids))
+
+    def _step(self) -> None:
+        log = self.model.log
+        log.done.clear()
+        unwanted = set(self.cohort) & self.aborted
+        self.ticks.tick()
+        done = Counter(log.done)
+        assert set(done.values()) <= {1}, f"computed twice: {done}"
+        assert not unwanted & set(self.cohort), f"nobody waits for {unwanted & set(self.cohort)}"
+        self.check()
+        self._check_liveness()
+
+    def check(self) -> None:
+        """What must hold between any two operations."""
+        self._listen()
+        for req in self.scheduler.waiting_queue:
+            self.model.log.forget(req.rid)
+        for rid in [rid for rid in self.live if self._has_ended(rid)]:
+            self.live.remove(rid)
+            self.model.log.forget(rid)
+            self._check_answer(rid)
+        log, cohorts = self.model.log, self.loop.cohorts
+        assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
+        ledger = {entry.request_id: entry.filled_layers for entry in cohorts.ledger}
+        assert {rid: layer for rid, layer in ledger.items() if layer} == {
+            rid: layer for rid, (_, layer) in log.open.items()
+        }
+        for item in cohorts.inflight:
+            assert tuple(req.rid for req in item.reqs) == item.cohort.request_ids
+
+    def _check_answer(self, rid: str) -> None:
+        super()._check_answer(rid)
+        if rid in self.tokens_at_abort:
+            made = len(self.stepped.reqs[rid].output_ids)
+            assert made == self.tokens_at_abort[rid], f"{rid} got a token after its abort"
+
+    def _check_liveness(self) -> None:
+        """A request that waits while there is room for all that live is admitted within a bound."""
+        waiting = self.scheduler.waiting_queue
+        if not waiting or not self._has_room_for_all():
+            self.starving = ("", 0)
+            return
+        first, ticks = self.starving
+        known = {req.rid for req in waiting}
+        self.starving = (first, ticks + 1) if first in known else (waiting[0].rid, 0)
+        assert ticks <= self._most_ticks_to_wait(), f"{first} starves; {self._describe()}"
+
+    def _has_room_for_all(self) -> bool:
+        """Rows and KV slots for whatever is there and one more, in each micro-batch."""
+        allocator = self.scheduler.token_to_kv_pool_allocator
+        taken = 0 if self.taken is None else len(self.taken)
+        tokens = sum(len(self.prompts[rid]) + len(self.expected[rid]) + 1 for rid in self.live)
+        return (
+            len(self.unfinished) < get_parallel().pp_max_micro_batch_size
+            and tokens + len(self.live) < allocator.size - taken
+        )
+
+    def _most_ticks_to_wait(self) -> int:
+        chunk = self.scheduler.chunked_prefill_size
+        chunks = sum(-(-len(self.prompts[rid]) // chunk) for rid in self.live)
+        return 2 * (chunks + 1) * (self.model.num_layers + len(self.scheduler.running_mbs))
+
+    def _describe(self) -> str:
+        batches = [(batch.batch_is_full, [req.rid for req in batch.reqs]) for batch in self.scheduler.running_mbs]
+        waiting = [req.rid for req in self.scheduler.waiting_queue]
+        return f"running {batches}, cohorts {self.cohort}, waiting {waiting}"
+
+    def settle(self) -> None:
+        """No more disturbances: all end within a bound, each client heard one end, and no slot is lost."""
+        self.give_slots()
+        self.stepped.resume()
+        for _ in range(self._most_steps()):
+            if not self.live:
+                break
+            self.step()
+        assert not self.live, f"{self.live} starve; {self._describe()}"
+        self.step(3 * len(self.scheduler.running_mbs))
+        assert self.scheduler.is_fully_idle(), self._describe()
+        assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
+        self._check_events()
+        allocator, cache = self.scheduler.token_to_kv_pool_allocator, self.scheduler.tree_cache
+        assert allocator.available_size() + cache.evictable_size() == allocator.size
+        assert cache.protected_size() == 0
+        assert self.scheduler.req_to_token_pool.available_size() == self.scheduler.req_to_token_pool.size
+
+    def _check_events(self) -> None:
+        events = self.stepped.events
+        admitted = Counter(tuple(event.prompt_rows) for event in events if isinstance(event, CohortAdmitted))
+        left = (event for event in events if isinstance(event, CohortFinished | CohortDropped))
+        assert admitted == Counter(event.request_ids for event in left)
+
+    def _most_steps(self) -> int:
+        return len(self.scheduler.running_mbs) * super()._most_steps()
+
+
+@contextmanager
+def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator[ExactPipeline]:
+    """Put an exact model on virtual stages under SGLang's pipeline loop; afterwards all is as it was."""
+    scheduler, runner = stepped.scheduler, stepped.scheduler.tp_worker.model_runner
+    stages = PipelineStages(cuts)
+    saved = {name: getattr(scheduler, name) for name in ("ps", "request_receiver", "result_queue")}
+    plain, kept = stepped.loop, (runner.model, runner.attn_backend, pipeline_loop.pipeline_stages)
+    limit, max_total = get_parallel().pp_max_micro_batch_size, scheduler.invariant_checker.max_total_num_tokens
+    model = ExactModel(stages.num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
+    model.log = StageLog(stages.num_layers)
+    model.log.cuts = cuts
+    runner.model, runner.attn_backend = model, ExactAttention(model, runner.req_to_token_pool)
+    runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
+    scheduler.ps = replace(scheduler.ps, pp_rank=len(stages.layers) - 1, pp_size=len(stages.layers))
+    pipeline_loop.pipeline_stages = lambda _: stages
+    ticks = None
+    try:
+        loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
+        loop._launcher = VirtualStages(scheduler, model, stages)
+        loop.report = Reporter(scheduler, Listeners([stepped]))
+        stepped.loop = scheduler.layered_loop = loop
+        ticks = Ticks(scheduler)
+        yield ExactPipeline(stepped, model, loop, ticks)
+    finally:
+        if ticks is not None:
+            ticks.close()
+        for name in HOOKED:
+            vars(scheduler).pop(name, None)
+        for name, value in saved.items():
+            setattr(scheduler, name, value)
+        runner.model, runner.attn_backend, pipeline_loop.pipeline_stages = kept
+        del runner._get_attention_backend
+        stepped.loop = scheduler.layered_loop = plain
+        get_context().override(source="test", pp_max_micro_batch_size=limit)
+        scheduler.invariant_checker.max_total_num_tokens = max_total
+        _empty(stepped)
+
+
+def _empty(stepped: SteppedScheduler) -> None:
+    """Empty the scheduler, whatever a failed test left in it."""
+    scheduler = stepped.scheduler
+    scheduler.waiting_queue.clear()
+    scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
+    scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
+    scheduler.new_token_ratio_tracker.reset()
+    stepped.resume()
+    assert scheduler.flush_cache(empty_cache=False)
+    for kept in (stepped.reqs, stepped.events, stepped.tokenizer.sent, stepped.detokenizer.sent):
+        kept.clear()
+    scheduler.chunked_prefill_size = scheduler.server_args.chunked_prefill_size
