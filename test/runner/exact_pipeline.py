@@ -25,7 +25,7 @@ from exact_model import ExactAttention, ExactModel, ExactStack, RowLog, Rows
 from exact_scheduler import ExactScheduler
 from harness import SteppedScheduler
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished
+from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished, Event
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.runner.stage_runner import StageRunner
@@ -49,6 +49,12 @@ class StageLog(RowLog):
     """Cohorts on several stages at once, but one cohort at a time between the edges of a stage."""
 
     __slots__ = ("cuts",)
+
+    def on_event(self, event: Event) -> None:
+        """A dropped cohort's requests start again, maybe in the same tick."""
+        if isinstance(event, CohortDropped):
+            for rid in event.request_ids:
+                self.forget(rid)
 
     def meet(self, cohort: Any, layer: int) -> None:
         members = {rows.rid for rows in cohort}
@@ -354,7 +360,7 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator
     try:
         loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         loop._launcher = VirtualStages(scheduler, model, stages)
-        loop.report = Reporter(scheduler, Listeners([stepped]))
+        loop.report = Reporter(scheduler, Listeners([stepped, model.log]))
         stepped.loop = scheduler.layered_loop = loop
         ticks = Ticks(scheduler)
         yield ExactPipeline(stepped, model, loop, ticks)
