@@ -12,6 +12,7 @@ from sglang_layered.core.events import (
     Event,
     GroupDone,
     ModeChanged,
+    RequestsLeft,
     ServingStarted,
     StepDone,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Option",
     "PaceView",
     "QueueView",
+    "RequestsLeft",
     "SchedulerView",
     "ServingStarted",
     "Start",

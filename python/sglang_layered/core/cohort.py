@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
@@ -55,6 +56,15 @@ class Cohort:
         rest = (LayerGroup(end, last),) if end < last else ()
         groups = (*self.plan.groups[: self.next_group], LayerGroup(start, end), *rest)
         return Cohort(LayerGroupPlan(last, groups), self.request_ids, self.next_group)
+
+    def without(self, request_ids: Iterable[str]) -> Cohort:
+        """The cohort after these requests have left it; others must stay."""
+        leaving = set(request_ids)
+        if not leaving <= set(self.request_ids):
+            raise CohortError(
+                f"{sorted(leaving - set(self.request_ids))} are not in cohort {self.request_ids}"
+            )
+        return replace(self, request_ids=tuple(name for name in self.request_ids if name not in leaving))
 
     def advance(self) -> Cohort:
         """The cohort after its next group has run."""

@@ -99,6 +99,21 @@ class CohortDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestsLeft:
+    """Requests left a cohort before its last group and the others go on.
+
+    `request_ids` left; `cohort_ids` were in the cohort until then; `group_index` is the group it runs next.
+    """
+
+    step: int
+    time_s: float
+    request_ids: tuple[str, ...]
+    cohort_ids: tuple[str, ...]
+    group_index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModeChanged:
     """The server goes on in another mode: asked for by an operator, or after a broken invariant."""
 
@@ -108,4 +123,13 @@ class ModeChanged:
     reason: str
 
 
-Event = ServingStarted | CohortAdmitted | GroupDone | StepDone | CohortFinished | CohortDropped | ModeChanged
+Event = (
+    ServingStarted
+    | CohortAdmitted
+    | GroupDone
+    | StepDone
+    | CohortFinished
+    | CohortDropped
+    | RequestsLeft
+    | ModeChanged
+)

@@ -22,6 +22,7 @@ from sglang_layered.core.events import (
     CohortFinished,
     Event,
     ModeChanged,
+    RequestsLeft,
     StepDone,
 )
 
@@ -61,6 +62,9 @@ class PerfettoListener:
                     "dropped", event.time_s, reason=event.reason, request_ids=ids, group_index=index
                 )
                 self._ended(event.time_s, event.request_ids)
+            case RequestsLeft():
+                self._instant("left", event.time_s, reason=event.reason, request_ids=list(event.request_ids))
+                self._shrink(event.cohort_ids, event.request_ids)
             case ModeChanged():
                 self._instant(f"mode: {event.mode}", event.time_s, reason=event.reason)
 
@@ -109,6 +113,14 @@ class PerfettoListener:
         if number is not None:
             del self._open_cohorts[number]
             self._cohort("e", number, time_s)
+
+    def _shrink(self, cohort_ids: Sequence[str], leaving: Sequence[str]) -> None:
+        """The oldest open cohort of these requests goes on without some of them."""
+        whole = frozenset(cohort_ids)
+        for number, ids in self._open_cohorts.items():
+            if ids == whole:
+                self._open_cohorts[number] = whole - frozenset(leaving)
+                return
 
     def _cohort(self, phase: str, number: int, time_s: float, **args: Any) -> None:
         identity = {"cat": "cohort", "id": number, "name": "cohort", "tid": SCHEDULER}

@@ -24,12 +24,16 @@ from sglang_layered.runner.split_attention import SplitAttention
 
 @dataclass(slots=True)
 class GroupStep:
-    """One step as the runner sees it. `parked` holds the prompt's activations between its groups."""
+    """One step as the runner sees it. `parked` holds the prompt's activations between its groups.
+
+    `is_new` tells that no group has run with this ForwardBatch of the prompt: its attention is to be planned.
+    """
 
     prompt: ForwardBatch
     decode: ForwardBatch | None
     group: LayerGroup
     parked: PPProxyTensors | None
+    is_new: bool
 
     @property
     def num_rows(self) -> tuple[int, int]:
@@ -105,7 +109,7 @@ class LayeredRunner:
 
     def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
-        fresh = step.prompt if step.parked is None else None
+        fresh = step.prompt if step.is_new else None
         plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
             prompt = self._calls.embed(step.prompt) if step.parked is None else step.parked

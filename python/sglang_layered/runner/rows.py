@@ -30,6 +30,11 @@ def cut_rows(hybrid: PPProxyTensors, num_prompt_rows: int) -> tuple[PPProxyTenso
     )
 
 
+def keep_rows(rows: PPProxyTensors, keep: Callable[[torch.Tensor], torch.Tensor]) -> PPProxyTensors:
+    """The rows that `keep` takes out of each tensor."""
+    return _map(rows, keep)
+
+
 def num_rows_of(prompt: ForwardBatch | None, decode: ForwardBatch | None) -> tuple[int, int]:
     """Prompt rows and decode rows."""
     return (

@@ -19,20 +19,27 @@ if TYPE_CHECKING:
 class InFlightCohort:
     """A cohort with its SGLang batch.
 
-    `forward` is the cohort's own ForwardBatch, made at the first group and kept to the last; `parked` holds
-    its rows' activations [prompt rows, hidden] between two groups.
+    `forward` is the cohort's own ForwardBatch, made at the first group and kept to the last, or made anew
+    after requests have left; `parked` holds its rows' activations [prompt rows, hidden] between two groups.
+    `has_begun` is True from the launch of the first group on.
     """
 
     cohort: Cohort
     batch: ScheduleBatch
     forward: ForwardBatch | None = None
     parked: PPProxyTensors | None = None
+    has_begun: bool = False
 
     @property
     def reqs(self) -> list[Req]:
         """SGLang's request objects, in the batch's order."""
         reqs: list[Req] = self.batch.reqs
         return reqs
+
+    @property
+    def aborted(self) -> list[Req]:
+        """Requests that nobody waits for any more."""
+        return [req for req in self.reqs if req.to_finish is not None]
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -58,8 +65,3 @@ class LayerGroupBatch:
         """Sizes of the step."""
         num_decode_rows = 0 if self.decode is None else len(self.decode.reqs)
         return StepShape(num_decode_rows, self.inflight.num_prompt_tokens, self.group.num_layers)
-
-    @property
-    def completes_cohort(self) -> bool:
-        """True when the cohort has its first tokens after this step."""
-        return self.inflight.cohort.is_last_group

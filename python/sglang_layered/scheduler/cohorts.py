@@ -12,7 +12,8 @@ from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.drop import abort_requests, requeue_requests
+from sglang_layered.scheduler.cut import cut_cohort
+from sglang_layered.scheduler.drop import abort_requests, requeue_requests, room_came_free
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,40 @@ class CohortKeeper:
             self.ledger.complete(cohort.request_ids)
             self.inflight = None
 
+    def remove_aborted(self) -> list[Any]:
+        """Requests that were aborted leave at this group's edge, and their slots are free; gives them.
+
+        The others go on. When all were aborted the cohort is to be dropped instead.
+        """
+        inflight = self._present()
+        aborted = inflight.aborted
+        if aborted:
+            self.ledger.drop(req.rid for req in aborted)
+            cut_cohort(self._scheduler, inflight, aborted)
+            abort_requests(self._scheduler, aborted)
+            room_came_free(self._scheduler.running_batch)
+        return aborted
+
     def drop(self, reason: str) -> None:
         """Give the cohort's slots back; its aborted requests end, the others wait again."""
         inflight = self.forget(reason)
-        aborted = [req for req in inflight.reqs if req.to_finish is not None]
+        aborted = inflight.aborted
         abort_requests(self._scheduler, aborted)
         requeue_requests(self._scheduler, [req for req in inflight.reqs if req not in aborted])
+        room_came_free(self._scheduler.running_batch)
         self._scheduler.last_batch = None
+
+    def leave_to_pause(self) -> None:
+        """SGLang is about to retract every request: leave it those that it retracts rightly.
+
+        It would queue an aborted one again, and save a streaming session's half-filled KV.
+        """
+        inflight = self.forget("paused")
+        aborted = inflight.aborted
+        in_sessions = [req for req in inflight.reqs if req.session is not None and req not in aborted]
+        inflight.batch.reqs = [req for req in inflight.reqs if req not in (*in_sessions, *aborted)]
+        abort_requests(self._scheduler, aborted)
+        requeue_requests(self._scheduler, in_sessions)
 
     def forget(self, reason: str) -> InFlightCohort:
         """Let go of the cohort; what becomes of its requests and slots is the caller's business."""

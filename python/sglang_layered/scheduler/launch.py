@@ -65,13 +65,14 @@ class StepLauncher:
             resolve_forward_inputs(batch, self._scheduler.future_map)
         inflight = step.inflight
         with self._isolated(step):
+            is_new = inflight.forward is None
             if inflight.forward is None:
                 inflight.forward = self._prepare(inflight.batch)
             decode = None if step.decode is None else self._prepare(step.decode)
             self._keep_alive(inflight)
-            group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked)
+            group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked, is_new)
             output = self._execution.run(group_step, strategy)
-            inflight.parked = output.parked
+            inflight.parked, inflight.has_begun = output.parked, True
             results = []
             if step.decode is not None:
                 result = self._result(step.decode, decode, output.decode_logits, output.decode_record)
@@ -92,7 +93,7 @@ class StepLauncher:
         if not scheduler.enable_overlap:
             yield
             return
-        batches = _new_batches(step) or [step.inflight.batch]
+        batches = _without_forward(step) or [step.inflight.batch]
         with scheduler._forward_isolation(batches[0], overlap=True):
             if len(batches) == 1:
                 yield
@@ -170,5 +171,14 @@ class StepLauncher:
 
 def _new_batches(step: LayerGroupBatch) -> list[ScheduleBatch]:
     """Batches whose inputs are new in this step: the decode's, and a cohort's at its first group."""
-    fresh = [] if step.inflight.forward is not None else [step.inflight.batch]
-    return fresh if step.decode is None else [step.decode, *fresh]
+    return _with_decode(step, not step.inflight.has_begun)
+
+
+def _without_forward(step: LayerGroupBatch) -> list[ScheduleBatch]:
+    """Batches whose ForwardBatch is made in this step: new ones, and a cohort that requests have left."""
+    return _with_decode(step, step.inflight.forward is None)
+
+
+def _with_decode(step: LayerGroupBatch, has_prompt: bool) -> list[ScheduleBatch]:
+    prompts = [step.inflight.batch] if has_prompt else []
+    return prompts if step.decode is None else [step.decode, *prompts]

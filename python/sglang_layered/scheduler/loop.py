@@ -25,6 +25,7 @@ from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.scheduler.cohorts import CohortKeeper
 from sglang_layered.scheduler.control import Controls
+from sglang_layered.scheduler.drop import filter_finished
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import LoopMetrics
@@ -34,7 +35,7 @@ from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.rank_check import RankCheck
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults
-from sglang_layered.scheduler.room import make_room_for_chunk
+from sglang_layered.scheduler.room import last_one_has_no_room, make_room_for_chunk
 from sglang_layered.scheduler.running import num_running
 from sglang_layered.scheduler.spans import trace_group
 from sglang_layered.scheduler.timer import StepTimer
@@ -121,7 +122,7 @@ class LayeredLoop:
         scheduler = self.scheduler
         self.results.process_all()
         if self.inflight is not None:
-            self.keeper.forget("paused")
+            self.keeper.leave_to_pause()
         running, last = scheduler.running_batch, scheduler.last_batch
         if last is not None and last is not running and last.forward_mode.is_extend():
             running.reqs = [*running.reqs, *(req for req in last.reqs if req not in running.reqs)]
@@ -132,6 +133,7 @@ class LayeredLoop:
         scheduler = self.scheduler
         self.pacer.before_admission()
         make_room_for_chunk(scheduler, self.results)
+        filter_finished(scheduler)
         plan = scheduler.get_next_batch_to_run(
             running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
         )
@@ -161,9 +163,19 @@ class LayeredLoop:
                 scheduler._add_request_to_queue(req)
         if inflight is not None:
             scheduler._abort_on_running_timeout(inflight.batch)
-            if all(req.to_finish is not None for req in inflight.reqs):
-                self._drop("aborted")
+            self._let_aborted_leave(inflight)
         return self._compose()
+
+    def _let_aborted_leave(self, inflight: InFlightCohort) -> None:
+        """Nobody waits for aborted requests: they take no part in the next group and hold no slots."""
+        if not inflight.aborted:
+            return
+        # A pending result may end requests too, and its forward may still write the slots that are freed.
+        self.results.process_all()
+        if len(inflight.aborted) == len(inflight.reqs):
+            self._drop("aborted")
+        else:
+            self.report.left(inflight.cohort, self.keeper.remove_aborted())
 
     def _compose(self) -> LayerGroupBatch | ScheduleBatch | None:
         self._checker.before_group(self.inflight)
@@ -186,23 +198,14 @@ class LayeredLoop:
     def _decode_batch(self) -> ScheduleBatch | None:
         """The running batch made ready for its next token, or None; may drop the cohort to make room."""
         scheduler = self.scheduler
-        if self._last_one_has_no_room():
+        if self.inflight is not None and last_one_has_no_room(scheduler):
             self.results.process_all()
-            if self._last_one_has_no_room():
+            if last_one_has_no_room(scheduler):
                 self._drop("KV pool full")
-        if num_running(self.scheduler) == 0:
-            scheduler.running_batch.filter_batch()
+        if filter_finished(scheduler):
             return None
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
         return None if running.is_empty() else running
-
-    def _last_one_has_no_room(self) -> bool:
-        """SGLang would abort this request; the cohort in flight holds slots that it can have."""
-        if self.inflight is None or num_running(self.scheduler) != 1:
-            return False
-        running = self.scheduler.running_batch
-        running.filter_batch()
-        return not running.check_decode_mem()
 
     def _run_stock(self, batch: ScheduleBatch | None) -> None:
         scheduler = self.scheduler

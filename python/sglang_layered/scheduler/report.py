@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sglang_layered.config import LayeredConfig
@@ -13,6 +14,7 @@ from sglang_layered.core.events import (
     CohortFinished,
     GroupDone,
     ModeChanged,
+    RequestsLeft,
     ServingStarted,
     StepDone,
 )
@@ -98,6 +100,14 @@ class Reporter:
         if self._listeners:
             step, now = self._scheduler.forward_ct, time.monotonic()
             self._listeners.emit(CohortDropped(step, now, cohort.request_ids, cohort.next_group, reason))
+
+    def left(self, cohort: Cohort, reqs: Sequence[Any]) -> None:
+        """Requests left a cohort that goes on; `cohort` as it was before."""
+        if self._listeners and reqs:
+            step, now, ids = self._scheduler.forward_ct, time.monotonic(), tuple(req.rid for req in reqs)
+            self._listeners.emit(
+                RequestsLeft(step, now, ids, cohort.request_ids, cohort.next_group, "aborted")
+            )
 
     def mode_changed(self, mode: str, reason: str) -> None:
         """The server goes on in another mode."""

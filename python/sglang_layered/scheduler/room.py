@@ -1,6 +1,6 @@
-"""Room in the KV pool for the next chunk of a long prompt.
+"""Room in the KV pool beside a cohort: for the last request that decodes, and for a long prompt's next chunk.
 
-SGLang reserves that room when it admits the prompt and runs the chunks one after another, with no decode
+SGLang reserves room for all chunks when it admits the prompt and runs them one after another, with no decode
 between them. In layered mode running requests decode meanwhile, and may have used it up.
 """
 
@@ -11,10 +11,19 @@ from typing import Any
 
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
-from sglang_layered.scheduler.drop import requeue_requests
+from sglang_layered.scheduler.drop import filter_running, requeue_requests, room_came_free
 from sglang_layered.scheduler.results import StepResults
+from sglang_layered.scheduler.running import num_running
 
 logger = logging.getLogger(__name__)
+
+
+def last_one_has_no_room(scheduler: Any) -> bool:
+    """SGLang would abort the last running request for want of a slot; a cohort in flight holds some."""
+    if num_running(scheduler) != 1:
+        return False
+    filter_running(scheduler.running_batch)
+    return not scheduler.running_batch.check_decode_mem()
 
 
 def next_chunk_fits(scheduler: Any) -> bool:
@@ -51,4 +60,4 @@ def requeue_chunked_prompt(scheduler: Any) -> None:
     scheduler.stash_chunked_request(req)
     scheduler.last_batch.filter_batch(chunked_req_to_exclude=[req])
     requeue_requests(scheduler, [req])
-    scheduler.running_batch.batch_is_full = False
+    room_came_free(scheduler.running_batch)

@@ -1,0 +1,59 @@
+"""The places where SGLang keeps KV beyond a request: the prefix tree and the slots of streaming sessions.
+
+Sliding-window models have one tree for both pools; its nodes name the slots of the full pool, to which those
+of the window are mapped. A half-filled slot must be in none of these places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.session.streaming_session import StreamingSession
+
+
+def session_slots_of(tree_cache: Any) -> StreamingSession | None:
+    """What keeps the KV of streaming sessions between turns, or None: around the tree or a part of it."""
+    for found in (tree_cache, getattr(tree_cache, "session", None)):
+        if isinstance(found, StreamingSession):
+            return found
+    return None
+
+
+def goes_on_from_slot(sessions: StreamingSession, req: Any) -> bool:
+    """True for a later turn of a streaming session: its row of the request pool is its slot's."""
+    if req.session is None or not req.session.streaming:
+        return False
+    slot = sessions.slots.get(req.session.session_id)
+    return slot is not None and slot.is_holding_kv
+
+
+def give_turn_back(sessions: StreamingSession, req: Any) -> None:
+    """Free what a later turn has allocated behind its session's slot; the slot is as before the turn."""
+    slot = sessions.slots[req.session.session_id]
+    if req.kv.swa_evicted_seqlen > slot.kv.swa_evicted_seqlen:
+        # The turn has moved the sliding window on, so the slot has lost the window that it would start from.
+        slot.kv.kv_allocated_len = req.kv.kv_allocated_len
+        slot.kv.swa_evicted_seqlen = req.kv.swa_evicted_seqlen
+        sessions.release_session(req.session.session_id)
+    else:
+        sessions._free_kv_aligned(slot.req_pool_idx, slot.kv.kv_allocated_len, req.kv.kv_allocated_len)
+    req.req_pool_idx = req.kv = None
+
+
+def tree_values(tree_cache: Any) -> torch.Tensor:
+    """KV slots that the prefix tree holds, one entry a token."""
+    tree = getattr(tree_cache, "inner", tree_cache)
+    root = getattr(tree, "root_node", None)
+    if root is None or not root.children:
+        return torch.empty(0, dtype=torch.int64)
+    values: torch.Tensor = tree.all_values_flatten()
+    return values
+
+
+def session_values(tree_cache: Any, req_to_token: torch.Tensor) -> torch.Tensor:
+    """KV slots that the streaming sessions' slots hold, those of a turn in flight left out."""
+    sessions = session_slots_of(tree_cache)
+    held = [] if sessions is None else [slot for slot in sessions.slots.values() if slot.is_holding_kv]
+    rows = [req_to_token[slot.req_pool_idx, : slot.kv.kv_allocated_len].to(torch.int64) for slot in held]
+    return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
