@@ -15,17 +15,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.runtime_context import get_context, get_parallel
 from torch import nn
 
-from exact_model import ExactAttention, ExactModel, ExactStack, RowLog, Rows
+from exact_model import ExactAttention, ExactModel, ExactStack, RowLog
 from exact_scheduler import ExactScheduler
 from harness import SteppedScheduler
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished, Event
+from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished, Event, RequestsLeft
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.runner.stage_runner import StageRunner
@@ -52,7 +51,7 @@ class StageLog(RowLog):
 
     def on_event(self, event: Event) -> None:
         """A dropped cohort's requests start again, maybe in the same tick."""
-        if isinstance(event, CohortDropped):
+        if isinstance(event, CohortDropped | RequestsLeft):
             for rid in event.request_ids:
                 self.forget(rid)
 
@@ -61,9 +60,7 @@ class StageLog(RowLog):
         start = max(cut for cut in self.cuts if cut <= layer)
         end = min(cut for cut in self.cuts if cut > layer)
         if cohort[0].is_prompt:
-            inside = {
-                rid for rid, (rows, due) in self.open.items() if rows.is_prompt and start < due < end
-            }
+            inside = {rid for rid, (rows, due) in self.open.items() if rows.is_prompt and start < due < end}
             assert inside <= members, f"{inside - members} are in the stage where {members} run layer {layer}"
         for rows in cohort:
             self._meet_one(rows, layer)
@@ -202,7 +199,9 @@ class Ticks:
 class ExactPipeline(ExactScheduler):
     """Sends requests whose answers are known through the pipeline loop, and checks every tick."""
 
-    def __init__(self, stepped: SteppedScheduler, model: ExactModel, loop: PipelineLoop, ticks: Ticks) -> None:
+    def __init__(
+        self, stepped: SteppedScheduler, model: ExactModel, loop: PipelineLoop, ticks: Ticks
+    ) -> None:
         super().__init__(stepped, model)
         self.loop = loop
         self.ticks = ticks
@@ -309,7 +308,9 @@ class ExactPipeline(ExactScheduler):
         return 2 * (chunks + 1) * (self.model.num_layers + len(self.scheduler.running_mbs))
 
     def _describe(self) -> str:
-        batches = [(batch.batch_is_full, [req.rid for req in batch.reqs]) for batch in self.scheduler.running_mbs]
+        batches = [
+            (batch.batch_is_full, [req.rid for req in batch.reqs]) for batch in self.scheduler.running_mbs
+        ]
         waiting = [req.rid for req in self.scheduler.waiting_queue]
         return f"running {batches}, cohorts {self.cohort}, waiting {waiting}"
 
@@ -332,10 +333,17 @@ class ExactPipeline(ExactScheduler):
         assert self.scheduler.req_to_token_pool.available_size() == self.scheduler.req_to_token_pool.size
 
     def _check_events(self) -> None:
-        events = self.stepped.events
-        admitted = Counter(tuple(event.prompt_rows) for event in events if isinstance(event, CohortAdmitted))
-        left = (event for event in events if isinstance(event, CohortFinished | CohortDropped))
-        assert admitted == Counter(event.request_ids for event in left)
+        """Every cohort that was admitted ends once, with those requests that had not left it before."""
+        inflight: Counter[tuple[str, ...]] = Counter()
+        for event in self.stepped.events:
+            if isinstance(event, CohortAdmitted):
+                inflight[tuple(event.prompt_rows)] += 1
+            elif isinstance(event, CohortFinished | CohortDropped):
+                inflight[event.request_ids] -= 1
+            elif isinstance(event, RequestsLeft):
+                inflight[event.cohort_ids] -= 1
+                inflight[tuple(rid for rid in event.cohort_ids if rid not in event.request_ids)] += 1
+        assert not any(inflight.values()), inflight
 
     def _most_steps(self) -> int:
         return len(self.scheduler.running_mbs) * super()._most_steps()
@@ -348,7 +356,10 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator
     stages = PipelineStages(cuts)
     saved = {name: getattr(scheduler, name) for name in ("ps", "request_receiver", "result_queue")}
     plain, kept = stepped.loop, (runner.model, runner.attn_backend, pipeline_loop.pipeline_stages)
-    limit, max_total = get_parallel().pp_max_micro_batch_size, scheduler.invariant_checker.max_total_num_tokens
+    limit, max_total = (
+        get_parallel().pp_max_micro_batch_size,
+        scheduler.invariant_checker.max_total_num_tokens,
+    )
     model = ExactModel(stages.num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
     model.log = StageLog(stages.num_layers)
     model.log.cuts = cuts

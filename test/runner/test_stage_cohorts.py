@@ -96,10 +96,10 @@ def test_a_cohort_is_dropped_when_all_its_requests_are_aborted(cohorts: StageCoh
     cohorts.admit(batch("a", "b"), plan(2, 2))
     step(cohorts)
     cohorts.inflight[0].reqs[0].to_finish = "abort"
-    cohorts.drop_aborted()
+    cohorts.let_aborted_leave()
     assert len(cohorts) == 1
     cohorts.inflight[0].reqs[1].to_finish = "abort"
-    cohorts.drop_aborted()
+    cohorts.let_aborted_leave()
     assert (len(cohorts), len(cohorts.ledger)) == (0, 0)
     assert (kept.drops, kept.ended) == ([(("a", "b"), "aborted")], ["a", "b"])
 
