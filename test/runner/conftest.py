@@ -48,6 +48,7 @@ def shared_scheduler(
         max_total_tokens=3000,
         layered_group_tokens=64,
         chunked_prefill_size=512,
+        enable_streaming_session=True,
         disable_overlap_schedule=pytestconfig.getoption("--without-overlap"),
     )
 

@@ -94,12 +94,14 @@ class RowLog:
     open: dict[str, tuple[Rows, int]] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
     done: list[Rows] = field(default_factory=list)
+    told: Callable[[], set[str]] = set  # requests whose clients know already that they have ended
 
     def meet(self, cohort: Sequence[Rows], layer: int) -> None:
         """These rows meet this layer together."""
         members = {rows.rid for rows in cohort}
         if cohort[0].is_prompt:
-            strangers = {rid for rid, (rows, _) in self.open.items() if rows.is_prompt} - members
+            prompts = {rid for rid, (rows, _) in self.open.items() if rows.is_prompt}
+            strangers = prompts - members - self.told()
             assert not strangers, f"{strangers} are in flight and {members} run layer {layer}"
         for rows in cohort:
             self._meet_one(rows, layer)

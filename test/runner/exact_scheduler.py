@@ -13,10 +13,12 @@ from sglang.srt.managers.io_struct import AbortReq, BatchTokenIDOutput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
+from cohort_events import open_cohorts
+from conversations import Conversations
 from exact_model import ExactAttention, ExactModel
 from harness import SteppedScheduler
+from liveness import Liveness
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.scheduler.report import Reporter
@@ -43,9 +45,18 @@ class ExactScheduler:
         self.answers: dict[str, list[int]] = {}  # as the clients see them
         self.ends: Counter[str] = Counter()
         self.taken: Any = None  # KV slots that a test took away
+        self.conversations, self.liveness = Conversations(self), Liveness(stepped.scheduler)
+        model.log.told = self._told
 
-    def send(self, prompt: Sequence[int], max_new_tokens: int) -> str:
-        rid = self.stepped.send(prompt, max_new_tokens)
+    def send(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        session: str | None = None,
+        new: Sequence[int] | None = None,
+    ) -> str:
+        """Send a request, or a session's next turn: then `new` is what the client sends of the prompt."""
+        rid = self.stepped.send(prompt if new is None else new, max_new_tokens, session)
         self.prompts[rid], self.answers[rid], self.due[rid] = list(prompt), [], len(prompt)
         self.expected[rid] = self.model.expect(rid, prompt, max_new_tokens)
         self.live.append(rid)
@@ -75,12 +86,21 @@ class ExactScheduler:
         self.taken = slots.clone() if self.taken is None else torch.cat([self.taken, slots])
 
     def give_slots(self) -> None:
-        """Give them back. SGLang looks for free slots again when a request leaves; so it must here."""
+        """Give them back."""
         if self.taken is not None:
-            self.scheduler.running_batch.batch_is_full = False
+            self.liveness.room_was_made()
             self.scheduler.token_to_kv_pool_allocator.free(self.taken)
             self.scheduler.invariant_checker.max_total_num_tokens += len(self.taken)
             self.taken = None
+
+    def limit_running(self, most: int) -> None:
+        """At most so many requests at a time from now on."""
+        self.liveness.room_was_made()
+        self.stepped.limit_running(most)
+
+    def close_session(self, name: str) -> None:
+        self.liveness.room_was_made()
+        self.conversations.close(name)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -107,7 +127,8 @@ class ExactScheduler:
     def _step(self) -> None:
         log, was_layered = self.model.log, self.stepped.loop.controls.is_layered
         before = {rid: self.launched(rid) for rid in self.live}
-        cohort, is_unwanted = self.cohort, set(self.cohort) <= self.aborted
+        cohort, unwanted = self.cohort, set(self.cohort) & self.aborted
+        heard = {rid: len(self.answers[rid]) for rid in unwanted}
         log.done.clear()
         self.stepped.step()
         done = Counter(log.done)
@@ -116,8 +137,10 @@ class ExactScheduler:
         assert not cohort or prompts <= set(cohort), f"{prompts} finish beside cohort {cohort}"
         self._check_decodes(before, {rows.rid for rows in done if not rows.is_prompt}, prompts, was_layered)
         self.check()
-        assert not (is_unwanted and set(cohort) & set(self.live)), f"nobody waits for {cohort}"
+        assert not unwanted & set(self.live), f"nobody waits for {unwanted & set(self.live)} any more"
+        assert heard == {rid: len(self.answers[rid]) for rid in unwanted}, "a token after the abort"
         self._check_counts(before)
+        self.liveness.after_step(bool(self.cohort))
 
     def _check_decodes(
         self, before: dict[str, int], decoded: set[str], prompts: set[str], was_layered: bool
@@ -154,6 +177,7 @@ class ExactScheduler:
             self.live.remove(rid)
             self.model.log.forget(rid)
             self._check_answer(rid)
+            self.conversations.ended(rid, answered=rid not in self.aborted)
         loop, log = self.stepped.loop, self.model.log
         assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
         ledger = {entry.request_id: entry.filled_layers for entry in loop.keeper.ledger}
@@ -184,6 +208,10 @@ class ExactScheduler:
             assert output == expected, f"{rid} answers {output}, {expected} expected"
             assert self.answers[rid] == expected, f"{rid}'s client got {self.answers[rid]}"
 
+    def _told(self) -> set[str]:
+        """Whose clients were told of an abort in this step."""
+        return {message.rid for message in self.stepped.tokenizer.sent if isinstance(message, AbortReq)}
+
     def _listen(self) -> None:
         """Hear what clients hear."""
         for message in self.stepped.detokenizer.sent:
@@ -211,10 +239,8 @@ class ExactScheduler:
         self.stepped.step_until(self.scheduler.is_fully_idle, limit=5)
         self.step()
         assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
-        events = self.stepped.events
-        admitted = Counter(tuple(event.prompt_rows) for event in events if isinstance(event, CohortAdmitted))
-        left = (event for event in events if isinstance(event, CohortFinished | CohortDropped))
-        assert admitted == Counter(event.request_ids for event in left)
+        assert not +open_cohorts(self.stepped.events)
+        self.conversations.close_all()
         allocator, cache = self.scheduler.token_to_kv_pool_allocator, self.scheduler.tree_cache
         assert allocator.available_size() + cache.evictable_size() == allocator.size
         assert cache.protected_size() == 0
@@ -244,6 +270,7 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[Exac
         stepped.loop.report = Reporter(scheduler, Listeners([stepped]))
         yield ExactScheduler(stepped, model)
     finally:
+        stepped.limit_running(scheduler.max_running_requests)
         assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
         runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers = saved
         del runner._get_attention_backend
@@ -264,6 +291,7 @@ def _reset(stepped: SteppedScheduler) -> None:
     scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
     scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
     scheduler.result_queue.clear()
+    scheduler.session_controller.sessions.clear()
     scheduler.new_token_ratio_tracker.reset()
     stepped.resume()
     assert scheduler.flush_cache(empty_cache=False)

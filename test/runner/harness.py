@@ -15,7 +15,10 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import (
     AbortReq,
+    CloseSessionReqInput,
+    OpenSessionReqInput,
     PauseGenerationReqInput,
+    SessionParams,
     SetInternalStateReq,
     TokenizedGenerateReqInput,
 )
@@ -98,8 +101,23 @@ class SteppedScheduler:
         reply = self.scheduler.set_internal_state(SetInternalStateReq(server_args=settings))
         return bool(reply.updated)
 
-    def send(self, prompt: Sequence[int], max_new_tokens: int, **params: Any) -> str:
-        """Queue a request; returns its id."""
+    def limit_running(self, most: int) -> None:
+        """At most so many requests at a time, as `--max-running-requests` says, by SGLang's own setting."""
+        assert self.change({"pp_max_micro_batch_size": most})
+
+    def open_session(self, name: str) -> None:
+        """Open a streaming session."""
+        opened = OpenSessionReqInput(capacity_of_str_len=10**6, session_id=name, streaming=True)
+        assert self.scheduler.open_session(opened).success
+
+    def close_session(self, name: str) -> None:
+        """Close a session; SGLang does so in the end when a turn is in flight."""
+        self.scheduler.close_session(CloseSessionReqInput(session_id=name))
+
+    def send(
+        self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None, **params: Any
+    ) -> str:
+        """Queue a request, or the next turn of a session; returns its id."""
         rid = f"r{next(self._names)}"
         sampling = SamplingParams(
             temperature=0.0, max_new_tokens=max_new_tokens, ignore_eos=True, **params.pop("sampling", {})
@@ -119,6 +137,7 @@ class SteppedScheduler:
             top_logprobs_num=0,
             token_ids_logprob=None,
             stream=True,
+            session_params=None if session is None else SessionParams(id=session),
             **params,
         )
         self.scheduler.process_input_requests([message])

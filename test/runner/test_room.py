@@ -19,7 +19,7 @@ def test_a_prompt_without_room_for_its_next_chunk_waits_again(
 ) -> None:
     tokens = prompt(sum(CHUNKED), 41)
     expected = alone(stepped, tokens, 6)
-    running = stepped.send(prompt(10, 42), 150)
+    running, leaves = stepped.send(prompt(10, 42), 150), stepped.send(prompt(10, 44), 150)
     stepped.step(2)
     rid = stepped.send(tokens, 6)
     for _ in range(num_chunks_done):
@@ -30,7 +30,7 @@ def test_a_prompt_without_room_for_its_next_chunk_waits_again(
         stepped.step(5)
         assert stepped.scheduler.waiting_queue == [stepped.reqs[rid]]
         assert len(stepped.reqs[running].output_ids) == before + 5
-    stepped.scheduler.running_batch.batch_is_full = False
+    stepped.abort(leaves)  # SGLang looks at the queue again when a request has left
     assert stepped.finish(rid) == [expected]
     rows = [event.prompt_rows[rid] for event in stepped.events if isinstance(event, CohortAdmitted)]
     assert rows[:num_chunks_done] == CHUNKED[:num_chunks_done]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -40,6 +40,7 @@ DEFAULT = settings(
     stateful_step_count=40,
     derandomize=True,
     deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # to shrink takes many minutes, and the steps are printed anyway
     suppress_health_check=list(HealthCheck),
 )
 
@@ -120,20 +121,60 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run_on(self, steps: int) -> None:
         self.then(steps)
 
+    @precondition(lambda self: self.has_room() and self.exact.conversations.idle)
+    @rule(index=st.integers(0, 9), length=st.integers(1, 500), base=BASE, new=NEW, company=OFTEN, steps=THEN)
+    def send_turn(self, index: int, length: int, base: int, new: int, company: bool, steps: int) -> None:
+        """The next turn of a conversation, beside something that decodes."""
+        idle = self.exact.conversations.idle
+        if company and not self.exact.scheduler.running_batch.reqs:
+            self.send([], new, True, 0)
+        self.exact.conversations.turn(idle[index % len(idle)], BASES[base][-length:], new)
+        self.then(steps)
+
+    @precondition(lambda self: len(self.exact.conversations.idle) < 2)
+    @rule()
+    def open_session(self) -> None:
+        self.exact.conversations.open()
+
+    @precondition(lambda self: self.exact.conversations.idle)
+    @rule(steps=THEN)
+    def close_session(self, steps: int) -> None:
+        self.exact.close_session(self.exact.conversations.idle[0])
+        self.then(steps)
+
+    @rule(most=st.sampled_from([1, 2, 3, 3, 5, 14]), steps=THEN)
+    def limit_running(self, most: int, steps: int) -> None:
+        self.exact.limit_running(most)
+        self.then(steps)
+
     @precondition(lambda self: self.exact.live)
     @rule(index=st.integers(0, MOST_LIVE), steps=THEN)
     def abort(self, index: int, steps: int) -> None:
         """The last index means everybody."""
         if index == MOST_LIVE:
-            self.exact.abort_all()
+            self.abort_all(steps)
         else:
-            self.exact.abort(self.exact.live[index % len(self.exact.live)])
-        self.then(steps)
+            self.abort_one(self.exact.live[index % len(self.exact.live)], steps)
 
     @precondition(lambda self: self.exact.cohort)
     @rule(index=st.integers(0, MOST_LIVE - 1), steps=THEN)
     def abort_in_cohort(self, index: int, steps: int) -> None:
-        self.exact.abort(self.exact.cohort[index % len(self.exact.cohort)])
+        self.abort_one(self.exact.cohort[index % len(self.exact.cohort)], steps)
+
+    @precondition(lambda self: self.exact.cohort)
+    @rule(steps=THEN)
+    def abort_all_in_flight(self, steps: int) -> None:
+        self.abort_all(steps)
+
+    def abort_all(self, steps: int) -> None:
+        if not self.exact.conversations.queued():
+            self.exact.abort_all()
+        self.then(steps)
+
+    def abort_one(self, rid: str, steps: int) -> None:
+        """SGLang takes every request whose id starts with this one's."""
+        if not any(name.startswith(rid) for name in self.exact.conversations.queued()):
+            self.exact.abort(rid)
         self.then(steps)
 
     @rule(mode=st.sampled_from(["retract", "in_place"]), length=st.integers(1, 3), steps=THEN)

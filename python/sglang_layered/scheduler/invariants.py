@@ -1,11 +1,12 @@
-"""The invariant checker: ledger against cohort in every step; KV pool and prefix cache too when asked.
+"""The invariant checker: ledger against cohort in every step; KV pool and all that keeps KV too when asked.
 
-`full` and `strict` are slow by design: they walk the prefix cache after every step.
+A half-filled slot is in none of these places: the free lists of the pool and, where there is one, of the
+sliding windows' pool; the prefix tree, which names the slots of both; the slots of streaming sessions
+(`kept_kv`). `full` and `strict` are slow by design: they walk them all after every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sglang.srt.environ import envs
 from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.errors import InvariantError
 from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.kept_kv import session_values, tree_values
 
 
 class InvariantChecker:
@@ -40,9 +42,8 @@ class InvariantChecker:
         if self._walks_pools:
             self._check_ledger(inflight)
             if inflight is not None:
-                partial = self._pages(entry.slots for entry in self._ledger)
-                self._check_apart(partial, self._free_pages(), "in the free list")
-                self._check_apart(partial, self._cached_pages(), "in the prefix cache")
+                slots: list[Any] = [entry.slots for entry in self._ledger]
+                self._check_slots(torch.cat(slots).to(torch.int64))
                 self._check_pool_rows(inflight)
         if self._counts_slots:
             try:
@@ -69,24 +70,32 @@ class InvariantChecker:
             if not torch.equal(row.to(torch.int64), slots[req.rid].to(torch.int64)):
                 raise InvariantError(f"request {req.rid}: its row in the pool is not what was allocated")
 
-    def _pages(self, slots: Iterable[Any]) -> set[int]:
-        page_size = self._scheduler.page_size
-        return {slot // page_size for part in slots for slot in part.tolist()}
+    def _check_slots(self, partial: torch.Tensor) -> None:
+        scheduler = self._scheduler
+        pages, allocator = self._pages(partial), scheduler.token_to_kv_pool_allocator
+        # Sliding-window models have a pool for their windows too, whose slots a table gives for the others.
+        full = getattr(allocator, "full_attn_allocator", allocator)
+        _check_apart(pages, _free_pages(full), "KV pages", "in the free list")
+        _check_apart(pages, self._pages(tree_values(scheduler.tree_cache)), "KV pages", "in the prefix cache")
+        if full is not allocator:
+            windows = allocator.full_to_swa_index_mapping[partial]
+            pages = self._pages(windows[windows > 0])  # 0: has left the window
+            _check_apart(pages, _free_pages(allocator.swa_attn_allocator), "window pages", "in the free list")
+        # By slots: a turn goes on in the page in which its session's slot ends.
+        kept = session_values(scheduler.tree_cache, scheduler.req_to_token_pool.req_to_token)
+        _check_apart(set(partial.tolist()), set(kept.tolist()), "KV slots", "in a streaming session's slot")
 
-    def _free_pages(self) -> set[int]:
-        allocator = self._scheduler.token_to_kv_pool_allocator
-        allocator = getattr(allocator, "full_attn_allocator", allocator)  # sliding windows have one more pool
-        parts = [allocator.free_pages, allocator.release_pages]
-        return {page for part in parts if part is not None for page in part.tolist()}
+    def _pages(self, slots: torch.Tensor) -> set[int]:
+        page_size: int = self._scheduler.page_size
+        return set((slots // page_size).tolist())
 
-    def _cached_pages(self) -> set[int]:
-        cache = self._scheduler.tree_cache
-        cache = getattr(cache, "inner", cache)  # streaming sessions wrap it
-        root = getattr(cache, "root_node", None)
-        return set() if root is None or not root.children else self._pages([cache.all_values_flatten()])
 
-    @staticmethod
-    def _check_apart(partial: set[int], others: set[int], where: str) -> None:
-        shared = partial & others
-        if shared:
-            raise InvariantError(f"half-filled KV pages {sorted(shared)[:8]} are {where}")
+def _free_pages(allocator: Any) -> set[int]:
+    parts = [allocator.free_pages, allocator.release_pages]
+    return {page for part in parts if part is not None for page in part.tolist()}
+
+
+def _check_apart(partial: set[int], others: set[int], what: str, where: str) -> None:
+    shared = partial & others
+    if shared:
+        raise InvariantError(f"half-filled {what} {sorted(shared)[:8]} are {where}")

@@ -1,0 +1,60 @@
+"""Streaming sessions of the stepped scheduler, whose turns have known answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exact_scheduler import ExactScheduler
+
+
+class Conversations:
+    """The sessions that are open; each has at most one turn on the way."""
+
+    def __init__(self, exact: ExactScheduler) -> None:
+        self._exact = exact
+        self._history: dict[str, list[int]] = {}
+        self._turns: dict[str, str] = {}  # request -> session
+        self._names = itertools.count()
+
+    @property
+    def idle(self) -> list[str]:
+        """Sessions without a turn on the way."""
+        return [name for name in self._history if name not in self._turns.values()]
+
+    def queued(self) -> set[str]:
+        """Turns that wait.
+
+        When one is aborted there, SGLang takes it for being on the way for ever, in any mode: the session
+        refuses every later turn and cannot be closed.
+        """
+        return {req.rid for req in self._exact.scheduler.waiting_queue} & self._turns.keys()
+
+    def open(self) -> str:
+        name = f"s{next(self._names)}"
+        self._exact.stepped.open_session(name)
+        self._history[name] = []
+        return name
+
+    def turn(self, name: str, tokens: Sequence[int], max_new_tokens: int) -> str:
+        """The client sends what is new; the prompt is the whole conversation."""
+        rid = self._exact.send([*self._history[name], *tokens], max_new_tokens, name, tokens)
+        self._turns[rid] = name
+        return rid
+
+    def ended(self, rid: str, *, answered: bool) -> None:
+        """A request has ended; an aborted turn leaves the conversation as it was."""
+        name = self._turns.pop(rid, None)
+        if name is not None and answered:
+            self._history[name] = [*self._exact.prompts[rid], *self._exact.expected[rid]]
+
+    def close(self, name: str) -> None:
+        del self._history[name]
+        self._exact.stepped.close_session(name)
+
+    def close_all(self) -> None:
+        """No turn may be on the way."""
+        for name in self.idle:
+            self.close(name)

@@ -1,0 +1,66 @@
+"""Nothing waits while it could run: asserted after every step of the stepped scheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.runtime_context import get_parallel
+
+MOST_STEPS = 3  # with the overlap scheduler a result is known a step late
+MARGIN = 64  # KV slots that SGLang's admission may want beyond what the requests need
+
+
+class Liveness:
+    """Counts the steps in which the first request of the queue had all that it needs and was not admitted.
+
+    SGLang looks at the queue again when a running request leaves. Room that a test makes by other means is
+    not seen until then, or until nothing runs.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._steps = 0
+        self._unseen = False
+        self._waited: set[str] = set()
+        self._ran: set[str] = set()
+
+    def room_was_made(self) -> None:
+        """Room that SGLang has not been told of."""
+        self._unseen = bool(self._running())
+
+    def after_step(self, is_in_flight: bool) -> None:
+        waiting = {req.rid for req in self._scheduler.waiting_queue}
+        admitted, self._waited = self._waited - waiting, waiting
+        running = {req.rid for req in self._running()}
+        if self._ran - running or not running:
+            self._unseen = False
+        self._ran = running
+        if admitted or is_in_flight or self._unseen or not self._first_could_run():
+            self._steps = 0
+            return
+        self._steps += 1
+        assert self._steps <= MOST_STEPS, f"{self._scheduler.waiting_queue[0].rid} could run and waits"
+
+    def _running(self) -> list[Any]:
+        scheduler = self._scheduler
+        batches = [batch for batch in (scheduler.running_batch, scheduler.last_batch) if batch is not None]
+        return list({req.rid: req for batch in batches for req in batch.reqs if not req.finished()}.values())
+
+    def _first_could_run(self) -> bool:
+        scheduler, running = self._scheduler, self._running()
+        if not scheduler.waiting_queue or scheduler.chunked_req is not None:
+            return False
+        if len(running) >= get_parallel().pp_max_micro_batch_size:
+            return False
+        if not scheduler.req_to_token_pool.available_size():
+            return False
+        cache = scheduler.tree_cache
+        free = scheduler.token_to_kv_pool_allocator.available_size() + cache.evictable_size()
+        promised = sum(_left(req) + 2 for req in running)
+        first = scheduler.waiting_queue[0]
+        return bool(free - promised >= first.seqlen + _left(first) + MARGIN)
+
+
+def _left(req: Any) -> int:
+    left: int = req.sampling_params.max_new_tokens - len(req.output_ids)
+    return left
