@@ -7,6 +7,7 @@ each tick's stages run one after another on the exact model, each on the layers 
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -17,14 +18,16 @@ from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.runtime_context import get_context, get_parallel
+from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
+from cohort_events import open_cohorts
 from exact_model import ExactAttention, ExactModel, ExactStack, RowLog
-from exact_scheduler import ExactScheduler
+from exact_scheduler import START, ExactScheduler
 from harness import SteppedScheduler
+from pipeline_liveness import PipelineLiveness
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.events import CohortAdmitted, CohortDropped, CohortFinished, Event, RequestsLeft
+from sglang_layered.core.events import CohortDropped, Event, RequestsLeft
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.runner.stage_runner import StageRunner
@@ -205,12 +208,17 @@ class ExactPipeline(ExactScheduler):
         super().__init__(stepped, model)
         self.loop = loop
         self.ticks = ticks
-        self.starving: tuple[str, int] = ("", 0)  # the first that waits, and its ticks with room for it
+        self.liveness = PipelineLiveness(self)
         self.tokens_at_abort: dict[str, int] = {}  # of prompts in flight
 
     @property
     def cohort(self) -> tuple[str, ...]:
         return tuple(rid for item in self.loop.cohorts.inflight for rid in item.cohort.request_ids)
+
+    @property
+    def most_groups(self) -> int:
+        """Groups are counted stage by stage, so the smallest stage limits them."""
+        return min(layers.num_layers for layers in self.loop.stages.layers)
 
     @property
     def unfinished(self) -> list[Any]:
@@ -230,13 +238,6 @@ class ExactPipeline(ExactScheduler):
         super().abort_all()
         self._note_aborts()
 
-    def give_slots(self) -> None:
-        """Give slots back. SGLang looks for free slots again when a request leaves."""
-        if self.taken is not None:
-            self.scheduler.token_to_kv_pool_allocator.free(self.taken)
-            self.scheduler.invariant_checker.max_total_num_tokens += len(self.taken)
-            self.taken = None
-
     def step(self, times: int = 1) -> None:
         """Run ticks; a pause does not stop SGLang's pipeline loop."""
         for _ in range(times):
@@ -255,7 +256,7 @@ class ExactPipeline(ExactScheduler):
         assert set(done.values()) <= {1}, f"computed twice: {done}"
         assert not unwanted & set(self.cohort), f"nobody waits for {unwanted & set(self.cohort)}"
         self.check()
-        self._check_liveness()
+        self.liveness.after_tick()
 
     def check(self) -> None:
         """What must hold between any two operations."""
@@ -266,6 +267,7 @@ class ExactPipeline(ExactScheduler):
             self.live.remove(rid)
             self.model.log.forget(rid)
             self._check_answer(rid)
+            self.conversations.ended(rid, answered=rid not in self.aborted)
         log, cohorts = self.model.log, self.loop.cohorts
         assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
         ledger = {entry.request_id: entry.filled_layers for entry in cohorts.ledger}
@@ -281,33 +283,7 @@ class ExactPipeline(ExactScheduler):
             made = len(self.stepped.reqs[rid].output_ids)
             assert made == self.tokens_at_abort[rid], f"{rid} got a token after its abort"
 
-    def _check_liveness(self) -> None:
-        """A request that waits while there is room for all that live is admitted within a bound."""
-        waiting = self.scheduler.waiting_queue
-        if not waiting or not self._has_room_for_all():
-            self.starving = ("", 0)
-            return
-        first, ticks = self.starving
-        known = {req.rid for req in waiting}
-        self.starving = (first, ticks + 1) if first in known else (waiting[0].rid, 0)
-        assert ticks <= self._most_ticks_to_wait(), f"{first} starves; {self._describe()}"
-
-    def _has_room_for_all(self) -> bool:
-        """Rows and KV slots for whatever is there and one more, in each micro-batch."""
-        allocator = self.scheduler.token_to_kv_pool_allocator
-        taken = 0 if self.taken is None else len(self.taken)
-        tokens = sum(len(self.prompts[rid]) + len(self.expected[rid]) + 1 for rid in self.live)
-        return (
-            len(self.unfinished) < get_parallel().pp_max_micro_batch_size
-            and tokens + len(self.live) < allocator.size - taken
-        )
-
-    def _most_ticks_to_wait(self) -> int:
-        chunk = self.scheduler.chunked_prefill_size
-        chunks = sum(-(-len(self.prompts[rid]) // chunk) for rid in self.live)
-        return 2 * (chunks + 1) * (self.model.num_layers + len(self.scheduler.running_mbs))
-
-    def _describe(self) -> str:
+    def describe(self) -> str:
         batches = [
             (batch.batch_is_full, [req.rid for req in batch.reqs]) for batch in self.scheduler.running_mbs
         ]
@@ -322,28 +298,16 @@ class ExactPipeline(ExactScheduler):
             if not self.live:
                 break
             self.step()
-        assert not self.live, f"{self.live} starve; {self._describe()}"
+        assert not self.live, f"{self.live} starve; {self.describe()}"
         self.step(3 * len(self.scheduler.running_mbs))
-        assert self.scheduler.is_fully_idle(), self._describe()
+        assert self.scheduler.is_fully_idle(), self.describe()
         assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
-        self._check_events()
+        assert not +open_cohorts(self.stepped.events)
+        self.conversations.close_all()
         allocator, cache = self.scheduler.token_to_kv_pool_allocator, self.scheduler.tree_cache
         assert allocator.available_size() + cache.evictable_size() == allocator.size
         assert cache.protected_size() == 0
         assert self.scheduler.req_to_token_pool.available_size() == self.scheduler.req_to_token_pool.size
-
-    def _check_events(self) -> None:
-        """Every cohort that was admitted ends once, with those requests that had not left it before."""
-        inflight: Counter[tuple[str, ...]] = Counter()
-        for event in self.stepped.events:
-            if isinstance(event, CohortAdmitted):
-                inflight[tuple(event.prompt_rows)] += 1
-            elif isinstance(event, CohortFinished | CohortDropped):
-                inflight[event.request_ids] -= 1
-            elif isinstance(event, RequestsLeft):
-                inflight[event.cohort_ids] -= 1
-                inflight[tuple(rid for rid in event.cohort_ids if rid not in event.request_ids)] += 1
-        assert not any(inflight.values()), inflight
 
     def _most_steps(self) -> int:
         return len(self.scheduler.running_mbs) * super()._most_steps()
@@ -385,7 +349,8 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator
         runner.model, runner.attn_backend, pipeline_loop.pipeline_stages = kept
         del runner._get_attention_backend
         stepped.loop = scheduler.layered_loop = plain
-        get_context().override(source="test", pp_max_micro_batch_size=limit)
+        assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
+        stepped.limit_running(limit)
         scheduler.invariant_checker.max_total_num_tokens = max_total
         _empty(stepped)
 
@@ -396,9 +361,10 @@ def _empty(stepped: SteppedScheduler) -> None:
     scheduler.waiting_queue.clear()
     scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
     scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
+    scheduler.session_controller.sessions.clear()
     scheduler.new_token_ratio_tracker.reset()
     stepped.resume()
     assert scheduler.flush_cache(empty_cache=False)
     for kept in (stepped.reqs, stepped.events, stepped.tokenizer.sent, stepped.detokenizer.sent):
         kept.clear()
-    scheduler.chunked_prefill_size = scheduler.server_args.chunked_prefill_size
+    stepped._names = itertools.count()

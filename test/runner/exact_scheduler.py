@@ -124,6 +124,11 @@ class ExactScheduler:
         inflight = self.stepped.loop.inflight
         return () if inflight is None else inflight.cohort.request_ids
 
+    @property
+    def most_groups(self) -> int:
+        """The most that a plan may have."""
+        return self.model.num_layers
+
     def _step(self) -> None:
         log, was_layered = self.model.log, self.stepped.loop.controls.is_layered
         before = {rid: self.launched(rid) for rid in self.live}
