@@ -115,7 +115,11 @@ class VirtualStages:
 
     def launch(self, tick: PipelineTick, received: Any) -> tuple[GenerationBatchResult, dict[str, Any]]:
         assert received is None
+        done = tick.completed
+        tokens = None if done is None else done.batch.input_ids
         for rank, launcher in enumerate(self._launchers):
+            if tokens is not None:  # each rank forgets them on its own batch
+                done.batch.input_ids = tokens
             with self._model(rank):
                 result, outputs = launcher.launch(tick, received)
             received = result.pp_hidden_states_proxy_tensors
