@@ -25,12 +25,16 @@ class Conversations:
         return [name for name in self._history if name not in self._turns.values()]
 
     def queued(self) -> set[str]:
-        """Turns that wait.
+        """Turns that wait, or that have been retracted.
 
-        When one is aborted there, SGLang takes it for being on the way for ever, in any mode: the session
-        refuses every later turn and cannot be closed.
+        When one that waits is aborted, SGLang takes it for being on the way for ever, in any mode: the
+        session refuses every later turn and cannot be closed. One that SGLang retracts while it decodes
+        counts as finished there: when it is aborted later, the session goes on from the tokens it had.
         """
-        return {req.rid for req in self._exact.scheduler.waiting_queue} & self._turns.keys()
+        waiting = {req.rid for req in self._exact.scheduler.waiting_queue}
+        return {
+            rid for rid in self._turns if rid in waiting or self._exact.stepped.reqs[rid].retraction_count
+        }
 
     def open(self) -> str:
         name = f"s{next(self._names)}"
