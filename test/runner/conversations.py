@@ -18,6 +18,7 @@ class Conversations:
         self._history: dict[str, list[int]] = {}
         self._turns: dict[str, str] = {}  # request -> session
         self._names = itertools.count()
+        self.stuck: set[str] = set()  # sessions that SGLang never closes
 
     @property
     def idle(self) -> list[str]:
@@ -49,8 +50,15 @@ class Conversations:
         return rid
 
     def ended(self, rid: str, *, answered: bool) -> None:
-        """A request has ended; an aborted turn leaves the conversation as it was."""
+        """A request has ended; an aborted turn leaves the conversation as it was.
+
+        A turn that SGLang ends for want of KV slots stays unfinished for its session, which is never closed.
+        """
         name = self._turns.pop(rid, None)
+        if name is not None and not self._exact.stepped.reqs[rid].finished():
+            self.stuck.add(name)
+            self._history.pop(name, None)
+            return
         if name is not None and answered:
             self._history[name] = [*self._exact.prompts[rid], *self._exact.expected[rid]]
 
