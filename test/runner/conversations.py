@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from exact_scheduler import ExactScheduler
 
+MOST_OPEN = 2
+LONGEST = (
+    300  # tokens before a turn: SGLang never takes a session's slots back, so all must fit beside a prompt
+)
+
 
 class Conversations:
     """The sessions that are open; each has at most one turn on the way."""
@@ -21,9 +26,18 @@ class Conversations:
         self.stuck: set[str] = set()  # sessions that SGLang never closes
 
     @property
+    def may_open(self) -> bool:
+        return len(self._history) < MOST_OPEN
+
+    @property
     def idle(self) -> list[str]:
         """Sessions without a turn on the way."""
         return [name for name in self._history if name not in self._turns.values()]
+
+    @property
+    def ready(self) -> list[str]:
+        """Sessions that may have one more turn."""
+        return [name for name in self.idle if len(self._history[name]) <= LONGEST]
 
     def queued(self) -> set[str]:
         """Turns that wait, or that have been retracted.

@@ -11,7 +11,7 @@ MARGIN = 64  # KV slots that SGLang's admission may want beyond what the request
 
 
 class Liveness:
-    """Counts the steps in which the first request of the queue had all that it needs and was not admitted.
+    """Counts the steps in which the first of the queue had all that it needs and nobody came or left.
 
     SGLang looks at the queue again when a running request leaves. Room that a test makes by other means is
     not seen until then, or until nothing runs.
@@ -26,14 +26,14 @@ class Liveness:
 
     def room_was_made(self) -> None:
         """Room that SGLang has not been told of."""
-        self._unseen = bool(self._running())
+        self._unseen, self._steps = bool(self._running()), 0
 
     def after_step(self, is_in_flight: bool) -> None:
         waiting = {req.rid for req in self._scheduler.waiting_queue}
         admitted, self._waited = self._waited - waiting, waiting
         running = {req.rid for req in self._running()}
         if self._ran - running or not running:
-            self._unseen = False
+            self._unseen, self._steps = False, 0
         self._ran = running
         if admitted or is_in_flight or self._unseen or not self._first_could_run():
             self._steps = 0

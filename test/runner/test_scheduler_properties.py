@@ -58,6 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.swap = exact_scheduler(self.stepped, num_layers)
         self.exact = self.swap.__enter__()
         assert self.stepped.change({"layered_group_tokens": group_tokens})
+        self.exact.conversations.open()
 
     def teardown(self) -> None:
         """Settle, unless an operation has just failed."""
@@ -121,17 +122,27 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run_on(self, steps: int) -> None:
         self.then(steps)
 
-    @precondition(lambda self: self.has_room() and self.exact.conversations.idle)
+    @precondition(lambda self: self.has_room() and self.exact.conversations.ready)
     @rule(index=st.integers(0, 9), length=st.integers(1, 500), base=BASE, new=NEW, company=OFTEN, steps=THEN)
     def send_turn(self, index: int, length: int, base: int, new: int, company: bool, steps: int) -> None:
         """The next turn of a conversation, beside something that decodes."""
-        idle = self.exact.conversations.idle
+        ready = self.exact.conversations.ready
         if company and not self.exact.scheduler.running_batch.reqs:
             self.send([], new, True, 0)
-        self.exact.conversations.turn(idle[index % len(idle)], BASES[base][-length:], new)
+        self.exact.conversations.turn(ready[index % len(ready)], BASES[base][-length:], new)
         self.then(steps)
 
-    @precondition(lambda self: len(self.exact.conversations.idle) < 2)
+    @precondition(lambda self: self.has_room() and self.exact.conversations.ready)
+    @rule(length=st.integers(100, 500), base=BASE, steps=st.integers(1, 5), paused=st.booleans())
+    def disturb_turn(self, length: int, base: int, steps: int, paused: bool) -> None:
+        """A turn that a pause or a full pool meets on its way through the layers."""
+        self.send_turn(0, length, base, 3, True, steps)
+        if paused:
+            self.pause("retract", 1, 1)
+        elif self.may_take_slots() and self.exact.cohort:
+            self.take_slots_until_cohort_goes(1, 3)
+
+    @precondition(lambda self: self.exact.conversations.may_open)
     @rule()
     def open_session(self) -> None:
         self.exact.conversations.open()
