@@ -27,7 +27,7 @@ class Conversations:
 
     @property
     def may_open(self) -> bool:
-        return len(self._history) < MOST_OPEN
+        return len(self._history) + len(self.stuck) < MOST_OPEN
 
     @property
     def idle(self) -> list[str]:

@@ -30,6 +30,7 @@ class PipelineMachine(SchedulerMachine):
         self.swap = exact_pipeline(self.stepped, cuts)
         self.exact = self.swap.__enter__()
         assert self.stepped.change({"layered_group_tokens": group_tokens})
+        self.exact.conversations.open()
 
     def send(self, prompts: list[list[int]], new: int, company: bool, steps: int) -> None:
         """Send prompts; `company` makes sure that something decodes beside them, in some micro-batch."""
