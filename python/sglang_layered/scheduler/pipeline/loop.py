@@ -11,8 +11,7 @@ itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/schedul
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from sglang.srt.distributed.utils import get_pp_indices
@@ -36,6 +35,7 @@ from sglang_layered.scheduler.observer import tell_observer
 from sglang_layered.scheduler.pipeline.chunks import LaunchedChunk, requeue_chunk_without_room, stand_in
 from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
 from sglang_layered.scheduler.pipeline.launch import StageLauncher
+from sglang_layered.scheduler.pipeline.stock import Stock
 from sglang_layered.scheduler.pipeline.tick import LaunchedBatch, PipelineTick, TickResult
 from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.report import Reporter, listener_specs
@@ -256,34 +256,6 @@ class PipelineLoop:
     def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan:
         """The policy plans each stage's layers as a model of their own."""
         return self.stages.joined([planner.plan(batch, None) for planner in self._planners])
-
-
-class Stock:
-    """SGLang's own methods, kept before ours take their names."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self.next_batch = scheduler.get_next_batch_to_run
-        self.launch = scheduler._pp_launch_batch
-        self.results = scheduler._pp_prep_batch_result
-
-    def next_decode(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
-        """SGLang's next batch without admission; a long prompt between two chunks is left alone."""
-        with self._closed():
-            return self.next_batch(running_batch=running_batch, last_batch=last_batch)
-
-    @contextmanager
-    def _closed(self) -> Iterator[None]:
-        scheduler = self._scheduler
-        chunked, scheduler.chunked_req = scheduler.chunked_req, None
-        aborted, scheduler._pending_chunked_abort_req = scheduler._pending_chunked_abort_req, None
-        scheduler.get_new_batch_prefill = lambda running: NextBatchPlan(None, running)
-        try:
-            yield
-        finally:
-            del scheduler.get_new_batch_prefill
-            scheduler.chunked_req = chunked
-            scheduler._pending_chunked_abort_req = aborted
 
 
 def pipeline_stages(scheduler: Any) -> PipelineStages:
