@@ -8,34 +8,27 @@ each tick's stages run one after another on the exact model, each on the layers 
 from __future__ import annotations
 
 import itertools
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.runtime_context import get_parallel
-from torch import nn
 
 from cohort_events import open_cohorts
-from exact_model import ExactAttention, ExactModel, ExactStack, RowLog
+from exact_model import ExactAttention, ExactModel
 from exact_scheduler import START, ExactScheduler
 from harness import SteppedScheduler
 from pipeline_liveness import PipelineLiveness
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.events import CohortDropped, Event, RequestsLeft
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.listeners.dispatch import Listeners
-from sglang_layered.runner.stage_runner import StageRunner
 from sglang_layered.scheduler.pipeline import loop as pipeline_loop
-from sglang_layered.scheduler.pipeline.launch import StageLauncher
 from sglang_layered.scheduler.pipeline.loop import PipelineLoop
-from sglang_layered.scheduler.pipeline.tick import PipelineTick
 from sglang_layered.scheduler.report import Reporter
+from virtual_stages import StageLog, Ticks, VirtualStages
 
 HOOKED = (
     "get_next_batch_to_run",
@@ -45,162 +38,6 @@ HOOKED = (
     "_pp_send_dict_to_next_stage",
     "_pp_recv_dict_from_prev_stage",
 )
-
-
-class StageLog(RowLog):
-    """Cohorts on several stages at once, but one cohort at a time between the edges of a stage."""
-
-    __slots__ = ("cuts",)
-
-    def on_event(self, event: Event) -> None:
-        """A dropped cohort's requests start again, maybe in the same tick."""
-        if isinstance(event, CohortDropped | RequestsLeft):
-            for rid in event.request_ids:
-                self.forget(rid)
-
-    def meet(self, cohort: Any, layer: int) -> None:
-        members = {rows.rid for rows in cohort}
-        start = max(cut for cut in self.cuts if cut <= layer)
-        end = min(cut for cut in self.cuts if cut > layer)
-        if cohort[0].is_prompt:
-            inside = {rid for rid, (rows, due) in self.open.items() if rows.is_prompt and start < due < end}
-            assert inside <= members, f"{inside - members} are in the stage where {members} run layer {layer}"
-        for rows in cohort:
-            self._meet_one(rows, layer)
-
-
-class ExactStage(ExactModel):
-    """The layers [start, end) of an exact model, with its log and its KV cache."""
-
-    def __init__(self, whole: ExactModel, start: int, end: int) -> None:
-        nn.Module.__init__(self)
-        self.pp_group = SimpleNamespace(is_first_rank=start == 0, is_last_rank=end == whole.num_layers)
-        self.model = ExactStack(0, self.pp_group)
-        self.model.layers = whole.model.layers
-        self.model.start_layer, self.model.end_layer = start, end
-        self.num_layers = whole.num_layers
-        for shared in ("log", "tags", "values", "weights", "tokens", "histories"):
-            setattr(self, shared, getattr(whole, shared))
-
-
-class RankView:
-    """The scheduler as a stage's launcher sees it: all is the real one's but the rank."""
-
-    def __init__(self, scheduler: Any, rank: int, num_ranks: int) -> None:
-        ours = {
-            "_scheduler": scheduler,
-            "ps": replace(scheduler.ps, pp_rank=rank),
-            "pp_group": SimpleNamespace(is_last_rank=rank == num_ranks - 1),
-        }
-        self.__dict__.update(ours)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scheduler, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._scheduler, name, value)
-
-
-class VirtualStages:
-    """Stands where the launcher of this rank stands, and launches a tick on every rank in turn."""
-
-    def __init__(self, scheduler: Any, whole: ExactModel, stages: PipelineStages) -> None:
-        self._runner = scheduler.tp_worker.model_runner
-        self._models, self._launchers = [], []
-        for rank, layers in enumerate(stages.layers):
-            self._models.append(ExactStage(whole, layers.start, layers.end))
-            with self._model(rank):
-                view = RankView(scheduler, rank, len(stages.layers))
-                self._launchers.append(StageLauncher(view, StageRunner(self._runner)))
-
-    def launch(self, tick: PipelineTick, received: Any) -> tuple[GenerationBatchResult, dict[str, Any]]:
-        assert received is None
-        done = tick.completed
-        tokens = None if done is None else done.batch.input_ids
-        for rank, launcher in enumerate(self._launchers):
-            if tokens is not None:  # each rank forgets them on its own batch
-                done.batch.input_ids = tokens
-            with self._model(rank):
-                result, outputs = launcher.launch(tick, received)
-            received = result.pp_hidden_states_proxy_tensors
-        assert not received.tensors, f"the last stage sends {list(received.tensors)} on"
-        return result, outputs
-
-    def results(self, *args: Any) -> Any:
-        return self._launchers[-1].results(*args)
-
-    @contextmanager
-    def _model(self, rank: int) -> Iterator[None]:
-        whole, self._runner.model = self._runner.model, self._models[rank]
-        try:
-            yield
-        finally:
-            self._runner.model = whole
-
-
-class _Stop(BaseException):
-    """Ends SGLang's loop, which has no end of its own."""
-
-
-class Ticks:
-    """Runs SGLang's `event_loop_pp` one tick at a time.
-
-    Between two ticks the loop stands where it has received requests and hands them to the scheduler: what a
-    test does then happens where SGLang does it, in the turn of the next micro-batch.
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self._ring: deque[dict[str, Any]] = deque()
-        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
-        self._error: BaseException | None = None
-        self._is_over = False
-        scheduler.request_receiver = SimpleNamespace(recv_requests=self._stand)
-        scheduler._pp_send_dict_to_next_stage = self._send
-        scheduler._pp_recv_dict_from_prev_stage = self._ring.popleft
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._wait()
-
-    def tick(self) -> None:
-        """One micro-batch's turn, to the point where the next one receives requests."""
-        assert not self._is_over, "the loop has ended"
-        self._go.release()
-        self._wait()
-
-    def close(self) -> None:
-        """End the loop."""
-        if not self._is_over:
-            self._is_over = True
-            self._go.release()
-        self._thread.join()
-
-    def _wait(self) -> None:
-        self._stands.acquire()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _stand(self) -> list[Any]:
-        self._stands.release()
-        self._go.acquire()
-        if self._is_over:
-            raise _Stop
-        return []
-
-    def _send(self, tensors: dict[str, Any], *, msg_type: str, async_send: bool) -> list[Any]:
-        assert (msg_type, async_send) == ("output", True), msg_type
-        self._ring.append(tensors)
-        return []
-
-    def _run(self) -> None:
-        try:
-            self._scheduler.event_loop_pp()
-        except _Stop:
-            pass
-        except BaseException as error:
-            self._is_over, self._error = True, error
-            self._stands.release()
 
 
 class ExactPipeline(ExactScheduler):
@@ -328,43 +165,46 @@ class ExactPipeline(ExactScheduler):
 @contextmanager
 def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator[ExactPipeline]:
     """Put an exact model on virtual stages under SGLang's pipeline loop; afterwards all is as it was."""
-    scheduler, runner = stepped.scheduler, stepped.scheduler.tp_worker.model_runner
-    stages = PipelineStages(cuts)
+    scheduler, plain, limit = stepped.scheduler, stepped.loop, get_parallel().pp_max_micro_batch_size
+    max_total = scheduler.invariant_checker.max_total_num_tokens
+    try:
+        with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
+            loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
+            loop._launcher = VirtualStages(scheduler, model, loop.stages)
+            loop.report = Reporter(scheduler, Listeners([stepped, model.log]))
+            stepped.loop = scheduler.layered_loop = loop
+            with closing(Ticks(scheduler)) as ticks:
+                yield ExactPipeline(stepped, model, loop, ticks)
+    finally:
+        stepped.loop = scheduler.layered_loop = plain
+        stepped.limit_running(limit)
+        assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
+        scheduler.invariant_checker.max_total_num_tokens = max_total
+        _empty(stepped)
+
+
+@contextmanager
+def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel]:
+    """The scheduler holds the last of these stages, and in truth an exact model with all their layers."""
+    runner, num_stages = scheduler.tp_worker.model_runner, len(stages.layers)
     saved = {name: getattr(scheduler, name) for name in ("ps", "request_receiver", "result_queue")}
-    plain, kept = stepped.loop, (runner.model, runner.attn_backend, pipeline_loop.pipeline_stages)
-    limit, max_total = (
-        get_parallel().pp_max_micro_batch_size,
-        scheduler.invariant_checker.max_total_num_tokens,
-    )
+    kept = (runner.model, runner.attn_backend, pipeline_loop.pipeline_stages)
     model = ExactModel(stages.num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
     model.log = StageLog(stages.num_layers)
-    model.log.cuts = cuts
+    model.log.cuts = stages.cuts
     runner.model, runner.attn_backend = model, ExactAttention(model, runner.req_to_token_pool)
     runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
-    scheduler.ps = replace(scheduler.ps, pp_rank=len(stages.layers) - 1, pp_size=len(stages.layers))
+    scheduler.ps = replace(scheduler.ps, pp_rank=num_stages - 1, pp_size=num_stages)
     pipeline_loop.pipeline_stages = lambda _: stages
-    ticks = None
     try:
-        loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
-        loop._launcher = VirtualStages(scheduler, model, stages)
-        loop.report = Reporter(scheduler, Listeners([stepped, model.log]))
-        stepped.loop = scheduler.layered_loop = loop
-        ticks = Ticks(scheduler)
-        yield ExactPipeline(stepped, model, loop, ticks)
+        yield model
     finally:
-        if ticks is not None:
-            ticks.close()
         for name in HOOKED:
             vars(scheduler).pop(name, None)
         for name, value in saved.items():
             setattr(scheduler, name, value)
         runner.model, runner.attn_backend, pipeline_loop.pipeline_stages = kept
         del runner._get_attention_backend
-        stepped.loop = scheduler.layered_loop = plain
-        assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
-        stepped.limit_running(limit)
-        scheduler.invariant_checker.max_total_num_tokens = max_total
-        _empty(stepped)
 
 
 def _empty(stepped: SteppedScheduler) -> None:
