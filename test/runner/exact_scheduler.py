@@ -124,6 +124,11 @@ class ExactScheduler:
         inflight = self.stepped.loop.inflight
         return () if inflight is None else inflight.cohort.request_ids
 
+    @property
+    def most_groups(self) -> int:
+        """The most that a plan may have."""
+        return self.model.num_layers
+
     def _step(self) -> None:
         log, was_layered = self.model.log, self.stepped.loop.controls.is_layered
         before = {rid: self.launched(rid) for rid in self.live}
@@ -242,9 +247,11 @@ class ExactScheduler:
         assert not +open_cohorts(self.stepped.events)
         self.conversations.close_all()
         allocator, cache = self.scheduler.token_to_kv_pool_allocator, self.scheduler.tree_cache
-        assert allocator.available_size() + cache.evictable_size() == allocator.size
-        assert cache.protected_size() == 0
-        assert self.scheduler.req_to_token_pool.available_size() == self.scheduler.req_to_token_pool.size
+        free = allocator.available_size() + cache.evictable_size()
+        rows = self.scheduler.req_to_token_pool
+        assert free + cache.protected_size() + cache.session_held_tokens() == allocator.size
+        assert rows.available_size() + cache.session_held_req_count() == rows.size
+        assert self.conversations.stuck or free == allocator.size
 
     def _most_steps(self) -> int:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""

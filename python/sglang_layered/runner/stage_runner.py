@@ -27,7 +27,8 @@ class StageStep:
     """One tick as a stage sees it.
 
     `decode_rows` came from the stage before; None on the first. `prompt_rows` are those rows when the prompt
-    enters the stage, later what its last group left; None before layer 0.
+    enters the stage, later what its last group left; None before layer 0. `is_new` tells that no group has
+    run with this ForwardBatch of the prompt on this stage: its attention is to be planned.
     """
 
     decode: ForwardBatch | None
@@ -35,7 +36,7 @@ class StageStep:
     prompt: ForwardBatch | None = None
     group: LayerGroup | None = None
     prompt_rows: Rows = None
-    enters: bool = False
+    is_new: bool = False
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class StageRunner:
         prompt_batch, group = step.prompt, step.group
         if prompt_batch is None or group is None:
             raise AssertionError("no group to run")
-        fresh = prompt_batch if step.enters else None
+        fresh = prompt_batch if step.is_new else None
         plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
         prompt = step.prompt_rows
         if prompt is None:

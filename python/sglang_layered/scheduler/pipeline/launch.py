@@ -82,9 +82,10 @@ class StageLauncher:
         if own is None:
             return StageStep(decode, decode_rows)
         inflight = own.inflight
+        is_new = own.enters_stage or inflight.forward is None
         if inflight.forward is None:
             inflight.forward = self._prepare(inflight.batch)
-        return StageStep(decode, decode_rows, inflight.forward, own.group, inflight.parked, own.enters_stage)
+        return StageStep(decode, decode_rows, inflight.forward, own.group, inflight.parked, is_new)
 
     def _take_over(self, tick: PipelineTick, rows: Mapping[str, Any]) -> None:
         """Park the rows of a prompt that the stage before has sent; its first group here is next."""
