@@ -127,7 +127,7 @@ def test_a_chunk_leaves_a_cohort_that_goes_on(exact: ExactScheduler) -> None:
 def test_a_session_goes_on_from_what_was_computed(
     exact: ExactScheduler, disturbance: str, group: int, turns_before: int
 ) -> None:
-    """A turn leaves half filled; that turn again, or the next one, must answer as in an undisturbed session."""
+    """A turn leaves half filled; that turn or the next must answer as in an undisturbed session."""
     session = exact.conversations.open()
     for _ in range(turns_before):
         exact.finish(exact.conversations.turn(session, prompt(100, 1), 4))
