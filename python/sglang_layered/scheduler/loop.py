@@ -25,6 +25,7 @@ from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.scheduler.cohorts import CohortKeeper
 from sglang_layered.scheduler.control import Controls
+from sglang_layered.scheduler.duties import ready_to_decode
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import LoopMetrics
@@ -194,7 +195,7 @@ class LayeredLoop:
             scheduler.running_batch.filter_batch()
             return None
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
-        return None if running.is_empty() else running
+        return None if running.is_empty() else ready_to_decode(scheduler, running)
 
     def _last_one_has_no_room(self) -> bool:
         """SGLang would abort this request; the cohort in flight holds slots that it can have."""

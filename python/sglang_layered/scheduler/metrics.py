@@ -11,6 +11,7 @@ from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
 from sglang_layered.metrics.table import Needs
 from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.loads import count_cohorts
 
 DROPS = ("aborted", "paused", "KV pool full", "broken invariant")
 CHANGES = (
@@ -69,6 +70,7 @@ class LoopMetrics:
         if config.is_auto:
             self._instruments.add("layered_steps_over_budget_total", 0)
         self.in_flight([])
+        count_cohorts(scheduler)
 
     def admitted(self, inflight: InFlightCohort) -> None:
         """A cohort was admitted."""
