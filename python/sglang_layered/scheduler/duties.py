@@ -16,19 +16,25 @@ from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 from sglang_layered.errors import UnsupportedError
 
 
-def refuse_synced_batches(scheduler: Any) -> None:
-    """Refuse a server whose ranks agree on the batch of every step.
+def refuse_unfit_server(scheduler: Any) -> None:
+    """Refuse what two batches in one step cannot serve, asked of the running scheduler.
 
-    The flags that lead here are refused before (refusals.py); this asks SGLang itself, whatever led to it.
+    Flags that lead here are refused before (refusals.py); a model or a default of SGLang's may as well.
 
     Raises:
-        UnsupportedError: SGLang pads or gathers the rows of a step over the ranks.
+        UnsupportedError: the ranks agree on the batch of every step, or tokens are embedded by a table
+            that decode graphs do not keep.
     """
     if scheduler.require_mlp_sync:
         raise UnsupportedError(
             "--prefill-mode layered does not work with MLP layers that gather rows over the ranks: the ranks"
             " agree on the sizes of one batch a step and a layered step runs two; leave --moe-a2a-backend,"
             " --moe-dense-tp-size and --enable-dp-attention out"
+        )
+    if scheduler.ngram_embedding_manager.enabled:
+        raise UnsupportedError(
+            f"--prefill-mode layered cannot serve {scheduler.server_args.model_path}: it embeds n-grams of"
+            " tokens, which is not tested; serve it in chunked mode"
         )
 
 

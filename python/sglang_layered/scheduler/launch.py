@@ -20,18 +20,18 @@ from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import GroupStep
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
-from sglang_layered.scheduler.duties import begin_launch, refuse_synced_batches
+from sglang_layered.scheduler.duties import begin_launch, refuse_unfit_server
 
 
 class StepLauncher:
     """Turns a LayerGroupBatch into a forward and its outputs into SGLang's batch results.
 
     Raises:
-        UnsupportedError: the ranks agree on the batch of every step.
+        UnsupportedError: the model or its ranks cannot take two batches in a step.
     """
 
     def __init__(self, scheduler: Any, execution: Execution) -> None:
-        refuse_synced_batches(scheduler)
+        refuse_unfit_server(scheduler)
         self._scheduler = scheduler
         self._execution = execution
         self._model_runner = scheduler.tp_worker.model_runner

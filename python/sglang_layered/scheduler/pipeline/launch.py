@@ -17,7 +17,7 @@ from sglang.srt.observability.req_time_stats import set_time_batch
 from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
 from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
-from sglang_layered.scheduler.duties import begin_launch, refuse_synced_batches
+from sglang_layered.scheduler.duties import begin_launch, refuse_unfit_server
 from sglang_layered.scheduler.launch import sample
 from sglang_layered.scheduler.pipeline.tick import GroupWork, PipelineTick, TickResult
 from sglang_layered.scheduler.timer import StepTimer
@@ -29,11 +29,11 @@ class StageLauncher:
     """Turns a PipelineTick into a forward of this stage and what its messages carry.
 
     Raises:
-        UnsupportedError: the ranks agree on the batch of every step.
+        UnsupportedError: the model or its ranks cannot take two batches in a step.
     """
 
     def __init__(self, scheduler: Any, runner: StageRunner) -> None:
-        refuse_synced_batches(scheduler)
+        refuse_unfit_server(scheduler)
         self._scheduler = scheduler
         self._runner = runner
         self._model_runner = scheduler.tp_worker.model_runner
