@@ -12,10 +12,10 @@ from sglang.srt.observability.metrics_collector import QueueCount
 
 from harness import SteppedScheduler
 from prompts import prompt
+from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroupPlan
-from sglang_layered.core.stages import PipelineStages
+from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.loads import count_cohorts, not_merged_of_stages
-from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
 from sglang_layered.scheduler.pipeline.tick import PipelineTick
 
 
@@ -120,22 +120,12 @@ def request(name: str, *, slot: int | None = 1, finished: bool = False) -> Any:
     return SimpleNamespace(rid=name, req_pool_idx=slot, finished=lambda: finished, to_finish=None)
 
 
-def prompts(*reqs: Any) -> Any:
-    slots = SimpleNamespace(split=lambda lens: [None] * len(lens))
-    return SimpleNamespace(reqs=list(reqs), out_cache_loc=slots, extend_lens=[1] * len(reqs))
-
-
 def test_stages_count_prompts_of_all_ticks_that_are_in_no_micro_batch() -> None:
-    stages = PipelineStages((0, 4, 8))
-    cohorts = StageCohorts(None, stages, lambda cohort, reason: None)
-    plan = stages.joined([LayerGroupPlan.even(4, 1), LayerGroupPlan.even(4, 2)])
     first, merged = request("first"), request("merged")
     gone, done = request("requeued", slot=None), request("done", finished=True)
-    cohorts.admit(prompts(first, merged, gone, done), plan)
-    ticks = []
-    for _ in range(2):
-        ticks.append(PipelineTick(None, cohorts.works(), tuple(cohorts.inflight)))
-        cohorts.advance(ticks[-1].works)
+    cohort = Cohort(LayerGroupPlan.even(8, 2), ("first", "merged", "requeued", "done"))
+    inflight = InFlightCohort(cohort, SimpleNamespace(reqs=[first, merged, gone, done]))
+    ticks = [PipelineTick(None, (), (inflight,)) for _ in range(2)]
     running = [ScheduleBatch(reqs=[merged], batch_is_full=False), ScheduleBatch(reqs=[], batch_is_full=False)]
     scheduler = SimpleNamespace(mbs=[*ticks, None], running_mbs=running)
     assert [req.rid for req in not_merged_of_stages(scheduler)] == ["first"]

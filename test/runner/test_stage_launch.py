@@ -11,12 +11,13 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.runner import stage_runner
 from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
+from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.pipeline import launch as module
-from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
 from sglang_layered.scheduler.pipeline.launch import StageLauncher
 from sglang_layered.scheduler.pipeline.tick import PipelineTick
 
@@ -103,16 +104,15 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     return scheduler
 
 
-def last_tick(name: str) -> tuple[PipelineTick, StageCohorts]:
-    """A cohort of one request runs its last group on the last stage, beside one that decodes."""
-    cohorts = StageCohorts(None, STAGES, lambda cohort, reason: None)
+def last_tick(name: str) -> tuple[PipelineTick, Any]:
+    """A prompt runs its last group on the last stage, beside a request that decodes; gives its batch too."""
     plan = STAGES.joined([LayerGroupPlan.even(4, 1), LayerGroupPlan.even(4, 2)])
-    cohorts.admit(batch(ForwardMode.EXTEND, name), plan)
-    for _ in range(2):
-        cohorts.advance(cohorts.works())
-    tick = PipelineTick(batch(ForwardMode.DECODE, "decode"), cohorts.works(), tuple(cohorts.inflight))
-    assert tick.completed is not None
-    return tick, cohorts
+    cohort = Cohort(plan, (name,), 2)
+    inflight = InFlightCohort(cohort, batch(ForwardMode.EXTEND, name))
+    work: Any = SimpleNamespace(
+        inflight=inflight, cohort=cohort, group=cohort.group, stage=1, enters_stage=False, leaves_stage=True
+    )
+    return PipelineTick(batch(ForwardMode.DECODE, "decode"), (work,), (inflight,)), inflight.batch
 
 
 def told(scheduler: Scheduler, kind: str) -> list[Any]:
@@ -120,9 +120,8 @@ def told(scheduler: Scheduler, kind: str) -> list[Any]:
 
 
 def test_a_tick_counts_and_is_noted_as_one_step_of_both_batches(scheduler: Scheduler) -> None:
-    tick, cohorts = last_tick("prompt")
+    tick, prompts = last_tick("prompt")
     StageLauncher(scheduler, Runner()).launch(3, tick, None)
-    prompts = cohorts.inflight[0].batch
     assert scheduler.forward_ct == tick.number == prompts.forward_iter == tick.decode.forward_iter == 11
     assert told(scheduler, "hook") == [prompts, tick.decode]
     assert told(scheduler, "profiler") == ["EXTEND"]
@@ -132,8 +131,7 @@ def test_a_tick_counts_and_is_noted_as_one_step_of_both_batches(scheduler: Sched
 
 
 def test_a_prompt_keeps_the_time_of_its_first_tick(scheduler: Scheduler) -> None:
-    tick, cohorts = last_tick("prompt")
-    prompts = cohorts.inflight[0].batch
+    tick, prompts = last_tick("prompt")
     prompts.launch_ts, tick.decode.launch_ts = 1.0, 2.0
     StageLauncher(scheduler, Runner()).launch(0, tick, None)
     assert prompts.launch_ts == 1.0
