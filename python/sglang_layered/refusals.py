@@ -33,6 +33,9 @@ def _above_one(name: str) -> Callable[[Any], bool]:
     return lambda args: (getattr(args, name, None) or 1) > 1
 
 
+ROWS_OVER_RANKS = "its ranks agree on the rows of one batch a step and a layered step runs two"
+FOREIGN_CACHE = "it keeps KV in a cache of its own, which may take slots that a cohort has filled half"
+
 FLAG_REFUSALS = (
     Refusal(
         "--speculative-algorithm",
@@ -125,6 +128,22 @@ FLAG_REFUSALS = (
         _set("quantization"),
         "quantized experts are not tested in layered mode yet",
         "serve bf16, fp16 or fp32 weights",
+    ),
+    Refusal(
+        "--moe-a2a-backend",
+        lambda args: (args.moe_a2a_backend or "none") != "none",
+        ROWS_OVER_RANKS,
+        "use 'none'",
+    ),
+    Refusal("--moe-dense-tp-size", _set("moe_dense_tp_size"), ROWS_OVER_RANKS, "leave the flag out"),
+    Refusal("--enable-lmcache", _set("enable_lmcache"), FOREIGN_CACHE, "leave the flag out"),
+    Refusal("--enable-flexkv", _set("enable_flexkv"), FOREIGN_CACHE, "leave the flag out"),
+    Refusal("--radix-cache-backend", _set("radix_cache_backend"), FOREIGN_CACHE, "leave the flag out"),
+    Refusal(
+        "--enable-forward-pass-metrics",
+        _set("enable_forward_pass_metrics"),
+        "they count a prompt in one forward and it takes several",
+        "use --enable-metrics",
     ),
 )
 

@@ -70,6 +70,12 @@ def test_bad_values_are_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...], me
         ("--quantization", "fp8"),
         ("--enable-return-routed-experts",),
         ("--enable-hierarchical-cache",),
+        ("--moe-a2a-backend", "deepep"),
+        ("--moe-dense-tp-size", "1"),
+        ("--enable-lmcache",),
+        ("--enable-flexkv",),
+        ("--radix-cache-backend", "flexkv"),
+        ("--enable-forward-pass-metrics",),
     ],
 )
 def test_unsupported_flags_are_named_with_reason_and_remedy(

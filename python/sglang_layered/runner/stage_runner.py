@@ -10,6 +10,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.model_executor.model_runner import ModelRunnerOutput
+from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.expert_watch import group_rows
@@ -82,6 +83,12 @@ class StageRunner:
             raise AssertionError("no group to run")
         fresh = prompt_batch if step.is_new else None
         plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
+        with device_timer_ctx(self._model_runner.device_timer, "extend"):
+            return self._run_rows(step, rows, prompt_batch, group)
+
+    def _run_rows(
+        self, step: StageStep, rows: ForwardBatch, prompt_batch: ForwardBatch, group: LayerGroup
+    ) -> StageOutput:
         prompt = step.prompt_rows
         if prompt is None:
             kwargs = self._model_runner._extend_forward_kwargs(prompt_batch, None)

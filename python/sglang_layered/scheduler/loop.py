@@ -26,6 +26,7 @@ from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.scheduler.cohorts import CohortKeeper
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.drop import filter_finished
+from sglang_layered.scheduler.duties import ready_to_decode
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import LoopMetrics
@@ -205,7 +206,7 @@ class LayeredLoop:
         if filter_finished(scheduler):
             return None
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
-        return None if running.is_empty() else running
+        return None if running.is_empty() else ready_to_decode(scheduler, running)
 
     def _run_stock(self, batch: ScheduleBatch | None) -> None:
         scheduler = self.scheduler

@@ -12,6 +12,7 @@ from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
 from sglang_layered.metrics.table import Needs
 from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.loads import count_cohorts
 
 DROPS = ("aborted", "paused", "KV pool full", "broken invariant")
 CHANGES = (
@@ -74,6 +75,7 @@ class LoopMetrics:
             self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=reason)
         self._instruments.add("layered_steps_over_budget_total", 0)
         self.in_flight([])
+        count_cohorts(scheduler)
 
     def admitted(self, inflight: InFlightCohort) -> None:
         """A cohort was admitted."""

@@ -30,6 +30,7 @@ from sglang_layered.models.layer_shapes import read_layer_shapes
 from sglang_layered.runner.stage_runner import StageRunner
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.drop import filter_running
+from sglang_layered.scheduler.duties import ready_to_decode
 from sglang_layered.scheduler.metrics import LoopMetrics
 from sglang_layered.scheduler.observer import tell_observer
 from sglang_layered.scheduler.pipeline.chunks import LaunchedChunk, requeue_chunk_without_room, stand_in
@@ -123,7 +124,7 @@ class PipelineLoop:
             return launched
         with scheduler.forward_stream_ctx:
             scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
-            result, outputs = self._launcher.launch(batch, received)
+            result, outputs = self._launcher.launch(mb_id, batch, received)
             event = scheduler.device_module.Event()
             event.record(scheduler.device_module.current_stream())
         metadata[mb_id] = PPBatchMetadata(can_run_cuda_graph=False)
@@ -246,7 +247,7 @@ class PipelineLoop:
         if running.is_empty() or running.is_prefill_only:
             return None, running
         running = self.scheduler.update_running_batch(running)
-        return (None if running.is_empty() else running), running
+        return (None if running.is_empty() else ready_to_decode(self.scheduler, running)), running
 
     def _somebody_decodes(self, running: ScheduleBatch) -> bool:
         """In this micro-batch or in any other."""
