@@ -3,6 +3,10 @@
 Patched SGLang imports it in every process and in every mode, so importing it loads neither torch nor sglang,
 and with the mode and the metrics' flags off each function costs one attribute test, or a look at the flags
 once at start. What a seam leads to is imported on use.
+
+The patch to `sglang/__init__.py` lists the names that SGLang calls. Where this module is missing, or lacks
+one of them, none is called: each is then a function that returns None (`server_args_fields`: its class), and
+that must leave SGLang as released. A function whose arguments or meaning change gets a new name.
 """
 
 from __future__ import annotations
