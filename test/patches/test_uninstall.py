@@ -59,8 +59,8 @@ class Environment:
         (record,) = self.folder.glob("lib/python*/site-packages/sglang-*.dist-info/RECORD")
         site = record.parent.parent
         with record.open(newline="") as rows:
-            recorded = [(site / path, digest) for path, digest, _ in csv.reader(rows) if digest]
-        return [str(path.relative_to(site)) for path, digest in recorded if sha256_of(path) != digest]
+            recorded = {path: digest for path, digest, _ in csv.reader(rows) if path.startswith("sglang/")}
+        return [path for path, digest in recorded.items() if digest and sha256_of(site / path) != digest]
 
 
 def sha256_of(path: Path) -> str:
