@@ -114,3 +114,20 @@ def add_state(scheduler: Any, state: dict[str, Any]) -> None:
     observer = getattr(scheduler, "layered_observer", None)
     if observer is not None:
         state["layered"] = observer.state()
+
+
+def clean_request(scheduler: Any, request: Any) -> None:
+    """`Scheduler.handle_generate_request`: drop fields that have no meaning on this server."""
+    from sglang_layered.guards import drop_disaggregation_fields
+
+    drop_disaggregation_fields(scheduler, request)
+
+
+def must_run_apart(chosen: list[Any], req: Any) -> bool:
+    """`Scheduler._get_new_batch_prefill_raw`: does `req` not fit into one batch with the `chosen` ones?"""
+    return bool(chosen) and (chosen[0].input_embeds is None) != (req.input_embeds is None)
+
+
+def lost_its_token(req: Any) -> bool:
+    """`_GenerationStreamAccumulator`: was `req` retracted, so that the token of this result is dropped?"""
+    return bool(req.is_retracted)
