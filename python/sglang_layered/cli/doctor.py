@@ -60,9 +60,7 @@ def patches() -> Iterator[Finding]:
         patching.verify_patched()
         yield Finding("patch set", "applied and verified by hash")
     except LayeredPrefillError as error:
-        yield Finding(
-            "patch set", str(error), "sglang-layered patch apply; details: sglang-layered patch status"
-        )
+        yield Finding("patch set", str(error), "as said here; `sglang-layered patch status` shows each patch")
 
 
 def energy() -> Iterator[Finding]:
