@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -35,9 +36,16 @@ def has_quantized_weights(model_config: Any) -> bool:
     Its rule looks into config.json (`quantization_config`, `compression_config`), into the files that
     ModelOpt and ModelSlim leave beside it, and at `--quantization`.
     """
-    # SGLang's rule yields no method for an algorithm that it does not know, and for a ModelOpt folder that
-    # quantizes the KV cache alone; its loader then asks the second question.
-    return model_config.quantization is not None or model_config._is_already_quantized()
+    from sglang.srt.utils import has_hf_quant_config
+
+    if model_config.quantization is not None:
+        return True
+    # SGLang's rule yields no method for a ModelOpt algorithm that it does not know: it loads such weights as
+    # plain ones. Asked for the file of a folder, SGLang would go on to the hub with the folder's path.
+    folder = Path(model_config.model_path)
+    if folder.is_dir():
+        return (folder / "hf_quant_config.json").exists()
+    return bool(has_hf_quant_config(model_config.model_path))
 
 
 def has_recurrent_layers(model_config: Any) -> bool:
