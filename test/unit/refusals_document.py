@@ -1,4 +1,4 @@
-"""What layered mode refuses, as tables in the documents: between their markers, from the tables of the code."""
+"""What layered mode refuses, as tables in the documents, between their markers, made from the code."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ methods in srt/layers/quantization, which all name their tensors `w13...` (gate 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -86,10 +87,16 @@ def _doubt(tensors: list[torch.Tensor], num_weights: int) -> str | None:
         return f"its largest tensor has {8 * largest / num_weights:.2f} bits for each weight"
     if any(2 * other > largest for other in others):
         return "more than one tensor could hold the weights"
-    scales = [tensor.dtype for tensor in tensors if tensor.dim() > 2 and _num_bytes(tensor) < largest]
-    if len(scales) != len(set(scales)):
+    scales = [tensor for tensor in tensors if tensor.dim() > 2 and _num_bytes(tensor) < largest]
+    if any(_are_alike(one, other) for one, other in combinations(scales, 2)):
         return "there are several sets of scales, of which one is read"
     return None
+
+
+def _are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Two sets of the same scales, such as a padded copy. Packed zero points are fewer."""
+    small, large = sorted((one.numel(), other.numel()))
+    return one.dtype == other.dtype and 2 * small > large
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:
