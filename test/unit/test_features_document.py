@@ -107,7 +107,7 @@ class Arguments(SimpleNamespace):
 @pytest.mark.parametrize("refusal", FLAG_REFUSALS, ids=lambda refusal: refusal.flag)
 def test_every_refusal_has_a_reason_and_a_remedy(refusal: Refusal) -> None:
     name = refusal.flag.removeprefix("--").replace("-", "_")
-    value = 2 if name.endswith("_size") else "on"
+    value = {"load_format": "bitsandbytes"}.get(name, 2 if name.endswith("_size") else "on")
     assert refusal.applies(Arguments(**{name: value}))
     assert not refusal.applies(Arguments())
     assert re.fullmatch(rf".* does not work with {refusal.flag}: \S.*; \S.*", refusal.message())

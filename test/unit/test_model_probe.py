@@ -80,7 +80,7 @@ def test_gpt_oss_20b(published: Path) -> None:
     "published", [GPT_OSS_20B | {"quantization_config": {"quant_method": "mxfp4"}}], indirect=True
 )
 def test_a_refused_model_is_told_why(published: Path) -> None:
-    assert told(published)["layered mode"].startswith("refused: its weights are quantized")
+    assert told(published)["layered mode"].startswith("refused: GptOssForCausalLM has quantized weights")
 
 
 def test_a_dense_model_has_no_experts(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.errors import InvariantError
 from sglang_layered.listeners.dispatch import find_listeners
-from sglang_layered.models.layer_shapes import read_layer_shapes
+from sglang_layered.models.layer_shapes import served_layer_shapes
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
@@ -56,7 +56,7 @@ class LayeredLoop:
         runner = LayeredRunner(scheduler.tp_worker.model_runner)
         self.num_layers = runner.num_layers
         self.controls = Controls(scheduler, config, runner.num_layers)
-        self.layers = read_layer_shapes(scheduler.model_config.hf_text_config)
+        self.layers = served_layer_shapes(scheduler.model_config)
         self._planner = Planner(scheduler, self.controls, runner.num_layers, self.layers)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self._process)

@@ -26,7 +26,7 @@ from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.core.view import StepTiming
 from sglang_layered.listeners.dispatch import find_listeners
-from sglang_layered.models.layer_shapes import read_layer_shapes
+from sglang_layered.models.layer_shapes import served_layer_shapes
 from sglang_layered.runner.stage_runner import StageRunner
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.drop import filter_running
@@ -55,7 +55,7 @@ class PipelineLoop:
         self.stages = pipeline_stages(scheduler)
         # The policy plans each stage by itself, so the smallest stage limits the number of groups.
         self.controls = Controls(scheduler, config, min(layers.num_layers for layers in self.stages.layers))
-        shapes = read_layer_shapes(scheduler.model_config.hf_text_config)
+        shapes = served_layer_shapes(scheduler.model_config)
         warn_of_dense(shapes)
         self._planners = [
             Planner(scheduler, self.controls, layers.num_layers, shapes[layers.start : layers.end])
