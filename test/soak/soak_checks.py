@@ -1,16 +1,17 @@
-"""What a soak must show: the right tokens, no leak, flat memory, and that the hard cases really happened."""
+"""What a soak must show: right tokens, none late, no leak, flat memory, and that the hard cases happened."""
 
 from __future__ import annotations
 
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from soak_client import MemorySample, Outcome
-from soak_replay import Expected
+from soak_asks import AbortAll, Outcome, abort_read_s
+from soak_desk import MemorySample, Played
+from soak_replay import Expected, Prompt
 
 MEMORY_MARGIN = 0.05  # of the second quarter's median
 RETRACTED = "KV cache pool is full. Retract requests"
@@ -37,18 +38,23 @@ class MemoryVerdict:
         return self.last_quarter_mib <= self.second_quarter_mib * (1 + MEMORY_MARGIN)
 
 
-def wrong_answers(outcomes: Sequence[Outcome], expected: Sequence[Expected]) -> list[str]:
-    """One line for each request that got other tokens than the quiet server gave, or too few."""
+def wrong_answers(
+    outcomes: Sequence[Outcome], expected: Mapping[Prompt, Expected], abort_alls: list[AbortAll] | None = None
+) -> list[str]:
+    """One line for each request that got other tokens than the quiet server gave, too few, or late ones."""
     wrong = []
     for outcome in outcomes:
-        job, quiet = outcome.job, expected[outcome.job.prompt]
-        is_whole = outcome.ending == "length" and len(outcome.tokens) == job.num_outputs
-        given_up = job.abort is not None and outcome.ending in ("abort", "hung up")
-        what = f"request {job.index} (prompt {job.prompt}, {job.num_outputs} outputs, {job.abort})"
-        if not quiet.allows(outcome.tokens):
+        ask, quiet = outcome.ask, expected[outcome.ask.prompt]
+        is_whole = outcome.ending == "length" and len(outcome.tokens) == ask.num_outputs
+        is_aborted = outcome.ending == "abort" and abort_read_s(outcome, abort_alls or []) is not None
+        given_up = is_aborted or (outcome.ending == "hung up" and ask.abort is not None)
+        what = f"request {ask.rid} ({len(ask.prompt)} tokens, {ask.num_outputs} outputs, {ask.abort})"
+        if outcome.num_late_events:
+            wrong.append(f"{what}: late answer, {outcome.num_late_events} events after {outcome.ending!r}")
+        elif not quiet.allows(outcome.tokens):
             right = list(quiet.tokens[: len(outcome.tokens)])
             wrong.append(f"{what}: tokens {outcome.tokens} instead of {right}")
-        elif len(outcome.tokens) > job.num_outputs or not (is_whole or given_up):
+        elif len(outcome.tokens) > ask.num_outputs or not (is_whole or given_up):
             wrong.append(f"{what}: ended with {outcome.ending!r} after {len(outcome.tokens)} tokens")
     return wrong
 
@@ -79,18 +85,25 @@ def read_log(path: Path) -> tuple[Counter[str], list[str]]:
     return counts, bad
 
 
-def all_violations(
-    outcomes: Sequence[Outcome],
-    expected: Sequence[Expected],
-    memory: MemoryVerdict,
-    log: tuple[Counter[str], list[str]],
-) -> list[str]:
-    """Everything that is not as it must be; empty when the soak holds."""
-    counts, found = log[0], wrong_answers(outcomes, expected) + log[1]
+def too_gentle(counts: Counter[str]) -> list[str]:
+    """One line for each hard case that never happened."""
+    found = []
     if not counts["retractions"]:
         found.append("no running request was ever retracted: the soak is too gentle")
     if not any(name.startswith("cohorts dropped") for name in counts):
         found.append("no cohort was ever dropped: the soak is too gentle")
+    return found
+
+
+def all_violations(
+    played: Played,
+    expected: Mapping[Prompt, Expected],
+    memory: MemoryVerdict,
+    bad_lines: list[str],
+    late: list[str],
+) -> list[str]:
+    """Everything that is not as it must be; empty when the soak holds."""
+    found = wrong_answers(played.outcomes, expected, played.abort_alls) + late + bad_lines
     if not memory.is_flat:
         found.append(
             f"memory grows: median {memory.second_quarter_mib:.0f} MiB in the second quarter,"

@@ -1,243 +1,135 @@
-"""Plays a soak plan against a server: streams, aborts, an operator, and a watchdog over all of them."""
+"""Plays a soak plan against a server: scenes, then streams, talkers and an operator under a watchdog."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
-import httpx
+from soak_asks import Ask
+from soak_desk import HANG_S, Desk, MemorySample, Played
+from soak_operator import Operator
+from soak_plan import SoakPlan
+from soak_scenes import Scenes
+from soak_talk import Talkers
 
-from soak_plan import Disturbance, Job, SoakPlan
-from soak_servers import GROUP_TOKENS
-
-HANG_S = 60.0
 SAMPLE_S = 0.5
-MAX_ERRORS = 5
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a client got. `ending` is SGLang's finish type, `hung up`, or an error's text."""
-
-    job: Job
-    tokens: list[int] = field(default_factory=list)
-    ending: str = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class MemorySample:
-    """Resident memory of the scheduler process, and how many requests had ended by then."""
-
-    time_s: float
-    requests: int
-    rss_bytes: int
-
-
-@dataclass(slots=True)
-class Played:
-    """All that came of a plan; `trouble` is what the client itself saw go wrong."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    memory: list[MemorySample] = field(default_factory=list)
-    operator: Counter[str] = field(default_factory=Counter)
-    trouble: list[str] = field(default_factory=list)
-    duration_s: float = 0.0
-
-
-def generate_body(prompt: tuple[int, ...], num_outputs: int) -> dict[str, Any]:
-    """Greedy, and never ended by the model itself."""
-    sampling = {"temperature": 0, "max_new_tokens": num_outputs, "ignore_eos": True}
-    return {"input_ids": list(prompt), "sampling_params": sampling}
-
-
-def request_id(job: Job) -> str:
-    """All of one length: SGLang aborts every request whose id starts with the one given."""
-    return f"soak-{job.index:07d}"
+LAST = Ask("last-0000001", tuple(range(3, 40)), 4)
 
 
 class SoakClient:
-    """Plays one plan once. `rss_bytes` reads the scheduler's memory; `ended` hears of every ended request."""
+    """Plays one plan once.
+
+    `rss_bytes` reads the scheduler's memory; `ended` hears of every ended request of the plan; `events` is
+    the server's event file. `scenes` names those that are played first, None means all.
+    """
 
     def __init__(
-        self, base_url: str, plan: SoakPlan, rss_bytes: Callable[[], int], ended: Callable[[], None]
+        self,
+        base_url: str,
+        plan: SoakPlan,
+        rss_bytes: Callable[[], int],
+        ended: Callable[[], None],
+        *,
+        events: Path,
+        scenes: Sequence[str] | None = None,
+        hang_s: float = HANG_S,
     ) -> None:
-        limits = httpx.Limits(max_connections=None)
-        self._http = httpx.AsyncClient(base_url=base_url, timeout=None, limits=limits, trust_env=False)
+        self._desk = Desk(base_url, hang_s)
         self._plan, self._rss_bytes, self._ended = plan, rss_bytes, ended
-        self._jobs = iter(plan.jobs)
-        self._num_sent = self._num_open = 0
-        self._may_send = asyncio.Event()  # cleared during a lull
-        self._may_send.set()
-        self._start_s = self._news_s = time.monotonic()
-        self.played = Played()
+        self._scenes, self._scene_names = Scenes(self._desk, plan.spec, events), scenes
+        self._jobs, self._num_sent = iter(plan.jobs), 0
+        self._gate = asyncio.Event()  # shut during a lull
+        self._gate.set()
+        self._operator = Operator(self._desk, plan, self._gate)
+        self._streams_go_on = True
+        self._talkers = Talkers(self._desk, self._operator, self._gate, lambda: self._streams_go_on)
 
     async def play(self) -> Played:
         """Play to the end, or until the server hangs or fails."""
-        streams = [asyncio.create_task(self._stream()) for _ in range(self._plan.spec.num_streams)]
-        beside = [asyncio.create_task(task()) for task in (self._operate, self._watch, self._sample)]
-        await self._until_done(streams, [*streams, *beside])
-        for task in (*streams, *beside):
-            task.cancel()
-        await asyncio.gather(*streams, *beside, return_exceptions=True)
-        if not self.played.trouble:
-            await self._operator_post("/continue_generation", {})
-            await self._flush_idle("end")
-        await self._http.aclose()
-        self.played.duration_s = time.monotonic() - self._start_s
-        return self.played
+        played = self._desk.played
+        self._sample()
+        await self._scenes.play(self._scene_names)
+        if not played.trouble:
+            await self._storm()
+        if not played.trouble:
+            await self._end_idle()
+            await self._desk.look_if_in_trouble()
+        await self._desk.http.aclose()
+        played.duration_s = time.monotonic() - self._desk.start_s
+        return played
 
-    async def _until_done(self, streams: list[asyncio.Task[None]], tasks: list[asyncio.Task[None]]) -> None:
-        pending = set(tasks)
-        while any(not task.done() for task in streams) and not self.played.trouble:
+    async def _storm(self) -> None:
+        self._desk.news_s = time.monotonic()
+        spec, conversations = self._plan.spec, iter(self._plan.conversations)
+        streams = [asyncio.create_task(self._stream()) for _ in range(spec.num_streams)]
+        talkers = [asyncio.create_task(self._talkers.talk(conversations)) for _ in range(spec.num_talkers)]
+        beside = [asyncio.create_task(task()) for task in (self._operate, self._watch, self._watch_memory)]
+        everything: list[asyncio.Task[None]] = [*streams, *talkers, *beside]
+        await self._until_done(streams, everything)
+        self._streams_go_on = False
+        await self._until_done(talkers, everything)
+        await self._desk.look_if_in_trouble()
+        for task in everything:
+            task.cancel()
+        await asyncio.gather(*everything, return_exceptions=True)
+
+    async def _until_done(
+        self, awaited: list[asyncio.Task[None]], everything: list[asyncio.Task[None]]
+    ) -> None:
+        pending = {task for task in everything if not task.done()}
+        while any(not task.done() for task in awaited) and not self._desk.played.trouble:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 if task.exception() is not None:
-                    self.played.trouble.append(f"the client failed: {task.exception()!r}")
+                    self._desk.trouble(f"the client failed: {task.exception()!r}")
+
+    async def _end_idle(self) -> None:
+        """Nothing is asked any more: the server must be as at its start, and answer."""
+        await self._desk.post("/continue_generation", {})
+        await self._bounded("the end", self._operator.wait_until_idle(self._talkers.max_held_tokens()))
+        await self._operator.flush_idle("end")
+        await self._bounded("the last request", self._desk.ask(LAST))
+
+    async def _bounded(self, what: str, doing: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await asyncio.wait_for(doing, self._desk.hang_s)
+        except asyncio.TimeoutError:
+            self._desk.trouble(f"hang: {what} took {self._desk.hang_s:g} s")
 
     async def _stream(self) -> None:
         for job in self._jobs:
-            await self._may_send.wait()
-            self._num_open += 1
+            await asyncio.sleep(job.pause_s)
+            await self._gate.wait()
             self._num_sent += 1
-            try:
-                await asyncio.sleep(job.pause_s)
-                self._note(await self._ask(job))
-            finally:
-                self._num_open -= 1
-
-    def _note(self, outcome: Outcome) -> None:
-        self.played.outcomes.append(outcome)
-        self._ended()
-        if outcome.ending.startswith("error"):
-            self.played.operator["errors"] += 1
-            if self.played.operator["errors"] == MAX_ERRORS:
-                self.played.trouble.append(f"stopped after {MAX_ERRORS} failed requests: {outcome.ending}")
-
-    async def _ask(self, job: Job) -> Outcome:
-        outcome = Outcome(job)
-        reader = asyncio.create_task(self._read(job, outcome))
-        aborter = None if job.abort is None else asyncio.create_task(self._abort(job, outcome, reader))
-        try:
-            await reader
-        except asyncio.CancelledError:
-            if outcome.ending != "hung up":
-                raise  # the whole soak was cancelled
-        except httpx.HTTPError as error:
-            outcome.ending = f"error {error!r}"
-        finally:
-            if aborter is not None:
-                aborter.cancel()
-                await asyncio.gather(aborter, return_exceptions=True)
-        return outcome
-
-    async def _read(self, job: Job, outcome: Outcome) -> None:
-        body = generate_body(self._plan.prompts[job.prompt], job.num_outputs)
-        body |= {"stream": True, "rid": request_id(job)}
-        async with self._http.stream("POST", "/generate", json=body) as reply:
-            if reply.status_code != 200:
-                outcome.ending = f"error {reply.status_code}: {(await reply.aread())[:300]!r}"
-                return
-            async for line in reply.aiter_lines():
-                if line.startswith("data: {"):
-                    self._hear(json.loads(line.removeprefix("data: ")), outcome)
-
-    def _hear(self, event: dict[str, Any], outcome: Outcome) -> None:
-        self._news_s = time.monotonic()
-        if "error" in event:
-            aborted = "abort" in event["error"]["message"].lower() and outcome.job.abort is not None
-            outcome.ending = "abort" if aborted else f"error {event['error']}"
-            return
-        if len(event["output_ids"]) > len(outcome.tokens):  # an abort's last event holds one token only
-            outcome.tokens = event["output_ids"]
-        reason = event["meta_info"]["finish_reason"]
-        if reason is not None:
-            outcome.ending = reason["type"]
-            if reason["type"] == "abort" and outcome.job.abort is None:
-                outcome.ending = f"error {reason}"
-
-    async def _abort(self, job: Job, outcome: Outcome, reader: asyncio.Task[None]) -> None:
-        assert job.abort is not None
-        if job.abort.after_s is not None:
-            await asyncio.sleep(job.abort.after_s)
-        while len(outcome.tokens) < (job.abort.after_tokens or 0):
-            await asyncio.sleep(0.01)
-        if reader.done():
-            return
-        if job.abort.kind == "hang up":
-            outcome.ending = "hung up"
-            reader.cancel()
-        else:
-            await self._http.post("/abort_request", json={"rid": request_id(job)})
+            ask = Ask(f"soak-{job.index:07d}", self._plan.prompts[job.prompt], job.num_outputs, job.abort)
+            await self._desk.ask(ask)
+            self._ended()
 
     async def _operate(self) -> None:
         for disturbance in self._plan.disturbances:
             while self._num_sent < disturbance.at_request:
                 await asyncio.sleep(0.02)
-            await self._disturb(disturbance)
-
-    async def _disturb(self, disturbance: Disturbance) -> None:
-        kind = disturbance.kind
-        if kind in ("retract", "in place"):
-            await self._operator_post("/pause_generation", {"mode": kind.replace(" ", "_")})
-            await asyncio.sleep(disturbance.duration_s)
-            if disturbance.flushes:
-                await self._flush()
-            await self._operator_post("/continue_generation", {})
-        elif kind == "flush":
-            await self._flush()
-        elif kind == "lull":
-            self._may_send.clear()
-            while self._num_open:
-                await asyncio.sleep(0.02)
-            await self._flush_idle("lull")
-            self._may_send.set()
-        else:
-            name, other, usual = ("layered_prefill", 0, 1)
-            if kind == "group tokens":
-                name, other, usual = ("layered_group_tokens", disturbance.group_tokens, GROUP_TOKENS)
-            await self._set(name, other)
-            await asyncio.sleep(4 * disturbance.duration_s)
-            await self._set(name, usual)
-        self.played.operator[kind] += 1
-
-    async def _operator_post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        reply = await self._http.post(path, json=body)
-        if reply.status_code != 200:
-            self.played.trouble.append(f"{path} {body}: {reply.status_code} {reply.text[:200]}")
-        return reply
-
-    async def _set(self, name: str, value: int) -> None:
-        reply = await self._operator_post("/set_internal_state", {"server_args": {name: value}})
-        if reply.json() != [True]:  # one answer for each scheduler
-            self.played.trouble.append(f"/set_internal_state refused {name} {value}")
-
-    async def _flush(self) -> None:
-        """A busy server refuses, and that is fine."""
-        reply = await self._http.post("/flush_cache")
-        self.played.operator["flushed" if reply.status_code == 200 else "flush refused"] += 1
-
-    async def _flush_idle(self, when: str) -> None:
-        """An idle server must not refuse; a request whose client hung up may need a few seconds to end."""
-        with suppress(httpx.HTTPError):
-            reply = await self._http.post("/flush_cache", params={"timeout": 20}, timeout=40)
-            if reply.status_code == 200:
-                self.played.operator["flushed"] += 1
-                return
-        self.played.trouble.append(f"{when}: the idle server would not flush its cache")
+            await self._operator.disturb(disturbance)
 
     async def _watch(self) -> None:
-        while time.monotonic() - self._news_s < HANG_S:
-            await asyncio.sleep(1)
-        self.played.trouble.append(f"hang: no token for {HANG_S:g} s with {self._num_open} streams open")
+        """No news at all, or one request that all others overtake."""
+        desk = self._desk
+        while time.monotonic() - desk.news_s < desk.hang_s:
+            await asyncio.sleep(min(1.0, desk.hang_s / 4))
+            for rid, num_overtakers in desk.overtaken():
+                desk.trouble(f"hang: {num_overtakers} later requests overtook {rid}; {desk.open_requests()}")
+                return
+        desk.trouble(f"hang: no token for {desk.hang_s:g} s; open: {desk.open_requests()}")
 
-    async def _sample(self) -> None:
+    async def _watch_memory(self) -> None:
         while True:
-            now_s = time.monotonic() - self._start_s
-            self.played.memory.append(MemorySample(now_s, len(self.played.outcomes), self._rss_bytes()))
             await asyncio.sleep(SAMPLE_S)
+            self._sample()
+
+    def _sample(self) -> None:
+        now_s = time.monotonic() - self._desk.start_s
+        sample = MemorySample(now_s, len(self._desk.played.outcomes), self._rss_bytes())
+        self._desk.played.memory.append(sample)

@@ -10,30 +10,53 @@ from typing import Literal
 VOCAB = 1000
 LONG_SOAK_REQUESTS = 5000
 AbortKind = Literal["hang up", "abort request"]
-DisturbanceKind = Literal["retract", "in place", "flush", "group tokens", "chunked", "lull"]
+DisturbanceKind = Literal[
+    "retract",
+    "in place",
+    "flush",
+    "group tokens",
+    "chunked",
+    "lull",
+    "abort all",
+    "abort half",
+    "client dies",
+]
 WEIGHTS: dict[DisturbanceKind, int] = {
+    "abort all": 4,
     "retract": 4,
+    "client dies": 2,
     "in place": 3,
+    "abort half": 4,
     "flush": 3,
     "group tokens": 2,
     "chunked": 2,
-    "lull": 1,
+    "lull": 2,
 }
+FIRST_TURN_TOKENS, LATER_TURN_TOKENS = 30, 90
+TURN_OUTPUTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class SoakSpec:
-    """Sizes of a soak. `pool_tokens` is so small that running requests are retracted."""
+    """Sizes of a soak.
+
+    `pool_tokens` is so small that running requests are retracted, and `max_running_requests` so small that
+    most streams wait. The pool must hold the longest prompt beside the longest conversation of each talker:
+    a streaming session keeps its KV between turns, and SGLang takes it from none.
+    """
 
     num_requests: int = 10_000
     seed: int = 1
     num_prompts: int = 150
     num_streams: int = 24
     max_prompt_tokens: int = 1500
-    max_output_tokens: int = 40
+    max_output_tokens: int = 48
     abort_share: float = 0.2
     requests_per_disturbance: int = 20
-    pool_tokens: int = 1600
+    pool_tokens: int = 2000
+    max_running_requests: int = 8
+    num_talkers: int = 2  # clients with conversations of several turns; 0 starts without streaming sessions
+    max_turns: int = 3
 
     @classmethod
     def of(cls, num_requests: int, seed: int = 1) -> SoakSpec:
@@ -67,6 +90,24 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One question of a conversation, in tokens that follow all earlier questions and answers."""
+
+    tokens: tuple[int, ...]
+    num_outputs: int
+    pause_s: float
+    abort: Abort | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The turns of one streaming session."""
+
+    index: int
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Disturbance:
     """What an operator does once `at_request` requests were sent; most end again after `duration_s`."""
 
@@ -75,6 +116,7 @@ class Disturbance:
     duration_s: float
     flushes: bool  # a flush while paused
     group_tokens: int  # the other size, for "group tokens"
+    seed: int  # of what is chosen among the requests that are open by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +127,7 @@ class SoakPlan:
     prompts: tuple[tuple[int, ...], ...]
     jobs: tuple[Job, ...]
     disturbances: tuple[Disturbance, ...]
-
-    def longest_outputs(self) -> list[int]:
-        """For each prompt the longest output that a job wants; 0 when no job has that prompt."""
-        wanted = [0] * len(self.prompts)
-        for job in self.jobs:
-            wanted[job.prompt] = max(wanted[job.prompt], job.num_outputs)
-        return wanted
+    conversations: tuple[Conversation, ...] = ()
 
 
 def make_plan(spec: SoakSpec) -> SoakPlan:
@@ -99,7 +135,10 @@ def make_plan(spec: SoakSpec) -> SoakPlan:
     rng = random.Random(spec.seed)
     prompts = tuple(_prompts(spec, rng))
     jobs = tuple(_job(spec, index, rng) for index in range(spec.num_requests))
-    return SoakPlan(spec, prompts, jobs, tuple(_disturbances(spec, rng)))
+    disturbances = tuple(_disturbances(spec, rng))
+    num_conversations = spec.num_requests // 10 if spec.num_talkers else 0
+    conversations = tuple(_conversation(spec, index, rng) for index in range(num_conversations))
+    return SoakPlan(spec, prompts, jobs, disturbances, conversations)
 
 
 def _prompts(spec: SoakSpec, rng: random.Random) -> Iterator[tuple[int, ...]]:
@@ -121,7 +160,7 @@ def _length(spec: SoakSpec, index: int, rng: random.Random) -> int:
         return (1, spec.max_prompt_tokens)[index]
     if index % 8 == 0:
         return round(spec.max_prompt_tokens * rng.uniform(0.7, 1.0))
-    if index % 16 == 4:
+    if index % 8 == 4:
         return round(spec.max_prompt_tokens * rng.uniform(0.2, 0.7))
     return round((0.2 * spec.max_prompt_tokens) ** rng.random())
 
@@ -149,4 +188,17 @@ def _disturbances(spec: SoakSpec, rng: random.Random) -> Iterator[Disturbance]:
         drawn = rng.choices(kinds, list(WEIGHTS.values()))[0]
         kind = kinds[number - 1] if number <= len(kinds) else drawn
         flushes, group_tokens = rng.random() < 0.5, rng.choice((8, 128))
-        yield Disturbance(at_request, kind, rng.uniform(0.05, 0.6), flushes, group_tokens)
+        duration_s, seed = rng.uniform(0.05, 0.6), rng.randrange(2**32)
+        yield Disturbance(at_request, kind, duration_s, flushes, group_tokens, seed)
+
+
+def _conversation(spec: SoakSpec, index: int, rng: random.Random) -> Conversation:
+    """A short first turn and longer ones after it: those pass through several groups on top of kept KV."""
+    turns = []
+    for number in range(rng.randint(2, spec.max_turns)):
+        most = LATER_TURN_TOKENS if number else FIRST_TURN_TOKENS
+        tokens = tuple(rng.choices(range(3, VOCAB), k=rng.randint(most // 4, most)))
+        num_outputs = rng.randint(1, TURN_OUTPUTS)
+        abort = Abort("abort request", after_s=rng.random()) if rng.random() < spec.abort_share / 2 else None
+        turns.append(Turn(tokens, num_outputs, rng.uniform(0, 0.1), abort))
+    return Conversation(index, tuple(turns))

@@ -6,9 +6,9 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -16,14 +16,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine
-from soak_checks import MemoryVerdict, all_violations, memory_verdict, read_log
-from soak_client import Played, SoakClient
+from soak_checks import MemoryVerdict, all_violations, memory_verdict, read_log, too_gentle
+from soak_client import SoakClient
+from soak_desk import Played
+from soak_events import late_steps, read_events
 from soak_plan import SoakPlan, SoakSpec, make_plan
-from soak_replay import ask_again, replay
+from soak_replay import ask_again, longest_outputs, replay
 from soak_servers import (
-    LAYERED,
-    OVERCOMMIT,
+    EVENTS,
     OVERCOMMIT_ENV,
+    layered_flags,
     layered_server,
     prepare_environment,
     release_site,
@@ -47,7 +49,7 @@ class SoakRecord:
         """Write the record as JSON."""
         document: dict[str, Any] = {
             "spec": asdict(self.spec),
-            "server": {"flags": [*LAYERED, *OVERCOMMIT], "env": OVERCOMMIT_ENV},
+            "server": {"flags": layered_flags(self.spec), "env": OVERCOMMIT_ENV},
             "versions": installed_versions(),
             "commit": current_commit(),
             "machine": this_machine(),
@@ -62,52 +64,63 @@ class SoakRecord:
                     for sample in self.played.memory
                 ],
             },
+            "at_trouble": self.played.at_trouble,
             "violations": self.violations,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document) + "\n")
 
 
-def run_soak(spec: SoakSpec, folder: Path, console: Console) -> SoakRecord:
-    """Serve, disturb, replay on SGLang as released, compare; logs and the released SGLang go to `folder`."""
+def run_soak(
+    spec: SoakSpec, folder: Path, console: Console, scenes: Sequence[str] | None = None
+) -> SoakRecord:
+    """Serve, disturb, replay on SGLang as released, compare; logs and events go to `folder`."""
     prepare_environment()
     folder.mkdir(parents=True, exist_ok=True)
     plan = make_plan(spec)
-    played = _play(plan, folder, console)
+    played = _play(plan, folder, console, scenes)
     log = read_log(folder / "layered.log")
-    memory = memory_verdict(played.memory)
-    if played.trouble:  # there is nothing to compare
-        return SoakRecord(spec, _counts(played, log[0]), played, memory, 0.0, played.trouble + log[1])
+    late = late_steps(played.outcomes, played.abort_alls, read_events(folder / EVENTS))
+    memory, counts = memory_verdict(played.memory), _counts(played, log[0])
+    if played.trouble:  # some answers are missing: nothing to compare
+        return SoakRecord(spec, counts, played, memory, 0.0, [*played.trouble, *late, *log[1]])
     console.print("Replaying each prompt alone on SGLang as released")
-    with TemporaryDirectory() as site, released_server(release_site(Path(site)), folder) as server:
-        start_s = time.monotonic()
-        expected = replay(server.base_url, plan)
+    start_s, wanted = time.monotonic(), longest_outputs(played.outcomes)
+    with released_server(release_site(folder), folder) as server:
+        expected = replay(server.base_url, wanted)
         doubtful = {
-            each.job.prompt for each in played.outcomes if not expected[each.job.prompt].allows(each.tokens)
+            each.ask.prompt for each in played.outcomes if not expected[each.ask.prompt].allows(each.tokens)
         }
-        expected = ask_again(server.base_url, plan, expected, doubtful)
-        replay_s = time.monotonic() - start_s
-    counts = _counts(played, log[0])
-    counts["prompts with a near tie"] = sum(quiet.num_decided < len(quiet.tokens) for quiet in expected)
+        expected = ask_again(server.base_url, wanted, expected, doubtful)
+    counts["prompts with a near tie"] = sum(
+        quiet.num_decided < len(quiet.tokens) for quiet in expected.values()
+    )
     counts["prompts that the release answers in several ways"] = len(doubtful)
-    found = all_violations(played.outcomes, expected, memory, log)
-    return SoakRecord(spec, counts, played, memory, replay_s, found)
+    found = all_violations(played, expected, memory, log[1], late)
+    if spec.num_requests:
+        found += too_gentle(log[0])
+    return SoakRecord(spec, counts, played, memory, time.monotonic() - start_s, found)
 
 
-def _play(plan: SoakPlan, folder: Path, console: Console) -> Played:
+def _play(plan: SoakPlan, folder: Path, console: Console, scenes: Sequence[str] | None) -> Played:
     with layered_server(plan.spec, folder) as server, Progress(console=console) as progress:
         task = progress.add_task("requests", total=plan.spec.num_requests)
         scheduler = scheduler_process(server)
 
         async def play() -> Played:
             client = SoakClient(
-                server.base_url, plan, lambda: scheduler.memory_info().rss, lambda: progress.advance(task)
+                server.base_url,
+                plan,
+                lambda: scheduler.memory_info().rss,
+                lambda: progress.advance(task),
+                events=folder / EVENTS,
+                scenes=scenes,
             )
             return await client.play()
 
         played = asyncio.run(play())
         if played.trouble:
-            played.trouble.append(f"the server's log ends with\n{server.log_tail()}")
+            played.at_trouble["server log"] = server.log_tail()
         return played
 
 
@@ -122,7 +135,8 @@ def _counts(played: Played, from_log: Counter[str]) -> dict[str, int]:
 def print_table(record: SoakRecord, console: Console) -> None:
     """What happened, in one table."""
     table = Table("what", "figure")
-    table.add_row("requests", f"{len(record.played.outcomes)} of {record.spec.num_requests}")
+    table.add_row("requests of the plan", str(record.spec.num_requests))
+    table.add_row("requests answered, turns and scenes included", str(len(record.played.outcomes)))
     table.add_row("duration (s)", f"{record.played.duration_s:.0f}")
     for name, number in record.counts.items():
         table.add_row(name, str(number))

@@ -8,15 +8,15 @@ prompt that was answered differently is asked again in batches of several sizes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
-from soak_client import generate_body
-from soak_plan import SoakPlan
+from soak_asks import Outcome, generate_body
 
+Prompt = tuple[int, ...]
 TIE_LOGPROB = 1e-4
 COMPANY_SIZES = (2, 3, 4, 6, 8, 12, 16)
 
@@ -40,16 +40,21 @@ class Expected:
         return any(start == answer[: len(start)] for answer in self.in_company)
 
 
-def replay(base_url: str, plan: SoakPlan) -> list[Expected]:
+def longest_outputs(outcomes: Iterable[Outcome]) -> dict[Prompt, int]:
+    """Each prompt that was asked, a turn with all that was said before it, and the longest output wanted."""
+    wanted: dict[Prompt, int] = {}
+    for outcome in outcomes:
+        wanted[outcome.ask.prompt] = max(wanted.get(outcome.ask.prompt, 0), outcome.ask.num_outputs)
+    return wanted
+
+
+def replay(base_url: str, wanted: Mapping[Prompt, int]) -> dict[Prompt, Expected]:
     """Ask a quiet server for every prompt once, one after another, with the longest output wanted."""
-    expected = []
+    expected = {}
     with httpx.Client(base_url=base_url, timeout=120, trust_env=False) as client:
-        for prompt, num_outputs in zip(plan.prompts, plan.longest_outputs(), strict=True):
-            if num_outputs == 0:
-                expected.append(Expected((), 0))
-                continue
+        for prompt, num_outputs in wanted.items():
             body = generate_body(prompt, num_outputs) | {"return_logprob": True, "top_logprobs_num": 2}
-            expected.append(_expected(client.post("/generate", json=body).raise_for_status().json()))
+            expected[prompt] = _expected(client.post("/generate", json=body).raise_for_status().json())
     return expected
 
 
@@ -60,24 +65,24 @@ def _expected(answer: dict[str, Any]) -> Expected:
 
 
 def ask_again(
-    base_url: str, plan: SoakPlan, expected: Sequence[Expected], doubtful: Iterable[int]
-) -> list[Expected]:
+    base_url: str,
+    wanted: Mapping[Prompt, int],
+    expected: Mapping[Prompt, Expected],
+    doubtful: Iterable[Prompt],
+) -> dict[Prompt, Expected]:
     """Add the answers that the doubtful prompts get in larger batches."""
-    known = list(expected)
+    known = dict(expected)
     for prompt in sorted(set(doubtful)):
-        known[prompt] = replace(known[prompt], in_company=asyncio.run(_in_company(base_url, plan, prompt)))
+        known[prompt] = replace(known[prompt], in_company=asyncio.run(_in_company(base_url, wanted, prompt)))
     return known
 
 
-async def _in_company(base_url: str, plan: SoakPlan, prompt: int) -> frozenset[tuple[int, ...]]:
-    num_outputs = plan.longest_outputs()[prompt]
-    others = sorted((each for each in plan.prompts if each != plan.prompts[prompt]), key=len)
+async def _in_company(base_url: str, wanted: Mapping[Prompt, int], prompt: Prompt) -> frozenset[Prompt]:
+    others = sorted((each for each in wanted if each != prompt), key=len)
     answers = set()
     async with httpx.AsyncClient(base_url=base_url, timeout=120, trust_env=False) as client:
         for size in COMPANY_SIZES:
-            bodies = [
-                generate_body(each, num_outputs) for each in (plan.prompts[prompt], *others[: size - 1])
-            ]
+            bodies = [generate_body(each, wanted[prompt]) for each in (prompt, *others[: size - 1])]
             replies = await asyncio.gather(*(client.post("/generate", json=body) for body in bodies))
             answers.add(tuple(replies[0].raise_for_status().json()["output_ids"]))
     return frozenset(answers)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -26,6 +27,7 @@ LAYERED += ("--layered-check-invariants", "strict", "--chunked-prefill-size", "5
 OVERCOMMIT = ("--schedule-conservativeness", "0.01")
 OVERCOMMIT_ENV = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "1", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS": "1"}
 EVENTS = "events.jsonl"
+READY_S = 900.0  # a soak runs beside other work
 KERNELS = "from sglang_layered_kernels.cpu import *\nfrom sglang_layered_kernels.cpu import __getattr__\n"
 
 
@@ -41,37 +43,50 @@ def tiny_moe() -> Path:
     return make_model("qwen3_moe", "tiny", REPO / "out" / "test-models" / "qwen3_moe")
 
 
-def layered_server(spec: SoakSpec, folder: Path) -> ServerProcess:
-    """A layered server whose KV pool is too small for its clients."""
+def layered_flags(spec: SoakSpec) -> list[str]:
+    """Flags of a layered server whose request limit and KV pool are too small for its clients."""
     flags = [*COMMON, *LAYERED, *OVERCOMMIT, "--max-total-tokens", str(spec.pool_tokens)]
+    flags += ["--max-running-requests", str(spec.max_running_requests)]
+    return [*flags, "--enable-streaming-session"] if spec.num_talkers else flags
+
+
+def layered_server(spec: SoakSpec, folder: Path) -> ServerProcess:
+    """Such a server, with its log and its events in `folder`."""
+    (folder / EVENTS).unlink(missing_ok=True)
+    flags = layered_flags(spec)
     flags += ["--layered-listeners", f"jsonl={folder / EVENTS}"]
-    return ServerProcess(tiny_moe(), flags, log_path=folder / "layered.log", env=OVERCOMMIT_ENV, grace_s=20)
+    return _server(flags, folder / "layered.log", OVERCOMMIT_ENV)
 
 
 def released_server(site: Path, folder: Path) -> ServerProcess:
     """SGLang as released, with room for everything."""
-    return ServerProcess(
-        tiny_moe(),
-        [*COMMON, "--max-total-tokens", "20000"],
-        log_path=folder / "released.log",
-        env={"PYTHONPATH": str(site)},
-        grace_s=20,
-    )
+    flags = [*COMMON, "--max-total-tokens", "20000"]
+    return _server(flags, folder / "released.log", {"PYTHONPATH": str(site)})
 
 
-def release_site(site: Path) -> Path:
-    """Put SGLang as released into the folder `site`, and kernels/cpu as `sgl_kernel` beside it."""
+def _server(flags: list[str], log: Path, env: dict[str, str]) -> ServerProcess:
+    return ServerProcess(tiny_moe(), flags, log_path=log, env=env, ready_timeout_s=READY_S, grace_s=20)
+
+
+def release_site(folder: Path) -> Path:
+    """SGLang as released, and kernels/cpu as `sgl_kernel` beside it, kept in `folder` for the next soak."""
     package = locate().package
-    shutil.copytree(package, site / "sglang", ignore=shutil.ignore_patterns("multimodal_gen"))
-    for info in package.parent.glob("sglang-*.dist-info"):
+    [info] = package.parent.glob("sglang-[0-9]*.dist-info")
+    made = folder / f"released-{info.stem}"
+    if made.exists():
+        return made
+    with TemporaryDirectory(dir=folder) as half_made:
+        site = Path(half_made) / "site"
+        shutil.copytree(package, site / "sglang", ignore=shutil.ignore_patterns("multimodal_gen"))
         shutil.copytree(info, site / info.name)
-    revert = [sys.executable, "-m", "sglang_layered", "patch", "revert", "--site", str(site)]
-    subprocess.run(revert, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([sys.executable, "-m", "compileall", "-q", str(site / "sglang" / "srt")], check=True)
-    if not cuda_driver_available():
-        (site / "sgl_kernel").mkdir()
-        (site / "sgl_kernel" / "__init__.py").write_text(KERNELS)
-    return site
+        revert = [sys.executable, "-m", "sglang_layered", "patch", "revert", "--site", str(site)]
+        subprocess.run(revert, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "compileall", "-q", str(site / "sglang" / "srt")], check=True)
+        if not cuda_driver_available():
+            (site / "sgl_kernel").mkdir()
+            (site / "sgl_kernel" / "__init__.py").write_text(KERNELS)
+        site.rename(made)
+    return made
 
 
 def scheduler_process(server: ServerProcess) -> psutil.Process:

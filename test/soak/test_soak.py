@@ -1,7 +1,8 @@
-"""A short soak: 500 disturbed requests on a layered server with too little memory."""
+"""A short soak: every scene and 300 disturbed requests on a layered server at its request limit."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,18 @@ from rich.console import Console
 
 from soak_plan import SoakSpec
 from soak_record import run_soak
+from soak_scenes import SCENES
 
 pytestmark = pytest.mark.server
 
 
-def test_500_disturbed_requests(tmp_path: Path) -> None:
-    done = run_soak(SoakSpec.of(500), tmp_path, Console(quiet=True))
+def test_scenes_and_300_disturbed_requests(tmp_path: Path) -> None:
+    done = run_soak(SoakSpec.of(300), tmp_path, Console(quiet=True))
     done.write(tmp_path / "record.json")
     assert done.violations == []
-    assert len(done.played.outcomes) == 500
+    asked = Counter(outcome.ask.rid.split("-")[0] for outcome in done.played.outcomes)
+    assert asked["soak"] == 300
+    assert asked["talk"] > 0
+    assert all(done.played.operator[f"scene {name}"] == 1 for name in SCENES)
+    assert done.played.operator["abort all"] > 0
+    assert done.played.operator["client dies"] > 0
