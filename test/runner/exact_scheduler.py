@@ -17,7 +17,7 @@ from cohort_events import open_cohorts
 from conversations import Conversations
 from exact_model import ExactAttention, ExactModel
 from harness import SteppedScheduler
-from liveness import Liveness
+from liveness import Liveness, assert_whole
 from sglang_layered.config import LayeredConfig
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
@@ -246,12 +246,7 @@ class ExactScheduler:
         assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
         assert not +open_cohorts(self.stepped.events)
         self.conversations.close_all()
-        allocator, cache = self.scheduler.token_to_kv_pool_allocator, self.scheduler.tree_cache
-        free = allocator.available_size() + cache.evictable_size()
-        rows = self.scheduler.req_to_token_pool
-        assert free + cache.protected_size() + cache.session_held_tokens() == allocator.size
-        assert rows.available_size() + cache.session_held_req_count() == rows.size
-        assert self.conversations.stuck or free == allocator.size
+        assert_whole(self.scheduler, self.conversations.stuck)
 
     def _most_steps(self) -> int:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""

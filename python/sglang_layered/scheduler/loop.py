@@ -88,7 +88,8 @@ class LayeredLoop:
         try:
             loop.run()
         finally:
-            loop.close()
+            loop.pacer.close()
+            loop.report.close()
 
     @DynamicGradMode()
     def run(self) -> None:
@@ -112,11 +113,6 @@ class LayeredLoop:
             self._checker.after_step(self.inflight)
         except InvariantError as error:
             self._recover(error)
-
-    def close(self) -> None:
-        """The server ends."""
-        self.pacer.close()
-        self.report.close()
 
     def on_pause(self) -> None:
         """SGLang is about to retract every request: leave them all in the running batch, nothing pending."""
