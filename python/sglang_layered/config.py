@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf
-from typing import Any
+from typing import Any, Literal, cast
 
-from sglang_layered.core.policy import AUTO_POLICY, DEFAULT_POLICY, GroupPolicy, find_policy
+from sglang_layered.core.capability import Capability, capabilities_of
+from sglang_layered.core.pacing import StepPolicy
+from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy, policy_text
 from sglang_layered.errors import ConfigError
 from sglang_layered.metrics.slo import SloLimits
 
@@ -14,13 +16,25 @@ PREFILL_MODES = ("chunked", "layered")
 EXECUTIONS = ("fused", "sequential", "concurrent", "auto")
 GROUP_ATTENTIONS = ("auto", "backends", "pair", "pod")
 INVARIANT_CHECKS = ("basic", "full", "strict")
+LAYERED_FLAGS = "layered_"  # how the fields of flags begin that act in layered mode only
+
+Unused = Literal["warn", "refuse"]
 
 
 def flag(
-    default: Any, help_text: str, choices: tuple[str, ...] | None = None, nargs: str | None = None
+    default: Any,
+    help_text: str,
+    choices: tuple[str, ...] | None = None,
+    nargs: str | None = None,
+    unused: Unused = "warn",
 ) -> Any:
-    """A dataclass field that is also a server flag; its default is never a mutable value."""
-    return field(default=default, metadata={"help": help_text, "choices": choices, "nargs": nargs})
+    """A dataclass field that is also a server flag; its default is never a mutable value.
+
+    `unused` says what becomes of a flag that acts in layered mode only where that is not asked for: a setting
+    is warned about, so that one set of flags can serve both modes; a file that would never come is refused.
+    """
+    metadata = {"help": help_text, "choices": choices, "nargs": nargs, "unused": unused}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +63,9 @@ class LayeredConfig:
     )
     layered_calibration_file: str | None = flag(
         None,
-        "Layered mode with --layered-policy auto: where the step-time model is kept from one start of the"
-        " server to the next; made when it is not there.",
+        "Layered mode with a policy that learns, as --layered-policy auto: where what it learned is kept from"
+        " one start of the server to the next; made when it is not there.",
+        unused="refuse",
     )
     layered_execution: str = flag(
         "fused",
@@ -81,6 +96,7 @@ class LayeredConfig:
         "Layered mode: who hears step events: jsonl=PATH, perfetto=PATH, the name of an installed entry point"
         " of group sglang_layered.listeners, or module:Class, each with =ARGUMENT where it takes one.",
         nargs="+",
+        unused="refuse",
     )
 
     layered_graph_granularity: int = flag(
@@ -103,12 +119,14 @@ class LayeredConfig:
     slo_ttft_ms: float | None = flag(
         None,
         "Limit on the time to first token that requests are counted against, in any prefill mode; needs"
-        " --enable-metrics. With --layered-policy auto prompts that wait are ordered by it.",
+        " --enable-metrics. With a policy that paces steps, as --layered-policy auto, prompts that wait are"
+        " ordered by it.",
     )
     slo_tbt_ms: float | None = flag(
         None,
         "Limit on the time between two tokens that requests are counted against, every gap of a request, in"
-        " any prefill mode; needs --enable-metrics. With --layered-policy auto steps are made to keep it.",
+        " any prefill mode; needs --enable-metrics. A policy that keeps it, as --layered-policy auto, makes"
+        " steps that do.",
     )
 
     def __post_init__(self) -> None:
@@ -127,12 +145,6 @@ class LayeredConfig:
             raise ConfigError(
                 f"--layered-graph-granularity {self.layered_graph_granularity}:"
                 " give 1 or more layers a graph, or 0 for no graphs"
-            )
-
-        if self.layered_calibration_file is not None and self.layered_policy != AUTO_POLICY:
-            raise ConfigError(
-                f"--layered-calibration-file {self.layered_calibration_file}: only --layered-policy auto"
-                " learns step times; add it or leave the file out"
             )
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)
@@ -154,11 +166,6 @@ class LayeredConfig:
     def is_layered(self) -> bool:
         """True when layered prefill is asked for."""
         return self.prefill_mode == "layered"
-
-    @property
-    def is_auto(self) -> bool:
-        """True when step times are learned and every step is decided anew."""
-        return self.is_layered and self.layered_policy == AUTO_POLICY
 
     @property
     def slo_limits(self) -> SloLimits:
@@ -195,19 +202,75 @@ class LayeredConfig:
         return cls(**given)
 
     def make_policy(self) -> GroupPolicy:
-        """The policy these flags name.
+        """The policy these flags name; it knows the limit, if it keeps one.
 
         Raises:
             ConfigError: the name is unknown, cannot be imported, or is no policy.
         """
-        if self.layered_policy == AUTO_POLICY and self.layered_num_groups is None:
-            from sglang_layered.auto.policy import AutoPolicy
-
-            limit_s = None if self.slo_tbt_ms is None else self.slo_tbt_ms / 1e3
-            is_apart = self.layered_execution in ("sequential", "concurrent")
-            return AutoPolicy(limit_s, self.layered_group_tokens, is_apart=is_apart)
-        return find_policy(
+        policy = find_policy(
             self.layered_policy, group_tokens=self.layered_group_tokens, num_groups=self.layered_num_groups
+        )
+        self.hand_limit(policy)
+        return policy
+
+    def hand_limit(self, policy: GroupPolicy) -> None:
+        """Tell a policy that keeps a limit between tokens which one.
+
+        Raises:
+            ConfigError: the policy raised.
+        """
+        if Capability.KEEPS_TBT_LIMIT not in capabilities_of(policy):
+            return
+        limit_s = None if self.slo_tbt_ms is None else self.slo_tbt_ms / 1e3
+        try:
+            cast("StepPolicy", policy).keep_tbt_limit(limit_s)
+        except Exception as error:
+            raise ConfigError(
+                f"--slo-tbt-ms {self.slo_tbt_ms}: --layered-policy {self.layered_policy} raised {error!r}"
+            ) from error
+
+    def policy_can(self, capability: Capability) -> bool:
+        """True when layered mode is asked for and the policy that the flags name has the capability.
+
+        An operator may fix the number of groups and let go of it again, so --layered-num-groups changes
+        nothing here.
+
+        Raises:
+            ConfigError: as `make_policy`.
+        """
+        if not self.is_layered:
+            return False
+        named = replace(self, layered_num_groups=None).make_policy()
+        return capability in capabilities_of(named)
+
+    def text_of(self, policy: GroupPolicy) -> str:
+        """What logs, traces and replay call a policy that these flags made."""
+        return policy_text(policy, self.layered_policy)
+
+    def check_policy(self) -> None:
+        """Refuse a policy that cannot be made, and flags that ask of it what it cannot.
+
+        Raises:
+            ConfigError: with the flag, the reason and the remedy.
+        """
+        self.make_policy()
+        if self.layered_calibration_file is not None and not self.policy_can(Capability.LEARNS):
+            raise ConfigError(
+                f"--layered-calibration-file {self.layered_calibration_file}: --layered-policy"
+                f" {self.layered_policy} learns no step times; use one that does, as auto, or leave the file"
+                " out"
+            )
+
+    def unused_flags(self, unused: Unused) -> tuple[str, ...]:
+        """Flags of layered mode that were given without it and are dealt with in that way."""
+        if self.is_layered:
+            return ()
+        return tuple(
+            f"--{item.name.replace('_', '-')}"
+            for item in fields(self)
+            if item.name.startswith(LAYERED_FLAGS)
+            and item.metadata["unused"] == unused
+            and getattr(self, item.name) != item.default
         )
 
     def check_depth(self, num_layers: int) -> None:

@@ -5,6 +5,7 @@ A policy is chosen by `--layered-policy NAME` (an entry point of group `sglang_l
 `module:Class=ARGUMENT`. examples/ has one of each; docs/research.md says what is promised.
 """
 
+from sglang_layered.core.capability import Capability
 from sglang_layered.core.events import (
     CohortAdmitted,
     CohortDropped,
@@ -31,12 +32,15 @@ from sglang_layered.core.pacing import (
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.core.view import SchedulerView, StepTiming
+from sglang_layered.errors import ConfigError
 from sglang_layered.listeners.dispatch import Listener
 
 __all__ = [
+    "Capability",
     "CohortAdmitted",
     "CohortDropped",
     "CohortFinished",
+    "ConfigError",
     "Decision",
     "DeviceRates",
     "Event",

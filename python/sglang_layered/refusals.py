@@ -1,13 +1,18 @@
-"""What layered mode refuses at start: one table row a feature, with the flag, the reason and the remedy."""
+"""What layered mode refuses at start: one table row a feature, with the flag, the reason and the remedy.
+
+Models have a table of their own, `model_refusals`. `scripts/refusals-list` writes both into the documents.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_layered.core.policy import AUTO_POLICY
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.capability import Capability
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.model_refusals import attention_refusal, model_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,11 @@ def _set(name: str) -> Callable[[Any], bool]:
 def _above_one(name: str) -> Callable[[Any], bool]:
     return lambda args: (getattr(args, name, None) or 1) > 1
 
+
+ROWS_OVER_RANKS = "its ranks agree on the rows of one batch a step and a layered step runs two"
+FOREIGN_CACHE = "it keeps KV in a cache of its own, which may take slots that a cohort has filled half"
+# Their loaders choose the method by themselves, after these checks; that of "gguf" shows as --quantization.
+QUANTIZING_LOADERS = ("bitsandbytes", "flash_rl")
 
 FLAG_REFUSALS = (
     Refusal(
@@ -120,10 +130,50 @@ FLAG_REFUSALS = (
         "leave the flag out",
     ),
     Refusal(
+        "--torchao-config",
+        _set("torchao_config"),
+        "it quantizes weights after they are loaded, which is not tested in layered mode yet",
+        "leave the flag out",
+    ),
+    Refusal(
+        "--modelopt-quant",
+        _set("modelopt_quant"),
+        "it quantizes weights while they are loaded, which is not tested in layered mode yet",
+        "leave the flag out",
+    ),
+    Refusal(
+        "--load-format",
+        lambda args: args.load_format in QUANTIZING_LOADERS,
+        "this loader quantizes weights whatever the model says, which is not tested in layered mode yet",
+        "use 'auto' with bf16, fp16 or fp32 weights",
+    ),
+    Refusal(
+        "--kt-weight-path",
+        _set("kt_weight_path"),
+        "it computes quantized experts on the CPU, which is not tested in layered mode yet",
+        "leave the flag out",
+    ),
+    Refusal(
         "--quantization",
         _set("quantization"),
         "quantized experts are not tested in layered mode yet",
         "serve bf16, fp16 or fp32 weights",
+    ),
+    Refusal(
+        "--moe-a2a-backend",
+        lambda args: (args.moe_a2a_backend or "none") != "none",
+        ROWS_OVER_RANKS,
+        "use 'none'",
+    ),
+    Refusal("--moe-dense-tp-size", _set("moe_dense_tp_size"), ROWS_OVER_RANKS, "leave the flag out"),
+    Refusal("--enable-lmcache", _set("enable_lmcache"), FOREIGN_CACHE, "leave the flag out"),
+    Refusal("--enable-flexkv", _set("enable_flexkv"), FOREIGN_CACHE, "leave the flag out"),
+    Refusal("--radix-cache-backend", _set("radix_cache_backend"), FOREIGN_CACHE, "leave the flag out"),
+    Refusal(
+        "--enable-forward-pass-metrics",
+        _set("enable_forward_pass_metrics"),
+        "they count a prompt in one forward and it takes several",
+        "use --enable-metrics",
     ),
 )
 
@@ -171,10 +221,12 @@ def refuse_unsupported(server_args: Any) -> None:
             f"--layered-check-invariants {server_args.layered_check_invariants}: it checks one cohort in"
             " flight and pipeline stages have several; use basic with --pp-size above 1"
         )
-    if server_args.pp_size > 1 and server_args.layered_policy == AUTO_POLICY:
+    config = LayeredConfig.from_server_args(server_args)
+    if server_args.pp_size > 1 and not config.policy_can(Capability.RUNS_ON_STAGES):
         raise UnsupportedError(
-            "--layered-policy auto: a pipeline stage cannot know how long those after it will take; use"
-            " token-target or balanced with --pp-size above 1"
+            f"--layered-policy {config.layered_policy}: pipeline stages ask a policy for plans only, and it"
+            " does not say that this is enough (RUNS_ON_STAGES); use token-target or balanced with --pp-size"
+            " above 1"
         )
     model_config = server_args.get_model_config()
     reason = model_refusal(model_config)
@@ -228,33 +280,3 @@ def group_attention_refusal(model_config: Any) -> str | None:
     if model_config.is_hybrid_swa:
         return "its sliding-window layers have a KV pool of their own (see --disable-hybrid-swa-memory)"
     return None
-
-
-def model_refusal(model_config: Any) -> str | None:
-    """Why layered mode cannot serve this model (an SGLang ModelConfig), or None."""
-    architecture = ", ".join(model_config.hf_config.architectures or ["?"])
-    if not model_config.is_generation:
-        return f"{architecture} does not generate text; serve it in chunked mode"
-    if model_config.is_multimodal:
-        return f"{architecture} takes images or audio, which is not tested; serve it in chunked mode"
-    if getattr(model_config.hf_config, "quantization_config", None):
-        return "its weights are quantized, which is not tested; serve bf16, fp16 or fp32 weights"
-    if getattr(model_config.hf_text_config, "index_topk", None):
-        return f"{architecture} has sparse attention (DSA), which is not tested; serve it in chunked mode"
-    if _has_recurrent_layers(model_config.hf_text_config):
-        return f"{architecture} has recurrent (linear attention or SSM) layers; serve it in chunked mode"
-    return None
-
-
-def attention_refusal(model_config: Any, backends: Iterable[str]) -> str | None:
-    """Why these attention backends cannot serve this model (an SGLang ModelConfig), or None."""
-    if model_config.has_attention_sinks and "torch_native" in backends:
-        return "it has attention sinks, which SGLang's torch_native attention leaves out; use a GPU"
-    return None
-
-
-def _has_recurrent_layers(text_config: Any) -> bool:
-    kinds = [str(kind) for kind in getattr(text_config, "layer_types", None) or []]
-    return any("linear" in kind or "mamba" in kind for kind in kinds) or any(
-        getattr(text_config, name, None) for name in ("mamba_d_state", "ssm_state_size", "mamba_num_heads")
-    )

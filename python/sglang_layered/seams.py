@@ -3,6 +3,10 @@
 Patched SGLang imports it in every process and in every mode, so importing it loads neither torch nor sglang,
 and with the mode and the metrics' flags off each function costs one attribute test, or a look at the flags
 once at start. What a seam leads to is imported on use.
+
+The patch to `sglang/__init__.py` lists the names that SGLang calls. Where this module is missing, or lacks
+one of them, none is called: each is then a function that returns None (`server_args_fields`: its class), and
+that must leave SGLang as released. A function whose arguments or meaning change gets a new name.
 """
 
 from __future__ import annotations
@@ -64,13 +68,23 @@ def on_pause(scheduler: Any) -> None:
 
 def owns_settings(scheduler: Any, request: Any) -> bool:
     """`Scheduler.set_internal_state`: does this request name settings of layered mode?"""
-    loop = getattr(scheduler, "layered_loop", None)
-    return loop is not None and loop.controls.owns(request.server_args)
+    from sglang_layered.settings import owns
+
+    return owns(request.server_args)
 
 
 def change_settings(scheduler: Any, request: Any) -> Any:
     """`Scheduler.set_internal_state`: change them and give SGLang's answer."""
-    return scheduler.layered_loop.controls.handle(request.server_args)
+    from sglang_layered.settings import change
+
+    return change(scheduler, request.server_args)
+
+
+def refuse_settings(answers: Any) -> None:
+    """`TokenizerControlMixin.set_internal_state`: answer refused settings with 400 and the reason."""
+    from sglang_layered.settings import raise_refused
+
+    raise_refused(answers)
 
 
 def has_step(forward_batch: Any) -> bool:
@@ -110,3 +124,20 @@ def add_state(scheduler: Any, state: dict[str, Any]) -> None:
     observer = getattr(scheduler, "layered_observer", None)
     if observer is not None:
         state["layered"] = observer.state()
+
+
+def clean_request(scheduler: Any, request: Any) -> None:
+    """`Scheduler.handle_generate_request`: drop fields that have no meaning on this server."""
+    from sglang_layered.guards import drop_disaggregation_fields
+
+    drop_disaggregation_fields(scheduler, request)
+
+
+def must_run_apart(chosen: list[Any], req: Any) -> bool:
+    """`Scheduler._get_new_batch_prefill_raw`: does `req` not fit into one batch with the `chosen` ones?"""
+    return bool(chosen) and (chosen[0].input_embeds is None) != (req.input_embeds is None)
+
+
+def lost_its_token(req: Any) -> bool:
+    """`_GenerationStreamAccumulator`: was `req` retracted, so that the token of this result is dropped?"""
+    return bool(req.is_retracted)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import fields
 from typing import Any, get_type_hints
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, LayeredPrefillError
+
+logger = logging.getLogger(__name__)
 
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
@@ -53,6 +56,7 @@ def check(server_args: Any) -> None:
 
 def _check(server_args: Any) -> None:
     config = LayeredConfig.from_server_args(server_args)
+    _check_unused(config)
     if config.observes:
         from sglang_layered.metrics.refusals import refuse_observing
 
@@ -66,16 +70,50 @@ def _check(server_args: Any) -> None:
     from sglang_layered.listeners.dispatch import check_listeners
     from sglang_layered.refusals import refuse_group_attention, refuse_unsupported
 
-    config.make_policy()
+    config.check_policy()
     check_listeners(config.layered_listeners or ())
     _check_stages(config, server_args.pp_size)
     refuse_unsupported(server_args)
+    if server_args.node_rank == 0:  # tensor rank 0, which writes, runs there
+        _check_files(config)
     refuse_group_attention(config.group_attention, server_args)
     config.check_depth(server_args.get_model_config().num_hidden_layers)
 
 
+def _check_unused(config: LayeredConfig) -> None:
+    """Flags of layered mode that were given without it would do nothing."""
+    refused = config.unused_flags("refuse")
+    if refused:
+        raise ConfigError(
+            f"{', '.join(refused)} without --prefill-mode layered: nothing would be written; add that flag or"
+            " leave it out"
+        )
+    warned = config.unused_flags("warn")
+    if warned:
+        logger.warning(
+            "%s: without --prefill-mode layered these flags do nothing; add it or leave them out",
+            ", ".join(warned),
+        )
+
+
+def _check_files(config: LayeredConfig) -> None:
+    """Refuse files that cannot be written, while nothing is lost yet."""
+    from sglang_layered.listeners.dispatch import check_listener_files
+    from sglang_layered.listeners.files import check_writable
+
+    check_listener_files(config.layered_listeners or ())
+    if config.layered_calibration_file is not None:
+        where = f"--layered-calibration-file {config.layered_calibration_file}"
+        check_writable(config.layered_calibration_file, where)
+
+
 def _check_stages(config: LayeredConfig, num_stages: int) -> None:
-    """Every pipeline stage is a process with listeners of its own."""
+    """Every pipeline stage is a process with listeners of its own, and none learns."""
+    if num_stages > 1 and config.layered_calibration_file is not None:
+        raise ConfigError(
+            f"--layered-calibration-file {config.layered_calibration_file}: with --pp-size {num_stages} no"
+            " policy hears what steps took; leave the file out"
+        )
     for spec in config.layered_listeners or ():
         if num_stages > 1 and "=" in spec and "{pp}" not in spec:
             raise ConfigError(

@@ -40,7 +40,7 @@ def test_profiles_start_what_they_should() -> None:
         profile: {name for name, service in SERVICES.items() if profile in service["profiles"]}
         for profile in ("gpu", "cpu", "scale")
     }
-    watching = {"prometheus", "grafana"}
+    watching = {"prometheus", "alertmanager", "grafana"}
     assert started == {
         "gpu": {"server-gpu"} | watching,
         "cpu": {"server-cpu", "cpu-model"} | watching,
@@ -53,7 +53,7 @@ def test_profiles_start_what_they_should() -> None:
 
 def test_ports_are_published_on_loopback_only() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(published) == 5
+    assert len(published) == 6
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
@@ -62,6 +62,7 @@ def test_mounted_paths_exist_and_named_volumes_are_declared() -> None:
     paths = {source for source, *_ in mounts if source.startswith(".")}
     assert paths == {
         "./monitoring/prometheus",
+        "./monitoring/alertmanager",
         "./monitoring/grafana/provisioning",
         "./monitoring/grafana/dashboards",
     }
@@ -106,6 +107,41 @@ def test_the_router_knows_the_replicas_and_prometheus_the_router() -> None:
         for name in found["names"]
     }
     assert found == {("server", 30000), ("router", args.prometheus_port)}
+
+
+def test_prometheus_tells_the_alertmanager_and_that_one_tells_somebody(tmp_path: Path) -> None:
+    config = yaml.safe_load((DOCKER / "monitoring" / "prometheus" / "prometheus.yml").read_text())
+    [[found]] = [each["dns_sd_configs"] for each in config["alerting"]["alertmanagers"]]
+    [port] = SERVICES["alertmanager"]["ports"]
+    assert (found["names"], str(found["port"])) == (["alertmanager"], port.rpartition(":")[2])
+    address = "https://example.org/hook?a=1&b=2|3"
+    told = started_alertmanager(tmp_path, {"ALERT_WEBHOOK_URL": address})
+    routes = yaml.safe_load((tmp_path / "alertmanager.yml").read_text())
+    receivers = {each["name"]: each for each in routes["receivers"]}
+    used = {routes["route"]["receiver"], *(each["receiver"] for each in routes["route"]["routes"])}
+    assert used == set(receivers)
+    assert [each["url"] for each in receivers["somebody"]["webhook_configs"]] == [address]
+    assert told == ("", f"--config.file={tmp_path}/alertmanager.yml --storage.path=/alertmanager\n")
+    said, _ = started_alertmanager(tmp_path, {})
+    assert "ALERT_WEBHOOK_URL is not set" in said and "reach nobody" in said
+
+
+def started_alertmanager(folder: Path, environment: dict[str, str]) -> tuple[str, str]:
+    """What the container's start says, and the arguments that a stand-in for Alertmanager gets of it."""
+    program = folder / "alertmanager"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    service = SERVICES["alertmanager"]
+    shell, script = service["entrypoint"]
+    path = DOCKER / "monitoring" / "alertmanager" / Path(script).name
+    done = subprocess.run(
+        [shell, path, *service["command"]],
+        env={"PATH": f"{folder}:/usr/bin:/bin", "TMPDIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr, done.stdout
 
 
 def test_the_cpu_model_is_made_where_the_cpu_server_looks_for_it(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def test_settings_show_in_server_info_and_bad_ones_change_nothing(layered_moe) -
         assert shown() == ("chunked", 128)
     body = {"server_args": {"layered_group_tokens": 0}}
     reply = httpx.post(f"{layered_moe.url}/set_internal_state", json=body, timeout=60, trust_env=False)
-    assert reply.json() == [False]
+    assert reply.status_code == 400
+    assert "--layered-group-tokens 0: give 1 or more tokens; nothing changed" in reply.json()["message"]
     assert shown() == ("layered", 64)
 
 

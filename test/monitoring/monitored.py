@@ -42,6 +42,7 @@ def configuration(targets: Mapping[str, Sequence[str]], *, with_rules: bool = Tr
     jobs = {job.pop("job_name"): job for job in config["scrape_configs"]}
     for job in jobs.values():
         job.pop("dns_sd_configs", None)
+    config.pop("alerting")  # nobody has that name here
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(CONFIG / name) for name in config["rule_files"]] if with_rules else []
     config["scrape_configs"] = [

@@ -73,7 +73,7 @@ class MadeUpServer:
         self.ours = [
             self._declared(metric)
             for metric in METRICS
-            if mode == "layered" or metric.needs not in ("layered", "auto")
+            if mode == "layered" or metric.needs not in ("layered", "learns", "paces")
         ]
         stream = {**TOKENIZER, "is_streaming": "true"}
         self.latencies = [

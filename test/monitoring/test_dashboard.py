@@ -74,6 +74,14 @@ def test_a_row_fills_the_grid_and_every_panel_explains_itself(row) -> None:
         assert panel.kind != "heatmap" or [query.legend for query in panel.queries] == ["{{le}}"]
 
 
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.legend)
+def test_a_legend_tells_every_two_lines_of_a_query_apart(query: Query) -> None:
+    """A server that changed its mode has lines of both: without the mode in it, one legend stands twice."""
+    grouped = re.search(r"\bby \(([^)]*)\)", query.expr)
+    labels = set() if grouped is None else {label.strip() for label in grouped[1].split(",")} - {"le"}
+    assert labels <= set(re.findall(r"\{\{(\w+)\}\}", query.legend)), query.expr
+
+
 @pytest.mark.parametrize("expr", EXPRESSIONS)
 def test_every_name_is_declared_somewhere(expr: str) -> None:
     names = metric_names(expr)

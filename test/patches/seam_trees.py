@@ -5,16 +5,20 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
+SEAMS_IMPORT = "from sglang import _layered_seams as layered_seams"
+
 
 class SeamRemover(ast.NodeTransformer):
     """Drops whatever names our package: an oracle that knows neither patches nor line numbers."""
 
-    NAMES = frozenset({"layered_seams", "_offer_cpu_kernels"})
+    NAMES = frozenset({"layered_seams", "_layered_seams", "_find_layered_seams"})
 
     def visit(self, node: ast.AST) -> ast.AST | None:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sglang_layered"):
+        if isinstance(node, ast.ImportFrom) and ast.unparse(node) == SEAMS_IMPORT:
             return None
-        if isinstance(node, ast.Expr | ast.Delete) and self._is_ours(node):
+        if isinstance(node, ast.FunctionDef) and node.name in self.NAMES:
+            return None
+        if isinstance(node, ast.Expr | ast.Delete | ast.Assign) and self._is_ours(node):
             return None
         if isinstance(node, ast.If) and self._is_ours(node.test):
             return None
@@ -51,7 +55,7 @@ class SeamFile:
         for node in self.patched.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 return False
-            if ast.unparse(node) == "from sglang_layered import seams as layered_seams":
+            if ast.unparse(node) == SEAMS_IMPORT:
                 return True
         return False
 

@@ -1,17 +1,13 @@
 """The real patch set on the real files of the installed SGLang, copied and made pristine."""
 
-import ast
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import sglang_layered
 from sglang_layered.errors import PatchError
-from sglang_layered.patching import apply, revert, status, verify_patched
+from sglang_layered.patching import apply, revert, status, verify, verify_patched
 from sglang_layered.patching.files import sha256
 from sglang_layered.patching.maintain import refresh
 from sglang_layered.patching.manifest import default_root
@@ -85,8 +81,18 @@ def test_the_tool_imports_neither_sglang_nor_torch(sglang_copy):
     assert subprocess.run(command, timeout=60).returncode == 0
 
 
-def test_our_seams_define_every_name_that_the_patches_call(real_set):
-    inserted = b"\n".join(patch.diff for patch in real_set.patches).decode()
-    called = set(re.findall(r"layered_seams\.(\w+)", inserted)) | {"offer_cpu_kernels"}
-    tree = ast.parse(Path(sglang_layered.__file__).with_name("seams.py").read_text())
-    assert called == {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+def test_the_file_that_the_others_import_from_is_written_first_and_taken_back_last(sglang_copy):
+    assert apply(sglang_copy)[0] == "__init__.py"
+    assert revert(sglang_copy)[-1] == "__init__.py"
+
+
+def test_files_patched_by_another_version_of_ours_are_said_to_be(sglang_copy):
+    apply(sglang_copy)
+    path = sglang_copy.package / "srt/server_args.py"
+    path.write_text(path.read_text().replace("layered_seams.check_server_args", "layered_seams.check"))
+    for action in (apply, revert, verify):
+        with pytest.raises(PatchError, match=r"by another version of sglang-layered.*\n.*\nReinstall it"):
+            action(sglang_copy)
+    texts = {entry.name: entry.text for entry in status(sglang_copy).patches}
+    assert "lines of another version of sglang-layered" in texts["0003-validation-seam.patch"]
+    assert texts["0004-event-loop-seam.patch"] == "applied"

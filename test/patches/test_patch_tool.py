@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_written_is_named(toy, monkeypatch):
 def test_refresh_refuses_a_patched_site(toy):
     apply(toy.site, toy.root)
     manifest = (toy.folder / "manifest.json").read_text()
-    (toy.package / "srt/a.py").write_text("import sglang_layered\n")
+    (toy.package / "srt/a.py").write_text("from sglang import _layered_seams\n")
     with pytest.raises(PatchError, match=r"srt/a\.py is not pristine"):
         refresh(toy.site, toy.root)
     assert (toy.folder / "manifest.json").read_text() == manifest

@@ -17,7 +17,7 @@ from cohort_events import open_cohorts
 from conversations import Conversations
 from exact_model import ExactAttention, ExactModel
 from harness import SteppedScheduler
-from liveness import Liveness
+from liveness import Liveness, assert_whole
 from sglang_layered.config import LayeredConfig
 from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
@@ -123,6 +123,11 @@ class ExactScheduler:
     def cohort(self) -> tuple[str, ...]:
         inflight = self.stepped.loop.inflight
         return () if inflight is None else inflight.cohort.request_ids
+
+    @property
+    def most_groups(self) -> int:
+        """The most that a plan may have."""
+        return self.model.num_layers
 
     def _step(self) -> None:
         log, was_layered = self.model.log, self.stepped.loop.controls.is_layered
@@ -241,10 +246,7 @@ class ExactScheduler:
         assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
         assert not +open_cohorts(self.stepped.events)
         self.conversations.close_all()
-        allocator, cache = self.scheduler.token_to_kv_pool_allocator, self.scheduler.tree_cache
-        assert allocator.available_size() + cache.evictable_size() == allocator.size
-        assert cache.protected_size() == 0
-        assert self.scheduler.req_to_token_pool.available_size() == self.scheduler.req_to_token_pool.size
+        assert_whole(self.scheduler, self.conversations.stuck)
 
     def _most_steps(self) -> int:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""

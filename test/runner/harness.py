@@ -108,7 +108,8 @@ class SteppedScheduler:
     def open_session(self, name: str) -> None:
         """Open a streaming session."""
         opened = OpenSessionReqInput(capacity_of_str_len=10**6, session_id=name, streaming=True)
-        assert self.scheduler.open_session(opened).success
+        self.scheduler.open_session(opened)
+        assert name in self.scheduler.session_controller.sessions
 
     def close_session(self, name: str) -> None:
         """Close a session; SGLang does so in the end when a turn is in flight."""

@@ -17,6 +17,7 @@ from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.auto.amounts import NAMES
 from sglang_layered.auto.policy import AutoPolicy
+from sglang_layered.core.capability import Capability
 from sglang_layered.core.events import StepDone
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.pacing import Decision, ModelSizes, PaceView, QueueView, Start, StepLoad
@@ -26,6 +27,7 @@ from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.calibration import CalibrationFile
 from sglang_layered.scheduler.heard import Heard
 from sglang_layered.scheduler.news import News, NewsDesk
+from sglang_layered.scheduler.waiting import order_by_deadline
 
 
 @contextmanager
@@ -46,12 +48,16 @@ def auto(stepped: SteppedScheduler, **changes: Any) -> Iterator[AutoPolicy]:
 class Scripted:
     """A step policy whose answers are drawn from a seed; remembers what it was asked and told."""
 
+    can = frozenset({Capability.LEARNS, Capability.KEEPS_TBT_LIMIT, Capability.PACES_STEPS})
+    amounts = ("nothing",)
+
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.queues: list[QueueView] = []
         self.paces: list[PaceView] = []
         self.observed: list[tuple[StepLoad, float]] = []
         self.gaps: list[float] = []
+        self.limits: list[float | None] = []
         self.start: Start | None = None
 
     def plan(self, view: SchedulerView) -> LayerGroupPlan:
@@ -59,6 +65,9 @@ class Scripted:
 
     def begin(self, sizes: ModelSizes, layers: Sequence[LayerShape], start: Start) -> None:
         self.sizes, self.start = sizes, start
+
+    def keep_tbt_limit(self, limit_s: float | None) -> None:
+        self.limits.append(limit_s)
 
     def learned(self) -> Mapping[str, Sequence[float]]:
         return {}
@@ -85,14 +94,14 @@ class Scripted:
 @contextmanager
 def scripted(stepped: SteppedScheduler, seed: int) -> Iterator[Scripted]:
     controls = stepped.loop.controls
-    policy, before = Scripted(seed), (controls.policy, controls._step_policy)
-    controls.policy = controls._step_policy = policy
+    policy, before = Scripted(seed), controls.policy
+    controls.policy = policy
     try:
         yield policy
         stepped.step_until(stepped.scheduler.is_fully_idle)
         stepped.step()
     finally:
-        controls.policy, controls._step_policy = before
+        controls.policy = before
         controls._learned = None
         stepped.step()
 
@@ -239,7 +248,7 @@ def test_prompts_wait_in_the_order_of_their_slack(stepped: SteppedScheduler) -> 
         short, long = stepped.send(prompt(50, 3), 2), stepped.send(prompt(450, 4), 2)
         stepped.loop.pacer.step_begins()
         policy.times.coefficients = (1e-3,) * len(NAMES)  # a ms a row and a pair
-        stepped.loop.pacer._order_queue(policy)
+        order_by_deadline(stepped.scheduler, policy, stepped.loop.pacer._now_s, 1e6)
         queue = [req.rid for req in stepped.scheduler.waiting_queue]
         assert queue == [long, short]
         stepped.finish(first, short, long, running)
@@ -273,7 +282,7 @@ def test_a_calibration_is_kept_and_only_for_its_kind_of_server(
     with auto(stepped, slo_tbt_ms=1e7, layered_calibration_file=str(path)) as policy:
         stepped.step()
         assert policy.learned() == learned
-    file = CalibrationFile.of(stepped.scheduler, ModelSizes(99), str(path))
+    file = CalibrationFile.of(stepped.scheduler, ModelSizes(99), str(path), policy)
     with pytest.raises(ConfigError, match="num_layers"):
         file.read()
     path.write_text("{}")

@@ -233,7 +233,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         wanted = {"layered_prefill": layered, "layered_group_tokens": group_tokens}
         wanted |= {"layered_num_groups": num_groups, "layered_cohort_tokens": cohort_tokens}
-        assert self.stepped.change(wanted) == (num_groups <= self.exact.model.num_layers)
+        assert self.stepped.change(wanted) == (num_groups <= self.exact.most_groups)
         self.then(steps)
 
 

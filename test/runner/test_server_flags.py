@@ -70,6 +70,12 @@ def test_bad_values_are_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...], me
         ("--quantization", "fp8"),
         ("--enable-return-routed-experts",),
         ("--enable-hierarchical-cache",),
+        ("--moe-a2a-backend", "deepep"),
+        ("--moe-dense-tp-size", "1"),
+        ("--enable-lmcache",),
+        ("--enable-flexkv",),
+        ("--radix-cache-backend", "flexkv"),
+        ("--enable-forward-pass-metrics",),
     ],
 )
 def test_unsupported_flags_are_named_with_reason_and_remedy(
@@ -105,6 +111,65 @@ def test_pool_checks_over_pipeline_stages_are_refused(tiny_qwen3_moe: Path) -> N
 def test_decisions_by_time_over_pipeline_stages_are_refused(tiny_qwen3_moe: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"--layered-policy auto: .* use token-target"):
         check(tiny_qwen3_moe, *LAYERED, "--pp-size", "2", "--layered-policy", "auto")
+
+
+@pytest.fixture
+def foreign_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+
+
+def test_a_foreign_policy_runs_on_stages_only_when_it_says_so(
+    tiny_qwen3_moe: Path, foreign_policies: None
+) -> None:
+    stages = (*LAYERED, "--pp-size", "2", "--layered-policy")
+    with pytest.raises(UnsupportedError, match=r"EveryStep: pipeline stages .* \(RUNS_ON_STAGES\); use"):
+        check(tiny_qwen3_moe, *stages, "policy_every_step:EveryStep")
+    check(tiny_qwen3_moe, *stages, "policy_by_load:ByLoad")
+    check(tiny_qwen3_moe, *stages, "one_capability:OnStages")
+
+
+def test_stages_that_learn_nothing_keep_no_calibration(tiny_qwen3_moe: Path, tmp_path: Path) -> None:
+    flags = ("--pp-size", "2", "--layered-policy", "one_capability:LearnsOnStages")
+    with pytest.raises(ConfigError, match=r"--layered-calibration-file .*: with --pp-size 2 no policy hears"):
+        check(tiny_qwen3_moe, *LAYERED, *flags, "--layered-calibration-file", str(tmp_path / "rows.json"))
+
+
+def test_a_foreign_policy_that_learns_has_a_calibration_file(
+    tiny_qwen3_moe: Path, foreign_policies: None, tmp_path: Path
+) -> None:
+    file = ("--layered-calibration-file", str(tmp_path / "rows.json"))
+    check(tiny_qwen3_moe, *LAYERED, "--layered-policy", "policy_every_step:EveryStep", *file)
+    with pytest.raises(ConfigError, match=r"--layered-calibration-file .*ByLoad learns no step times"):
+        check(tiny_qwen3_moe, *LAYERED, "--layered-policy", "policy_by_load:ByLoad", *file)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--layered-calibration-file", "/dev/null/rows.json"),
+        ("--layered-calibration-file", "/"),
+        ("--layered-listeners", "jsonl=/dev/null/steps.jsonl"),
+        ("--layered-listeners", "perfetto=/"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_refused_at_start(
+    tiny_qwen3_moe: Path, flag: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag} {value}: .*; give a path that can be written$"):
+        check(tiny_qwen3_moe, *LAYERED, "--layered-policy", "auto", flag, value)
+
+
+def test_flags_of_layered_mode_without_it(
+    tiny_qwen3_moe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    listener = ("--layered-listeners", f"jsonl={tmp_path / 'steps.jsonl'}")
+    with pytest.raises(ConfigError, match="--layered-listeners without --prefill-mode layered"):
+        check(tiny_qwen3_moe, *listener)
+    check(tiny_qwen3_moe, *LAYERED, *listener)
+    capfd.readouterr()
+    check(tiny_qwen3_moe, "--layered-num-groups", "4")  # SGLang sets up logging anew when it parses flags
+    told = capfd.readouterr().err
+    assert told.count("--layered-num-groups: without --prefill-mode layered these flags do nothing") == 1
 
 
 def test_limits_need_metrics_or_the_policy_that_keeps_them(tiny_qwen3_moe: Path) -> None:

@@ -30,18 +30,33 @@ def plan(first: int, second: int) -> LayerGroupPlan:
 
 
 class Kept:
-    """What the cohorts told: drops with their reasons, requests that ended and that wait again."""
+    """What the cohorts told: drops with their reasons, requests that left, that ended and that wait again."""
 
     def __init__(self) -> None:
+        self.left: list[tuple[tuple[str, ...], list[str]]] = []
         self.drops: list[tuple[tuple[str, ...], str]] = []
         self.ended: list[str] = []
         self.waiting: list[str] = []
+
+
+def cut(_: Any, item: Any, leaving: Any) -> None:
+    """Stands where the rows are cut; here there are none."""
+    item.cohort = item.cohort.without(req.rid for req in leaving)
+    item.batch.reqs = [req for req in item.batch.reqs if req not in leaving]
+    item.batch.extend_lens = [2] * len(item.batch.reqs)
+
+
+@pytest.fixture
+def running() -> list[Any]:
+    """The running batch of each of two micro-batches, both marked full."""
+    return [SimpleNamespace(batch_is_full=True) for _ in range(2)]
 
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     kept = Kept()
     monkeypatch.setattr(module, "abort_requests", lambda _, reqs: kept.ended.extend(req.rid for req in reqs))
+    monkeypatch.setattr(module, "cut_cohort", cut)
     monkeypatch.setattr(
         module, "requeue_requests", lambda _, reqs: kept.waiting.extend(req.rid for req in reqs)
     )
@@ -49,8 +64,13 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
 
 
 @pytest.fixture
-def cohorts(kept: Kept) -> StageCohorts:
-    return StageCohorts(None, STAGES, lambda cohort, reason: kept.drops.append((cohort.request_ids, reason)))
+def cohorts(kept: Kept, running: list[Any]) -> StageCohorts:
+    return StageCohorts(
+        SimpleNamespace(running_mbs=running),
+        STAGES,
+        lambda cohort, reason: kept.drops.append((cohort.request_ids, reason)),
+        lambda cohort, reqs: kept.left.append((cohort.request_ids, [req.rid for req in reqs])),
+    )
 
 
 def step(cohorts: StageCohorts) -> dict[int, tuple[str, tuple[int, int]]]:
@@ -92,19 +112,29 @@ def test_the_tick_that_completes_a_cohort_says_so_and_names_everybody(cohorts: S
     assert tick.batches == [first.batch]
 
 
-def test_a_cohort_is_dropped_when_all_its_requests_are_aborted(cohorts: StageCohorts, kept: Kept) -> None:
-    cohorts.admit(batch("a", "b"), plan(2, 2))
+def test_aborted_requests_leave_their_cohort_and_the_last_one_ends_it(
+    cohorts: StageCohorts, kept: Kept, running: list[Any]
+) -> None:
+    item = cohorts.admit(batch("a", "b"), plan(2, 2))
     step(cohorts)
-    cohorts.inflight[0].reqs[0].to_finish = "abort"
-    cohorts.drop_aborted()
-    assert len(cohorts) == 1
-    cohorts.inflight[0].reqs[1].to_finish = "abort"
-    cohorts.drop_aborted()
+    cohorts.let_aborted_leave()
+    assert all(batch.batch_is_full for batch in running)
+    item.reqs[0].to_finish = "abort"
+    cohorts.let_aborted_leave()
+    assert item.cohort.request_ids == ("b",)
+    assert [entry.request_id for entry in cohorts.ledger] == ["b"]
+    assert (kept.left, kept.drops, kept.ended) == ([(("a", "b"), ["a"])], [], ["a"])
+    assert not any(batch.batch_is_full for batch in running)
+    assert step(cohorts) == {0: ("b", (2, 4))}
+    item.reqs[0].to_finish = "abort"
+    cohorts.let_aborted_leave()
     assert (len(cohorts), len(cohorts.ledger)) == (0, 0)
-    assert (kept.drops, kept.ended) == ([(("a", "b"), "aborted")], ["a", "b"])
+    assert (kept.drops, kept.ended) == ([(("b",), "aborted")], ["a", "b"])
 
 
-def test_requeued_prompts_wait_again_and_aborted_ones_end(cohorts: StageCohorts, kept: Kept) -> None:
+def test_requeued_prompts_wait_again_and_aborted_ones_end(
+    cohorts: StageCohorts, kept: Kept, running: list[Any]
+) -> None:
     cohorts.admit(batch("a"), plan(1, 2))
     step(cohorts)
     cohorts.admit(batch("b", "c"), plan(2, 2))
@@ -112,6 +142,7 @@ def test_requeued_prompts_wait_again_and_aborted_ones_end(cohorts: StageCohorts,
     cohorts.requeue("KV pool full")
     assert (kept.ended, kept.waiting) == (["b"], ["a", "c"])
     assert [reason for _, reason in kept.drops] == ["KV pool full"] * 2
+    assert not any(batch.batch_is_full for batch in running)
     assert (len(cohorts), len(cohorts.ledger)) == (0, 0)
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
+from fastapi import HTTPException
+from sglang.srt.managers.io_struct import (
+    SetInternalStateReq,
+    SetInternalStateReqOutput,
+    _msgpack_decoder,
+    _msgpack_encoder,
+)
+from sglang.srt.managers.tokenizer_control_mixin import TokenizerControlMixin
 
 from harness import SteppedScheduler
 from prompts import alone, prompt
+from sglang_layered import seams
 from sglang_layered.core.events import CohortDropped, ModeChanged
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import InvariantError
+from sglang_layered.settings import raise_refused, refusal
 
 
 @pytest.fixture
@@ -81,6 +93,9 @@ def test_chunked_and_back_with_a_cohort_in_flight(restored: SteppedScheduler) ->
         ({"layered_prefill": 2}, "layered_prefill 2"),
         ({"layered_group_tokens": 0}, "--layered-group-tokens 0"),
         ({"layered_group_tokens": 1.5}, "layered_group_tokens 1.5: give a whole number"),
+        ({"layered_num_groups": float("nan")}, "layered_num_groups nan: give a whole number"),
+        ({"layered_cohort_tokens": float("inf")}, "layered_cohort_tokens inf: give a whole number"),
+        ({"layered_tbt_ms": 20}, "layered_tbt_ms 20: --layered-policy token-target keeps no limit"),
         ({"layered_num_groups": 9}, "8 layers"),
         ({"layered_cohort_tokens": 4096}, "layered_cohort_tokens 4096: give 1 to 512"),
         ({"layered_prefill": 0, "layered_num_groups": -1}, "layered_num_groups -1"),
@@ -91,9 +106,47 @@ def test_bad_settings_change_nothing(
     restored: SteppedScheduler, caplog: pytest.LogCaptureFixture, wanted: dict, complaint: str
 ) -> None:
     before = restored.loop.controls.config
-    assert not restored.change(wanted)
+    answer = restored.scheduler.set_internal_state(SetInternalStateReq(server_args=wanted))
+    assert not answer.updated
     assert restored.loop.controls.config == before
     assert complaint in caplog.text
+    with pytest.raises(HTTPException) as refused:
+        raise_refused([answer])
+    assert refused.value.status_code == 400
+    assert complaint in refused.value.detail and refused.value.detail.endswith("nothing changed")
+
+
+def test_a_server_without_layered_mode_says_so() -> None:
+    chunked = SimpleNamespace()
+    request = SetInternalStateReq(server_args={"layered_prefill": 1})
+    assert seams.owns_settings(chunked, request)
+    answer = seams.change_settings(chunked, request)
+    with pytest.raises(
+        HTTPException, match="layered_prefill: this server was started without --prefill-mode"
+    ):
+        seams.refuse_settings([answer])
+
+
+def test_replicas_that_disagree_are_told_of_and_sglangs_own_refusals_are_sglangs() -> None:
+    changed, silent = SetInternalStateReqOutput(updated=True), SetInternalStateReqOutput(updated=False)
+    raise_refused([changed, changed])
+    raise_refused([silent])
+    with pytest.raises(HTTPException, match="no; 1 of 3 replicas changed"):
+        raise_refused([refusal("no"), changed, refusal("no")])
+
+
+def test_the_endpoint_hears_the_reason_over_the_wire() -> None:
+    """SGLang packs the answer for its way between processes; the reason must still be in it."""
+
+    async def communicator(request: SetInternalStateReq) -> list[SetInternalStateReqOutput]:
+        return [_msgpack_decoder.decode(_msgpack_encoder.encode(refusal("give a whole number")))]
+
+    manager = SimpleNamespace(
+        auto_create_handle_loop=lambda: None, set_internal_state_communicator=communicator
+    )
+    request = SetInternalStateReq(server_args={"layered_prefill": 1})
+    with pytest.raises(HTTPException, match="give a whole number"):
+        asyncio.run(TokenizerControlMixin.set_internal_state(manager, request))
 
 
 def test_settings_of_sglang_go_to_sglang(restored: SteppedScheduler) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sglang_layered.auto.amounts import amounts
-from sglang_layered.auto.replay import Replay, RunModel, Served, requests_of, served_of
+from sglang_layered.auto.replay import Replay, Served, requests_of, served_of
+from sglang_layered.auto.run_model import RunModel
 from sglang_layered.auto.step_times import StepTimes
 from sglang_layered.auto.trace import Trace, read_trace
 from sglang_layered.bench.beside import gaps_beside

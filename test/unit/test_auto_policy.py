@@ -28,7 +28,6 @@ from auto_cases import (
 from sglang_layered.auto.amounts import amounts
 from sglang_layered.auto.deadlines import FIRST_FACTOR
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.config import LayeredConfig
 from sglang_layered.core.pacing import PaceView, QueueView, StepLoad
 from sglang_layered.core.view import SchedulerView
 
@@ -238,17 +237,26 @@ def test_steps_of_which_nothing_is_known_are_no_surprise() -> None:
 
 def test_a_decision_takes_the_decodes_own_forward_into_account() -> None:
     """Apart, the prompt's layers read the experts again."""
-    fused, apart = (
-        LayeredConfig("layered", layered_policy="auto", layered_execution=way).make_policy()
-        for way in ("fused", "sequential")
-    )
-    assert isinstance(fused, AutoPolicy) and isinstance(apart, AutoPolicy)
-    view = PaceView(StepLoad(64, 64_000, (64,), (0,)), 0, None)
+    policy = AutoPolicy()
+    policy.begin(SIZES, LAYERS, START)
     predicted = []
-    for each in (fused, apart):
-        each.begin(SIZES, LAYERS, START)
-        predicted.append(each.next_layers(view).predicted_s / each.next_layers(view).layers)
+    for is_apart in (False, True):
+        load = StepLoad(64, 64_000, (64,), (0,), is_apart=is_apart)
+        decision = policy.next_layers(PaceView(load, 0, None))
+        predicted.append(decision.predicted_s / decision.layers)
     assert predicted[1] > predicted[0]
+
+
+def test_cohorts_are_compared_by_the_way_that_their_steps_will_run_in() -> None:
+    policy = AutoPolicy(0.02)
+    policy.begin(SIZES, LAYERS, START)
+    steps_s = []
+    for is_apart in (False, True):
+        policy.cohort_tokens(QueueView((64,), (0,), 64, 64_000, 0.02, 4096, is_apart))
+        chosen, _ = policy._chosen
+        assert chosen is not None
+        steps_s.append(chosen.step_s / chosen.layers)
+    assert steps_s[1] > steps_s[0]
 
 
 def test_learning_goes_on_where_it_ended() -> None:

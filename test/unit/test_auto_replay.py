@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from auto_cases import NUM_LAYERS, SIZES, linear
 from sglang_layered.auto.explain import explain_table, summary
-from sglang_layered.auto.replay import Replay, RunModel, Served, requests_of, served_of
+from sglang_layered.auto.replay import Replay, Served, requests_of, served_of
+from sglang_layered.auto.run_model import RunModel
 from sglang_layered.auto.trace import TracedStep, read_trace
 from sglang_layered.cli.main import cli
 from sglang_layered.core.events import Event, ServingStarted, StepDone

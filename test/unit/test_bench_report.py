@@ -10,7 +10,6 @@ from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from bench_sweeps import ARMS, Made, write_sweep
 from sglang_layered.bench.pictures import Missing, Picture, all_pictures, why_no_energy
@@ -197,18 +196,6 @@ def test_without_limits_there_is_no_attainment(tmp_path: Path) -> None:
         tmp_path / "bare", arms=ARMS_HERE, rates=(0.5, 1.0), num_requests=2, rounds=1, with_limits=False
     )
     assert pictures(result)["Attainment over the rate"].why.startswith("no limits are set")
-
-
-@pytest.mark.parametrize("form", ["png", "svg", "pdf"])
-def test_pictures_are_the_same_bytes_again(tmp_path: Path, folder: Path, form: str) -> None:
-    picture = pictures(SweepResult.read(folder))["TTFT against TBT"]
-    first = picture.save(tmp_path / "one", form).read_bytes()
-    assert first == picture.save(tmp_path / "two", form).read_bytes()
-    if form == "png":
-        image = Image.open(tmp_path / "one" / "made-up-pareto.png").convert("RGB")
-        assert len(image.getcolors(maxcolors=1 << 24)) > 20
-    else:
-        assert not re.search(rb"<dc:date>|/CreationDate", first)
 
 
 def test_the_commands_say_what_they_wrote(tmp_path: Path, folder: Path) -> None:

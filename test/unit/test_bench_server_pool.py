@@ -127,10 +127,13 @@ def test_a_server_that_died_between_its_turns_is_an_error(made: list[FakeProcess
         assert pool.turn_of(spec_of("a")).url == "http://a"  # it is started anew
 
 
-def test_a_server_at_a_url_is_nobodys(made: list[FakeProcess], tmp_path: Path) -> None:
-    spec = spec_of("a", server={"url": "http://127.0.0.1:9/"})
-    workload = {**spec.to_json()["workload"], "vocab": [1, 50]}
+def test_a_server_at_a_url_is_nobodys(
+    made: list[FakeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("sglang_layered.bench.run.check_answers", asked.append)
+    workload = {**spec_of("a").to_json()["workload"], "vocab": [1, 50]}
     spec = spec_of("a", server={"url": "http://127.0.0.1:9/"}, workload=workload)
     with ServerPool(1, tmp_path, lambda spec, server: None) as pool:
         assert pool.turn_of(spec) == Server("http://127.0.0.1:9", 50)
-    assert made == []
+    assert (made, asked) == ([], ["http://127.0.0.1:9"])

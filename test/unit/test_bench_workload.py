@@ -30,9 +30,7 @@ LENGTHS = LengthsSpec(prompt=UNIFORM, output=DistributionSpec("fixed", tokens=7)
 
 def spec_of(workload: WorkloadSpec, load: LoadSpec | None = None, seed: int = 0) -> BenchSpec:
     load = load or LoadSpec("poisson", rate_per_s=2.0, num_requests=50)
-    return BenchSpec(
-        RunSpec("a", seed=seed), ServerSpec(url="http://h:1"), load, workload, SloSpec(), SAMPLES
-    )
+    return BenchSpec(RunSpec("a", seed=seed), ServerSpec(model="m"), load, workload, SloSpec(), SAMPLES)
 
 
 def workload_of(workload: WorkloadSpec, *, seed: int = 0, repetition: int = 0, **model: Any) -> Workload:

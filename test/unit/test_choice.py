@@ -14,6 +14,7 @@ from sglang_layered.core.choice import (
     FixedChoice,
     MeasuredChoice,
     StepShape,
+    runs_apart,
 )
 
 NAMES = ("fused", "sequential", "concurrent")
@@ -86,3 +87,19 @@ def test_a_fixed_choice_learns_nothing() -> None:
     choice = FixedChoice("sequential")
     choice.observe("fused", SHAPE, 0.0)
     assert choice.choose(SHAPE) == "sequential"
+
+
+def test_what_is_expected_is_what_is_chosen_but_for_trials_and_asking_changes_nothing() -> None:
+    choice, known = MeasuredChoice(NAMES), {"fused": 0.02, "sequential": 0.01, "concurrent": 0.03}
+    assert choice.expected(SHAPE) == "fused" and not choice._buckets
+    learn(choice, known)
+    chosen = []
+    for _ in range(2 * (NUM_BETWEEN_TRIALS + len(NAMES))):
+        assert choice.expected(SHAPE) == "sequential"
+        chosen += run(choice, known, 1)
+    assert 0 < sum(name != "sequential" for name in chosen) <= 2 * len(NAMES)
+    assert FixedChoice("concurrent").expected(SHAPE) == "concurrent"
+
+
+def test_prompt_and_decode_rows_run_apart_in_all_strategies_but_fused() -> None:
+    assert [runs_apart(name) for name in (*NAMES, None)] == [False, True, True, False]

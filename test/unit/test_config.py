@@ -10,7 +10,7 @@ import pytest
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, UnsupportedError
-from sglang_layered.refusals import model_refusal, refuse_group_attention
+from sglang_layered.refusals import refuse_group_attention
 
 
 @pytest.mark.parametrize(
@@ -38,29 +38,6 @@ def test_more_groups_than_layers_is_refused() -> None:
 def test_flags_are_read_back_from_server_args() -> None:
     args = SimpleNamespace(prefill_mode="layered", layered_group_tokens=64, unrelated=1)
     assert LayeredConfig.from_server_args(args) == LayeredConfig("layered", 64)
-
-
-def model_config(**properties: object) -> SimpleNamespace:
-    text = SimpleNamespace(**properties.pop("text", {}))
-    hugging_face = SimpleNamespace(architectures=["SomeModel"], **properties.pop("hugging_face", {}))
-    plain = {"is_generation": True, "is_multimodal": False}
-    return SimpleNamespace(**plain | properties, hf_config=hugging_face, hf_text_config=text)
-
-
-@pytest.mark.parametrize(
-    ("properties", "reason"),
-    [
-        ({"is_generation": False}, "does not generate text"),
-        ({"is_multimodal": True}, "images or audio"),
-        ({"hugging_face": {"quantization_config": {"quant_method": "mxfp4"}}}, "quantized"),
-        ({"text": {"layer_types": ["full_attention", "linear_attention"]}}, "recurrent"),
-        ({"text": {"mamba_d_state": 16}}, "recurrent"),
-    ],
-)
-def test_models_that_layered_mode_cannot_serve_are_refused(properties: dict, reason: str) -> None:
-    assert model_refusal(model_config()) is None
-    assert model_refusal(model_config(text={"layer_types": ["full_attention", "sliding_attention"]})) is None
-    assert reason in str(model_refusal(model_config(**properties)))
 
 
 def flashinfer_args(model: dict | None = None, **changes: object) -> SimpleNamespace:

@@ -6,13 +6,24 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_layered.core.policy import GroupPolicy, find_policy
-from sglang_layered.hooks import CohortFinished, SchedulerView, StepDone, StepTiming
+from sglang_layered.hooks import (
+    CohortFinished,
+    DeviceRates,
+    ModelSizes,
+    PaceView,
+    SchedulerView,
+    Start,
+    StepDone,
+    StepLoad,
+    StepTiming,
+)
 from sglang_layered.listeners.dispatch import Listener, find_listeners
 
 REPO = Path(__file__).resolve().parents[2]
@@ -26,11 +37,11 @@ def examples_on_path() -> Iterator[None]:
         yield
 
 
-def flag_in_command(text: str, flag: str) -> str:
-    """The value of `flag` in the command that `text` shows, which must put examples/ on the path."""
-    (command,) = re.findall(rf"(PYTHONPATH=examples (?:.+\\\n)+.*{flag}.+)", text)
-    words = shlex.split(command)
-    return words[words.index(flag) + 1]
+def flags_in_commands(text: str, flag: str) -> list[str]:
+    """The values of `flag` in the commands that `text` shows, which must put examples/ on the path."""
+    commands = re.findall(rf"(PYTHONPATH=examples (?:.+\\\n)+.*{flag}.+)", text)
+    words = [shlex.split(command) for command in commands]
+    return [each[each.index(flag) + 1] for each in words]
 
 
 def by_load() -> GroupPolicy:
@@ -45,6 +56,7 @@ def step(number: int, duration_s: float) -> StepDone:
     ("name", "flag", "value"),
     [
         ("policy_by_load.py", "--layered-policy", "policy_by_load:ByLoad"),
+        ("policy_every_step.py", "--layered-policy", "policy_every_step:EveryStep"),
         (
             "listener_slowest_steps.py",
             "--layered-listeners",
@@ -54,7 +66,7 @@ def step(number: int, duration_s: float) -> StepDone:
 )
 def test_the_commands_name_the_examples(name: str, flag: str, value: str) -> None:
     for text in ((EXAMPLES / name).read_text(), (REPO / "docs" / "research.md").read_text()):
-        assert flag_in_command(text, flag) == value
+        assert value in flags_in_commands(text, flag)
 
 
 def test_the_policy_is_short() -> None:
@@ -109,3 +121,19 @@ def test_the_listener_keeps_the_slowest(tmp_path: Path, capsys: pytest.CaptureFi
     assert told == sorted(durations, reverse=True)[:10]
     listeners.close()
     assert path.read_text() in capsys.readouterr().out
+
+
+def test_the_policy_for_every_step_learns_and_keeps_its_limit() -> None:
+    policy: Any = find_policy("policy_every_step:EveryStep", group_tokens=512, num_groups=None)
+    policy.begin(ModelSizes(8), (), Start(DeviceRates(1e-10, 1e-11, 1e-4)))
+    policy.keep_tbt_limit(0.05)
+    load = StepLoad(2, 100, (100,), (0,))
+    assert policy.next_layers(PaceView(load, 3, 0.05)).layers == 5, "nothing is known yet"
+    for _ in range(3):
+        policy.observe(StepLoad(2, 100, (100,), (0,), 8.0), 0.0816)  # 0.1 ms a row and layer
+    decision = policy.next_layers(PaceView(load, 0, 0.05))
+    assert (decision.layers, decision.fits) == (3, True)
+    assert policy.next_layers(PaceView(load, 0, 0.001)).layers == 1
+    later: Any = find_policy("policy_every_step:EveryStep", group_tokens=512, num_groups=None)
+    later.begin(ModelSizes(8), (), Start(DeviceRates(1e-10, 1e-11, 1e-4), policy.learned()))
+    assert later.layer_row_s == policy.layer_row_s

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from sglang_layered.cli import model_probe
 from sglang_layered.cli.main import cli
+from sglang_layered.errors import ConfigError
 from sglang_layered.models import make_model
 
 QWEN3_30B_A3B = {
@@ -78,8 +80,28 @@ def test_gpt_oss_20b(published: Path) -> None:
     "published", [GPT_OSS_20B | {"quantization_config": {"quant_method": "mxfp4"}}], indirect=True
 )
 def test_a_refused_model_is_told_why(published: Path) -> None:
-    assert told(published)["layered mode"].startswith("refused: its weights are quantized")
+    assert told(published)["layered mode"].startswith("refused: GptOssForCausalLM has quantized weights")
 
 
 def test_a_dense_model_has_no_experts(tmp_path: Path) -> None:
     assert told(make_model("llama", "tiny", tmp_path / "llama"))["experts"].startswith("none: a dense model")
+
+
+@pytest.mark.parametrize("where", ["{}/none", "./none", "none/of/these"])
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, where: str) -> None:
+    path = where.format(tmp_path)
+    result = CliRunner().invoke(cli, ["doctor", "--model-path", path])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(f"--model-path: there is no folder {path}; give a folder with")
+
+
+def test_a_name_that_nobody_knows_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(model_path: str) -> None:
+        raise OSError(f"{model_path} is not known\nCheck your connection")
+
+    monkeypatch.setattr(model_probe, "probe", unknown)
+    result = CliRunner().invoke(cli, ["doctor", "--model-path", "some/model"])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(
+        "--model-path: some/model cannot be read (some/model is not known); give"
+    )

@@ -35,6 +35,14 @@ def test_the_tables_are_computed_from_the_records(report: tuple[Path, list[Sweep
         assert to_markdown((), [line]).splitlines()[-1] in text
 
 
+def test_no_interval_reaches_below_zero_where_a_figure_cannot(report: tuple[Path, list[SweepResult]]) -> None:
+    """The changes in per cent, whose intervals may, have a sign of their own: the minus of typography."""
+    path, sweeps = report
+    assert not re.findall(r".*\[-\d.*", path.read_text())
+    found = [cell.interval("tbt_p99") for sweep in sweeps for cell in sweep.cells]
+    assert min(interval.low for interval in found if interval is not None) == 0.0
+
+
 def test_every_study_is_whole_and_every_link_leads_somewhere(report: tuple[Path, list[SweepResult]]) -> None:
     path, sweeps = report
     assert all(sweep.num_missing == 0 for sweep in sweeps)

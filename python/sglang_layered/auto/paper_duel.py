@@ -13,7 +13,7 @@ import numpy as np
 
 from sglang_layered.auto.amounts import amounts
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.auto.replay import RunModel
+from sglang_layered.auto.run_model import RunModel
 from sglang_layered.auto.step_times import StepTimes
 from sglang_layered.auto.trace import Trace
 from sglang_layered.core.pacing import DeviceRates, PaceView, QueueView, Start, StepLoad

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from sglang_layered.auto.amounts import amounts, lines
+from sglang_layered.auto.amounts import NAMES, amounts, lines
 from sglang_layered.auto.deadlines import Margin, Overhead, Surprise
 from sglang_layered.auto.prior import imagined_steps
 from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.core.capability import Capability
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.pacing import Decision, ModelSizes, Option, PaceView, QueueView, Start, StepLoad
 from sglang_layered.core.plan import LayerGroupPlan
@@ -37,10 +39,14 @@ class AutoPolicy:
     Without a limit a step may take what it would have taken at most by the paper's rule.
     """
 
+    can: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LEARNS, Capability.KEEPS_TBT_LIMIT, Capability.PACES_STEPS}
+    )
+    amounts: ClassVar[tuple[str, ...]] = NAMES
+
     tbt_limit_s: float | None = None
     group_tokens: int = 512
     times: StepTimes = field(default_factory=StepTimes)
-    is_apart: bool = False
     overhead: Overhead = field(default_factory=Overhead)
     surprise: Surprise = field(default_factory=Surprise)
     sizes: ModelSizes = field(default_factory=lambda: ModelSizes(1))
@@ -79,6 +85,10 @@ class AutoPolicy:
         """The state of the step-time model, and how wrong it was."""
         return self.times.state() | {"surprises": self.surprise.state()}
 
+    def keep_tbt_limit(self, limit_s: float | None) -> None:
+        """From now on; each limit keeps the margin that it had."""
+        self.tbt_limit_s = limit_s
+
     def cohort_tokens(self, view: QueueView) -> int:
         """The cohort size with which all that waits is computed soonest inside the budget."""
         total = min(sum(view.prompt_lens), view.max_tokens)
@@ -101,10 +111,7 @@ class AutoPolicy:
 
     def next_layers(self, view: PaceView) -> Decision:
         """The most layers whose predicted step time fits the budget, at least one; evened over the rest."""
-        load = (
-            view.load if view.load.is_apart == self.is_apart else replace(view.load, is_apart=self.is_apart)
-        )
-        at_rest, a_layer = lines(self.sizes, load)
+        at_rest, a_layer = lines(self.sizes, view.load)
         at_rest_s, a_layer_s = self.times.predict_line(at_rest, a_layer)
         budget_s = self._budget_s(view.due_s)
         layers, fits = self._most(view.done_layers, budget_s, at_rest_s, a_layer_s)
@@ -198,7 +205,7 @@ class AutoPolicy:
                 prefixes.append(prefix + min(skip, length))
             skip, tokens = max(skip - length, 0), tokens - max(rows, 0)
         return StepLoad(
-            view.decode_rows, view.decode_tokens, tuple(lens), tuple(prefixes), is_apart=self.is_apart
+            view.decode_rows, view.decode_tokens, tuple(lens), tuple(prefixes), is_apart=view.is_apart
         )
 
     def _heard(self, fits: bool, budget_s: float, at_rest_s: float) -> None:

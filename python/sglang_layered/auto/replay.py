@@ -7,22 +7,20 @@ KV pressure and no prefix cache: what the trace found there stays found.
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import cast
 
-from sglang_layered.auto.amounts import Amounts, amounts
-from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.auto.run_model import RunModel
 from sglang_layered.auto.trace import TracedStep
-from sglang_layered.core.pacing import ModelSizes, PaceView, QueueView, StepLoad, StepPolicy
+from sglang_layered.core.capability import Capability, capabilities_of
+from sglang_layered.core.pacing import PaceView, QueueView, StepLoad, StepPolicy
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import BenchError
-
-PASSES = 3  # over the trace's steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +50,6 @@ class Served:
     def gaps_s(self) -> list[float]:
         """Times between tokens."""
         return [later - earlier for earlier, later in pairwise(self.tokens_s)]
-
-
-@dataclass(frozen=True, slots=True)
-class RunModel:
-    """Of a trace: how long steps take, what passes between two of them, steps that a token waits for."""
-
-    sizes: ModelSizes
-    times: StepTimes
-    between_s: float
-    delay_steps: int
-
-    @classmethod
-    def of(cls, steps: Sequence[TracedStep], sizes: ModelSizes) -> RunModel:
-        """Fit to a trace."""
-        times, seen = StepTimes(forget=1.0), _amounts_of(steps, sizes)
-        for _ in range(PASSES):
-            for row, duration_s in seen:
-                times.observe(row, duration_s)
-        times.settle(seen)
-        between = [later.start_s - (each.start_s + each.duration_s) for each, later in pairwise(steps)]
-        busy = [
-            gap for gap, (each, later) in zip(between, pairwise(steps), strict=True) if later.load.decode_rows
-        ]
-        waits = [
-            each.time_s >= later.start_s + later.duration_s
-            for each, later in pairwise(steps)
-            if later.step == each.step + 1
-        ]
-        delay = int(bool(waits) and statistics.mean(waits) > 0.5)
-        return cls(sizes, times, max(statistics.median(busy), 0.0) if busy else 0.0, delay)
-
-    def step_s(self, load: StepLoad) -> float:
-        """Seconds of a step."""
-        return self.times.predict(amounts(self.sizes, load))
-
-    def at_speed_of(self, steps: Sequence[TracedStep]) -> tuple[RunModel, float]:
-        """The same with the machine of another run, and how long its steps took over what was predicted."""
-        took_s = sum(each.duration_s for each in steps)
-        factor = took_s / sum(self.step_s(each.load) for each in steps)
-        return replace(self, times=self.times.scaled(factor), between_s=factor * self.between_s), factor
-
-
-def _amounts_of(steps: Sequence[TracedStep], sizes: ModelSizes) -> list[tuple[Amounts, float]]:
-    return [(amounts(sizes, each.load), max(each.duration_s, 1e-9)) for each in steps]
 
 
 def requests_of(steps: Sequence[TracedStep]) -> list[Recorded]:
@@ -193,7 +147,8 @@ class Replay:
 
     def _groups(self, lens: tuple[int, ...], prefixes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         """Layer ranges of a cohort; with none left to decode the rest is one."""
-        if not isinstance(self.policy, StepPolicy):
+        policy = self._able(Capability.PACES_STEPS)
+        if policy is None:
             plan = self._plan(lens, prefixes)
             for group in plan.groups:
                 if not self._running:
@@ -207,7 +162,7 @@ class Replay:
                 yield start, self._num_layers
                 return
             view = PaceView(self._load(lens, prefixes, 0), start, self._due_s())
-            end = min(start + self.policy.next_layers(view).layers, self._num_layers)
+            end = min(start + policy.next_layers(view).layers, self._num_layers)
             yield start, end
             start = end
 
@@ -220,12 +175,14 @@ class Replay:
     def _admit(self) -> list[tuple[Recorded, int, int]]:
         """Prompts of the next cohort: request, tokens done, rows now."""
         most = self.cohort_tokens
-        if isinstance(self.policy, StepPolicy):
+        policy = self._able(Capability.PACES_STEPS)
+        if policy is not None:
             lens = tuple(request.prompt_tokens - done for request, done in self._waiting)
             prefixes = tuple(request.prefix_tokens + done for request, done in self._waiting)
             context = sum(each.context for each in self._running)
-            view = QueueView(lens, prefixes, len(self._running), context, self._due_s(), most)
-            most = min(self.policy.cohort_tokens(view), most)
+            is_apart = self.model.is_apart
+            view = QueueView(lens, prefixes, len(self._running), context, self._due_s(), most, is_apart)
+            most = min(policy.cohort_tokens(view), most)
         pieces: list[tuple[Recorded, int, int]] = []
         while self._waiting and most > 0:
             request, done = self._waiting.popleft()
@@ -238,8 +195,9 @@ class Replay:
         """Run one step: running requests get a token, and prompts that end get their first."""
         start_s, took_s = self.now_s, self.model.step_s(load)
         self.now_s += took_s + self.model.between_s
-        if isinstance(self.policy, StepPolicy):
-            self.policy.observe(load, took_s)
+        policy = self._able(Capability.LEARNS)
+        if policy is not None:
+            policy.observe(load, took_s)
         spoke = self._running if load.decode_rows else []
         for each in spoke:
             each.left -= 1
@@ -257,15 +215,16 @@ class Replay:
         for each in spoken:
             self._tokens.setdefault(each.request.request_id, []).append(self.now_s)
             each.heard_s = self.now_s
-        if gaps and isinstance(self.policy, StepPolicy):
-            self.policy.spaced(max(gaps), is_paced=False)
+        policy = self._able(Capability.KEEPS_TBT_LIMIT)
+        if gaps and policy is not None:
+            policy.spaced(max(gaps), is_paced=False)
 
     def _speak_all(self) -> None:
         while self._mute:
             self._speak(self._mute.popleft(), 0.0)
 
     def _due_s(self) -> float | None:
-        if self.tbt_limit_s is None:
+        if self.tbt_limit_s is None or self._able(Capability.KEEPS_TBT_LIMIT) is None:
             return None
         dues = [each.heard_s + self.tbt_limit_s - self.now_s for each in self._running]
         return min((due for due in dues if due > 0), default=self.tbt_limit_s)
@@ -274,7 +233,12 @@ class Replay:
         self, lens: tuple[int, ...] = (), prefixes: tuple[int, ...] = (), layers: float = 0.0
     ) -> StepLoad:
         context = sum(each.context for each in self._running)
-        return StepLoad(len(self._running), context, lens, prefixes, layers)
+        is_apart = bool(lens and self._running) and self.model.is_apart
+        return StepLoad(len(self._running), context, lens, prefixes, layers, is_apart)
+
+    def _able(self, capability: Capability) -> StepPolicy | None:
+        """The policy, if it can that."""
+        return cast("StepPolicy", self.policy) if capability in capabilities_of(self.policy) else None
 
     @property
     def _num_layers(self) -> int:

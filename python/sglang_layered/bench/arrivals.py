@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sglang_layered.bench.lengths import read_columns
 from sglang_layered.bench.spec_errors import SpecError
+from sglang_layered.bench.spec_keys import MOST_REQUESTS
 from sglang_layered.bench.spec_load import LoadSpec, TraceSpec
 from sglang_layered.bench.spec_seeds import Stream, generator
 
@@ -68,6 +69,10 @@ def arrival_times(
         if len(times) == load.num_requests or time_s >= (inf if load.duration_s is None else load.duration_s):
             break
         times.append(time_s)
+        if len(times) > MOST_REQUESTS:  # of a gamma far from its mean: the spec has looked at the mean
+            raise SpecError(
+                ("load", "duration_s"), f"more than {MOST_REQUESTS:,} requests are due; give less"
+            )
     return tuple(times)
 
 

@@ -12,6 +12,7 @@ from sglang_layered.bench.record import BenchRecord, to_go_on
 from sglang_layered.bench.run import Load, Server, made_with, run_repetition, serving
 from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.bench.spec_errors import SpecError
+from sglang_layered.writable import check_writable
 
 Tell = Callable[[float, float], None]  # rate in requests/s, attainment
 
@@ -26,6 +27,8 @@ def run_capacity(spec: BenchSpec, search: Search, folder: Path, tell: Tell) -> C
         BenchError: a run fails, or the folder holds runs of another spec.
     """
     check(spec)
+    Load.of(spec)
+    check_writable(folder / "capacity.json")
     made = made_with()
     with serving(spec, folder / "server.log") as server:
 

@@ -180,6 +180,7 @@ class BenchClient:
     def _progress(self) -> Progress:
         return Progress(
             now_s=self.clock.now_s(),
+            num_requests=len(self._streams),
             num_sent=sum(stream.sent_s is not None for stream in self._streams),
             num_open=self._num_open,
             num_done=sum(stream.is_done for stream in self._streams),

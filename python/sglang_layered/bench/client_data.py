@@ -40,6 +40,7 @@ class Progress:
     """How far a run is."""
 
     now_s: float
+    num_requests: int  # that the run will send
     num_sent: int
     num_open: int
     num_done: int

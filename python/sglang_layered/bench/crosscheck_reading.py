@@ -84,7 +84,7 @@ def our_reading(traces: Sequence[RequestTrace], itl: Itl) -> Reading:
     gaps_s = np.concatenate([each.gaps_s for each in requests])
     means_s = np.concatenate([np.full(len(each.gaps_s), each.tpot_s or 0.0) for each in requests])
     return Reading(
-        output_tokens_per_s=throughput_of(traces, whole).output_tokens_per_s,
+        output_tokens_per_s=throughput_of(traces, whole).output_tokens_per_s or 0.0,
         ttft_ms=1e3 * float(np.median([each.ttft_s for each in requests])),
         itl_ms=1e3 * float(np.median(gaps_s if itl == "all gaps" else means_s)),
         num_requests=len(traces),

@@ -88,14 +88,17 @@ def bootstrap(
     return Interval(value, low, high, settings.confidence, "percentile", num_samples)
 
 
-def mean_interval(values: Sequence[float] | FloatArray, settings: Bootstrap = DEFAULT) -> Interval:
-    """Interval of the mean; one value a sample."""
-    sample = np.asarray(values, dtype=np.float64)
-    return bootstrap(len(sample), lambda chosen: float(sample[chosen].mean()), settings)
-
-
-def t_interval(values: Sequence[float] | FloatArray, confidence: float = DEFAULT.confidence) -> Interval:
+def t_interval(
+    values: Sequence[float] | FloatArray,
+    confidence: float = DEFAULT.confidence,
+    *,
+    least: float = -np.inf,
+    most: float = np.inf,
+) -> Interval:
     """Student's interval of the mean, for few values: their bootstrap never reaches beyond the outermost.
+
+    It is cut to [least, most], what the mean can be: 0 for a time, 0 and 1 for a share. What lies beyond
+    cannot be the truth, so the cut interval covers it as often as the whole one.
 
     Raises:
         BenchError: fewer than two samples.
@@ -105,45 +108,8 @@ def t_interval(values: Sequence[float] | FloatArray, confidence: float = DEFAULT
         raise BenchError(f"an interval needs at least 2 samples, not {len(sample)}: repeat the run")
     value = float(sample.mean())
     reach = _t_reach(sample, confidence)
-    return Interval(value, value - reach, value + reach, confidence, "Student t", len(sample))
-
-
-def quantile_interval(
-    values: Sequence[float] | FloatArray, quantile: float, settings: Bootstrap = DEFAULT
-) -> Interval:
-    """Interval of a quantile (linear between neighbours); one value a sample.
-
-    With few samples beyond the quantile, say p99 of 100 requests, it cannot reach past the greatest one seen.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    return bootstrap(len(sample), lambda chosen: float(np.quantile(sample[chosen], quantile)), settings)
-
-
-def pooled_quantile_interval(
-    groups: Sequence[FloatArray], quantile: float, settings: Bootstrap = DEFAULT
-) -> Interval:
-    """Interval of a quantile of all groups' values together; the samples are the groups.
-
-    For all gaps of a run: one group a request. The values are sorted once and counted by how often their
-    group was drawn, which gives the same number as joining the drawn groups.
-
-    Raises:
-        BenchError: a group is empty (leave requests of one token out), or there are fewer than two.
-    """
-    if any(not len(group) for group in groups):
-        raise BenchError("groups has an empty one: leave out requests that have no gap")
-    values = np.concatenate([np.zeros(0), *groups])
-    order = np.argsort(values, kind="stable")
-    values, owners = values[order], np.repeat(np.arange(len(groups)), [len(group) for group in groups])[order]
-
-    def statistic(chosen: IntArray) -> float:
-        upto = np.cumsum(np.bincount(chosen, minlength=len(groups))[owners])
-        place = quantile * (upto[-1] - 1)
-        below, above = np.floor(place), np.ceil(place)
-        low, high = values[np.searchsorted(upto, (below, above), "right")]
-        return float(low + (high - low) * (place - below))
-
-    return bootstrap(len(groups), statistic, settings)
+    low, high = max(value - reach, least), min(value + reach, most)
+    return Interval(value, low, high, confidence, "Student t", len(sample))
 
 
 def share_interval(num_met: int, num_total: int, confidence: float = DEFAULT.confidence) -> Interval:

@@ -126,7 +126,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> Rows:
         ValueError: the file cannot be read or is empty, or a value is no finite number; the text says where.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             rows = _json_rows(lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
             values = tuple(
                 tuple(_number(row, column, number) for column in columns)

@@ -147,11 +147,14 @@ class Latencies:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """What came in the window, per second; of all requests, whenever they were due."""
+    """What came in the window, per second; of all requests, whenever they were due.
 
-    requests_per_s: float
-    output_tokens_per_s: float
-    total_tokens_per_s: float
+    None where nothing came in it and something came outside: then it is too short to tell.
+    """
+
+    requests_per_s: float | None
+    output_tokens_per_s: float | None
+    total_tokens_per_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +252,9 @@ def throughput_of(traces: Sequence[RequestTrace], window: Window) -> Throughput:
             prompt_tokens += trace.prompt_tokens
         if trace.error is None and window.holds(trace.arrivals[-1].time_s):
             num_ended += 1
-    return Throughput(
-        requests_per_s=num_ended / window.length_s,
-        output_tokens_per_s=output_tokens / window.length_s,
-        total_tokens_per_s=(output_tokens + prompt_tokens) / window.length_s,
-    )
+    is_ended, is_token = any(trace.error is None for trace in traces), any(trace.arrivals for trace in traces)
+    sums = ((num_ended, is_ended), (output_tokens, is_token), (output_tokens + prompt_tokens, is_token))
+    return Throughput(*(None if is_any and not each else each / window.length_s for each, is_any in sums))
 
 
 def batch_of(traces: Sequence[RequestTrace], window: Window) -> Batch:

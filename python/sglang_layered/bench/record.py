@@ -83,14 +83,24 @@ class BenchRecord:
         return BenchRecord(self.spec, self.made_with, (*self.repetitions, repetition))
 
     def write(self, path: Path) -> None:
-        """Write it whole, compressed where the name ends in .gz; a reader sees the old one or the new."""
+        """Write it whole, compressed where the name ends in .gz; a reader sees the old one or the new.
+
+        Raises:
+            BenchError: it cannot be written; what was there before is kept.
+        """
         document = {"format": FORMAT, "spec": self.spec, "made_with": self.made_with}
         document["repetitions"] = [each.to_json() for each in self.repetitions]
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(path.name + ".new")
         data = (json.dumps(document) + "\n").encode()
-        new.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-        os.replace(new, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+            os.replace(new, path)
+        except OSError as error:
+            raise BenchError(
+                f"{path} cannot be written ({error.strerror}): repetition {len(self.repetitions)} is lost,"
+                " those before it are kept; make room and run again"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> BenchRecord:

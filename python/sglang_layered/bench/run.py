@@ -18,20 +18,21 @@ from sglang_layered.bench.client import run_client
 from sglang_layered.bench.client_data import ClientResult, PlannedRequest, Progress
 from sglang_layered.bench.lengths import LengthSource, load_lengths
 from sglang_layered.bench.metrics import Window
+from sglang_layered.bench.ready import check_model
 from sglang_layered.bench.record import BenchRecord, Repetition, to_go_on
-from sglang_layered.bench.server_state import flush_cache, put_in_force
+from sglang_layered.bench.server_state import check_answers, flush_cache, put_in_force
 from sglang_layered.bench.spec import BenchSpec
-from sglang_layered.bench.spec_errors import SpecError
+from sglang_layered.bench.spec_errors import SpecError, gathered, raise_all
 from sglang_layered.bench.spec_server import MakeModelSpec
-from sglang_layered.bench.workload import Workload
+from sglang_layered.bench.workload import Room, Workload
 from sglang_layered.bench.workload_text import Tokenizer
-from sglang_layered.errors import BenchError
 from sglang_layered.models.make import make_from_recipe
 from sglang_layered.models.router_targets import DEFAULT_TARGETS, read_targets
 from sglang_layered.models.router_topics import topics_of
 from sglang_layered.patching.manifest import default_root
 from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine
 from sglang_layered.serving import ServerProcess
+from sglang_layered.writable import check_writable
 
 MODELS = Path("out") / "models"
 
@@ -63,17 +64,15 @@ class Load:
         Raises:
             SpecError: a file is bad, or the load cannot be planned.
         """
-        if spec.load.is_closed and spec.load.num_requests is None:
-            raise SpecError(
-                ("load", "num_requests"), "is missing; a closed load is planned ahead, so give it"
-            )
-        if spec.workload.inputs == "text" and spec.server.url is not None:
-            raise SpecError(
-                ("workload", "inputs"),
-                "'text' needs the model's tokenizer, which a url does not give; use 'ids'",
-            )
-        stamps = read_timestamps(spec.load.trace, spec.folder) if spec.load.trace else ()
-        return cls(spec, load_lengths(spec.workload.lengths, spec.folder), tuple(stamps))
+        errors: list[SpecError] = []
+        with gathered(errors):
+            stamps = read_timestamps(spec.load.trace, spec.folder) if spec.load.trace else ()
+        with gathered(errors):
+            lengths = load_lengths(spec.workload.lengths, spec.folder)
+        with gathered(errors):
+            check_model(spec)
+        raise_all(errors)
+        return cls(spec, lengths, tuple(stamps))
 
     def planned(self, repetition: int, server: Server) -> list[PlannedRequest]:
         """The requests of one repetition, in the order in which they are due."""
@@ -83,9 +82,13 @@ class Load:
         )
         if spec.load.is_closed:  # one start a client; the others follow an end
             due_s = [*due_s, *[max(due_s)] * ((spec.load.num_requests or 0) - len(due_s))]
+        else:
+            measuring_window(spec.load, due_s)  # one that holds nothing is told before the load, not after it
         planned = []
+        room = Room(spec)
         for index, time_s in enumerate(due_s):
             content = workload.request(index)
+            room.take(content.prompt_tokens)
             name = f"{spec.run.name}-{repetition}-{index}"
             planned.append(PlannedRequest(name, time_s, content.prompt, content.output_tokens))
         return planned
@@ -131,7 +134,7 @@ def serving(spec: BenchSpec, log_path: Path) -> Iterator[Server]:
     """The spec's server, started and ended here, or the running one that it names.
 
     Raises:
-        BenchError: the number of token ids of a running server's model is not known.
+        BenchError: a running server does not answer.
         QuickstartError: the server does not start; it has the end of the log.
     """
     if spec.server.url is not None:
@@ -146,10 +149,10 @@ def attached(spec: BenchSpec, url: str) -> Server:
     """A running server.
 
     Raises:
-        BenchError: the number of token ids of its model is not known.
+        BenchError: it does not answer.
     """
-    if spec.workload.vocab is None:
-        raise BenchError("workload.vocab is missing; a server at a url does not say how many ids it has")
+    assert spec.workload.vocab is not None  # the spec sees to it
+    check_answers(url.rstrip("/"))
     return Server(url.rstrip("/"), spec.workload.vocab[1])
 
 
@@ -175,7 +178,7 @@ def model_folder(spec: BenchSpec) -> Path:
     """The folder of the spec's model, made here when it is one with random weights.
 
     Raises:
-        BenchError: a named folder holds no model.
+        SpecError: a named folder holds no model.
     """
     model = spec.server.model
     if isinstance(model, MakeModelSpec):
@@ -184,10 +187,8 @@ def model_folder(spec: BenchSpec) -> Path:
         folder = MODELS / f"{model.arch}-{model.preset}-{digest}"
         make_from_recipe(recipe, folder)
         return (calibrated_folder(folder) if model.routers == "paper" else folder).resolve()
-    folder = Path(str(model))
-    if not (folder / "config.json").exists():
-        raise BenchError(f"server.model: {model} holds no config.json; give a folder with a model")
-    return folder
+    check_model(spec)
+    return Path(str(model))
 
 
 def calibrated_folder(model: Path) -> Path:
@@ -250,8 +251,13 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
 
 
 def run(spec: BenchSpec, out: Path, *, restart: bool = False, tell: Tell | None = None) -> BenchRecord:
-    """Run what is missing of a spec's repetitions; the record at `out` grows with each of them."""
+    """Run what is missing of a spec's repetitions; the record at `out` grows with each of them.
+
+    Raises:
+        BenchError: the spec, the server or `out` is bad; `out` is tried before anything is sent.
+    """
     load = Load.of(spec)
+    check_writable(out)
     if restart:
         out.unlink(missing_ok=True)
     record = to_go_on(out, spec, made_with())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf, nextafter
 
 from rich.table import Table
 
-from sglang_layered.bench.metrics import Distribution, RunMetrics
+from sglang_layered.bench.metrics import Distribution, RunMetrics, Throughput, Window, throughput_of
 from sglang_layered.bench.record import BenchRecord, Repetition
 from sglang_layered.bench.scalars import coverage
 
@@ -15,7 +16,11 @@ def tables(record: BenchRecord) -> Iterator[Table]:
     """Metrics, then what the server counted, then what the client says of itself."""
     measured = [each.metrics(record.limits) for each in record.repetitions]
     name = str(record.spec["run"]["name"])
-    yield _table(f"{name}: measured", [dict(_metrics(each)) for each in measured])
+    columns = [
+        dict(_metrics(seen)) | dict(_whole_run(each))
+        for seen, each in zip(measured, record.repetitions, strict=True)
+    ]
+    yield _table(f"{name}: measured", columns)
     used = [dict(_usage(each)) for each in record.repetitions]
     if any(used):
         yield _table("counted by the server, whole run", used)
@@ -44,11 +49,7 @@ def _metrics(seen: RunMetrics) -> Iterator[tuple[str, str]]:
         yield f"met {name} %", f"{100 * share:.1f}"
     if seen.goodput_rps is not None:
         yield "goodput requests/s", f"{seen.goodput_rps:.2f}"
-    flow = seen.throughput
-    yield (
-        "requests/s, output, all tokens/s",
-        (f"{flow.requests_per_s:.2f}, {flow.output_tokens_per_s:.1f}, {flow.total_tokens_per_s:.1f}"),
-    )
+    yield "requests/s, output, all tokens/s", _flow(seen.throughput)
     yield "decode batch, over time", f"{seen.batch.time_weighted:.2f}"
 
 
@@ -78,6 +79,21 @@ def _client(repetition: Repetition) -> Iterator[tuple[str, str]]:
         p99, worst = client[f"{key}_p99_s"], client[f"{key}_max_s"]
         yield f"{name} ms: p99, most", "-" if p99 is None else f"{1e3 * p99:.2f}, {1e3 * worst:.2f}"
     yield "streams open at most", str(client["max_open_streams"])
+
+
+def _whole_run(repetition: Repetition) -> Iterator[tuple[str, str]]:
+    """From the first sending to the last token: a short run has most of its tokens behind its window."""
+    ends_s = [trace.arrivals[-1].time_s for trace in repetition.traces if trace.arrivals]
+    if ends_s:
+        whole = Window(min(trace.sent_s for trace in repetition.traces), nextafter(max(ends_s), inf))
+        yield "the same, whole run", _flow(throughput_of(repetition.traces, whole))
+
+
+def _flow(flow: Throughput) -> str:
+    figures = (flow.requests_per_s, flow.output_tokens_per_s, flow.total_tokens_per_s)
+    return ", ".join(
+        "-" if each is None else f"{each:.{digits}f}" for each, digits in zip(figures, (2, 1, 1), strict=True)
+    )
 
 
 def _quantiles(values: Distribution | None) -> str:

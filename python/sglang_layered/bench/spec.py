@@ -10,47 +10,50 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
-from sglang_layered.bench.spec_errors import SpecError, check_above, check_file_name
+from sglang_layered.bench.spec_errors import SpecError, bad_file_name
+from sglang_layered.bench.spec_keys import Checked, Key, as_seed, count_of, in_seconds, plain
 from sglang_layered.bench.spec_lines import line_of, line_of_bad_statement, parse_toml
 from sglang_layered.bench.spec_load import LoadSpec
-from sglang_layered.bench.spec_server import ServerSpec
+from sglang_layered.bench.spec_server import MakeModelSpec, ServerSpec
 from sglang_layered.bench.spec_values import build
 from sglang_layered.bench.spec_workload import WorkloadSpec
 from sglang_layered.errors import BenchError
 
 
 @dataclass(frozen=True, slots=True)
-class SloSpec:
+class SloSpec(Checked):
     """Limits that requests are counted against; docs/metrics.md says when a request meets them."""
 
-    ttft_ms: float | None = None
-    tbt_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        check_above("ttft_ms", self.ttft_ms, "milliseconds")
-        check_above("tbt_ms", self.tbt_ms, "milliseconds")
+    ttft_ms: Annotated[float | None, Key("milliseconds", "of the time to first token", above=0, most=1e9)] = (
+        None
+    )
+    tbt_ms: Annotated[float | None, Key("milliseconds", "of every gap between tokens", above=0, most=1e9)] = (
+        None
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class RunSpec:
+class RunSpec(Checked):
     """The run as a whole."""
 
-    name: str
-    repetitions: int = 1
-    seed: int = 0
-    timeout_s: float = 600.0  # a repetition that has not ended this long after its zero is cut off
+    name: Annotated[str, plain("names the record")]
+    repetitions: Annotated[
+        int, count_of("repetitions", "passes over the load, with other prompts in each", most=10_000)
+    ] = 1
+    seed: Annotated[int, as_seed("of arrivals, and of the workload where it has none")] = 0
+    timeout_s: Annotated[
+        float, in_seconds("a repetition that has not ended this long after its zero is cut off")
+    ] = 600.0
 
-    def __post_init__(self) -> None:
-        check_file_name("name", self.name)
-        check_above("repetitions", self.repetitions, "a number of repetitions", least=1)
-        check_above("seed", self.seed, "a whole number", least=0)
-        check_above("timeout_s", self.timeout_s, "seconds")
+    def problems(self) -> Iterator[SpecError]:
+        """Give a name that cannot be a file's."""
+        yield from bad_file_name("name", self.name)
 
 
 @dataclass(frozen=True, slots=True)
-class BenchSpec:
+class BenchSpec(Checked):
     """One benchmark run. `folder` is where relative files of the spec start; it is no part of the record."""
 
     run: RunSpec
@@ -60,14 +63,38 @@ class BenchSpec:
     slo: SloSpec = SloSpec()
     folder: Path = field(default=Path("."), compare=False, metadata={"in_file": False})
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[SpecError]:
+        """Give fields of different sections that do not go together."""
         for name in ("duration_s", "warmup_s"):
             limit_s = getattr(self.load, name)
             if limit_s is not None and limit_s >= self.run.timeout_s:
-                raise SpecError(
+                yield SpecError(
                     ("run", "timeout_s"),
                     f"{self.run.timeout_s:g} s end the run before load.{name} = {limit_s:g}; give more",
                 )
+        if self.server.url is not None:
+            yield from self._attached()
+        model = self.server.model
+        if self.workload.topics and isinstance(model, MakeModelSpec) and model.routers != "paper":
+            yield SpecError(
+                ("workload", "topics"), "the model has none; set server.model.routers = 'paper', or remove it"
+            )
+
+    def _attached(self) -> Iterator[SpecError]:
+        """What a url does not tell of its server's model."""
+        if self.workload.vocab is None and not self.workload.topics:
+            yield SpecError(
+                ("workload", "vocab"),
+                "is missing; a server at a url does not say how many token ids its model has: give"
+                " [first id, id after the last]",
+            )
+        if self.workload.inputs == "text":
+            yield SpecError(
+                ("workload", "inputs"),
+                "'text' needs the model's tokenizer, which a url does not give; use 'ids'",
+            )
+        if self.workload.topics:
+            yield SpecError(("workload", "topics"), "a url does not tell them; remove it and give vocab")
 
     @property
     def workload_seed(self) -> int:
@@ -95,7 +122,7 @@ def read_spec(path: Path) -> BenchSpec:
     """Read a spec file.
 
     Raises:
-        BenchError: one line `FILE:LINE: KEY: what is wrong; remedy`.
+        BenchError: `FILE:LINE: KEY: what is wrong; remedy`, a line for each thing that is wrong.
     """
     with located(path):
         return spec_from(parse_toml(text_of(path)), path.parent)
@@ -103,13 +130,16 @@ def read_spec(path: Path) -> BenchSpec:
 
 @contextmanager
 def located(path: Path) -> Iterator[None]:
-    """Add file and line to a SpecError: for whatever reads the spec at `path` or draws from it."""
+    """Add file and line to every error of a SpecError: for what reads the spec at `path` or draws from it."""
     try:
         yield
     except SpecError as error:
         text = text_of(path)
-        line = line_of(text, error.keys) if error.keys else line_of_bad_statement(text)
-        raise BenchError(f"{path}:{line}: {error}") from error
+        lines = [
+            line_of(text, each.keys) if each.keys else line_of_bad_statement(text) for each in error.errors
+        ]
+        found = sorted(zip(lines, map(str, error.errors), strict=True), key=lambda each: each[0])
+        raise BenchError("\n".join(f"{path}:{line}: {each}" for line, each in found)) from error
 
 
 def text_of(path: Path) -> str:
@@ -119,7 +149,7 @@ def text_of(path: Path) -> str:
         BenchError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BenchError(f"{path}: the spec cannot be read: {reason}; give a TOML file") from error

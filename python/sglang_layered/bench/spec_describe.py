@@ -14,9 +14,8 @@ from sglang_layered.bench.arrivals import arrival_times, measuring_window, read_
 from sglang_layered.bench.lengths import FileLengths, LengthSource, RequestSize, load_lengths
 from sglang_layered.bench.spec import BenchSpec
 from sglang_layered.bench.spec_server import MakeModelSpec
-from sglang_layered.bench.workload import prefix_of, shared_tokens, size_of
+from sglang_layered.bench.workload import Room, prefix_of, shared_tokens, size_of
 
-SAMPLE = 1000  # requests looked at when nobody knows how many there will be
 QUANTILES = (0.5, 0.9, 0.99)
 
 
@@ -24,11 +23,11 @@ QUANTILES = (0.5, 0.9, 0.99)
 class Outline:
     """Figures of one repetition; times in s."""
 
-    num_requests: int | None  # None: a closed load that ends by the clock
+    num_requests: int
     last_due_s: float | None  # None: a closed load, whose times are the server's
     window_s: tuple[float, float] | None
     num_measured: int | None
-    sizes: tuple[RequestSize, ...]  # of every request, or of the first SAMPLE
+    sizes: tuple[RequestSize, ...]  # of every request
     shared_tokens: int  # of the sizes' prompt tokens those that are a shared prefix's
     num_left_out: int  # rows of the file of lengths that are too long
 
@@ -42,10 +41,9 @@ def outline(spec: BenchSpec, repetition: int = 0) -> Outline:
     load, lengths = spec.load, load_lengths(spec.workload.lengths, spec.folder)
     num_left_out = lengths.num_left_out if isinstance(lengths, FileLengths) else 0
     if load.is_closed:
-        sizes, shared = _sizes(spec, lengths, repetition, load.num_requests or SAMPLE)
-        window = None if load.duration_s is None else (load.warmup_s, load.duration_s - load.cooldown_s)
-        known = None if load.duration_s is not None else load.num_requests
-        return Outline(known, None, window, None, sizes, shared, num_left_out)
+        assert load.num_requests is not None  # the spec sees to it
+        sizes, shared = _sizes(spec, lengths, repetition, load.num_requests)
+        return Outline(load.num_requests, None, None, None, sizes, shared, num_left_out)
     stamps = read_timestamps(load.trace, spec.folder) if load.trace else ()
     times = arrival_times(load, spec.run.seed, repetition=repetition, timestamps=stamps)
     window = measuring_window(load, times)
@@ -58,12 +56,14 @@ def _sizes(
     spec: BenchSpec, lengths: LengthSource, repetition: int, number: int
 ) -> tuple[tuple[RequestSize, ...], int]:
     seed, prefixes = spec.workload_seed, spec.workload.prefixes
-    sizes = tuple(size_of(lengths, seed, repetition, index) for index in range(number))
-    shared = 0
-    for index, size in enumerate(sizes):
+    sizes: list[RequestSize] = []
+    shared, room = 0, Room(spec)
+    for index in range(number):
+        sizes.append(size := size_of(lengths, seed, repetition, index))
+        room.take(size.prompt_tokens)
         if prefixes and prefix_of(prefixes, seed, repetition, index) is not None:
             shared += shared_tokens(size.prompt_tokens, prefixes.prefix_tokens)
-    return sizes, shared
+    return tuple(sizes), shared
 
 
 def describe(spec: BenchSpec) -> Group:
@@ -79,7 +79,7 @@ def _facts(spec: BenchSpec, drawn: Outline) -> Table:
     table.show_header = False
     table.add_row("server", Text(_server_line(spec)))
     table.add_row("arrivals", Text(_arrivals_line(spec)))
-    table.add_row("requests", _requests_line(spec, drawn))
+    table.add_row("requests", f"{drawn.num_requests:,} each repetition")
     if drawn.last_due_s is not None:
         table.add_row("last request due", f"{drawn.last_due_s:.1f} s (cut off at {spec.run.timeout_s:g} s)")
     if drawn.window_s is not None:
@@ -120,13 +120,6 @@ def _arrivals_line(spec: BenchSpec) -> str:
         line = f"{load.arrivals}, {load.rate_per_s:g} requests/s"
     line += f", burstiness {load.burstiness:g}" if load.burstiness is not None else ""
     return line + (f", ramp {load.ramp_s:g} s" if load.ramp_s else "")
-
-
-def _requests_line(spec: BenchSpec, drawn: Outline) -> str:
-    if drawn.num_requests is not None:
-        return f"{drawn.num_requests:,} each repetition"
-    most = "" if spec.load.num_requests is None else f", at most {spec.load.num_requests:,}"
-    return f"as many as end in {spec.load.duration_s:g} s{most}; below are the first {len(drawn.sizes):,}"
 
 
 def _lengths_table(drawn: Outline) -> Table:

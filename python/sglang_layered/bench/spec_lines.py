@@ -9,6 +9,7 @@ line where the statement begins. It parses the text once a line, so it is for er
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +48,7 @@ def line_of_bad_statement(text: str) -> int:
     return _good_prefixes(text)[-1][0] + 1
 
 
+@lru_cache(maxsize=1)  # a spec with several errors is asked for each
 def _good_prefixes(text: str) -> list[tuple[int, dict[str, Any]]]:
     """Numbers of first lines that parse by themselves, and what they parse to; no lines always do."""
     lines = text.split("\n")

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Annotated
 
-from sglang_layered.bench.spec_errors import SpecError, check_above, check_choice
+from sglang_layered.bench.spec_errors import SpecError, bad_choice
+from sglang_layered.bench.spec_keys import (
+    MOST_REQUESTS,
+    Checked,
+    Key,
+    as_factor,
+    as_rate,
+    count_of,
+    in_seconds,
+    in_tokens,
+    plain,
+)
 
 NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -18,103 +30,124 @@ NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 KIND_FIELDS = ("rate_per_s", "burstiness", "num_clients", "trace")
+MOST_OPEN = 65_536  # streams and clients at once: a connection each
 
 
 @dataclass(frozen=True, slots=True)
-class TraceSpec:
+class TraceSpec(Checked):
     """Arrivals to replay: one timestamp a row, in order; the first row is due at 0."""
 
-    file: str  # CSV with a header, or .jsonl; a relative path starts at the spec's folder
-    column: str = "timestamp"
-    unit_s: float = 1.0  # what one unit of the column is worth: 0.001 for milliseconds
-    speed: float = 1.0  # 2 replays in half the time, so at twice the rate
-
-    def __post_init__(self) -> None:
-        check_above("unit_s", self.unit_s, "seconds")
-        check_above("speed", self.speed, "a factor")
+    file: Annotated[str, plain("CSV with a header, or .jsonl; a relative path starts at the spec's folder")]
+    column: Annotated[str, plain("holds the timestamps")] = "timestamp"
+    unit_s: Annotated[float, in_seconds("what one unit of the column is worth: 0.001 for milliseconds")] = 1.0
+    speed: Annotated[float, as_factor("2 replays in half the time, so at twice the rate")] = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class BackgroundSpec:
+class BackgroundSpec(Checked):
     """Streams that decode beside the load from before its zero until its end, and are then broken off."""
 
-    num_streams: int
-    output_tokens: int  # asked of each; more than come while the load runs
-    prompt_tokens: int = 64
-
-    def __post_init__(self) -> None:
-        check_above("num_streams", self.num_streams, "a number of streams", least=1)
-        check_above("output_tokens", self.output_tokens, "tokens", least=2)
-        check_above("prompt_tokens", self.prompt_tokens, "tokens", least=1)
+    num_streams: Annotated[int, count_of("streams", "how many", most=MOST_OPEN)]
+    output_tokens: Annotated[int, in_tokens("asked of each; more than come while the load runs", least=2)]
+    prompt_tokens: Annotated[int, in_tokens("of each stream's prompt")] = 64
 
 
 @dataclass(frozen=True, slots=True)
-class LoadSpec:
+class LoadSpec(Checked):
     """When requests are sent. Open arrivals end at `num_requests` or at `duration_s`, whichever is first.
 
-    In a closed load each client sends its next request when its last one has ended.
+    In a closed load each client sends its next request when its last one has ended; it ends with the last of
+    `num_requests`.
     """
 
-    arrivals: str  # a key of NEEDS
-    rate_per_s: float | None = None  # requests per second after the ramp
-    burstiness: float | None = None  # shape of the gamma; 1 is Poisson, below 1 comes in bursts
-    num_clients: int | None = None
-    trace: TraceSpec | None = None
-    num_requests: int | None = None
-    duration_s: float | None = None
-    ramp_s: float = 0.0  # the rate grows linearly over this time; closed: clients start one by one over it
-    ramp_start_per_s: float = 0.0  # the rate that the ramp starts from
-    warmup_s: float = 0.0  # requests due before this are sent and not measured
-    cooldown_s: float = 0.0  # nor are those due in the last of the run
-    background: BackgroundSpec | None = None
+    arrivals: Annotated[str, plain(f"one of {', '.join(NEEDS)}")]
+    rate_per_s: Annotated[float | None, as_rate("requests per second after the ramp")] = None
+    burstiness: Annotated[
+        float | None,
+        Key(
+            "the shape of the gamma distribution", "1 is Poisson, below 1 comes in bursts", above=0, most=1e3
+        ),
+    ] = None
+    num_clients: Annotated[
+        int | None, count_of("clients", "of a closed load; each has one request open", most=MOST_OPEN)
+    ] = None
+    trace: Annotated[TraceSpec | None, plain("of a replayed load")] = None
+    num_requests: Annotated[int | None, count_of("requests", "how many are sent at most")] = None
+    duration_s: Annotated[float | None, in_seconds("no request is due after it; not of a closed load")] = None
+    ramp_s: Annotated[
+        float,
+        in_seconds(
+            "the rate grows linearly over this time; closed: clients start one by one over it",
+            can_be_zero=True,
+        ),
+    ] = 0.0
+    ramp_start_per_s: Annotated[float, as_rate("the rate that the ramp starts from", can_be_zero=True)] = 0.0
+    warmup_s: Annotated[
+        float, in_seconds("requests due before this are sent and not measured", can_be_zero=True)
+    ] = 0.0
+    cooldown_s: Annotated[
+        float, in_seconds("nor are those due in the last of the run; not of a closed load", can_be_zero=True)
+    ] = 0.0
+    background: Annotated[BackgroundSpec | None, plain("streams that decode beside the load")] = None
 
-    def __post_init__(self) -> None:
-        check_choice("arrivals", self.arrivals, NEEDS)
-        self._check_fields_of_kind()
-        check_above("rate_per_s", self.rate_per_s, "requests per second")
-        check_above("burstiness", self.burstiness, "the shape of the gamma distribution")
-        check_above("num_clients", self.num_clients, "a number of clients", least=1)
-        check_above("num_requests", self.num_requests, "a number of requests", least=1)
-        check_above("duration_s", self.duration_s, "seconds")
-        for name in ("ramp_s", "warmup_s", "cooldown_s"):
-            check_above(name, getattr(self, name), "seconds", least=0)
-        check_above("ramp_start_per_s", self.ramp_start_per_s, "requests per second", least=0)
-        self._check_ramp()
-        self._check_end()
+    def problems(self) -> Iterator[SpecError]:
+        """Give fields that do not go together."""
+        yield from bad_choice("arrivals", self.arrivals, NEEDS)
+        if self.arrivals in NEEDS:
+            yield from self._fields_of_kind()
+            yield from self._ramp()
+            yield from self._end()
 
     @property
     def is_closed(self) -> bool:
         """True when requests follow one another and not a clock."""
         return self.arrivals == "closed"
 
-    def _check_fields_of_kind(self) -> None:
+    def _fields_of_kind(self) -> Iterator[SpecError]:
         needed = NEEDS[self.arrivals]
         for name in KIND_FIELDS:
             given = getattr(self, name) is not None
             if given and name not in needed:
                 users = " or ".join(repr(kind) for kind, names in NEEDS.items() if name in names)
-                raise SpecError(
+                yield SpecError(
                     (name,),
                     f"arrivals = {self.arrivals!r} do not use it; remove it, or set arrivals to {users}",
                 )
             if not given and name in needed:
-                raise SpecError((name,), f"is missing; arrivals = {self.arrivals!r} need it")
+                yield SpecError((name,), f"is missing; arrivals = {self.arrivals!r} need it")
 
-    def _check_ramp(self) -> None:
+    def _ramp(self) -> Iterator[SpecError]:
         if self.ramp_s and self.arrivals == "trace":
-            raise SpecError(("ramp_s",), "a replayed trace has its own rate; remove it")
+            yield SpecError(("ramp_s",), "a replayed trace has its own rate; remove it")
         if self.ramp_start_per_s and (self.is_closed or not self.ramp_s):
-            raise SpecError(("ramp_start_per_s",), "there is no rate that ramps; remove it or set ramp_s")
+            yield SpecError(("ramp_start_per_s",), "there is no rate that ramps; remove it or set ramp_s")
 
-    def _check_end(self) -> None:
+    def _end(self) -> Iterator[SpecError]:
+        if self.is_closed:
+            yield from self._end_of_closed()
+            return
         if self.num_requests is None and self.duration_s is None and self.arrivals != "trace":
-            raise SpecError(("num_requests",), "the load has no end; give num_requests, duration_s or both")
+            yield SpecError(("num_requests",), "the load has no end; give num_requests, duration_s or both")
         if self.duration_s is None:
-            if self.is_closed and self.cooldown_s:
-                raise SpecError(("cooldown_s",), "the end of a closed load is not known; give duration_s too")
-        elif self.warmup_s + self.cooldown_s >= self.duration_s:
-            raise SpecError(
+            return
+        if self.warmup_s + self.cooldown_s >= self.duration_s:
+            yield SpecError(
                 ("duration_s",),
                 f"{self.duration_s:g} s leave nothing to measure after {self.warmup_s:g} s of warm-up and"
                 f" {self.cooldown_s:g} s of cool-down; give more",
             )
+        if self.num_requests is None and (self.rate_per_s or 0.0) * self.duration_s > MOST_REQUESTS:
+            yield SpecError(
+                ("duration_s",),
+                f"{self.duration_s:g} s at {self.rate_per_s:g} requests/s are more than {MOST_REQUESTS:,}"
+                " requests; give less of one of them, or num_requests",
+            )
+
+    def _end_of_closed(self) -> Iterator[SpecError]:
+        if self.num_requests is None:
+            yield SpecError(("num_requests",), "is missing; a closed load is planned ahead, so give it")
+        for name in ("duration_s", "cooldown_s"):
+            if getattr(self, name):
+                yield SpecError(
+                    (name,), "a closed load ends with its last request; remove it, give num_requests"
+                )

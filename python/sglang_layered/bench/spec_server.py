@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
-from sglang_layered.bench.spec_errors import SpecError, check_above, check_choice
+import httpx
+
+from sglang_layered.bench.spec_errors import SpecError, bad_choice
+from sglang_layered.bench.spec_keys import Checked, as_seed, count_of, in_seconds, plain
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered.models.catalogue import Recipe, find_recipe
 
@@ -13,23 +18,28 @@ ROUTERS = ("uniform", "paper")  # as random weights are, or calibrated to the co
 
 
 @dataclass(frozen=True, slots=True)
-class MakeModelSpec:
+class MakeModelSpec(Checked):
     """A model with random weights, made on the spot as `sglang-layered make-model` does."""
 
-    arch: str
-    preset: str = "tiny"
-    seed: int = 0
-    dtype: str | None = None
-    num_layers: int | None = None
-    routers: str = "uniform"  # a key of ROUTERS
+    arch: Annotated[str, plain("as of make-model")]
+    preset: Annotated[str, plain("as of make-model")] = "tiny"
+    seed: Annotated[int, as_seed("of the weights")] = 0
+    dtype: Annotated[str | None, plain("of the weights; absent: the preset's")] = None
+    num_layers: Annotated[int | None, count_of("layers", "absent: the preset's", most=1000)] = None
+    routers: Annotated[
+        str, plain("uniform: as random weights are; paper: calibrated to the coverage of the paper's Table 1")
+    ] = "uniform"
 
-    def __post_init__(self) -> None:
-        check_choice("routers", self.routers, ROUTERS)
+    def problems(self) -> Iterator[SpecError]:
+        """Give choices that no model can be made of."""
+        yield from bad_choice("routers", self.routers, ROUTERS)
+        if self.num_layers is not None and self.num_layers < 1:
+            return  # is told as a number out of range
         try:
             self.recipe()
         except ModelRecipeError as error:
             option = str(error).split()[0].removeprefix("--")
-            raise SpecError(("num_layers" if option == "layers" else option,), str(error)) from error
+            yield SpecError(("num_layers" if option == "layers" else option,), str(error))
 
     def recipe(self) -> Recipe:
         """What `make_from_recipe` takes."""
@@ -37,36 +47,48 @@ class MakeModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSpec:
+class ServerSpec(Checked):
     """Either `url`, or `model` with `flags` and `env`.
 
     `settings` are put in force on the running server before every repetition, by SGLang's
     `/set_internal_state`; specs that differ in nothing else share a server.
     """
 
-    url: str | None = None  # root of a running server's HTTP API
-    model: str | MakeModelSpec | None = None  # text: what --model-path takes
-    flags: tuple[str, ...] = ()  # further words of the server's command line
-    env: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, float] = field(default_factory=dict)
-    ready_timeout_s: float = 300.0  # a server that does not answer by then is given up
+    url: Annotated[str | None, plain("root of a running server's HTTP API")] = None
+    model: Annotated[str | MakeModelSpec | None, plain("a model's folder, or a table: one to make here")] = (
+        None
+    )
+    flags: Annotated[tuple[str, ...], plain("further words of the server's command line")] = ()
+    env: Annotated[dict[str, str], plain("environment variables of the server")] = field(default_factory=dict)
+    settings: Annotated[
+        dict[str, float], plain("put in force by /set_internal_state before every repetition")
+    ] = field(default_factory=dict)
+    ready_timeout_s: Annotated[float, in_seconds("a server that does not answer by then is given up")] = 300.0
 
-    def __post_init__(self) -> None:
-        check_above("ready_timeout_s", self.ready_timeout_s, "seconds")
+    def problems(self) -> Iterator[SpecError]:
+        """Give fields that do not go together."""
         if self.url is None and self.model is None:
-            raise SpecError(("model",), "is missing; give the model to serve, or the url of a running server")
+            yield SpecError(("model",), "is missing; give the model to serve, or the url of a running server")
         if self.url is not None:
-            self._check_attached(self.url)
+            yield from self._attached(self.url)
         for index, word in enumerate(self.flags):
             if word.partition("=")[0] in OWN_FLAGS:
-                raise SpecError(
+                yield SpecError(
                     ("flags", index),
                     f"{word!r} is set by the benchmark; remove it (the model goes into model)",
                 )
 
-    def _check_attached(self, url: str) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise SpecError(("url",), f"{url!r} is no address; give http://HOST:PORT")
+    def _attached(self, url: str) -> Iterator[SpecError]:
+        if not _is_address(url):
+            yield SpecError(("url",), f"{url!r} is no address; give http://HOST:PORT")
         for name in ("model", "flags", "env"):
             if getattr(self, name):
-                raise SpecError((name,), "a server at a url has its own; remove it or url")
+                yield SpecError((name,), "a server at a url has its own; remove it or url")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)

@@ -18,11 +18,13 @@ from sglang_layered.bench.record import BenchRecord, to_go_on
 from sglang_layered.bench.run import Load, Server, made_with, run_repetition
 from sglang_layered.bench.server_pool import ServerPool, key_of
 from sglang_layered.bench.spec import BenchSpec
+from sglang_layered.bench.spec_errors import SpecError, gathered, raise_all
 from sglang_layered.bench.spec_seeds import Stream, generator
 from sglang_layered.bench.sweep_result import FORMAT, MANIFEST, SweepResult
 from sglang_layered.bench.sweep_spec import Cell, SweepSpec
 from sglang_layered.bench.trace import RequestTrace
 from sglang_layered.errors import BenchError
+from sglang_layered.writable import check_writable
 
 WARMUP_REPETITION = 1_000_000  # requests of a repetition that no round has
 WARMUP_TIMEOUT_S = 300.0
@@ -80,6 +82,8 @@ def run_sweep(
     Raises:
         BenchError: the folder holds another sweep or more rounds, or a run fails.
     """
+    check_cells(spec)
+    check_writable(folder / MANIFEST)
     if restart:
         _clear(folder)
     _begin(spec, folder)
@@ -100,6 +104,19 @@ def run_sweep(
         records[name] = records[name].with_repetition(repetition)
         records[name].write(folder / name)
     return SweepResult.read(folder)
+
+
+def check_cells(spec: SweepSpec) -> None:
+    """Read what every cell needs, and draw nothing.
+
+    Raises:
+        SpecError: everything that is wrong with a file or a model.
+    """
+    errors: list[SpecError] = []
+    for cell in spec.cells:
+        with gathered(errors):
+            Load.of(cell.spec)
+    raise_all(errors)
 
 
 def turns(spec: SweepSpec, records: dict[str, BenchRecord]) -> Iterator[Turn]:

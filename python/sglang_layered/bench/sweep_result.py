@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,9 +55,10 @@ class CellResult:
         return sum(values) / len(values) if values else None
 
     def interval(self, name: str) -> Interval | None:
-        """Interval of the mean over rounds; None with fewer than two rounds."""
+        """Interval of the mean over rounds, within what it can be; None with fewer than two rounds."""
         values = self.known(name)
-        return t_interval(values) if len(values) > 1 else None
+        most = 1.0 if SCALARS[name].unit == "share" else math.inf
+        return t_interval(values, least=0.0, most=most) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)

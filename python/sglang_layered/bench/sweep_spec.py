@@ -12,52 +12,65 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from sglang_layered.bench.spec import BenchSpec, located, spec_from, text_of
-from sglang_layered.bench.spec_errors import SpecError, check_above, check_file_name
+from sglang_layered.bench.spec_errors import SpecError, bad_file_name, gathered, raise_all
+from sglang_layered.bench.spec_keys import Checked, as_seed, count_of, in_seconds, plain
 from sglang_layered.bench.spec_lines import parse_toml
-from sglang_layered.bench.spec_values import build
+from sglang_layered.bench.spec_values import convert
 
 OWN_SECTIONS = ("sweep", "arms", "grid")
+MOST_CELLS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class SweepSettings:
+class SweepSettings(Checked):
     """The section [sweep]."""
 
-    name: str
-    title: str = ""
-    rounds: int = 3  # in each of them every cell has its turn; arms in an order drawn anew
-    max_servers: int = (
-        4  # alive at once, those without a turn stopped; more arms than this start anew each round
-    )
-    warmup_requests: int = 2  # sent one by one to every server after its start, not measured
-    seed: int = 0
-    timeout_s: float = 600.0  # of one turn of a cell
+    name: Annotated[str, plain("names the folder")]
+    title: Annotated[str, plain("of reports; absent: the name")] = ""
+    rounds: Annotated[
+        int,
+        count_of(
+            "rounds", "in each of them every cell has its turn, arms in an order drawn anew", most=10_000
+        ),
+    ] = 3
+    max_servers: Annotated[
+        int,
+        count_of(
+            "servers",
+            "alive at once, those without a turn stopped; more arms than this start anew each round",
+        ),
+    ] = 4
+    warmup_requests: Annotated[
+        int, count_of("requests", "sent one by one to every server after its start, not measured", least=0)
+    ] = 2
+    seed: Annotated[int, as_seed("of the order, and of the cells' loads")] = 0
+    timeout_s: Annotated[float, in_seconds("of one turn of a cell")] = 600.0
 
-    def __post_init__(self) -> None:
-        check_file_name("name", self.name)
-        check_above("rounds", self.rounds, "a number of rounds", least=1)
-        check_above("max_servers", self.max_servers, "a number of servers", least=1)
-        check_above("warmup_requests", self.warmup_requests, "a number of requests", least=0)
-        check_above("seed", self.seed, "a whole number", least=0)
-        check_above("timeout_s", self.timeout_s, "seconds")
+    def problems(self) -> Iterator[SpecError]:
+        """Give a name that cannot be a file's."""
+        yield from bad_file_name("name", self.name)
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class Arm(Checked):
     """One way to serve. `mode` groups arms in pictures; `label` names the arm within its mode."""
 
-    name: str
-    mode: str
-    label: str = ""
-    flags: tuple[str, ...] = ()  # added to server.flags
-    changes: dict[str, Any] = field(default_factory=dict)  # dotted keys of a bench spec and their values
+    name: Annotated[str, plain("names its records")]
+    mode: Annotated[str, plain("groups arms in pictures")]
+    label: Annotated[str, plain("names the arm within its mode; absent: the name")] = ""
+    flags: Annotated[tuple[str, ...], plain("added to server.flags")] = ()
+    changes: Annotated[dict[str, Any], plain("dotted keys of a bench spec and their values")] = field(
+        default_factory=dict
+    )
 
-    def __post_init__(self) -> None:
-        check_file_name("name", self.name)
+    def problems(self) -> Iterator[SpecError]:
+        """Give a name that cannot be a file's."""
+        yield from bad_file_name("name", self.name)
 
     @property
     def title(self) -> str:
@@ -121,22 +134,35 @@ def sweep_from(values: Mapping[str, Any], folder: Path) -> SweepSpec:
         raise SpecError(("sweep",), "is missing; add the section [sweep] with a name")
     if "run" in values:
         raise SpecError(("run",), "a sweep has its own; use [sweep] with name, rounds, seed, timeout_s")
-    settings = build(SweepSettings, values["sweep"], ("sweep",))
-    arms = tuple(build(Arm, each, ("arms", index)) for index, each in enumerate(values.get("arms", ())))
+    settings, arms = _settings_and_arms(values)
+    grid = dict(_grid(convert(dict[str, Any], values.get("grid", {}), ("grid",))))
+    if (num_cells := len(arms) * prod(map(len, grid.values()))) > MOST_CELLS:
+        raise SpecError(("grid",), f"makes {num_cells:,} cells; give at most {MOST_CELLS:,}")
+    base = {key: each for key, each in values.items() if key not in OWN_SECTIONS}
+    points = [dict(zip(grid, each, strict=True)) for each in product(*grid.values())]
+    cells: list[Cell] = []
+    errors: list[SpecError] = []
+    for point in points:
+        for index, arm in enumerate(arms):
+            with gathered(errors):
+                cells.append(Cell(arm, point, _cell_spec(base, settings, index, arm, point, folder)))
+    raise_all(errors)
+    _check_settings(cells)
+    return SweepSpec(settings, arms, grid, tuple(cells))
+
+
+def _settings_and_arms(values: Mapping[str, Any]) -> tuple[SweepSettings, tuple[Arm, ...]]:
+    errors: list[SpecError] = []
+    with gathered(errors):
+        settings: SweepSettings = convert(SweepSettings, values["sweep"], ("sweep",))
+    with gathered(errors):
+        arms: tuple[Arm, ...] = convert(tuple[Arm, ...], values.get("arms", []), ("arms",))
+    raise_all(errors)
     if not arms:
         raise SpecError(("arms",), "is missing; add [[arms]] with name and mode")
     if len({arm.name for arm in arms}) != len(arms):
         raise SpecError(("arms",), "two arms have the same name; give each its own")
-    grid = dict(_grid(values.get("grid", {})))
-    base = {key: each for key, each in values.items() if key not in OWN_SECTIONS}
-    points = [dict(zip(grid, each, strict=True)) for each in product(*grid.values())]
-    cells = [
-        Cell(arm, point, _cell_spec(base, settings, index, arm, point, folder))
-        for point in points
-        for index, arm in enumerate(arms)
-    ]
-    _check_settings(cells)
-    return SweepSpec(settings, arms, grid, tuple(cells))
+    return settings, arms
 
 
 def _check_settings(cells: Sequence[Cell]) -> None:

@@ -19,6 +19,31 @@ from sglang_layered.bench.workload_text import Tokenizer, Words
 Tokens: TypeAlias = tuple[int, ...]
 
 
+MOST_PROMPT_TOKENS = 200_000_000  # of a repetition: its prompts are kept in memory, about 8 bytes a token
+
+
+class Room:
+    """What the prompts of a repetition may still take."""
+
+    def __init__(self, spec: BenchSpec) -> None:
+        self._spec, self._left_tokens = spec, MOST_PROMPT_TOKENS
+
+    def take(self, prompt_tokens: int) -> None:
+        """Note one prompt.
+
+        Raises:
+            SpecError: all of them together are too long.
+        """
+        self._left_tokens -= prompt_tokens
+        if self._left_tokens < 0:
+            key = "duration_s" if self._spec.load.num_requests is None else "num_requests"
+            raise SpecError(
+                ("load", key),
+                f"the prompts of a repetition are longer than {MOST_PROMPT_TOKENS:,} tokens together; send"
+                " fewer, or shorter ones",
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class RequestContent:
     """One request; `prompt` is token ids or text. `prompt_tokens` of a text is what the tokenizer counted."""

@@ -44,6 +44,9 @@ def kernels(device: str | None, names: tuple[str, ...], out: Path) -> None:
     from sglang_layered_kernels.bench import table, time_kernel, write_record  # imports torch
     from sglang_layered_kernels.registry import kernels_with_bench
 
+    from sglang_layered.writable import check_writable
+
+    check_writable(out)
     device = _usable(device)
     console = Console(width=None if Console().is_terminal else 140)
     rows = []

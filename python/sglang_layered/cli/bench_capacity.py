@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sglang_layered.cli.stopped import said_when_stopped
+
 
 @click.command()
 @click.argument("spec_path", metavar="SPEC.toml", type=click.Path(path_type=Path))
@@ -38,7 +40,9 @@ def capacity(spec_path: Path, out: Path | None, target: float, tolerance: float,
         def tell(rate_rps: float, share: float) -> None:
             console.print(f"{rate_rps:.4g} requests/s: {100 * share:.1f} % within the limits", soft_wrap=True)
 
-        found = run_capacity(spec, search, folder, tell)
+        kept = f"rates that were run are kept in {folder}, the one that ran is lost. The same command goes on"
+        with said_when_stopped(lambda: kept):
+            found = run_capacity(spec, search, folder, tell)
     rate = "none that was run" if found.rate_rps is None else f"{found.rate_rps:.4g} requests/s"
     console.print(f"capacity at {100 * target:g} %: {rate} ({found.status}); wrote {folder}", soft_wrap=True)
     for low, high in found.contradictions:

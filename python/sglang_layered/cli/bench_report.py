@@ -35,8 +35,12 @@ def plot(folders: tuple[Path, ...], out: Path | None, form: str, baseline: str |
     from sglang_layered.bench.pictures import Format, Missing, all_pictures
     from sglang_layered.bench.report import read_all
     from sglang_layered.bench.sweep_compare import baseline_of
+    from sglang_layered.writable import check_writable
 
-    for folder, result in zip(folders, read_all(folders, baseline), strict=True):
+    results = read_all(folders, baseline)
+    for folder in folders:
+        check_writable((out or folder / PICTURES) / "any")
+    for folder, result in zip(folders, results, strict=True):
         for picture in all_pictures(result, baseline_of(result, baseline)):
             if isinstance(picture, Missing):
                 click.echo(f"{result.name}: no picture of {picture.title!r}: {picture.why}")
@@ -53,5 +57,7 @@ def report(folders: tuple[Path, ...], out: Path, form: str, baseline: str | None
     """Write an HTML page of the sweeps in these FOLDERs: pictures, tables, records linked; losses shown."""
     from sglang_layered.bench.pictures import Format
     from sglang_layered.bench.report import write_report
+    from sglang_layered.writable import check_writable
 
+    check_writable(out / "index.html")
     click.echo(f"wrote {write_report(folders, out, baseline=baseline, form=cast(Format, form))}")

@@ -9,9 +9,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sglang_layered.cli.stopped import said_when_stopped
+
 if TYPE_CHECKING:
     from sglang_layered.bench import client_data
     from sglang_layered.bench.record import BenchRecord
+    from sglang_layered.bench.spec import BenchSpec
 
 
 @click.command()
@@ -35,20 +38,38 @@ def run(spec_path: Path, out: Path | None, dry_run: bool, restart: bool) -> None
     spec = read_spec(spec_path)
     with located(spec_path):
         if dry_run:
+            runner.Load.of(spec)
             console.print(describe(spec))
             return
         out = out or Path("out") / "bench" / f"{spec.run.name}.json"
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-            bar = bars.add_task(spec.run.name, total=None)
-
-            def tell(seen: client_data.Progress) -> None:
-                text = f"{seen.num_open} open, {seen.num_failed} failed, {seen.num_tokens} tokens"
-                bars.update(bar, completed=seen.num_done, description=text)
-
-            record = runner.run(spec, out, restart=restart, tell=tell)
+        with said_when_stopped(lambda: kept_text(out, spec.run.repetitions)):
+            record = _run(spec, out, restart, console)
     print_record(record, console)
     console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+def kept_text(out: Path, repetitions: int) -> str:
+    """What a stopped run leaves."""
+    from sglang_layered.bench.record import BenchRecord
+
+    done = len(BenchRecord.read(out).repetitions) if out.exists() else 0
+    kept = f"{out} keeps {done} of {repetitions} repetitions" if done else "no repetition was finished"
+    return f"{kept}; the one that ran is lost. The same command goes on"
+
+
+def _run(spec: BenchSpec, out: Path, restart: bool, console: Console) -> BenchRecord:
+    """Run with a progress bar."""
+    from sglang_layered.bench import run as runner
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(spec.run.name, total=spec.load.num_requests)
+
+        def tell(seen: client_data.Progress) -> None:
+            text = f"{seen.num_open} open, {seen.num_failed} failed, {seen.num_tokens} tokens"
+            bars.update(bar, completed=seen.num_done, total=seen.num_requests, description=text)
+
+        return runner.run(spec, out, restart=restart, tell=tell)
 
 
 @click.command()

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sglang_layered.cli.stopped import said_when_stopped
+
 if TYPE_CHECKING:
     from sglang_layered.bench.sweep import Turn
     from sglang_layered.bench.sweep_spec import SweepSpec
@@ -36,7 +38,7 @@ def sweep(spec_paths: tuple[Path, ...], out: Path, dry_run: bool, restart: bool)
     Several sweeps share servers that are equal. What is there already is gone on with.
     """
     from sglang_layered.bench.spec import located
-    from sglang_layered.bench.sweep import pool_for, run_sweep
+    from sglang_layered.bench.sweep import check_cells, pool_for, run_sweep
     from sglang_layered.bench.sweep_spec import read_sweep
     from sglang_layered.serving import end_servers_on_signals
 
@@ -44,10 +46,13 @@ def sweep(spec_paths: tuple[Path, ...], out: Path, dry_run: bool, restart: bool)
     console = Console()
     specs = [read_sweep(path) for path in spec_paths]
     if dry_run:
-        for spec in specs:
+        for path, spec in zip(spec_paths, specs, strict=True):
+            with located(path):
+                check_cells(spec)
             console.print(_outline(spec))
         return
-    with pool_for(specs, out) as pool:
+    kept = f"turns that ended are kept in {out}, the one that ran is lost. The same command goes on"
+    with said_when_stopped(lambda: kept), pool_for(specs, out) as pool:
         for path, spec in zip(spec_paths, specs, strict=True):
             folder = out / spec.settings.name
             with located(path), _bar(spec, console) as tell:
@@ -60,7 +65,7 @@ def _bar(spec: SweepSpec, console: Console) -> Iterator[Callable[[Turn], None]]:
     """A progress bar; without a terminal, a line a turn."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(spec.settings.name, total=None)
+        bar = bars.add_task(spec.settings.name, total=len(spec.cells) * spec.settings.rounds)
 
         def tell(turn: Turn) -> None:
             text = f"{spec.settings.name}: {turn.cell.spec.run.name}, round {turn.round_index + 1}"

@@ -49,7 +49,10 @@ def fit(
     from sglang_layered.bench.sweep_result import SweepResult
     from sglang_layered.cost.report import fit_sweeps, write_fit
     from sglang_layered.cost.tables import fit_tables
+    from sglang_layered.writable import check_writable
 
+    if out:
+        check_writable(out)
     report = fit_sweeps(
         [SweepResult.read(folder) for folder in folders],
         shape=named(model) if model else None,

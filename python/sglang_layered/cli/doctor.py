@@ -15,7 +15,7 @@ import click
 from sglang_layered import __version__, patching
 from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.energy import energy_findings
-from sglang_layered.errors import LayeredPrefillError
+from sglang_layered.errors import ConfigError, LayeredPrefillError
 
 PACKAGES = ("sglang", "torch", "flashinfer-python", "sglang-kernel", "nvidia-ml-py", "prometheus-client")
 
@@ -60,9 +60,7 @@ def patches() -> Iterator[Finding]:
         patching.verify_patched()
         yield Finding("patch set", "applied and verified by hash")
     except LayeredPrefillError as error:
-        yield Finding(
-            "patch set", str(error), "sglang-layered patch apply; details: sglang-layered patch status"
-        )
+        yield Finding("patch set", str(error), "as said here; `sglang-layered patch status` shows each patch")
 
 
 def energy() -> Iterator[Finding]:
@@ -73,6 +71,21 @@ def energy() -> Iterator[Finding]:
 REPORT: tuple[Callable[[], Iterator[Finding]], ...] = (machine, packages, patches, energy)
 
 
+def _of_model(model_path: str) -> list[Finding]:
+    """What is said of a model; what can only be a path is looked at before SGLang is imported."""
+    remedy = "give a folder with a config.json, or a model's name on the hub"
+    is_path = model_path.startswith(("/", ".", "~")) or model_path.count("/") > 1
+    if is_path and not os.path.isdir(model_path):
+        raise ConfigError(f"--model-path: there is no folder {model_path}; {remedy}")
+    from sglang_layered.cli.model_probe import probe
+
+    try:
+        return list(probe(model_path))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"--model-path: {model_path} cannot be read ({reason}); {remedy}") from error
+
+
 @click.command()
 @click.option("--model-path", help="Say of this model instead: layers, sizes, and whether it can be served.")
 def doctor(model_path: str | None) -> None:
@@ -80,9 +93,7 @@ def doctor(model_path: str | None) -> None:
     if model_path is None:
         findings = [finding for part in REPORT for finding in part()]
     else:
-        from sglang_layered.cli.model_probe import probe
-
-        findings = list(probe(model_path))
+        findings = _of_model(model_path)
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         mark = "ok" if finding.remedy is None else "!!"

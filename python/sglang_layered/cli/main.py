@@ -8,6 +8,8 @@ import click
 from sglang_layered import __version__
 from sglang_layered.errors import LayeredPrefillError
 
+INTERRUPTED = 130  # 128 and the number of SIGINT
+
 COMMANDS = {
     "patch": ("sglang_layered.cli.patch", "patch", "Apply, revert, inspect or verify the patch set."),
     "doctor": ("sglang_layered.cli.doctor", "doctor", "Say what is installed, patched and possible here."),
@@ -85,9 +87,18 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the console command; our own errors become one line and exit status 1."""
+    """Run the console command.
+
+    Our own errors become text on stderr and exit status 1, Ctrl-C one line and 130, as shells have it.
+    """
     try:
-        cli(prog_name="sglang-layered")
+        sys.exit(cli.main(prog_name="sglang-layered", standalone_mode=False))
     except LayeredPrefillError as error:
         click.echo(f"sglang-layered: {error}", err=True)
         sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # click makes it of KeyboardInterrupt
+        click.echo("sglang-layered: stopped", err=True)
+        sys.exit(INTERRUPTED)

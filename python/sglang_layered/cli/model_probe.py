@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from sglang_layered.cli.doctor import Finding
-from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.policy import TokenTargetPolicy
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.cpu_kernels import cuda_driver_available
@@ -21,16 +21,15 @@ def probe(model_path: str) -> Iterator[Finding]:
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     from sglang.srt.configs.model_config import ModelConfig
 
-    from sglang_layered.models.layer_shapes import read_layer_shapes
-    from sglang_layered.refusals import attention_refusal, model_refusal
+    from sglang_layered.model_refusals import attention_refusal, model_refusal
 
     config = ModelConfig(model_path)
     dtype_bytes = config.dtype.itemsize
-    layers = read_layer_shapes(config.hf_text_config, dtype_bytes)
     yield Finding(
         "model", f"{', '.join(config.hf_config.architectures)}, {config.dtype}".replace("torch.", "")
     )
-    yield from _sizes(config.num_hidden_layers, layers)
+    yield from _groups(config.num_hidden_layers)
+    yield Finding("experts", _experts(config))
     parked = PARKED_TENSORS * config.hidden_size * dtype_bytes
     yield Finding(
         "parked", f"{parked:,} B a prompt token, {parked * PROMPT_TOKENS / 1e6:.0f} MB of {PROMPT_TOKENS}"
@@ -47,26 +46,33 @@ def probe(model_path: str) -> Iterator[Finding]:
         yield Finding("layered mode", f"refused: {reason}", "chunked mode serves what SGLang serves")
 
 
-def _sizes(num_layers: int, layers: tuple[LayerShape, ...]) -> Iterator[Finding]:
+def _groups(num_layers: int) -> Iterator[Finding]:
     plan = TokenTargetPolicy().plan(SchedulerView(num_layers, (PROMPT_TOKENS,)))
     sizes = sorted({group.num_layers for group in plan.groups}, reverse=True)
     each = " and ".join(str(size) for size in sizes)
     yield Finding("layers", str(num_layers))
     yield Finding("groups", f"{plan.num_groups} of {each} layers for {PROMPT_TOKENS} prompt tokens")
-    if not layers:
-        yield Finding("experts", "unknown: transformers does not know this model")
-        return
-    sparse = [layer for layer in layers if layer.num_experts]
-    if not sparse:
-        yield Finding("experts", "none: a dense model (docs/models.md says what to expect)")
-        return
-    layer = sparse[0]
-    total = sum(item.expert_bytes for item in sparse)
-    yield Finding(
-        "experts",
-        f"{layer.num_experts} in each of {len(sparse)} layers, {layer.num_experts_per_token} a token:"
-        f" {layer.expert_bytes / 1e9:.3f} GB a layer, {total / 1e9:.1f} GB in all",
-    )
+
+
+def _experts(config: Any) -> str:
+    """How many, and their bytes where these are known; takes an SGLang ModelConfig."""
+    from sglang_layered.models.layer_shapes import read_layer_shapes, served_layer_shapes
+
+    known = read_layer_shapes(config.hf_text_config)
+    if not known:
+        return "unknown: transformers does not know this model"
+    num_sparse = sum(layer.num_experts > 0 for layer in known)
+    if not num_sparse:
+        return "none: a dense model (docs/models.md says what to expect)"
+    sparse = next(layer for layer in known if layer.num_experts)
+    counts = f"{sparse.num_experts} in each of {num_sparse} layers, {sparse.num_experts_per_token} a token"
+    sizes = [layer.expert_bytes for layer in served_layer_shapes(config) if layer.num_experts]
+    if not sizes:
+        return (
+            f"{counts}: bytes unknown, the weights are quantized and no safetensors file on this machine"
+            " says how wide they are"
+        )
+    return f"{counts}: {sizes[0] / 1e9:.3f} GB a layer, {sum(sizes) / 1e9:.1f} GB in all"
 
 
 def _attention_backends(model_path: str) -> tuple[tuple[str, ...], str | None]:

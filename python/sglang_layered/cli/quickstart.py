@@ -55,7 +55,9 @@ def quickstart(
     """
     from sglang_layered.quickstart.run import Plan, chosen, run  # imports openai and matplotlib
     from sglang_layered.serving import end_servers_on_signals
+    from sglang_layered.writable import check_writable
 
+    check_writable(out / "record.json")
     end_servers_on_signals()
     wanted = tuple(mode for mode in MODES if mode in modes) or MODES
     console = Console()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,9 @@ from sglang_layered.errors import BenchError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sglang_layered.auto.replay import RunModel, Served
+    from sglang_layered.auto.replay import Served
+    from sglang_layered.auto.run_model import RunModel
+    from sglang_layered.auto.trace import Trace
     from sglang_layered.core.policy import GroupPolicy
 
 QUANTILES = (("TTFT mean", "ttft", None), ("TTFT p50", "ttft", 0.5), ("TTFT p99", "ttft", 0.99))
@@ -44,7 +45,9 @@ def explain(trace: Path) -> None:
 @click.option("--policy", default=DEFAULT_POLICY, show_default=True, help="As --layered-policy.")
 @click.option("--num-groups", type=click.IntRange(min=1), help="As --layered-num-groups.")
 @click.option("--group-tokens", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--slo-tbt-ms", type=click.FloatRange(min=0, min_open=True), help="For policy auto.")
+@click.option(
+    "--slo-tbt-ms", type=click.FloatRange(min=0, min_open=True), help="For policies that keep it, as auto."
+)
 @click.option(
     "--cohort-tokens", type=click.IntRange(min=1), help="As --chunked-prefill-size.  [default: the trace's]"
 )
@@ -66,7 +69,8 @@ def replay(
 
     TRACE is a file of --layered-listeners jsonl=TRACE of a server in layered mode.
     """
-    from sglang_layered.auto.replay import Replay, RunModel, requests_of, served_of
+    from sglang_layered.auto.replay import Replay, requests_of, served_of
+    from sglang_layered.auto.run_model import RunModel
     from sglang_layered.auto.trace import read_trace
 
     config = LayeredConfig(
@@ -81,17 +85,18 @@ def replay(
     model = RunModel.of(read.steps, read.sizes)
     limit_s = None if slo_tbt_ms is None else slo_tbt_ms / 1e3
     most = cohort_tokens or read.cohort_tokens or DEFAULT_COHORT
-    predicted = Replay(model, _policy(config, model), most, limit_s).run(requests_of(read.steps))
+    made = _policy(config, model, read)
+    predicted = Replay(model, made, most, limit_s).run(requests_of(read.steps))
     columns = {
         f"recorded: {read.policy}": served_of(read.steps),
-        f"predicted: {config.make_policy()}": predicted,
+        f"predicted: {config.text_of(made)}": predicted,
     }
     if against is None:
         _console().print(_table(columns))
         return
     other = read_trace(against)
     model, factor = model.at_speed_of(other.steps)
-    at_speed = Replay(model, _policy(config, model), most, limit_s).run(requests_of(read.steps))
+    at_speed = Replay(model, _policy(config, model, read), most, limit_s).run(requests_of(read.steps))
     columns["predicted, at the other run's speed"] = at_speed
     columns[f"measured: {other.policy}"] = served_of(other.steps)
     _console().print(_table(columns))
@@ -144,13 +149,10 @@ def paper_duel(
     _console().print(f"Where a fixed setting holds 99 % of the gaps, auto does in {both} of {fixed} duels.")
 
 
-def _policy(config: LayeredConfig, model: RunModel) -> GroupPolicy:
-    from sglang_layered.auto.policy import AutoPolicy
+def _policy(config: LayeredConfig, model: RunModel, trace: Trace) -> GroupPolicy:
+    from sglang_layered.auto.run_model import ready_policy
 
-    policy = config.make_policy()
-    if isinstance(policy, AutoPolicy):
-        policy.sizes, policy.times = model.sizes, deepcopy(model.times)
-    return policy
+    return ready_policy(config.make_policy(), model, trace)
 
 
 def _table(columns: Mapping[str, Mapping[str, Served]]) -> Table:

@@ -18,6 +18,14 @@ NUM_KEPT = 5
 NUM_TO_COMPARE = 3
 NUM_BETWEEN_TRIALS = 64
 MARGIN = 0.03
+APART = frozenset(
+    {"sequential", "concurrent"}
+)  # strategies that run prompt and decode rows in a forward each
+
+
+def runs_apart(strategy: str | None) -> bool:
+    """True when a step in this strategy runs prompt and decode rows in a forward each."""
+    return strategy in APART
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,9 @@ class StrategyChoice(Protocol):
     def choose(self, shape: StepShape) -> str:
         """The strategy of the next step."""
 
+    def expected(self, shape: StepShape) -> str:
+        """The strategy that steps of this size run in but for trials; asking changes nothing."""
+
     def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
         """A step took so long."""
 
@@ -55,6 +66,10 @@ class FixedChoice:
     strategy: str
 
     def choose(self, shape: StepShape) -> str:
+        """The one strategy there is."""
+        return self.strategy
+
+    def expected(self, shape: StepShape) -> str:
         """The one strategy there is."""
         return self.strategy
 
@@ -94,6 +109,11 @@ class MeasuredChoice:
             return self._strategies[bucket.num_steps % len(self._strategies)]
         trial = bucket.num_steps % (NUM_BETWEEN_TRIALS + len(self._strategies)) - NUM_BETWEEN_TRIALS
         return bucket.best if trial < 0 else self._strategies[trial]
+
+    def expected(self, shape: StepShape) -> str:
+        """The best so far; the first one as long as none is known to be."""
+        bucket = self._buckets.get(shape.bucket)
+        return (bucket.best if bucket is not None else None) or self._strategies[0]
 
     def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
         """Note a duration; the best of the bucket may change, which is logged with both medians."""

@@ -11,11 +11,12 @@ FLOP_PER_BYTE = 184.0
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Sizes in parameters; `param_bytes` is the width of one.
+    """Sizes in parameters; `param_bytes` is the mean width of one, `expert_param_bytes` that in experts.
 
     `dense_params` are those that every row uses: attention, router, shared experts or the dense MLP. A dense
     layer has no experts. `attention_width` is query heads x (key + value dimension) / 2; `window` is how many
-    tokens a row attends to at most, None for all.
+    tokens a row attends to at most, None for all. Without `expert_param_bytes` experts are as wide as the
+    rest. In a quantized model both widths count scales and zero points, so they are no whole numbers.
     """
 
     dense_params: int
@@ -25,11 +26,13 @@ class LayerShape:
     attention_width: int = 0
     window: int | None = None
     param_bytes: float = 2.0
+    expert_param_bytes: float | None = None
 
     @property
     def expert_bytes(self) -> float:
         """Bytes of all experts."""
-        return self.num_experts * self.expert_params * self.param_bytes
+        width = self.param_bytes if self.expert_param_bytes is None else self.expert_param_bytes
+        return self.num_experts * self.expert_params * width
 
     def bytes_read(self, num_rows: int) -> float:
         """Weight bytes that `num_rows` rows read when each chooses its experts uniformly."""

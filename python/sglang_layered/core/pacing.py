@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
+from sglang_layered.core.capability import Capability
 from sglang_layered.core.layer_shape import LayerShape
+from sglang_layered.core.policy import GroupPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """The scheduler before it admits prompts; their tokens are those still to compute, in queue order."""
+    """The scheduler before it admits prompts; their tokens are those still to compute, in queue order.
+
+    `is_apart` tells whether prompt and decode rows of its steps are expected to run in a forward each.
+    """
 
     prompt_lens: tuple[int, ...]
     prefix_lens: tuple[int, ...]
@@ -74,11 +79,16 @@ class QueueView:
     decode_tokens: int
     due_s: float | None  # until the earliest token that is not late yet is due; None without a limit
     max_tokens: int  # that a cohort may have
+    is_apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PaceView:
-    """A cohort before its next step; `done_layers` have been computed. `load` has no prompt layers yet."""
+    """A cohort before its next step; `done_layers` have been computed. `load` has no prompt layers yet.
+
+    Its `is_apart` is that of the strategy that the step is expected to run in; with `--layered-execution
+    auto` a step in which another one is tried takes another time.
+    """
 
     load: StepLoad
     done_layers: int
@@ -145,12 +155,25 @@ class Start:
     learned: Mapping[str, Sequence[float]] | None = None
 
 
-@runtime_checkable
-class StepPolicy(Protocol):
-    """Decides in every step. Pure: the same calls in the same order give the same answers on every rank."""
+class StepPolicy(GroupPolicy, Protocol):
+    """Takes part in every step, in what its `can` names.
+
+    Pure: the same calls in the same order give the same answers on every rank. Only the methods of its
+    capabilities are called (`capability.METHODS`); it needs no others.
+    """
+
+    @property
+    def can(self) -> frozenset[Capability]:
+        """What it can, from its making on; a class attribute will do."""
+        ...
+
+    @property
+    def amounts(self) -> tuple[str, ...]:
+        """Names of what it learns: a calibration file with other names is refused. Needed for LEARNS only."""
+        ...
 
     def begin(self, sizes: ModelSizes, layers: Sequence[LayerShape], start: Start) -> None:
-        """The model that is served and its device; called before anything else.
+        """The model that is served and its device; called once, before the methods below it.
 
         Raises:
             ValueError: what was learned is of another form.
@@ -159,6 +182,13 @@ class StepPolicy(Protocol):
 
     def learned(self) -> Mapping[str, Sequence[float]]:
         """What the next server may start from, as JSON values."""
+        ...
+
+    def keep_tbt_limit(self, limit_s: float | None) -> None:
+        """The limit between two tokens of a request, in seconds; None for none.
+
+        Called before `begin`, and whenever an operator changes it.
+        """
         ...
 
     def cohort_tokens(self, view: QueueView) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+from sglang_layered.core.capability import check_capabilities
 from sglang_layered.core.lookup import Lookup
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView
@@ -18,7 +19,7 @@ from sglang_layered.errors import ConfigError, PlanError
 ENTRY_POINT_GROUP = "sglang_layered.policies"
 DEFAULT_POLICY = "token-target"
 BALANCED_POLICY = "balanced"
-AUTO_POLICY = "auto"  # made by LayeredConfig: it has limits
+AUTO_POLICY = "auto"
 
 
 @runtime_checkable
@@ -85,12 +86,12 @@ class FixedCountPolicy:
 def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> GroupPolicy:
     """The policy behind `--layered-policy NAME`; `num_groups` overrides any name.
 
-    NAME is `token-target`, `balanced`, an entry point of group `sglang_layered.policies`, or `module:Class`.
-    A class with a `from_flags(group_tokens=...)` method is made through it, any other is called with no
-    arguments.
+    NAME is `token-target`, `balanced`, `auto`, an entry point of group `sglang_layered.policies`, or
+    `module:Class`. A class with a `from_flags(group_tokens=...)` method is made through it, any other is
+    called with no arguments.
 
     Raises:
-        ConfigError: the name is unknown, cannot be imported, or is no policy.
+        ConfigError: the name is unknown, cannot be imported, is no policy, or lacks what it says it can.
     """
     if num_groups is not None:
         return FixedCountPolicy(num_groups)
@@ -98,6 +99,7 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
     shipped: dict[str, Callable[..., Any]] = {
         DEFAULT_POLICY: partial(TokenTargetPolicy, group_tokens),
         BALANCED_POLICY: partial(BalancedPolicy, group_tokens),
+        AUTO_POLICY: partial(_auto, group_tokens),
     }
     factory = Lookup("policy", ENTRY_POINT_GROUP, shipped).find(name, where=where)
     make = getattr(factory, "from_flags", None)
@@ -107,4 +109,18 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
         raise ConfigError(f"{where}: cannot make the policy: {error!r}") from error
     if not isinstance(policy, GroupPolicy):
         raise ConfigError(f"{where}: it has no method plan(view)")
+    check_capabilities(policy, where)
     return policy
+
+
+def _auto(group_tokens: int) -> GroupPolicy:
+    from sglang_layered.auto.policy import AutoPolicy  # brings SciPy, which the other policies do without
+
+    return AutoPolicy(group_tokens=group_tokens)
+
+
+def policy_text(policy: GroupPolicy, name: str) -> str:
+    """What logs and traces call a policy: its own text where its class has one, else its `name`."""
+    kind = type(policy)
+    has_text = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
+    return str(policy) if has_text else name

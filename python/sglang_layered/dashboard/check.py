@@ -30,7 +30,7 @@ class Finding:
         """Whether this is a failure, when what is `optional` may be without data."""
         allowed = set(optional)
         if "layered" in allowed:
-            allowed.add("auto")  # a policy of layered mode
+            allowed |= {"learns", "paces"}  # what policies of layered mode can
         return self.problem is not None and not self.needs & allowed
 
 

@@ -14,6 +14,7 @@ from sglang_layered.dashboard.definition import ROWS, TITLE
 from sglang_layered.dashboard.model import SOURCES, Choice, Source
 from sglang_layered.dashboard.prometheus import Prometheus, Window
 from sglang_layered.errors import MonitoringError
+from sglang_layered.writable import check_writable
 
 JSON_PATH = Path("docker/monitoring/grafana/dashboards/layered.json")
 MAX_POINTS = 240
@@ -51,7 +52,7 @@ def write(out: Path) -> None:
         from sglang_layered.dashboard.grafana import dashboard_json
     except ModuleNotFoundError as error:
         raise MonitoringError(f"{error.name} is missing; install sglang-layered[dev]") from error
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     out.write_text(dashboard_json(TITLE, ROWS))
     click.echo(f"wrote {out}")
 
@@ -75,6 +76,7 @@ def render(
         from sglang_layered.dashboard.render import draw
     except ModuleNotFoundError as error:
         raise MonitoringError(f"{error.name} is missing; install sglang-layered[quickstart]") from error
+    check_writable(out)
     with Prometheus(url) as prometheus:
         choice = Choice(instance, model, mode)
         empty = draw(prometheus, TITLE, ROWS, choice, _window(minutes), out, rate_seconds)

@@ -18,7 +18,7 @@ Unit = Literal["s", "bytes", "Bps", "watt", "joule", "percentunit", "short", "re
 Kind = Literal["lines", "stacked", "steps", "heatmap"]
 Source = Needs | Literal["router"]
 
-SOURCES: tuple[Source, ...] = ("layered", "auto", "any", "experts", "energy", "slo", "router")
+SOURCES: tuple[Source, ...] = ("layered", "learns", "paces", "any", "experts", "energy", "slo", "router")
 METRIC_NAME = re.compile(r"\b(?:[a-z_]+:[a-z0-9_:]+|smg_[a-z0-9_]+|up)\b")
 _NEEDS = {PREFIX + metric.name: metric.needs for metric in METRICS}
 _SUFFIX = re.compile(r"_(bucket|sum|count)$")

@@ -49,7 +49,7 @@ LAYERS = Row(
             "ops",
             "First pipeline stage. prefill: a whole prompt batch. decode: decode rows only. layered: one "
             "layer group of a cohort beside the decode rows.",
-            (Query(by_mode(rate("layered_steps_total", pp_rank="0"), "kind"), "{{kind}}"),),
+            (Query(by_mode(rate("layered_steps_total", pp_rank="0"), "kind"), "{{mode}} {{kind}}"),),
         ),
         Panel(
             "Step time, by kind",
@@ -57,8 +57,8 @@ LAYERS = Row(
             "Time of a step's forward on its device. A layered step delays every running request by what it "
             "takes longer than a decode step.",
             (
-                Query(quantile(0.5, "layered_step_seconds", "kind"), "{{kind}} p50"),
-                Query(quantile(0.99, "layered_step_seconds", "kind"), "{{kind}} p99", dashed=True),
+                Query(quantile(0.5, "layered_step_seconds", "kind"), "{{mode}} {{kind}} p50"),
+                Query(quantile(0.99, "layered_step_seconds", "kind"), "{{mode}} {{kind}} p99", dashed=True),
             ),
         ),
         Panel(
@@ -66,8 +66,8 @@ LAYERS = Row(
             "short",
             "How many groups the policy cut a cohort into; it needs that many layered steps.",
             (
-                Query(mean("layered_groups_per_cohort"), "mean"),
-                Query(quantile(0.95, "layered_groups_per_cohort"), "p95", dashed=True),
+                Query(mean("layered_groups_per_cohort"), "{{mode}} mean"),
+                Query(quantile(0.95, "layered_groups_per_cohort"), "{{mode}} p95", dashed=True),
             ),
         ),
         Panel(
@@ -75,8 +75,8 @@ LAYERS = Row(
             "short",
             "Tokens to compute, without those from the prefix cache.",
             (
-                Query(mean("layered_cohort_tokens"), "mean"),
-                Query(quantile(0.95, "layered_cohort_tokens"), "p95", dashed=True),
+                Query(mean("layered_cohort_tokens"), "{{mode}} mean"),
+                Query(quantile(0.95, "layered_cohort_tokens"), "{{mode}} p95", dashed=True),
             ),
         ),
         Panel(
@@ -87,7 +87,7 @@ LAYERS = Row(
             (
                 Query(
                     by_mode(series("layered_cohort_groups", pp_rank="0"), "instance", "state"),
-                    "{{state}} {{instance}}",
+                    "{{mode}} {{state}} {{instance}}",
                 ),
             ),
             "stacked",
@@ -97,8 +97,8 @@ LAYERS = Row(
             "s",
             "What the next step of a cohort may take so that no running request's token is late.",
             (
-                Query(quantile(0.5, "layered_step_budget_seconds"), "p50"),
-                Query(quantile(0.05, "layered_step_budget_seconds"), "p5", dashed=True),
+                Query(quantile(0.5, "layered_step_budget_seconds"), "{{mode}} p50"),
+                Query(quantile(0.05, "layered_step_budget_seconds"), "{{mode}} p5", dashed=True),
             ),
         ),
         Panel(
@@ -113,9 +113,11 @@ LAYERS = Row(
             "percentunit",
             "Part by which policy auto was wrong about the time of a step, by kind.",
             (
-                Query(quantile(0.5, "layered_step_prediction_error_ratio", "kind"), "{{kind}} p50"),
+                Query(quantile(0.5, "layered_step_prediction_error_ratio", "kind"), "{{mode}} {{kind}} p50"),
                 Query(
-                    quantile(0.9, "layered_step_prediction_error_ratio", "kind"), "{{kind}} p90", dashed=True
+                    quantile(0.9, "layered_step_prediction_error_ratio", "kind"),
+                    "{{mode}} {{kind}} p90",
+                    dashed=True,
                 ),
             ),
         ),
@@ -123,13 +125,18 @@ LAYERS = Row(
             "Parked prompt activations",
             "bytes",
             "Kept between two layer groups, all stages and replicas together. Sampled at each scrape.",
-            (Query(by_mode(series("layered_parked_bytes"), "instance"), "{{instance}}"),),
+            (Query(by_mode(series("layered_parked_bytes"), "instance"), "{{mode}} {{instance}}"),),
         ),
         Panel(
             "Dropped cohorts per second, by reason",
             "ops",
             "Cohorts that left before their last layer group: aborted, KV pool full, broken invariant.",
-            (Query(by_mode(rate("layered_dropped_cohorts_total", pp_rank="0"), "reason"), "{{reason}}"),),
+            (
+                Query(
+                    by_mode(rate("layered_dropped_cohorts_total", pp_rank="0"), "reason"),
+                    "{{mode}} {{reason}}",
+                ),
+            ),
         ),
         Panel(
             "Prefill mode in force",
@@ -149,7 +156,11 @@ LAYERS = Row(
             "Strategy of the last layered step",
             "short",
             "1 for the way the step ran: fused, sequential or concurrent.",
-            (Query(by_mode(series("layered_strategy_info"), "strategy", how="max"), "{{strategy}}"),),
+            (
+                Query(
+                    by_mode(series("layered_strategy_info"), "strategy", how="max"), "{{mode}} {{strategy}}"
+                ),
+            ),
             "steps",
         ),
     ),

@@ -102,7 +102,7 @@ KV = Row(
             "short",
             "filled: computed in all layers, cached prefixes too. partial: of a cohort in flight, computed "
             "in the layers so far.",
-            (Query(by_mode(series("layered_kv_slots", pp_rank="0"), "state"), "{{state}}"),),
+            (Query(by_mode(series("layered_kv_slots", pp_rank="0"), "state"), "{{mode}} {{state}}"),),
             "stacked",
         ),
         Panel(

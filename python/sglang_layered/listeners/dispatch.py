@@ -1,6 +1,7 @@
 """Gives every event to the attached listeners, and finds the listeners that a flag names.
 
-A listener can slow a server down but not stop it: one that raises is detached.
+A listener can slow a server down but not stop it: one that raises is detached. One whose file cannot be
+written any more is told of in one line, without a traceback: a full disk is no fault of the listener's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ LOOKUP = Lookup("listener", ENTRY_POINT_GROUP, {"jsonl": JsonlListener, "perfett
 class Listener(Protocol):
     """Hears every event of a server, in order and in the scheduler's thread.
 
-    A method `close()` is optional; it is called once, when the server ends or the listener is detached.
+    A method `close()` is optional; it is called once, when the server ends or the listener is detached. So is
+    a static method `check(argument, where)`: it is called before a server starts and raises ConfigError, its
+    text beginning with `where`, when the argument cannot be used.
     """
 
     def on_event(self, event: Event) -> None:
@@ -49,10 +52,20 @@ class Listeners:
         for listener in tuple(self._attached):
             try:
                 listener.on_event(event)
+            except OSError as error:
+                logger.warning(
+                    "Listener %s can no longer write (%s) and is detached; the server goes on",
+                    _name(listener),
+                    error,
+                )
+                self._detach(listener, has_failed_to_write=True)
             except Exception:
                 logger.exception("Listener %s raised on %s and is detached", _name(listener), event)
-                self._attached = [kept for kept in self._attached if kept is not listener]
-                _close(listener)
+                self._detach(listener)
+
+    def _detach(self, listener: Listener, has_failed_to_write: bool = False) -> None:
+        self._attached = [kept for kept in self._attached if kept is not listener]
+        _close(listener, has_failed_to_write)
 
     def close(self) -> None:
         """Close and detach all."""
@@ -90,6 +103,19 @@ def check_listeners(specs: Sequence[str]) -> None:
         _find(spec)
 
 
+def check_listener_files(specs: Sequence[str]) -> None:
+    """Refuse arguments that the listeners' own `check` refuses: files that cannot be written.
+
+    Raises:
+        ConfigError: with the flag, the reason and the remedy.
+    """
+    for spec in specs:
+        name, _, argument = spec.partition("=")
+        check = getattr(LOOKUP.find(name, where=_where(spec)), "check", None)
+        if argument and callable(check):
+            check(argument, _where(spec))
+
+
 def _make(spec: str) -> Listener:
     make = _find(spec)
     where = _where(spec)
@@ -124,12 +150,16 @@ def _where(spec: str) -> str:
     return f"--layered-listeners {spec}"
 
 
-def _close(listener: Listener) -> None:
+def _close(listener: Listener, has_failed_to_write: bool = False) -> None:
+    """Close it, if it can be; what it could not write was told already."""
     close = getattr(listener, "close", None)
     if close is None:
         return
     try:
         close()
+    except OSError as error:
+        if not has_failed_to_write:
+            logger.warning("Listener %s raised on close: %s", _name(listener), error)
     except Exception:
         logger.exception("Listener %s raised on close", _name(listener))
 

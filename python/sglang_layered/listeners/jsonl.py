@@ -6,21 +6,24 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sglang_layered.core.events import Event
 from sglang_layered.core.pacing import Decision, ModelSizes, Option, StepLoad
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
+from sglang_layered.listeners.files import WholeFile, check_writable
 
 
 class JsonlListener:
     """Appends events to a file, a whole line at a time, so a killed server leaves no half line."""
 
     def __init__(self, path: str) -> None:
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = place.open("a", buffering=1, encoding="utf-8")
+        self._file = WholeFile(path, "a")
+
+    @staticmethod
+    def check(path: str, where: str) -> None:
+        """Refuse a path that cannot be written, before a server starts."""
+        check_writable(path, where)
 
     def on_event(self, event: Event) -> None:
         """Append one line."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sglang_layered.core.events import (
     CohortAdmitted,
@@ -25,6 +24,7 @@ from sglang_layered.core.events import (
     RequestsLeft,
     StepDone,
 )
+from sglang_layered.listeners.files import WholeFile, check_writable
 
 PROCESS = 1
 SCHEDULER, DECODE, PREFILL, FIRST_GROUP = 1, 2, 3, 4  # track ids, in the order shown
@@ -38,14 +38,17 @@ class PerfettoListener:
     """
 
     def __init__(self, path: str) -> None:
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = place.open("w", buffering=1, encoding="utf-8")
+        self._file = WholeFile(path, "w")
         self._file.write("[\n" + json.dumps(_metadata("process_name", SCHEDULER, "layered prefill")))
         self._tracks: set[int] = set()
         self._num_cohorts = 0
         self._open_cohorts: dict[int, frozenset[str]] = {}
         self._device_free_us = 0
+
+    @staticmethod
+    def check(path: str, where: str) -> None:
+        """Refuse a path that cannot be written, before a server starts."""
+        check_writable(path, where)
 
     def on_event(self, event: Event) -> None:
         """Add the event to the timeline; a GroupDone adds nothing to its step."""
@@ -70,8 +73,10 @@ class PerfettoListener:
 
     def close(self) -> None:
         """Complete the JSON and close the file."""
-        self._file.write("\n]\n")
-        self._file.close()
+        try:
+            self._file.write("\n]\n")
+        finally:
+            self._file.close()
 
     def _step(self, step: StepDone) -> None:
         start = max(_microseconds(step.start_s), self._device_free_us)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.capability import Capability
 from sglang_layered.errors import UnsupportedError
 
 OWN_ROUTING = ("flashinfer_trtllm", "flashinfer_mxfp4", "experimental_sgl_trtllm")
@@ -22,11 +23,8 @@ def refuse_observing(config: LayeredConfig, server_args: Any) -> None:
 
 
 def _reasons(config: LayeredConfig, server_args: Any) -> Iterator[str]:
-    if config.has_slo and not (server_args.enable_metrics or config.is_auto):
-        yield (
-            "--slo-ttft-ms and --slo-tbt-ms only feed metrics; add --enable-metrics, or --prefill-mode"
-            " layered with --layered-policy auto"
-        )
+    if not server_args.enable_metrics:
+        yield from _unread_limits(config)
     if config.enable_energy_metrics and server_args.nnodes > 1:
         yield (
             "--enable-energy-metrics reads the devices of its own node and --nnodes is"
@@ -72,6 +70,19 @@ def _reasons(config: LayeredConfig, server_args: Any) -> Iterator[str]:
             yield (
                 f"--enable-expert-traffic-metrics: {server_args.model_path} has no Mixture-of-Experts layers;"
                 " leave the flag out"
+            )
+
+
+def _unread_limits(config: LayeredConfig) -> Iterator[str]:
+    """Limits that neither metrics nor the policy would look at."""
+    for flag, limit_ms, capability in (
+        ("--slo-ttft-ms", config.slo_ttft_ms, Capability.PACES_STEPS),
+        ("--slo-tbt-ms", config.slo_tbt_ms, Capability.KEEPS_TBT_LIMIT),
+    ):
+        if limit_ms is not None and not config.policy_can(capability):
+            yield (
+                f"{flag} would only feed metrics; add --enable-metrics, or --prefill-mode layered with a"
+                " --layered-policy that acts on it, as auto"
             )
 
 

@@ -12,13 +12,14 @@ from typing import Literal
 PREFIX = "sglang:"
 
 Kind = Literal["counter", "gauge", "histogram"]
-Needs = Literal["layered", "auto", "any", "experts", "energy", "slo"]
+Needs = Literal["layered", "learns", "paces", "any", "experts", "energy", "slo"]
 Writer = Literal["stage", "first"]
 
 # What makes a metric appear, beside --enable-metrics.
 NEEDS: dict[Needs, str] = {
     "layered": "`--prefill-mode layered`",
-    "auto": "`--layered-policy auto`",
+    "learns": "a `--layered-policy` that learns, as `auto`",
+    "paces": "a `--layered-policy` that paces steps, as `auto`",
     "any": "nothing more",
     "experts": "`--enable-expert-traffic-metrics`",
     "energy": "`--enable-energy-metrics`",
@@ -128,20 +129,20 @@ METRICS = (
         "layered_step_budget_seconds",
         "histogram",
         "What the next step of a cohort may take so that no running request's token is late.",
-        "auto",
+        "paces",
         buckets=STEP_SECONDS,
     ),
     Metric(
         "layered_steps_over_budget_total",
         "counter",
         "Steps of a cohort in which one layer was more than the budget allowed.",
-        "auto",
+        "paces",
     ),
     Metric(
         "layered_step_prediction_error_ratio",
         "histogram",
         "Part by which the time of a step was predicted wrongly, by kind: prefill, decode, layered.",
-        "auto",
+        "learns",
         ("kind",),
         RATIOS,
     ),

@@ -1,24 +1,56 @@
 """The sizes of each layer of a model, read off the model that transformers would build, without its numbers.
 
 So no family is known here by name. What a parameter is follows from its name: everything below a module
-called `experts` belongs to the routed experts, everything else of a layer to all rows.
+called `experts` belongs to the routed experts, everything else of a layer to all rows. How wide they are is
+another question: quantized weights are as wide as the checkpoint's files say.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from sglang_layered.core.layer_shape import LayerShape
+from sglang_layered.model_refusals import has_quantized_weights
+from sglang_layered.models.checkpoint_bytes import StoredLayer, read_stored_layers
+from sglang_layered.models.tensor_names import LAYER, expert_of, is_expert
 
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
-EXPERT = re.compile(r"(?:^|\.)experts\.(?:(\d+)\.)?")
 TOP_K_FIELDS = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
 BF16_BYTES = 2.0
+
+
+def served_layer_shapes(model_config: Any) -> tuple[LayerShape, ...]:
+    """Sizes of every decoder layer as SGLang serves this model (an SGLang ModelConfig).
+
+    Empty when they cannot be known: transformers does not know the model, or its weights are quantized and no
+    file of the checkpoint that says how wide they are is on this machine.
+    """
+    shapes = read_layer_shapes(model_config.hf_text_config, float(model_config.dtype.itemsize))
+    if not has_quantized_weights(model_config):
+        return shapes
+    stored = read_stored_layers(model_config.model_path)
+    is_whole = all(index in stored for index in range(len(shapes)))
+    if not is_whole or not any(_is_quantized(layer) for layer in stored.values()):
+        return ()
+    return tuple(_as_stored(shape, stored[index]) for index, shape in enumerate(shapes))
+
+
+def _is_quantized(layer: StoredLayer) -> bool:
+    return layer.experts.is_quantized or layer.dense.is_quantized
+
+
+def _as_stored(shape: LayerShape, stored: StoredLayer) -> LayerShape:
+    """With the widths of a quantized checkpoint; a part of plain floats is served in the model's dtype."""
+    dense = experts = shape.param_bytes
+    if stored.dense.is_quantized:
+        dense = stored.dense.num_bytes / shape.dense_params
+    if stored.experts.is_quantized and shape.num_experts:
+        experts = stored.experts.num_bytes / (shape.num_experts * shape.expert_params)
+    return replace(shape, param_bytes=dense, expert_param_bytes=experts)
 
 
 def read_layer_shapes(config: Any, param_bytes: float = BF16_BYTES) -> tuple[LayerShape, ...]:
@@ -26,7 +58,7 @@ def read_layer_shapes(config: Any, param_bytes: float = BF16_BYTES) -> tuple[Lay
 
     Args:
         config: The text model's transformers configuration.
-        param_bytes: Width of a parameter; a quantized checkpoint is taken as if it was not.
+        param_bytes: Width of every parameter, quantized or not; `served_layer_shapes` knows better.
     """
     from transformers import AutoModelForCausalLM
 
@@ -51,7 +83,7 @@ def _parameters_by_layer(model: nn.Module) -> dict[int, dict[str, torch.Size]]:
 
 
 def _shape(config: Any, index: int, parts: dict[str, torch.Size], param_bytes: float) -> LayerShape:
-    experts = {name: shape for name, shape in parts.items() if EXPERT.search(name)}
+    experts = {name: shape for name, shape in parts.items() if is_expert(name)}
     num_experts = _num_experts(experts)
     total = sum(shape.numel() for shape in experts.values())
     return LayerShape(
@@ -67,7 +99,7 @@ def _shape(config: Any, index: int, parts: dict[str, torch.Size], param_bytes: f
 
 def _num_experts(experts: dict[str, torch.Size]) -> int:
     """Experts are a list of modules, or the first dimension of one tensor."""
-    numbers = {int(match[1]) for name in experts if (match := EXPERT.search(name)) and match[1]}
+    numbers = {expert_of(name) for name in experts} - {None}
     if numbers:
         return len(numbers)
     return max((shape[0] for shape in experts.values()), default=0)

@@ -26,6 +26,7 @@ from sglang_layered.models.router_topics import RECORD_NAME
 from sglang_layered.paper.exact import exact_attention_table
 from sglang_layered.paper.report import Extras, coverage_text, markdown_of, write_report
 from sglang_layered.paper.studies import Study, read_studies
+from sglang_layered.writable import check_writable
 
 COST_STUDY = "beside"
 CONTEXT_TOKENS = 256  # that a decode row of that study sees, about
@@ -57,6 +58,9 @@ def reproduce(plan: Plan, console: Console, tell: Tell) -> Path:
     begun_s = time.monotonic()
     energy_flags, no_energy = _energy()
     studies = read_studies(plan.specs, fast=plan.fast, only=plan.only, more_flags=energy_flags)
+    check_writable(plan.work / "REPORT.md", "--out")
+    if plan.publish is not None:
+        check_writable(plan.publish.parent / "REPORT.md", "--publish")
     is_whole = not any((plan.work / study.name).exists() for study in studies)
     _make_models(studies)
     results = []

@@ -3,9 +3,11 @@
 There is no backup, because none is needed: a patch set holds pure insertions, so the original is the patched
 file without the inserted lines. Revert computes it, and writes it only if it has the hash of the pristine
 file. Nothing is remembered beside the files themselves, so a run that was killed half way is completed by the
-next apply or taken back by the next revert.
+next apply or taken back by the next revert. Every other patched file imports from `sglang/__init__.py`; it is
+written first and taken back last, so that SGLang can be imported at any moment between.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -24,6 +26,10 @@ from sglang_layered.patching.manifest import (
 )
 from sglang_layered.patching.series import FileDiff, insert_series, remove_series
 from sglang_layered.patching.site import Site, at_package, locate
+
+SEAM_MARK = re.compile(
+    rb"layered[._]seams"
+)  # in every file that a patch set of ours, of any version, touched
 
 Edit = Callable[[list[FileDiff], bytes], bytes]
 
@@ -118,6 +124,8 @@ def _new_contents(package: Path, patch_set: PatchSet, goal: FileState, edit: Edi
     """Compute and check every file that must change, before anything is written."""
     found = inspect(package, patch_set.manifest)
     _refuse_foreign(found, patch_set.manifest)
+    if goal is FileState.PRISTINE:
+        found.reverse()
     contents = {
         file.path: edit(patch_set.diffs(file.path), file.data) for file in found if file.state is not goal
     }
@@ -134,8 +142,14 @@ def _refuse_foreign(found: list[FoundFile], manifest: Manifest) -> None:
         f"or {manifest.files[file.path].after} (patched), found {file.sha256}"
         for file in foreign
     ]
+    what = f"these files are not those of SGLang {manifest.sglang}; nothing was written:"
+    if any(SEAM_MARK.search(file.data) for file in foreign):
+        what = (
+            "these files were patched by another version of sglang-layered, or changed since; "
+            "nothing was written:"
+        )
     raise PatchError(
-        "\n".join([f"these files are not those of SGLang {manifest.sglang}; nothing was written:", *lines])
+        "\n".join([what, *lines])
         + f"\nReinstall it (`pip install --force-reinstall --no-deps sglang=={manifest.sglang}`), "
         "then run `sglang-layered patch apply`"
     )

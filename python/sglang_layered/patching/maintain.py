@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sglang_layered.errors import PatchError
 from sglang_layered.patching.anchors import SourceIndex, pristine_places
+from sglang_layered.patching.engine import SEAM_MARK
 from sglang_layered.patching.files import sha256
 from sglang_layered.patching.manifest import (
     Anchor,
@@ -63,7 +64,7 @@ def _read_pristine(package: Path, path: str) -> bytes:
         data = (package / path).read_bytes()
     except FileNotFoundError as error:
         raise PatchError(f"{package} has no {path}; the series does not belong to this SGLang") from error
-    if recorded_sha256(package, path) not in (None, sha256(data)) or b"sglang_layered" in data:
+    if recorded_sha256(package, path) not in (None, sha256(data)) or SEAM_MARK.search(data):
         raise PatchError(f"{path} is not pristine; run `sglang-layered patch revert` on that site first")
     return data
 

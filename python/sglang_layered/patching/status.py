@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sglang_layered.errors import PatchError
 from sglang_layered.patching.anchors import SourceIndex
-from sglang_layered.patching.engine import FileState, FoundFile, inspect
+from sglang_layered.patching.engine import SEAM_MARK, FileState, FoundFile, inspect
 from sglang_layered.patching.manifest import Anchor, Manifest, default_root, load_manifest, supported_versions
 from sglang_layered.patching.site import Site
 
@@ -68,6 +68,8 @@ def _judge_file(file: FoundFile, anchors: list[Anchor], index: SourceIndex | Non
     if file.state is FileState.MISSING:
         return f"does not fit: {file.path} is missing"
     differs = f"{file.path} differs (found {file.sha256})"
+    if SEAM_MARK.search(file.data):
+        return f"does not fit: {differs} and holds lines of another version of sglang-layered, or was changed"
     if index is None:
         return f"does not fit: {differs} and does not parse"
     places = [index.places(anchor) for anchor in anchors]

@@ -23,6 +23,7 @@ from sglang_layered.quickstart.record import installed_versions, this_machine
 from sglang_layered.quickstart.run import ensure_model, vocabulary_size
 from sglang_layered.quickstart.scenario import Scenario
 from sglang_layered.serving import ServerProcess
+from sglang_layered.writable import check_writable
 
 SHORT_TOKENS = 32
 LATE_S = 0.1
@@ -105,6 +106,7 @@ def table(times: dict[str, list[dict[str, float]]]) -> Table:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/late-prompt"), show_default=True)
 def main(repetitions: int, out: Path) -> None:
     """Measure how long a prompt of 32 tokens waits behind one of 2048, in three modes of one server."""
+    check_writable(out / "record.json")
     console = Console()
     times = measure(repetitions, out, console)
     record: dict[str, Any] = {

@@ -87,6 +87,10 @@ class Execution:
         """The strategy of a step, None for one without decode rows: there is nothing to choose."""
         return self.choice.choose(shape) if shape.num_decode_rows else None
 
+    def expected(self, shape: StepShape) -> str | None:
+        """The strategy that such a step will run in, unless another one is tried; asking changes nothing."""
+        return self.choice.expected(shape) if shape.num_decode_rows else None
+
     def observe(self, strategy: str, timing: StepTiming) -> None:
         """A step with this strategy took so long."""
         shape = StepShape(timing.num_decode_rows, timing.num_prompt_rows, timing.num_layers)

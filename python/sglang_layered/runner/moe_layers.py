@@ -14,6 +14,7 @@ from torch import nn
 
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.metrics.traffic import ExpertShape
+from sglang_layered.runner.expert_bytes import expert_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +97,5 @@ def _layer(topk: nn.Module, experts: Any) -> MoeLayer:
     num_stored, num_shared = experts.num_local_experts, experts.num_fused_shared_experts
     num_local = num_stored - num_shared
     num_routed = experts.num_experts - num_shared
-    weights = [weight for weight in experts.parameters() if weight.shape[:1] == (num_stored,)]
-    num_bytes = sum(weight.numel() * weight.element_size() for weight in weights) // num_stored
-    if num_bytes == 0:
-        raise UnsupportedError(
-            f"--enable-expert-traffic-metrics: the experts of layer {experts.layer_id} are stored in a form"
-            " whose bytes cannot be told; leave the flag out or choose another --moe-runner-backend"
-        )
-    return MoeLayer(experts.layer_id, topk, experts.moe_ep_rank * num_local, num_local, num_routed, num_bytes)
+    first = experts.moe_ep_rank * num_local
+    return MoeLayer(experts.layer_id, topk, first, num_local, num_routed, expert_bytes(experts))

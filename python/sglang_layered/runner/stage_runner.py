@@ -10,6 +10,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.model_executor.model_runner import ModelRunnerOutput
+from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.expert_watch import group_rows
@@ -27,7 +28,8 @@ class StageStep:
     """One tick as a stage sees it.
 
     `decode_rows` came from the stage before; None on the first. `prompt_rows` are those rows when the prompt
-    enters the stage, later what its last group left; None before layer 0.
+    enters the stage, later what its last group left; None before layer 0. `is_new` tells that no group has
+    run with this ForwardBatch of the prompt on this stage: its attention is to be planned.
     """
 
     decode: ForwardBatch | None
@@ -35,7 +37,7 @@ class StageStep:
     prompt: ForwardBatch | None = None
     group: LayerGroup | None = None
     prompt_rows: Rows = None
-    enters: bool = False
+    is_new: bool = False
 
 
 @dataclass(slots=True)
@@ -79,8 +81,14 @@ class StageRunner:
         prompt_batch, group = step.prompt, step.group
         if prompt_batch is None or group is None:
             raise AssertionError("no group to run")
-        fresh = prompt_batch if step.enters else None
+        fresh = prompt_batch if step.is_new else None
         plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
+        with device_timer_ctx(self._model_runner.device_timer, "extend"):
+            return self._run_rows(step, rows, prompt_batch, group)
+
+    def _run_rows(
+        self, step: StageStep, rows: ForwardBatch, prompt_batch: ForwardBatch, group: LayerGroup
+    ) -> StageOutput:
         prompt = step.prompt_rows
         if prompt is None:
             kwargs = self._model_runner._extend_forward_kwargs(prompt_batch, None)

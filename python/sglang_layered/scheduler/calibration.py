@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sglang_layered.auto.amounts import NAMES
 from sglang_layered.core.pacing import DeviceRates, ModelSizes, Start, StepPolicy
 from sglang_layered.errors import ConfigError
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+
+FORMAT = 2  # 1 took steps of --layered-execution auto for fused ones
 SIZE, ROWS, REPEATS = 2048, 256, 7
 CALLS_A_LAYER = 12  # kernels or library calls of one layer, roughly
 STEPS_BETWEEN_WRITES = 512
@@ -49,17 +52,22 @@ def _median_s(device: str, call: Callable[[], Any]) -> float:
 
 
 class CalibrationFile:
-    """`--layered-calibration-file`: read at start, written now and then; made for one kind of server."""
+    """`--layered-calibration-file`: read at start, written now and then; made for one kind of server.
 
-    def __init__(self, path: Path, kind: dict[str, Any]) -> None:
-        self._path, self._kind = path, kind
+    A file that cannot be written any more costs what was learned, not layered mode: it is told of once.
+    """
+
+    def __init__(self, path: Path, kind: dict[str, Any], amounts: Sequence[str]) -> None:
+        self._path, self._kind, self._amounts = path, kind, list(amounts)
         self._steps = 0
+        self._has_warned = False
 
     @classmethod
-    def of(cls, scheduler: Any, sizes: ModelSizes, path: str) -> CalibrationFile:
-        """The file of this scheduler's kind of server."""
+    def of(cls, scheduler: Any, sizes: ModelSizes, path: str, policy: StepPolicy) -> CalibrationFile:
+        """The file of this scheduler's kind of server, for what this policy learns."""
         args = scheduler.server_args
         kind = {
+            "policy": args.layered_policy,
             "model": Path(args.model_path).name,
             "device": _device_name(scheduler.device),
             "dtype": str(scheduler.model_config.dtype),
@@ -70,7 +78,7 @@ class CalibrationFile:
             "tp_size": scheduler.ps.tp_size,
             "threads": torch.get_num_threads() if scheduler.device == "cpu" else 0,
         }
-        return cls(Path(path), kind)
+        return cls(Path(path), kind, policy.amounts)
 
     def read(self) -> dict[str, list[float]] | None:
         """What was learned; None where there is no file yet.
@@ -84,7 +92,7 @@ class CalibrationFile:
         try:
             values = json.loads(self._path.read_text())
             learned, kind, names = values["learned"], values["kind"], values["amounts"]
-            if values["format"] != FORMAT or names != list(NAMES):
+            if values["format"] != FORMAT or names != self._amounts:
                 raise ConfigError(f"{where}: it is of another version; delete it or give another path")
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
@@ -101,18 +109,41 @@ class CalibrationFile:
         return {str(name): list(map(float, each)) for name, each in learned.items()}
 
     def step_done(self, policy: StepPolicy) -> None:
-        """Write now and then."""
+        """Keep it now and then."""
         self._steps += 1
         if self._steps % STEPS_BETWEEN_WRITES == 0:
+            self.keep(policy)
+
+    def keep(self, policy: StepPolicy) -> None:
+        """Write what was learned, if that is possible; whatever the policy raises passes."""
+        try:
             self.write(policy)
+        except OSError as error:
+            if not self._has_warned:
+                logger.warning(
+                    "--layered-calibration-file %s cannot be written (%s): what is learned is lost at the"
+                    " next start; it is tried again every %d steps",
+                    self._path, error, STEPS_BETWEEN_WRITES,
+                )  # fmt: skip
+            self._has_warned = True
 
     def write(self, policy: StepPolicy) -> None:
-        """Replace the file as a whole."""
-        values = {"format": FORMAT, "kind": self._kind, "amounts": list(NAMES), "learned": policy.learned()}
+        """Replace the file as a whole.
+
+        Raises:
+            OSError: it cannot be written; then the file is as it was.
+        """
+        learned = {name: [float(value) for value in each] for name, each in policy.learned().items()}
+        values = {"format": FORMAT, "kind": self._kind, "amounts": self._amounts, "learned": learned}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-        partial.write_text(json.dumps(values))
-        partial.replace(self._path)
+        try:
+            partial.write_text(json.dumps(values))
+            partial.replace(self._path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def start_of(scheduler: Any, file: CalibrationFile | None) -> Start:

@@ -1,34 +1,24 @@
-"""What an operator can change on a running server, and when it takes effect: at the next cohort.
-
-The door is SGLang's `/set_internal_state` (admin only), whose values are numbers:
-`{"server_args": {"layered_prefill": 0}}`. A request that names none of our keys is SGLang's own.
-"""
+"""What an operator can change on a running server (`settings`); it takes effect at the next cohort."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from math import isfinite
+from typing import Any, cast
 
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.runtime_context import get_context
 
-from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.capability import ON_STEPS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.policy import AUTO_POLICY, GroupPolicy
-from sglang_layered.errors import ConfigError
+from sglang_layered.core.policy import GroupPolicy
+from sglang_layered.errors import ConfigError, LayeredPrefillError
+from sglang_layered.settings import KEYS, refusal
 
 logger = logging.getLogger(__name__)
-
-KEYS = (
-    "layered_prefill",
-    "layered_group_tokens",
-    "layered_num_groups",
-    "layered_cohort_tokens",
-    "layered_tbt_ms",
-)
 
 
 class Controls:
@@ -38,9 +28,8 @@ class Controls:
         config.check_depth(num_layers)
         self.config = config
         self.policy: GroupPolicy = config.make_policy()
-        self._step_policy = self.policy if isinstance(self.policy, StepPolicy) else None
-        self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last to decide in steps
-        self._num_layers = num_layers
+        self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last with a part in every step
+        self.num_layers = num_layers
         self._scheduler = scheduler
         self._start_cohort_tokens = self.cohort_tokens = scheduler.chunked_prefill_size
         self.changed: list[Callable[[str], None]] = []
@@ -52,26 +41,30 @@ class Controls:
 
     @property
     def step_policy(self) -> StepPolicy | None:
-        """The policy in force, if it decides in every step."""
-        return self._step_policy if self.config.is_layered else None
+        """The policy in force, if it has a part in every step."""
+        return self._on_steps if self.config.is_layered else None
+
+    @property
+    def policy_text(self) -> str:
+        """What logs and traces call the policy in force."""
+        return self.config.text_of(self.policy)
+
+    @property
+    def _on_steps(self) -> StepPolicy | None:
+        return cast("StepPolicy", self.policy) if capabilities_of(self.policy) & ON_STEPS else None
 
     def go_on_chunked(self, reason: str) -> None:
         """Admit no more cohorts until an operator says otherwise."""
-        self._adopt(replace(self.config, prefill_mode="chunked"), reason)
-
-    @staticmethod
-    def owns(wanted: Mapping[str, float]) -> bool:
-        """True when a `/set_internal_state` request names a setting of ours."""
-        return bool(set(KEYS) & wanted.keys())
+        self._put_in_force(replace(self.config, prefill_mode="chunked"), self.policy, reason)
 
     def handle(self, wanted: Mapping[str, float]) -> SetInternalStateReqOutput:
         """Change what the request names, all of it or, when a value is bad, nothing."""
         try:
             config, cohort_tokens = self._parse(wanted)
             self._adopt(config, "operator")
-        except ConfigError as error:
+        except LayeredPrefillError as error:
             logger.error("/set_internal_state refused, nothing changed: %s", error)
-            return SetInternalStateReqOutput(updated=False)
+            return refusal(str(error))
         if cohort_tokens is not None:
             self._scheduler.chunked_prefill_size = self.cohort_tokens = cohort_tokens
             get_context().override(source="layered", chunked_prefill_size=cohort_tokens)
@@ -95,12 +88,16 @@ class Controls:
         if "layered_num_groups" in numbers:
             changes["layered_num_groups"] = numbers["layered_num_groups"] or None
         config = replace(self.config, **changes)
-        config.check_depth(self._num_layers)
+        config.check_depth(self.num_layers)
         return config, self._cohort_tokens(numbers.get("layered_cohort_tokens"))
 
     def _tbt_ms(self, wanted: float) -> float | None:
-        if self.config.layered_policy != AUTO_POLICY:
-            raise ConfigError(f"layered_tbt_ms {wanted:g}: only --layered-policy auto keeps a limit")
+        named = replace(self.config, prefill_mode="layered")  # also while the server is in chunked mode
+        if not named.policy_can(Capability.KEEPS_TBT_LIMIT):
+            raise ConfigError(
+                f"layered_tbt_ms {wanted:g}: --layered-policy {named.layered_policy} keeps no limit; start"
+                " the server with one that does, as auto"
+            )
         return wanted or None
 
     def _cohort_tokens(self, wanted: int | None) -> int | None:
@@ -116,18 +113,19 @@ class Controls:
         return wanted - wanted % page
 
     def _adopt(self, config: LayeredConfig, reason: str) -> None:
-        if self._step_policy is not None:
+        if self._on_steps is not None:
             self._learned = (self.config, self.policy)
         learned = self._learned
         if learned is not None and _same_policy(config, learned[0]):
             policy = learned[1]
+            config.hand_limit(policy)
         else:
             policy = config.make_policy()
-        if isinstance(policy, AutoPolicy):
-            policy.tbt_limit_s = None if config.slo_tbt_ms is None else config.slo_tbt_ms / 1e3
+        self._put_in_force(config, policy, reason)
+
+    def _put_in_force(self, config: LayeredConfig, policy: GroupPolicy, reason: str) -> None:
         mode_changes = config.prefill_mode != self.config.prefill_mode
         self.config, self.policy = config, policy
-        self._step_policy = policy if isinstance(policy, StepPolicy) else None
         get_context().override(
             source="layered",
             prefill_mode=config.prefill_mode,
@@ -146,7 +144,7 @@ def _same_policy(one: LayeredConfig, other: LayeredConfig) -> bool:
 
 
 def _whole(key: str, value: float) -> int:
-    if value != int(value) or value < 0:
+    if not isfinite(value) or value != int(value) or value < 0:  # JSON of SGLang's allows NaN and Infinity
         raise ConfigError(f"{key} {value}: give a whole number")
     return int(value)
 

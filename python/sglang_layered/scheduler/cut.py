@@ -54,6 +54,8 @@ def cut_batch(batch: ScheduleBatch, keep: list[int], forward_stream: AbstractCon
     batch.input_ids = None
     batch.filter_batch(keep_indices=keep)
     batch.out_cache_loc = rows(slots)
+    if batch.prefill_input_ids_cpu is not None:  # a pipeline stage that the prompts have not come to
+        batch.prefill_input_ids_cpu = rows(batch.prefill_input_ids_cpu)
     if tokens is not None:
         with forward_stream:
             batch.input_ids = rows(tokens)

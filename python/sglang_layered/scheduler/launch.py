@@ -5,7 +5,6 @@ Upstream: srt/managers/scheduler.py `run_batch`, srt/managers/tp_worker.py `forw
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,26 +15,34 @@ from sglang.srt.managers.overlap_utils import resolve_forward_inputs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.observability.req_time_stats import set_schedule_time_batch
+from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import GroupStep
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
+from sglang_layered.scheduler.duties import begin_launch, refuse_unfit_server
 
 
 class StepLauncher:
-    """Turns a LayerGroupBatch into a forward and its outputs into SGLang's batch results."""
+    """Turns a LayerGroupBatch into a forward and its outputs into SGLang's batch results.
+
+    Raises:
+        UnsupportedError: the model or its ranks cannot take two batches in a step.
+    """
 
     def __init__(self, scheduler: Any, execution: Execution) -> None:
+        refuse_unfit_server(scheduler)
         self._scheduler = scheduler
         self._execution = execution
         self._model_runner = scheduler.tp_worker.model_runner
 
+    @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
         self, step: LayerGroupBatch, strategy: str | None
     ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
         """Run the step; gives the decode's batch and result, and the cohort's after its last group."""
-        self._begin(step)
+        batches = [step.inflight.batch] if step.decode is None else [step.inflight.batch, step.decode]
+        begin_launch(self._scheduler, step.inflight.batch, batches)
         if not self._scheduler.enable_overlap:
             return self._forward(step, strategy)
         scheduler = self._scheduler
@@ -44,19 +51,6 @@ class StepLauncher:
             results = self._forward(step, strategy)
         scheduler._apply_war_barrier()
         return results
-
-    def _begin(self, step: LayerGroupBatch) -> None:
-        scheduler = self._scheduler
-        scheduler.forward_ct += 1
-        for part in _new_batches(step):
-            part.launch_ts = part.fpm_start_time = time.monotonic()
-            set_schedule_time_batch(part)
-        for part in (step.inflight.batch, step.decode):
-            if part is not None:
-                part.forward_iter = scheduler.forward_ct
-        scheduler.profiler_manager._profile_batch_predicate(step.inflight.batch)
-        if scheduler.forward_sleep_time is not None:
-            time.sleep(scheduler.forward_sleep_time)
 
     def _forward(
         self, step: LayerGroupBatch, strategy: str | None
@@ -124,7 +118,7 @@ class StepLauncher:
         if self._scheduler.enable_overlap:
             self._finish_overlapped(batch, forward, result)
         else:
-            result.next_token_ids = self._sample(forward, logits)
+            result.next_token_ids = sample(self._model_runner, forward, logits)
             self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
             self._scheduler.update_cache_from_scheduler(batch, result)
         return result
@@ -138,12 +132,12 @@ class StepLauncher:
         if forward.sampling_info.grammars is not None:
 
             def sample_later() -> GenerationBatchResult:
-                result.next_token_ids = self._sample(forward, result.logits_output)
+                result.next_token_ids = sample(self._model_runner, forward, result.logits_output)
                 return result
 
             result.delay_sample_func, result.future_indices = sample_later, indices
             return
-        result.next_token_ids = self._sample(forward, result.logits_output)
+        result.next_token_ids = sample(self._model_runner, forward, result.logits_output)
         scheduler._relay_forward_payload(indices, result)
         scheduler.copy_stream.wait_stream(scheduler.forward_stream)
         with scheduler.copy_stream_ctx:
@@ -161,12 +155,17 @@ class StepLauncher:
         if batch.return_logprob:
             result.extend_logprob_start_len_per_req = batch.extend_logprob_start_lens
 
-    def _sample(self, forward: ForwardBatch, logits: Any) -> torch.Tensor:
-        if not forward.is_prefill_only:
-            return self._model_runner.sample(logits, forward)
-        if forward.return_logprob and logits.next_token_logits is not None:
-            self._model_runner.compute_logprobs_only(logits, forward)
-        return torch.zeros(len(forward.seq_lens), dtype=torch.long, device=forward.input_ids.device)
+
+def sample(model_runner: Any, forward: ForwardBatch, logits: Any) -> torch.Tensor:
+    """Next tokens [requests]; requests that only want log-probabilities get zeros, as in SGLang.
+
+    Upstream: srt/managers/tp_worker.py `forward_batch_generation`.
+    """
+    if not forward.is_prefill_only:
+        return model_runner.sample(logits, forward)
+    if forward.return_logprob and logits.next_token_logits is not None:
+        model_runner.compute_logprobs_only(logits, forward)
+    return torch.zeros(len(forward.seq_lens), dtype=torch.long, device=forward.input_ids.device)
 
 
 def _new_batches(step: LayerGroupBatch) -> list[ScheduleBatch]:

@@ -19,13 +19,14 @@ from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.errors import InvariantError
 from sglang_layered.listeners.dispatch import find_listeners
-from sglang_layered.models.layer_shapes import read_layer_shapes
+from sglang_layered.models.layer_shapes import served_layer_shapes
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.scheduler.cohorts import CohortKeeper
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.drop import filter_finished
+from sglang_layered.scheduler.duties import ready_to_decode
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.launch import StepLauncher
 from sglang_layered.scheduler.metrics import LoopMetrics
@@ -55,7 +56,7 @@ class LayeredLoop:
         runner = LayeredRunner(scheduler.tp_worker.model_runner)
         self.num_layers = runner.num_layers
         self.controls = Controls(scheduler, config, runner.num_layers)
-        self.layers = read_layer_shapes(scheduler.model_config.hf_text_config)
+        self.layers = served_layer_shapes(scheduler.model_config)
         self._planner = Planner(scheduler, self.controls, runner.num_layers, self.layers)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self._process)
@@ -65,7 +66,7 @@ class LayeredLoop:
         self._execution = Execution.from_config(runner, config, scheduler.device)
         self._launcher = StepLauncher(scheduler, self._execution)
         failed = partial(self._leave_layered_mode, "policy failed")
-        self.pacer = Pacer(scheduler, self.controls, self.num_layers, self.layers, self._metrics, failed)
+        self.pacer = Pacer(scheduler, self.controls, self.layers, self._execution, self._metrics, failed)
         self._checker = InvariantChecker(scheduler, self.keeper.ledger, config.layered_check_invariants)
         self._single_rank = scheduler.ps.tp_size == 1
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
@@ -81,13 +82,14 @@ class LayeredLoop:
         """Attach a loop to the scheduler and run it until shutdown."""
         loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
-        logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy)
+        logger.info("Layered prefill: %d layers, policy %s", loop.num_layers, loop.controls.policy_text)
         warn_of_dense(loop.layers)
-        loop.report.started(str(loop.controls.policy), loop.controls.cohort_tokens, loop.pacer.sizes)
+        loop.report.started(loop.controls.policy_text, loop.controls.cohort_tokens, loop.pacer.sizes)
         try:
             loop.run()
         finally:
-            loop.close()
+            loop.pacer.close()
+            loop.report.close()
 
     @DynamicGradMode()
     def run(self) -> None:
@@ -111,11 +113,6 @@ class LayeredLoop:
             self._checker.after_step(self.inflight)
         except InvariantError as error:
             self._recover(error)
-
-    def close(self) -> None:
-        """The server ends."""
-        self.pacer.close()
-        self.report.close()
 
     def on_pause(self) -> None:
         """SGLang is about to retract every request: leave them all in the running batch, nothing pending."""
@@ -205,7 +202,7 @@ class LayeredLoop:
         if filter_finished(scheduler):
             return None
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
-        return None if running.is_empty() else running
+        return None if running.is_empty() else ready_to_decode(scheduler, running)
 
     def _run_stock(self, batch: ScheduleBatch | None) -> None:
         scheduler = self.scheduler
@@ -233,7 +230,7 @@ class LayeredLoop:
         inflight, cohort = step.inflight, step.inflight.cohort
         self.scheduler.cur_batch_for_debug = inflight.batch
         strategy = self._execution.choose(step.shape)
-        load = self.pacer.load_of(step.decode, inflight.batch, step.group)
+        load = self.pacer.load_of(step.decode, inflight.batch, step.group, strategy)
         timer = StepTimer.start(self.scheduler)
         outcomes = tuple(
             Outcome(batch, self._seen(batch), result)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.capability import Capability
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.pacing import Decision
 from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
 from sglang_layered.metrics.table import Needs
 from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.loads import count_cohorts
 
 DROPS = ("aborted", "paused", "KV pool full", "broken invariant")
 CHANGES = (
@@ -26,16 +28,21 @@ def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
     reporter = scheduler.metrics_reporter
     if not getattr(reporter, "current_scheduler_metrics_enabled", False):
         return NoInstruments()
+    return PrometheusInstruments(scheduler.metrics_collector.labels, needs_of(config), is_first(scheduler))
+
+
+def needs_of(config: LayeredConfig) -> list[Needs]:
+    """What these flags switch on, of what metrics need."""
     wanted: dict[Needs, bool] = {
         "any": True,
         "layered": config.is_layered,
         "experts": config.enable_expert_traffic_metrics,
         "energy": config.enable_energy_metrics,
         "slo": config.has_slo,
-        "auto": config.is_auto,
+        "learns": config.policy_can(Capability.LEARNS),
+        "paces": config.policy_can(Capability.PACES_STEPS),
     }
-    needs = [need for need, is_wanted in wanted.items() if is_wanted]
-    return PrometheusInstruments(scheduler.metrics_collector.labels, needs, is_first(scheduler))
+    return [need for need, is_wanted in wanted.items() if is_wanted]
 
 
 def is_first(scheduler: Any) -> bool:
@@ -66,9 +73,9 @@ class LoopMetrics:
             self._instruments.add("layered_dropped_cohorts_total", 0, reason=reason)
         for mode, reason in CHANGES:
             self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=reason)
-        if config.is_auto:
-            self._instruments.add("layered_steps_over_budget_total", 0)
+        self._instruments.add("layered_steps_over_budget_total", 0)
         self.in_flight([])
+        count_cohorts(scheduler)
 
     def admitted(self, inflight: InFlightCohort) -> None:
         """A cohort was admitted."""

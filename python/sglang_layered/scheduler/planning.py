@@ -47,7 +47,7 @@ class Planner:
         policy = self._controls.policy
         plan = policy.plan(self._view(batch, last_step))
         if not isinstance(plan, LayerGroupPlan) or plan.num_layers != self._num_layers:
-            raise PlanError(f"policy {policy} gave {plan} for {self._num_layers} layers")
+            raise PlanError(f"policy {self._controls.policy_text} gave {plan} for {self._num_layers} layers")
         return plan
 
     def _view(self, batch: ScheduleBatch, last_step: StepTiming | None) -> SchedulerView:

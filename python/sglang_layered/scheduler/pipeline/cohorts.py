@@ -12,7 +12,8 @@ from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.drop import abort_requests, requeue_requests
+from sglang_layered.scheduler.cut import cut_cohort
+from sglang_layered.scheduler.drop import abort_requests, requeue_requests, room_came_free
 from sglang_layered.scheduler.pipeline.tick import GroupWork
 
 
@@ -21,17 +22,23 @@ class StageCohorts:
 
     A stage runs one cohort at a time, in the order of admission. A request is in one cohort at most: SGLang
     puts a chunk's slots into the prefix cache when it plans the next chunk, so that must wait until every
-    stage has filled them.
+    stage has filled them. `dropped` and `left` are told of cohorts and of single requests that leave before
+    the last group: the cohort as it was, and the reason or the requests.
     """
 
     def __init__(
-        self, scheduler: Any, stages: PipelineStages, dropped: Callable[[Cohort, str], None]
+        self,
+        scheduler: Any,
+        stages: PipelineStages,
+        dropped: Callable[[Cohort, str], None],
+        left: Callable[[Cohort, list[Any]], None],
     ) -> None:
         self.inflight: list[InFlightCohort] = []  # oldest, and deepest in the pipeline, first
         self.ledger = GroupKVLedger(stages.num_layers)
         self._scheduler = scheduler
         self._stages = stages
         self._dropped = dropped
+        self._left = left
 
     def __len__(self) -> int:
         return len(self.inflight)
@@ -75,20 +82,39 @@ class StageCohorts:
                 self.ledger.complete(work.cohort.request_ids)
                 self.inflight.remove(work.inflight)
 
-    def drop_aborted(self) -> None:
-        """Drop cohorts whose requests were all aborted."""
+    def let_aborted_leave(self) -> None:
+        """Requests that were aborted leave at the edge of this tick, and their slots are free.
+
+        The others of their cohort go on; a cohort without others is dropped. The rows of a cohort lie parked
+        on the rank of its stage between two ticks, never on the way, so every rank cuts what it has of it.
+        """
         for item in list(self.inflight):
-            if all(req.to_finish is not None for req in item.reqs):
+            aborted = item.aborted
+            if not aborted:
+                continue
+            if len(aborted) == len(item.reqs):
                 self._forget(item, "aborted")
-                abort_requests(self._scheduler, item.reqs)
+            else:
+                before = item.cohort
+                self.ledger.drop(req.rid for req in aborted)
+                cut_cohort(self._scheduler, item, aborted)
+                self._left(before, aborted)
+            abort_requests(self._scheduler, aborted)
+            self.room_came_free()
 
     def requeue(self, reason: str) -> None:
         """All prompts in flight wait again; aborted ones end."""
         for item in list(self.inflight):
             self._forget(item, reason)
-            aborted = [req for req in item.reqs if req.to_finish is not None]
+            aborted = item.aborted
             abort_requests(self._scheduler, aborted)
             requeue_requests(self._scheduler, [req for req in item.reqs if req not in aborted])
+            self.room_came_free()
+
+    def room_came_free(self) -> None:
+        """What leaves makes room in every micro-batch: they share the request slots and the KV pool."""
+        for running in self._scheduler.running_mbs:
+            room_came_free(running)
 
     def _forget(self, item: InFlightCohort, reason: str) -> None:
         self.ledger.drop(item.cohort.request_ids)
@@ -102,6 +128,7 @@ class StageCohorts:
         return GroupWork(
             item,
             cohort,
+            tuple(zip(item.reqs, item.batch.extend_lens, strict=True)),
             stage,
             enters_stage=cohort.group.start == layers.start,
             leaves_stage=cohort.group.end == layers.end,

@@ -5,7 +5,6 @@ Upstream: srt/managers/scheduler_pp_mixin.py `_pp_launch_batch`, `_pp_prep_batch
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +13,12 @@ from sglang.srt.managers.overlap_utils import resolve_forward_inputs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
-from sglang.srt.observability.req_time_stats import set_schedule_time_batch
+from sglang.srt.observability.req_time_stats import set_time_batch
+from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
 from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
+from sglang_layered.scheduler.duties import begin_launch, refuse_unfit_server
+from sglang_layered.scheduler.launch import sample
 from sglang_layered.scheduler.pipeline.tick import GroupWork, PipelineTick, TickResult
 from sglang_layered.scheduler.timer import StepTimer
 
@@ -24,20 +26,37 @@ DECODE, PROMPT = "decode.", "prompt."
 
 
 class StageLauncher:
-    """Turns a PipelineTick into a forward of this stage and what its messages carry."""
+    """Turns a PipelineTick into a forward of this stage and what its messages carry.
+
+    Raises:
+        UnsupportedError: the model or its ranks cannot take two batches in a step.
+    """
 
     def __init__(self, scheduler: Any, runner: StageRunner) -> None:
+        refuse_unfit_server(scheduler)
         self._scheduler = scheduler
         self._runner = runner
         self._model_runner = scheduler.tp_worker.model_runner
         self._rank = scheduler.ps.pp_rank
         self._is_last = scheduler.pp_group.is_last_rank
 
+    @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
-        self, tick: PipelineTick, received: PPProxyTensors | None
+        self, mb_id: int, tick: PipelineTick, received: PPProxyTensors | None
     ) -> tuple[GenerationBatchResult, dict[str, torch.Tensor]]:
         """Run it; gives SGLang's result with the rows to send on and, on the last stage, the outputs."""
-        self._begin(tick)
+        reqs = [req for batch in _running(tick) for req in batch.reqs]
+        set_time_batch(reqs, "set_run_batch_cpu_start_time", trace_only=True)
+        launched = self._run(tick, received)
+        set_time_batch(reqs, "set_run_batch_cpu_end_time", trace_only=True, attrs={"pp_mb_id": mb_id})
+        return launched
+
+    def _run(
+        self, tick: PipelineTick, received: PPProxyTensors | None
+    ) -> tuple[GenerationBatchResult, dict[str, torch.Tensor]]:
+        batches = _running(tick)
+        begin_launch(self._scheduler, batches[0], batches)
+        tick.number = self._scheduler.forward_ct
         tick.timer = StepTimer.start(self._scheduler)
         rows = {} if received is None else received.tensors
         own = tick.work_on(self._rank)
@@ -46,12 +65,14 @@ class StageLauncher:
         self._take_over(tick, rows)
         to_send = self._keep_or_send(own, output) | _named(DECODE, output.decode)
         outputs = self._sample(tick, decode, output) if self._is_last else {}
+        result = GenerationBatchResult(
+            pp_hidden_states_proxy_tensors=PPProxyTensors(to_send), can_run_cuda_graph=False
+        )
         for batch in tick.batches:
             batch.input_ids = None
+            self._scheduler.update_cache_from_scheduler(batch, result)
         tick.timer.stop()
-        return GenerationBatchResult(
-            pp_hidden_states_proxy_tensors=PPProxyTensors(to_send), can_run_cuda_graph=False
-        ), outputs
+        return result, outputs
 
     def results(self, tick: PipelineTick, outputs: PPProxyTensors, stock: Any, metadata: Any) -> TickResult:
         """SGLang's result of each batch from the last stage's outputs; `stock` is `_pp_prep_batch_result`."""
@@ -63,28 +84,16 @@ class StageLauncher:
             parts.append((batch, stock(batch, metadata, part)))
         return TickResult(parts)
 
-    def _begin(self, tick: PipelineTick) -> None:
-        scheduler = self._scheduler
-        scheduler.forward_ct += 1
-        tick.number = scheduler.forward_ct
-        for batch in [tick.decode, *(work.inflight.batch for work in tick.works)]:
-            if batch is None:
-                continue
-            batch.forward_iter = scheduler.forward_ct
-            batch.launch_ts = batch.fpm_start_time = time.monotonic()
-        fresh = [work.inflight.batch for work in tick.works if work.enters_stage and work.stage == 0]
-        for batch in [*fresh, *([] if tick.decode is None else [tick.decode])]:
-            set_schedule_time_batch(batch)
-
     def _step(
         self, own: GroupWork | None, decode: ForwardBatch | None, decode_rows: PPProxyTensors | None
     ) -> StageStep:
         if own is None:
             return StageStep(decode, decode_rows)
         inflight = own.inflight
+        is_new = own.enters_stage or inflight.forward is None
         if inflight.forward is None:
             inflight.forward = self._prepare(inflight.batch)
-        return StageStep(decode, decode_rows, inflight.forward, own.group, inflight.parked, own.enters_stage)
+        return StageStep(decode, decode_rows, inflight.forward, own.group, inflight.parked, is_new)
 
     def _take_over(self, tick: PipelineTick, rows: Mapping[str, Any]) -> None:
         """Park the rows of a prompt that the stage before has sent; its first group here is next."""
@@ -118,7 +127,7 @@ class StageLauncher:
         for prefix, batch in self._named_batches(tick):
             forward, logits = made[prefix]
             result = GenerationBatchResult(logits_output=logits, can_run_cuda_graph=False)
-            result.next_token_ids = self._model_runner.sample(logits, forward)
+            result.next_token_ids = sample(self._model_runner, forward, logits)
             self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
             if batch.return_logprob:
                 result.extend_input_len_per_req = [
@@ -136,6 +145,12 @@ class StageLauncher:
         done = tick.completed
         named = [(DECODE, tick.decode), (PROMPT, None if done is None else done.batch)]
         return [(prefix, batch) for prefix, batch in named if batch is not None]
+
+
+def _running(tick: PipelineTick) -> list[ScheduleBatch]:
+    """All batches of a tick on any stage, prompts first: as in a mixed batch they name the stage."""
+    prompts = [work.inflight.batch for work in tick.works]
+    return prompts if tick.decode is None else [*prompts, tick.decode]
 
 
 def _named(prefix: str, rows: Any) -> dict[str, torch.Tensor]:

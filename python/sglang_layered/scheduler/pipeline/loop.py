@@ -11,8 +11,7 @@ itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/schedul
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 from sglang.srt.distributed.utils import get_pp_indices
@@ -25,16 +24,20 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.core.view import StepKind, StepTiming
+from sglang_layered.core.view import StepTiming
 from sglang_layered.listeners.dispatch import find_listeners
-from sglang_layered.models.layer_shapes import read_layer_shapes
+from sglang_layered.models.layer_shapes import served_layer_shapes
 from sglang_layered.runner.stage_runner import StageRunner
 from sglang_layered.scheduler.control import Controls
+from sglang_layered.scheduler.drop import filter_running
+from sglang_layered.scheduler.duties import ready_to_decode
 from sglang_layered.scheduler.metrics import LoopMetrics
 from sglang_layered.scheduler.observer import tell_observer
+from sglang_layered.scheduler.pipeline.chunks import LaunchedChunk, requeue_chunk_without_room, stand_in
 from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
 from sglang_layered.scheduler.pipeline.launch import StageLauncher
-from sglang_layered.scheduler.pipeline.tick import PipelineTick, TickResult
+from sglang_layered.scheduler.pipeline.stock import Stock
+from sglang_layered.scheduler.pipeline.tick import LaunchedBatch, PipelineTick, TickResult
 from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome
@@ -50,9 +53,9 @@ class PipelineLoop:
     def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
         self.scheduler = scheduler
         self.stages = pipeline_stages(scheduler)
-        num_layers = self.stages.num_layers
-        self.controls = Controls(scheduler, config, num_layers)
-        shapes = read_layer_shapes(scheduler.model_config.hf_text_config)
+        # The policy plans each stage by itself, so the smallest stage limits the number of groups.
+        self.controls = Controls(scheduler, config, min(layers.num_layers for layers in self.stages.layers))
+        shapes = served_layer_shapes(scheduler.model_config)
         warn_of_dense(shapes)
         self._planners = [
             Planner(scheduler, self.controls, layers.num_layers, shapes[layers.start : layers.end])
@@ -61,8 +64,8 @@ class PipelineLoop:
         self.report = Reporter(scheduler, find_listeners(listener_specs(scheduler, config)))
         self._metrics = LoopMetrics(scheduler, config)
         self.controls.changed.append(self._mode_changed)
-        self.cohorts = StageCohorts(scheduler, self.stages, self._heard_of_drop)
-        self._launched: dict[int, tuple[StepTimer, int]] = {}  # SGLang's own batches, by id
+        self.cohorts = StageCohorts(scheduler, self.stages, self._heard_of_drop, self._heard_of_leavers)
+        self._launched: dict[int, LaunchedBatch] = {}  # SGLang's own batches, by id
         self._launcher = StageLauncher(scheduler, StageRunner(scheduler.tp_worker.model_runner))
         self._stock = Stock(scheduler)
         scheduler.get_next_batch_to_run = self.next_batch
@@ -75,14 +78,20 @@ class PipelineLoop:
         """Attach a loop to the scheduler and run SGLang's pipeline loop."""
         loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
-        logger.info("Layered prefill: stages %s, policy %s", loop.stages.cuts, loop.controls.policy)
+        logger.info("Layered prefill: stages %s, policy %s", loop.stages.cuts, loop.controls.policy_text)
         scheduler.event_loop_pp()
 
     def next_batch(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
         """What the micro-batch whose turn it is runs; a tick while a cohort is in flight."""
         last = _to_merge(last_batch)
-        self.cohorts.drop_aborted()
+        self.cohorts.let_aborted_leave()
         self._make_room(running_batch)
+        plan = self._next_plan(running_batch, last)
+        if plan.batch_to_run is None:
+            self._forget_merged(last_batch)
+        return plan
+
+    def _next_plan(self, running_batch: ScheduleBatch, last: ScheduleBatch | None) -> NextBatchPlan:
         if self._may_admit():
             plan = self._stock.next_batch(running_batch=running_batch, last_batch=last)
         else:
@@ -93,7 +102,6 @@ class PipelineLoop:
                 return plan
             inflight = self.cohorts.admit(batch, self._plan(batch))
             self._metrics.admitted(inflight)
-            self._metrics.finished(inflight.cohort)  # as planned: no step changes it
             self.report.admitted(inflight)
             batch, running = self._decode(running)
         if not self.cohorts:
@@ -112,16 +120,18 @@ class PipelineLoop:
             timer = StepTimer.start(scheduler)
             launched = self._stock.launch(mb_id, batch, received, metadata, outputs_queue)
             timer.stop()
-            self._launched[id(batch)] = (timer, scheduler.forward_ct)
+            self._launched[id(batch)] = LaunchedBatch.of(batch, scheduler.forward_ct, timer)
             return launched
         with scheduler.forward_stream_ctx:
             scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
-            result, outputs = self._launcher.launch(batch, received)
+            result, outputs = self._launcher.launch(mb_id, batch, received)
             event = scheduler.device_module.Event()
             event.record(scheduler.device_module.current_stream())
         metadata[mb_id] = PPBatchMetadata(can_run_cuda_graph=False)
         if scheduler.pp_group.is_last_rank:
             outputs_queue.append((event, PPProxyTensors(outputs)))
+        if batch.completed is not None:
+            batch.chunk = LaunchedChunk.of(batch.completed.batch)
         self.cohorts.advance(batch.works)
         return result, event
 
@@ -134,11 +144,21 @@ class PipelineLoop:
     def process(self, batch: Any, result: Any) -> None:
         """Hand results to SGLang, and the step to the listeners."""
         parts = result.parts if isinstance(result, TickResult) else [(batch, result)]
-        step = self._step(batch, parts)
-        decoded = self.report.reqs_to_get_a_token(step)
-        tell_observer(self.scheduler, step, self.stages.num_layers)
-        for part, part_result in parts:
-            self.scheduler.process_batch_result(part, part_result)
+        launched = batch if isinstance(batch, PipelineTick) else self._launched.pop(id(batch))
+        step = self._step(launched, parts)
+        prompts = [part for part, _ in parts if part.forward_mode.is_extend()]
+        with stand_in(prompts[0], launched.chunk) if prompts else nullcontext():
+            decoded = self.report.reqs_to_get_a_token(step)
+            tell_observer(self.scheduler, step, self.stages.num_layers)
+            for part, part_result in parts:
+                self.scheduler.process_batch_result(part, part_result)
+        if any(req.finished() for part, _ in parts for req in part.reqs):
+            self.cohorts.room_came_free()
+        self._tell(step, decoded)
+        if isinstance(batch, PipelineTick) and batch.last_group is not None:
+            self._metrics.finished(batch.last_group.cohort)
+
+    def _tell(self, step: LaunchedStep, decoded: list[Any]) -> None:
         layers = self.stages.layers[self.scheduler.ps.pp_rank] if step.cohort is None else step.cohort.group
         timing = StepTiming(
             step.kind, step.timer.duration_s(), step.num_decode_rows, sum(step.prompt_rows), layers.num_layers
@@ -151,34 +171,61 @@ class PipelineLoop:
         self.report.step_done(step, timing, decoded)
 
     def on_pause(self) -> None:
-        """SGLang is about to retract requests: the cohorts' wait again."""
-        self.cohorts.requeue("paused")
-        self.scheduler.last_batch = _to_merge(self.scheduler.last_batch)
+        """SGLang is about to retract the requests of the micro-batch whose turn it is: give it those rightly.
 
-    def _step(self, batch: Any, parts: list[tuple[ScheduleBatch, Any]]) -> LaunchedStep:
+        The cohorts' wait again; those of its latest prompts are in its running batch. SGLang's loop does not
+        stop for a pause, and the other micro-batches, whose forwards are under way, go on.
+        """
+        scheduler = self.scheduler
+        self.cohorts.requeue("paused")
+        running, last = scheduler.running_batch, _to_merge(scheduler.last_batch)
+        if last is not None and last is not running and last.forward_mode.is_extend():
+            chunked = (last.chunked_req, scheduler.chunked_req)
+            more = [req for req in last.reqs if req not in running.reqs and req not in chunked]
+            running.reqs = [*running.reqs, *more]
+        self._forget_merged(scheduler.last_batch)
+        scheduler.last_batch = None
+
+    def _step(
+        self, launched: PipelineTick | LaunchedBatch, parts: list[tuple[ScheduleBatch, Any]]
+    ) -> LaunchedStep:
         """The step as this stage ran it."""
         outcomes = tuple(Outcome(part, part, result) for part, result in parts)
-        if isinstance(batch, PipelineTick):
-            if batch.timer is None:
-                raise AssertionError("results of a tick that was not launched")
-            work = batch.work_on(self.scheduler.ps.pp_rank)
-            if work is None:
-                return LaunchedStep(batch.number, "decode", outcomes, batch.timer)
-            prompts = work.inflight.batch
-            rows = tuple(zip(prompts.reqs, prompts.extend_lens, strict=True))
-            return LaunchedStep(batch.number, "layered", outcomes, batch.timer, work.cohort, rows)
-        timer, number = self._launched.pop(id(batch))
-        kind: StepKind = "prefill" if batch.forward_mode.is_extend() else "decode"
-        rows = tuple(zip(batch.reqs, batch.extend_lens, strict=True)) if kind == "prefill" else ()
-        return LaunchedStep(number, kind, outcomes, timer, prompt=rows)
+        if isinstance(launched, LaunchedBatch):
+            return LaunchedStep(
+                launched.number, launched.kind, outcomes, launched.timer, prompt=launched.rows
+            )
+        if launched.timer is None:
+            raise AssertionError("results of a tick that was not launched")
+        work = launched.work_on(self.scheduler.ps.pp_rank)
+        if work is None:
+            return LaunchedStep(launched.number, "decode", outcomes, launched.timer)
+        return LaunchedStep(launched.number, "layered", outcomes, launched.timer, work.cohort, work.rows)
 
     def _make_room(self, running: ScheduleBatch) -> None:
-        """SGLang would abort the only request of a micro-batch that finds no slot; cohorts hold some."""
-        if not self.cohorts or sum(not req.finished() for req in running.reqs) != 1:
-            return
-        running.filter_batch()
-        if not running.check_decode_mem():
-            self.cohorts.requeue("KV pool full")
+        """Room that SGLang does not look for: for a micro-batch's last request, and for a next chunk."""
+        num_unfinished = sum(not req.finished() for req in running.reqs)
+        if num_unfinished == 0:
+            filter_running(running)  # SGLang clears the mark `batch_is_full` of batches with requests only
+        if self.cohorts and num_unfinished == 1:
+            filter_running(running)
+            if not running.check_decode_mem():  # SGLang would abort the request; cohorts hold some slots
+                self.cohorts.requeue("KV pool full")
+        if self._may_admit() and requeue_chunk_without_room(self.scheduler):
+            self.cohorts.room_came_free()
+
+    def _forget_merged(self, last_batch: Any) -> None:
+        """A turn that runs nothing keeps its micro-batch's last batch; SGLang would merge it once more.
+
+        Its requests may wait or run elsewhere by then.
+        """
+        kept = self.scheduler.last_mbs
+        for index, batch in enumerate(kept):
+            if batch is not None and batch is last_batch:
+                kept[index] = None
+
+    def _heard_of_leavers(self, cohort: Cohort, reqs: list[Any]) -> None:
+        self.report.left(cohort, reqs)
 
     def _heard_of_drop(self, cohort: Cohort, reason: str) -> None:
         self._metrics.dropped(reason)
@@ -200,7 +247,7 @@ class PipelineLoop:
         if running.is_empty() or running.is_prefill_only:
             return None, running
         running = self.scheduler.update_running_batch(running)
-        return (None if running.is_empty() else running), running
+        return (None if running.is_empty() else ready_to_decode(self.scheduler, running)), running
 
     def _somebody_decodes(self, running: ScheduleBatch) -> bool:
         """In this micro-batch or in any other."""
@@ -210,34 +257,6 @@ class PipelineLoop:
     def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan:
         """The policy plans each stage's layers as a model of their own."""
         return self.stages.joined([planner.plan(batch, None) for planner in self._planners])
-
-
-class Stock:
-    """SGLang's own methods, kept before ours take their names."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self.next_batch = scheduler.get_next_batch_to_run
-        self.launch = scheduler._pp_launch_batch
-        self.results = scheduler._pp_prep_batch_result
-
-    def next_decode(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
-        """SGLang's next batch without admission; a long prompt between two chunks is left alone."""
-        with self._closed():
-            return self.next_batch(running_batch=running_batch, last_batch=last_batch)
-
-    @contextmanager
-    def _closed(self) -> Iterator[None]:
-        scheduler = self._scheduler
-        chunked, scheduler.chunked_req = scheduler.chunked_req, None
-        aborted, scheduler._pending_chunked_abort_req = scheduler._pending_chunked_abort_req, None
-        scheduler.get_new_batch_prefill = lambda running: NextBatchPlan(None, running)
-        try:
-            yield
-        finally:
-            del scheduler.get_new_batch_prefill
-            scheduler.chunked_req = chunked
-            scheduler._pending_chunked_abort_req = aborted
 
 
 def pipeline_stages(scheduler: Any) -> PipelineStages:

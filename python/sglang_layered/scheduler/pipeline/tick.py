@@ -11,16 +11,22 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.core.view import StepKind
 from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.pipeline.chunks import LaunchedChunk
 from sglang_layered.scheduler.timer import StepTimer
 
 
 @dataclass(frozen=True, slots=True)
 class GroupWork:
-    """What one cohort does in a tick, the same on every rank: `group` runs on `stage`."""
+    """What one cohort does in a tick, the same on every rank: `group` runs on `stage`.
+
+    `cohort` and `rows`, each request with its prompt rows, are as in this tick; requests may leave later.
+    """
 
     inflight: InFlightCohort
-    cohort: Cohort  # as it is in this tick
+    cohort: Cohort
+    rows: tuple[tuple[Any, int], ...]
     stage: int
     enters_stage: bool
     leaves_stage: bool
@@ -40,12 +46,19 @@ class PipelineTick:
     inflight: tuple[InFlightCohort, ...]  # those that wait for a stage as well
     timer: StepTimer | None = None
     number: int = 0
+    chunk: LaunchedChunk | None = None
     forward_mode: ForwardMode = field(default=ForwardMode.MIXED)
 
     @property
     def completed(self) -> InFlightCohort | None:
         """The cohort that has its first tokens after this tick: at most one, it leaves the last stage."""
-        return next((work.inflight for work in self.works if work.cohort.is_last_group), None)
+        last = self.last_group
+        return None if last is None else last.inflight
+
+    @property
+    def last_group(self) -> GroupWork | None:
+        """The last group of the cohort that this tick completes."""
+        return next((work for work in self.works if work.cohort.is_last_group), None)
 
     def work_on(self, stage: int) -> GroupWork | None:
         """The group that this stage runs."""
@@ -76,6 +89,25 @@ class PipelineTick:
     def batch_size(self) -> int:
         """Requests in it."""
         return len(self.reqs)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedBatch:
+    """A batch that SGLang launched as in stock, as it was then."""
+
+    number: int
+    kind: StepKind
+    timer: StepTimer
+    rows: tuple[tuple[Any, int], ...]  # each request whose prompt is computed, with its rows
+    chunk: LaunchedChunk | None
+
+    @classmethod
+    def of(cls, batch: ScheduleBatch, number: int, timer: StepTimer) -> LaunchedBatch:
+        """What the processing of its results is to know."""
+        if not batch.forward_mode.is_extend():
+            return cls(number, "decode", timer, (), None)
+        rows = tuple(zip(batch.reqs, batch.extend_lens, strict=True))
+        return cls(number, "prefill", timer, rows, LaunchedChunk.of(batch))
 
 
 @dataclass(slots=True)

@@ -1,0 +1,90 @@
+"""What a policy says that it can: whatever asks more of it than a plan asks for the capability, never a name.
+
+It knows no policy, and calls none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from sglang_layered.errors import ConfigError
+
+
+class Capability(Enum):
+    """One thing that a policy can do beside `plan(view)`; the names are in its attribute `can`."""
+
+    LEARNS = "LEARNS"
+    """It hears what every step took; what it learned may be kept in `--layered-calibration-file`."""
+
+    KEEPS_TBT_LIMIT = "KEEPS_TBT_LIMIT"
+    """It is told `--slo-tbt-ms`, changes of it on the running server, and the gaps that its steps made."""
+
+    PACES_STEPS = "PACES_STEPS"
+    """It says before every step how far the cohort goes in it, and how many tokens the next cohort has."""
+
+    RUNS_ON_STAGES = "RUNS_ON_STAGES"
+    """Its `plan(view)` alone is enough: with `--pp-size` above 1 nothing else of it is asked or told."""
+
+
+ON_STEPS = frozenset({Capability.LEARNS, Capability.KEEPS_TBT_LIMIT, Capability.PACES_STEPS})
+"""With any of them a policy has a part in every step."""
+
+PLANS_ONLY = frozenset({Capability.RUNS_ON_STAGES})
+"""Of a policy without `can`: a plan for each cohort needs no more than the sizes of the layers."""
+
+METHODS: Mapping[Capability, tuple[str, ...]] = {
+    Capability.LEARNS: ("begin", "observe", "learned"),
+    Capability.KEEPS_TBT_LIMIT: ("keep_tbt_limit", "spaced"),
+    Capability.PACES_STEPS: ("begin", "cohort_tokens", "next_layers", "prompt_s"),
+    Capability.RUNS_ON_STAGES: (),
+}
+"""What a policy must have for each capability; LEARNS also needs the attribute `amounts`."""
+
+
+def capabilities_of(policy: object) -> frozenset[Capability]:
+    """What a policy says that it can."""
+    found: frozenset[Capability] = getattr(policy, "can", PLANS_ONLY)
+    return found
+
+
+def check_capabilities(policy: object, where: str) -> None:
+    """Refuse a policy whose methods and whose `can` do not agree; `where` begins the message.
+
+    Raises:
+        ConfigError: it names what is missing.
+    """
+    if not hasattr(policy, "can"):
+        _refuse_silent_methods(policy, where)
+        return
+    can = capabilities_of(policy)
+    if not isinstance(can, frozenset) or not all(isinstance(each, Capability) for each in can):
+        raise ConfigError(f"{where}: its attribute can is {can!r}; give a frozenset of Capability")
+    for capability in sorted(can, key=lambda each: each.value):
+        missing = [name for name in METHODS[capability] if not callable(getattr(policy, name, None))]
+        if missing:
+            raise ConfigError(
+                f"{where}: it can {capability.value} and has no method {', '.join(missing)}; add it"
+            )
+    if Capability.LEARNS in can:
+        _check_amounts(getattr(policy, "amounts", None), where)
+
+
+def _refuse_silent_methods(policy: object, where: str) -> None:
+    """Methods that nobody would call are no plan of the author's."""
+    for capability, names in METHODS.items():
+        for name in names:
+            if callable(getattr(policy, name, None)):
+                raise ConfigError(
+                    f"{where}: it has a method {name} and no attribute can; add can ="
+                    f" frozenset({{Capability.{capability.value}}}), with every capability that it has"
+                )
+
+
+def _check_amounts(amounts: object, where: str) -> None:
+    if isinstance(amounts, tuple) and all(isinstance(name, str) for name in amounts):
+        return
+    raise ConfigError(
+        f"{where}: it can LEARNS and its attribute amounts is {amounts!r}; give a tuple of strings that name"
+        " what it learns, which the calibration file is checked against"
+    )

@@ -1,0 +1,134 @@
+"""Uninstalling in a real environment: SGLang serves as released; a fresh install takes the patches out."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sglang_layered.patching import verify_patched
+from sglang_layered.serving import ServerProcess
+from standalone_kernels import write_standalone_kernels
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="the interpreter is in no virtual environment"),
+]
+
+REPO = Path(__file__).resolve().parents[2]
+SOURCES = ("python", "kernels", "patches", "pyproject.toml", "README.md", "LICENSE")
+WARNING = "SGLang runs as released: it is patched for sglang-layered, which cannot be used"
+FLAGS = ("--dtype", "float32", "--max-total-tokens", "4000", "--random-seed", "1", "--skip-server-warmup")
+PROMPT = list(range(5, 205))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A copy of the environment that the tests run in, and a wheel of this package."""
+
+    folder: Path
+    wheel: Path
+
+    @property
+    def python(self) -> str:
+        return str(self.folder / "bin" / "python")
+
+    def run(self, *args: str) -> str:
+        command = [self.python, "-m", *args]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=self.folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def install(self) -> None:
+        self.run("pip", "install", "--quiet", "--no-deps", "--no-index", str(self.wheel))
+
+    def uninstall(self) -> None:
+        self.run("pip", "uninstall", "--quiet", "--yes", "sglang-layered")
+
+    def changed_files(self) -> list[str]:
+        """Files of SGLang that are not what its installer recorded; an oracle that knows no patches."""
+        (record,) = self.folder.glob("lib/python*/site-packages/sglang-*.dist-info/RECORD")
+        site = record.parent.parent
+        with record.open(newline="") as rows:
+            recorded = {path: digest for path, digest, _ in csv.reader(rows) if path.startswith("sglang/")}
+        return [path for path, digest in recorded.items() if digest and sha256_of(site / path) != digest]
+
+
+def sha256_of(path: Path) -> str:
+    """As a RECORD writes it."""
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    return "sha256=" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[Environment]:
+    """Of hard links, beside the original one: neither pip nor the patch tool writes into an existing file."""
+    source = tmp_path / "source"
+    for name in SOURCES:
+        copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
+        source.mkdir(exist_ok=True)
+        copy(REPO / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True, timeout=600)
+    (wheel,) = tmp_path.glob("*.whl")
+    folder = REPO / "out" / "uninstall-environment"  # on the file system of the original
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(exist_ok=True)
+    try:
+        subprocess.run(["cp", "-al", sys.prefix, str(folder)], check=True, timeout=600)
+        yield Environment(folder, wheel)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def answer_of(server: ServerProcess) -> list[int]:
+    body = {
+        "input_ids": PROMPT,
+        "sampling_params": {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True},
+    }
+    reply = httpx.post(f"{server.base_url}/generate", json=body, timeout=300, trust_env=False)
+    reply.raise_for_status()
+    tokens = reply.json()["output_ids"]
+    assert len(tokens) == 8
+    return list(tokens)
+
+
+def test_apply_serve_uninstall_serve_reinstall_revert(
+    environment: Environment, tiny_qwen3_moe: Path, tmp_path: Path
+) -> None:
+    write_standalone_kernels(tmp_path / "site")
+    environment.run("sglang_layered", "patch", "revert")
+    environment.uninstall()
+    assert environment.changed_files() == []
+    environment.install()
+    environment.run("sglang_layered", "patch", "apply")
+    patched = environment.changed_files()
+    assert "sglang/__init__.py" in patched
+
+    flags = [*FLAGS, "--skip-tokenizer-init"]
+    layered = [*flags, "--prefill-mode", "layered"]
+    log = tmp_path / "layered.log"
+    with ServerProcess(tiny_qwen3_moe, layered, log_path=log, python=environment.python) as server:
+        tokens = answer_of(server)
+    assert WARNING not in log.read_text()
+
+    environment.uninstall()
+    assert environment.changed_files() == patched
+    log, env = tmp_path / "stock.log", {"PYTHONPATH": str(tmp_path / "site")}
+    with ServerProcess(tiny_qwen3_moe, flags, log_path=log, python=environment.python, env=env) as server:
+        assert answer_of(server) == tokens
+    assert log.read_text().count(WARNING) == 1
+
+    environment.install()
+    assert "reverted" in environment.run("sglang_layered", "patch", "revert")
+    assert environment.changed_files() == []
+    verify_patched()  # of the environment that the tests run in, whose files the copy shared

@@ -1,0 +1,222 @@
+"""SGLang's pipeline loop in one process: its scheduler, its `event_loop_pp`, our hooks, virtual stages.
+
+One process holds one pipeline rank. So the last rank's scheduler runs SGLang's own loop in a thread of its
+own, a tick at a time; what the last rank would send round the ring comes back to it after as many ticks; and
+each tick's stages run one after another on the exact model, each on the layers that it holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.runtime_context import get_parallel
+
+from cohort_events import open_cohorts
+from exact_model import ExactAttention, ExactModel
+from exact_scheduler import START, ExactScheduler
+from harness import SteppedScheduler
+from pipeline_liveness import PipelineLiveness
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.stages import PipelineStages
+from sglang_layered.listeners.dispatch import Listeners
+from sglang_layered.scheduler.pipeline import loop as pipeline_loop
+from sglang_layered.scheduler.pipeline.loop import PipelineLoop
+from sglang_layered.scheduler.report import Reporter
+from virtual_stages import StageLog, Ticks, VirtualStages
+
+HOOKED = (
+    "get_next_batch_to_run",
+    "_pp_launch_batch",
+    "_pp_prep_batch_result",
+    "_pp_process_batch_result",
+    "_pp_send_dict_to_next_stage",
+    "_pp_recv_dict_from_prev_stage",
+)
+
+
+class ExactPipeline(ExactScheduler):
+    """Sends requests whose answers are known through the pipeline loop, and checks every tick."""
+
+    def __init__(
+        self, stepped: SteppedScheduler, model: ExactModel, loop: PipelineLoop, ticks: Ticks
+    ) -> None:
+        super().__init__(stepped, model)
+        self.loop = loop
+        self.ticks = ticks
+        self.liveness = PipelineLiveness(self)
+        self.tokens_at_abort: dict[str, int] = {}  # of prompts in flight
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        return tuple(rid for item in self.loop.cohorts.inflight for rid in item.cohort.request_ids)
+
+    @property
+    def most_groups(self) -> int:
+        """Groups are counted stage by stage, so the smallest stage limits them."""
+        return min(layers.num_layers for layers in self.loop.stages.layers)
+
+    @property
+    def unfinished(self) -> list[Any]:
+        """Requests that hold rows: they decode, are in a cohort, or between two chunks."""
+        scheduler = self.scheduler
+        found = [req for batch in scheduler.running_mbs for req in batch.reqs]
+        found += [req for batch in scheduler.mbs if batch is not None for req in batch.reqs]
+        found += [req for item in self.loop.cohorts.inflight for req in item.reqs]
+        found += [] if scheduler.chunked_req is None else [scheduler.chunked_req]
+        return list({req.rid: req for req in found if not req.finished()}.values())
+
+    def abort(self, rid: str) -> None:
+        super().abort(rid)
+        self._note_aborts()
+
+    def abort_all(self) -> None:
+        super().abort_all()
+        self._note_aborts()
+
+    def step(self, times: int = 1) -> None:
+        """Run ticks; a pause does not stop SGLang's pipeline loop."""
+        for _ in range(times):
+            self._step()
+
+    def _note_aborts(self) -> None:
+        for rid in set(self.cohort) & self.aborted:
+            self.tokens_at_abort.setdefault(rid, len(self.stepped.reqs[rid].output_ids))
+
+    def _step(self) -> None:
+        log = self.model.log
+        log.done.clear()
+        unwanted = set(self.cohort) & self.aborted
+        self.ticks.tick()
+        done = Counter(log.done)
+        assert set(done.values()) <= {1}, f"computed twice: {done}"
+        assert not unwanted & set(self.cohort), f"nobody waits for {unwanted & set(self.cohort)}"
+        self.check()
+        self.liveness.after_tick()
+
+    def check(self) -> None:
+        """What must hold between any two operations."""
+        self._listen()
+        for req in self.scheduler.waiting_queue:
+            self.model.log.forget(req.rid)
+        for rid in [rid for rid in self.live if self._has_ended(rid)]:
+            self.live.remove(rid)
+            self.model.log.forget(rid)
+            self._check_answer(rid)
+            self.conversations.ended(rid, answered=rid not in self.aborted)
+        log, cohorts = self.model.log, self.loop.cohorts
+        assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
+        ledger = {entry.request_id: entry.filled_layers for entry in cohorts.ledger}
+        assert {rid: layer for rid, layer in ledger.items() if layer} == {
+            rid: layer for rid, (_, layer) in log.open.items()
+        }
+        for item in cohorts.inflight:
+            assert tuple(req.rid for req in item.reqs) == item.cohort.request_ids
+
+    def _check_answer(self, rid: str) -> None:
+        super()._check_answer(rid)
+        if rid in self.tokens_at_abort:
+            made = len(self.stepped.reqs[rid].output_ids)
+            assert made == self.tokens_at_abort[rid], f"{rid} got a token after its abort"
+
+    def describe(self) -> str:
+        batches = [
+            (batch.batch_is_full, [req.rid for req in batch.reqs]) for batch in self.scheduler.running_mbs
+        ]
+        waiting = [req.rid for req in self.scheduler.waiting_queue]
+        return f"running {batches}, cohorts {self.cohort}, waiting {waiting}"
+
+    def settle(self) -> None:
+        """No more disturbances: all end within a bound, each client heard one end, and no slot is lost."""
+        self.give_slots()
+        self.stepped.resume()
+        for _ in range(self._most_steps()):
+            if not self.live:
+                break
+            self.step()
+        assert not self.live, f"{self.live} starve; {self.describe()}"
+        self.step(3 * len(self.scheduler.running_mbs))
+        assert self.scheduler.is_fully_idle(), self.describe()
+        assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
+        assert not +open_cohorts(self.stepped.events)
+        self.conversations.close_all()
+        self._check_pools()
+
+    def _check_pools(self) -> None:
+        """Nothing is lost; only sessions that SGLang never closes hold something."""
+        scheduler, cache = self.scheduler, self.scheduler.tree_cache
+        assert set(cache.slots) <= self.conversations.stuck, (set(cache.slots), self.conversations.stuck)
+        held = scheduler.pool_stats_observer
+        locked = cache.protected_size() + held.session_held_tokens()
+        assert cache.slots or not locked
+        allocator, pool = scheduler.token_to_kv_pool_allocator, scheduler.req_to_token_pool
+        assert allocator.available_size() + cache.evictable_size() + locked == allocator.size
+        assert pool.available_size() + held.session_held_req_count() == pool.size
+
+    def _most_steps(self) -> int:
+        return len(self.scheduler.running_mbs) * super()._most_steps()
+
+
+@contextmanager
+def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator[ExactPipeline]:
+    """Put an exact model on virtual stages under SGLang's pipeline loop; afterwards all is as it was."""
+    scheduler, plain, limit = stepped.scheduler, stepped.loop, get_parallel().pp_max_micro_batch_size
+    max_total = scheduler.invariant_checker.max_total_num_tokens
+    try:
+        with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
+            loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
+            loop._launcher = VirtualStages(scheduler, model, loop.stages)
+            loop.report = Reporter(scheduler, Listeners([stepped, model.log]))
+            stepped.loop = scheduler.layered_loop = loop
+            with closing(Ticks(scheduler)) as ticks:
+                yield ExactPipeline(stepped, model, loop, ticks)
+    finally:
+        stepped.loop = scheduler.layered_loop = plain
+        stepped.limit_running(limit)
+        assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
+        scheduler.invariant_checker.max_total_num_tokens = max_total
+        _empty(stepped)
+
+
+@contextmanager
+def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel]:
+    """The scheduler holds the last of these stages, and in truth an exact model with all their layers."""
+    runner, num_stages = scheduler.tp_worker.model_runner, len(stages.layers)
+    saved = {name: getattr(scheduler, name) for name in ("ps", "request_receiver", "result_queue")}
+    kept = (runner.model, runner.attn_backend, pipeline_loop.pipeline_stages)
+    model = ExactModel(stages.num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
+    model.log = StageLog(stages.num_layers)
+    model.log.cuts = stages.cuts
+    runner.model, runner.attn_backend = model, ExactAttention(model, runner.req_to_token_pool)
+    runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
+    scheduler.ps = replace(scheduler.ps, pp_rank=num_stages - 1, pp_size=num_stages)
+    pipeline_loop.pipeline_stages = lambda _: stages
+    try:
+        yield model
+    finally:
+        for name in HOOKED:
+            vars(scheduler).pop(name, None)
+        for name, value in saved.items():
+            setattr(scheduler, name, value)
+        runner.model, runner.attn_backend, pipeline_loop.pipeline_stages = kept
+        del runner._get_attention_backend
+
+
+def _empty(stepped: SteppedScheduler) -> None:
+    """Empty the scheduler, whatever a failed test left in it."""
+    scheduler = stepped.scheduler
+    scheduler.waiting_queue.clear()
+    scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
+    scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
+    scheduler.session_controller.sessions.clear()
+    scheduler.new_token_ratio_tracker.reset()
+    stepped.resume()
+    assert scheduler.flush_cache(empty_cache=False)
+    for kept in (stepped.reqs, stepped.events, stepped.tokenizer.sent, stepped.detokenizer.sent):
+        kept.clear()
+    stepped._names = itertools.count()

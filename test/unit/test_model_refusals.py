@@ -1,0 +1,153 @@
+"""Models that layered mode refuses: config.json files that SGLang reads, without weights."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_folders import LATENT, QWEN3_MOE, RECURRENT, SIZES, model_folder, recurrent
+from sglang_layered.model_refusals import MODEL_REFUSALS, model_refusal
+
+
+def refusal_of(folder: Path) -> str | None:
+    from sglang.srt.configs.model_config import ModelConfig
+
+    return model_refusal(ModelConfig(str(folder)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"]},
+        {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], **LATENT},
+        # Granite without a Mamba layer: the family's name says nothing.
+        {
+            "model_type": "granitemoehybrid",
+            "architectures": ["GraniteMoeHybridForCausalLM"],
+            "layer_types": ["attention"] * 8,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 64,
+        },
+    ],
+    ids=lambda fields: fields.get("model_type", "qwen3_moe"),
+)
+def test_what_layered_mode_serves_is_not_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert refusal_of(model_folder(tmp_path, QWEN3_MOE | fields)) is None
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_recurrent_layers_are_refused(tmp_path: Path, architecture: str) -> None:
+    told = refusal_of(model_folder(tmp_path, recurrent(architecture)))
+    assert told is not None
+    assert told.startswith(f"{architecture} has recurrent layers")
+    assert told.endswith("; serve it in chunked mode")
+
+
+def test_every_family_with_recurrent_layers_is_tried() -> None:
+    """A SGLang configuration with a pool of states that no case above is of: add one there."""
+    import sglang.srt.configs as configs
+    from sglang.srt.configs.hybrid_arch import JetVLMConfig, Lfm2VlConfig  # read images, refused as such
+
+    stateful = {
+        item.model_type
+        for module in pkgutil.iter_modules(configs.__path__)
+        for item in vars(importlib.import_module(f"{configs.__name__}.{module.name}")).values()
+        if isinstance(item, type) and hasattr(item, "mamba2_cache_params")
+    }
+    with_images = {JetVLMConfig.model_type, Lfm2VlConfig.model_type}
+    tried = {model_type for model_type, _ in RECURRENT.values()}
+    assert stateful - with_images - UNTRIED - tried == set()
+
+
+# Text models that only come inside of one with images or audio, and siblings of a family in the table.
+UNTRIED = {"inkling_model", "inkling_mm_model", "qwen3_5_text", "nemotron_h_puzzle"}
+
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "quantization_config of the method mxfp4": {"config": {"quantization_config": {"quant_method": "mxfp4"}}},
+    "quantization_config of FP8 blocks": {
+        "config": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    },
+    "quantization_config of GPTQ": {
+        "config": {
+            "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+        }
+    },
+    "quantization_config of ModelOpt, which names no method": {
+        "config": {"quantization_config": {"quant_algo": "FP8", "producer": {"name": "modelopt"}}}
+    },
+    "compression_config": {
+        "config": {
+            "compression_config": {
+                "quant_method": "compressed-tensors",
+                "format": "float-quantized",
+                "config_groups": {},
+            }
+        }
+    },
+    "hf_quant_config.json of ModelOpt FP8": {"hf_quant_config": {"quantization": {"quant_algo": "FP8"}}},
+    "hf_quant_config.json of ModelOpt NVFP4": {"hf_quant_config": {"quantization": {"quant_algo": "NVFP4"}}},
+    "hf_quant_config.json of mixed precision": {
+        "hf_quant_config": {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": {}}}
+    },
+    "hf_quant_config.json of an algorithm that SGLang does not know": {
+        "hf_quant_config": {"quantization": {"quant_algo": "W4A16_AWQ"}}
+    },
+    "quant_model_description.json of ModelSlim": {"quant_model_description": {"model_quant_type": "W8A8"}},
+}
+
+
+@pytest.mark.parametrize("files", QUANTIZED.values(), ids=QUANTIZED)
+def test_quantized_weights_are_refused_wherever_they_are_declared(
+    tmp_path: Path, files: dict[str, Any]
+) -> None:
+    others = {name: content for name, content in files.items() if name != "config"}
+    told = refusal_of(model_folder(tmp_path, QWEN3_MOE | files.get("config", {}), **others))
+    assert told == (
+        "Qwen3MoeForCausalLM has quantized weights, which are not tested; serve bf16, fp16 or fp32 weights"
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "model_type": "deepseek_v3",
+            "architectures": ["DeepseekV32ForCausalLM"],
+            "index_topk": 64,
+            "index_n_heads": 4,
+            "index_head_dim": 32,
+            **LATENT,
+        },
+        # SGLang's own way for other families to say that they have an indexer.
+        QWEN3_MOE | {"num_indexer_layers": 8},
+    ],
+    ids=["DeepSeek-V3.2", "num_indexer_layers"],
+)
+def test_sparse_attention_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    told = refusal_of(model_folder(tmp_path, SIZES | fields))
+    assert told is not None
+    assert "has sparse attention with an indexer" in told
+
+
+def test_models_without_text_are_refused(tmp_path: Path) -> None:
+    bert = SIZES | {"model_type": "bert", "architectures": ["BertModel"]}
+    assert "BertModel does not generate text" in str(refusal_of(model_folder(tmp_path, bert)))
+
+
+def test_models_with_images_are_refused(tmp_path: Path) -> None:
+    fields = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]}
+    assert "takes images or audio" in str(refusal_of(model_folder(tmp_path, SIZES | fields)))
+
+
+@pytest.mark.parametrize("refusal", MODEL_REFUSALS, ids=lambda refusal: refusal.models)
+def test_every_refusal_of_models_has_a_reason_and_a_remedy(refusal: Any) -> None:
+    assert refusal.message("SomeModel") == f"SomeModel {refusal.reason}; {refusal.remedy}"
+    assert refusal.reason
+    assert refusal.remedy
