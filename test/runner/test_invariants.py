@@ -1,18 +1,83 @@
-"""What the invariant checker looks at."""
+"""What the invariant checker looks at: a half-filled slot is found wherever KV is kept."""
+
+from collections.abc import Iterator
 
 import pytest
-from sglang.srt.session.streaming_session import StreamingSession
 
+from exact_scheduler import ExactScheduler, exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
+from sglang_layered.errors import InvariantError
+from sglang_layered.scheduler.kept_kv import session_slots_of, session_values, tree_values
 
 
-def test_cached_pages_are_found_behind_streaming_sessions(
-    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stepped.finish(stepped.send(prompt(50, 1), 2))
-    checker, cache = stepped.loop._checker, stepped.scheduler.tree_cache
-    pages = checker._cached_pages()
-    assert len(pages) >= 50
-    monkeypatch.setattr(stepped.scheduler, "tree_cache", StreamingSession(cache))
-    assert checker._cached_pages() == pages
+@pytest.fixture
+def exact(stepped: SteppedScheduler) -> Iterator[ExactScheduler]:
+    with exact_scheduler(stepped, 7) as exact:
+        yield exact
+
+
+def in_flight(exact: ExactScheduler) -> list[int]:
+    """The new slots of a session's second turn that is on its way through the layers."""
+    session = exact.conversations.open()
+    exact.finish(exact.conversations.turn(session, prompt(100, 1), 4))
+    exact.send(prompt(10, 7), 80)
+    exact.step(2)
+    exact.conversations.turn(session, prompt(300, 2), 6)
+    exact.step(2)
+    [entry] = exact.stepped.loop.keeper.ledger
+    slots: list[int] = list(entry.slots)
+    return [int(slot) for slot in slots]
+
+
+def check(exact: ExactScheduler) -> None:
+    exact.stepped.loop._checker.after_step(exact.stepped.loop.inflight)
+
+
+def test_the_places_that_keep_kv_hold_what_is_computed(exact: ExactScheduler) -> None:
+    partial = set(in_flight(exact))
+    scheduler = exact.scheduler
+    held = session_values(scheduler.tree_cache, scheduler.req_to_token_pool.req_to_token)
+    assert len(held) >= 103
+    exact.settle()
+    exact.finish(exact.send(prompt(50, 3), 2))
+    tree = set(tree_values(scheduler.tree_cache).tolist())
+    assert len(tree) >= 50
+    assert partial
+
+
+def test_a_half_filled_slot_in_a_session_is_found(exact: ExactScheduler) -> None:
+    in_flight(exact)
+    check(exact)
+    sessions = session_slots_of(exact.scheduler.tree_cache)
+    assert sessions is not None
+    [slot] = sessions.slots.values()
+    slot.kv.kv_allocated_len += 1
+    with pytest.raises(InvariantError, match="streaming session's slot"):
+        check(exact)
+    slot.kv.kv_allocated_len -= 1
+    exact.settle()
+
+
+def test_a_half_filled_slot_in_the_free_list_is_found(exact: ExactScheduler) -> None:
+    partial = in_flight(exact)
+    allocator = exact.scheduler.token_to_kv_pool_allocator
+    free = allocator.free_pages
+    allocator.free_pages = free.new_tensor([partial[0], *free.tolist()])
+    with pytest.raises(InvariantError, match="in the free list"):
+        check(exact)
+    allocator.free_pages = free
+    exact.settle()
+
+
+def test_a_half_filled_slot_in_the_prefix_tree_is_found(exact: ExactScheduler) -> None:
+    exact.finish(exact.send(prompt(50, 3), 2))
+    partial = in_flight(exact)
+    root = exact.scheduler.tree_cache.inner.root_node
+    node = next(iter(root.children.values()))
+    value = node.value
+    node.value = value.new_tensor([partial[0], *value[1:].tolist()])
+    with pytest.raises(InvariantError, match="in the prefix cache"):
+        check(exact)
+    node.value = value
+    exact.settle()

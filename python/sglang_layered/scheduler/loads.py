@@ -56,7 +56,7 @@ def _new(prompts: Requests, running: Requests) -> list[Any]:
 def _count_in_gauge(scheduler: Any, in_flight: Callable[[Any], list[Any]]) -> None:
     """SGLang reports its statistics through `log_stats`, having counted the decode batch before."""
     collector = scheduler.metrics_collector
-    log_stats = collector.log_stats
+    log_stats = type(collector).log_stats.__get__(collector)  # a second loop must not count twice
     written: QueueCount | None = None
 
     def log_with_cohorts(stats: Any) -> None:
