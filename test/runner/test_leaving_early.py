@@ -151,6 +151,21 @@ def test_a_session_goes_on_from_what_was_computed(
     exact.finish(exact.conversations.turn(session, prompt(150, 3), 6))
 
 
+def test_the_last_request_has_room_beside_turns_that_keep_theirs(exact: ExactScheduler) -> None:
+    """SGLang retracts a session's turn without gain; it would then abort the request beside a cohort."""
+    running = exact.send(prompt(10, 7), 60)
+    exact.step(2)
+    turn = exact.conversations.turn(exact.conversations.open(), prompt(200, 1), 20)
+    exact.step(9)
+    in_flight(exact, 61)
+    exact.take_slots(10_000)
+    exact.step(2)
+    assert exact.cohort == ()
+    assert running not in exact.aborted
+    exact.give_slots()
+    exact.finish(running, turn)
+
+
 def test_log_probabilities_stay_with_their_request(stepped: SteppedScheduler) -> None:
     """The rows of the one that leaves, and its prompt's log-probabilities, come first."""
     tokens = prompt(90, 5)

@@ -20,9 +20,14 @@ def session_slots_of(tree_cache: Any) -> StreamingSession | None:
     return None
 
 
+def in_streaming_session(req: Any) -> bool:
+    """True for a turn of a streaming session, whose slots the session keeps when SGLang retracts it."""
+    return req.session is not None and bool(req.session.streaming)
+
+
 def goes_on_from_slot(sessions: StreamingSession, req: Any) -> bool:
     """True for a later turn of a streaming session: its row of the request pool is its slot's."""
-    if req.session is None or not req.session.streaming:
+    if not in_streaming_session(req):
         return False
     slot = sessions.slots.get(req.session.session_id)
     return slot is not None and slot.is_holding_kv

@@ -195,9 +195,9 @@ class LayeredLoop:
     def _decode_batch(self) -> ScheduleBatch | None:
         """The running batch made ready for its next token, or None; may drop the cohort to make room."""
         scheduler = self.scheduler
-        if self.inflight is not None and last_one_has_no_room(scheduler):
+        if self.inflight is not None and last_one_has_no_room(scheduler.running_batch):
             self.results.process_all()
-            if last_one_has_no_room(scheduler):
+            if last_one_has_no_room(scheduler.running_batch):
                 self._drop("KV pool full")
         if filter_finished(scheduler):
             return None

@@ -9,21 +9,28 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from sglang_layered.scheduler.drop import filter_running, requeue_requests, room_came_free
+from sglang_layered.scheduler.kept_kv import in_streaming_session
 from sglang_layered.scheduler.results import StepResults
-from sglang_layered.scheduler.running import num_running
 
 logger = logging.getLogger(__name__)
 
 
-def last_one_has_no_room(scheduler: Any) -> bool:
-    """SGLang would abort the last running request for want of a slot; a cohort in flight holds some."""
-    if num_running(scheduler) != 1:
+def last_one_has_no_room(running: ScheduleBatch) -> bool:
+    """SGLang would abort the last running request for want of a slot; a cohort in flight holds some.
+
+    It retracts the others first. That frees nothing when they are turns of streaming sessions, whose slots
+    their sessions keep, so those do not count as others.
+    """
+    unfinished = [req for req in running.reqs if not req.finished()]
+    num_others = sum(not in_streaming_session(req) for req in unfinished)
+    if not unfinished or num_others > 1 or running.is_prefill_only:
         return False
-    filter_running(scheduler.running_batch)
-    return not scheduler.running_batch.check_decode_mem()
+    filter_running(running)
+    return not running.check_decode_mem()
 
 
 def next_chunk_fits(scheduler: Any) -> bool:

@@ -41,6 +41,7 @@ from sglang_layered.scheduler.pipeline.tick import LaunchedBatch, PipelineTick, 
 from sglang_layered.scheduler.planning import Planner, warn_of_dense
 from sglang_layered.scheduler.report import Reporter, listener_specs
 from sglang_layered.scheduler.results import LaunchedStep, Outcome
+from sglang_layered.scheduler.room import last_one_has_no_room
 from sglang_layered.scheduler.spans import trace_group
 from sglang_layered.scheduler.timer import StepTimer
 
@@ -204,13 +205,10 @@ class PipelineLoop:
 
     def _make_room(self, running: ScheduleBatch) -> None:
         """Room that SGLang does not look for: for a micro-batch's last request, and for a next chunk."""
-        num_unfinished = sum(not req.finished() for req in running.reqs)
-        if num_unfinished == 0:
+        if all(req.finished() for req in running.reqs):
             filter_running(running)  # SGLang clears the mark `batch_is_full` of batches with requests only
-        if self.cohorts and num_unfinished == 1:
-            filter_running(running)
-            if not running.check_decode_mem():  # SGLang would abort the request; cohorts hold some slots
-                self.cohorts.requeue("KV pool full")
+        if self.cohorts and last_one_has_no_room(running):
+            self.cohorts.requeue("KV pool full")
         if self._may_admit() and requeue_chunk_without_room(self.scheduler):
             self.cohorts.room_came_free()
 
