@@ -59,7 +59,7 @@ def test_what_waits_comes_in_when_the_last_decode_ends_as_the_cohort_is_aborted(
     exact.step(3)
     pair = [exact.send(prompt(300, 2), 4), exact.send(prompt(40, 3), 4)]
     waiting = exact.send(prompt(30, 4), 4)
-    while exact.launched(running) < 9 - steps_to_the_end:
+    while running in exact.live and exact.launched(running) < 9 - steps_to_the_end:
         exact.step()
     for rid in pair:
         exact.abort(rid)
