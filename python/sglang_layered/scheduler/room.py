@@ -7,6 +7,7 @@ between them. In layered mode running requests decode meanwhile, and may have us
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -25,9 +26,10 @@ def last_one_has_no_room(running: ScheduleBatch) -> bool:
     It retracts the others first. That frees nothing when they are turns of streaming sessions, whose slots
     their sessions keep, so those do not count as others.
     """
-    unfinished = [req for req in running.reqs if not req.finished()]
-    num_others = sum(not in_streaming_session(req) for req in unfinished)
-    if not unfinished or num_others > 1 or running.is_prefill_only:
+    gains = (req for req in running.reqs if not (req.finished() or in_streaming_session(req)))
+    if len(list(islice(gains, 2))) == 2 or running.is_prefill_only:
+        return False
+    if all(req.finished() for req in running.reqs):
         return False
     filter_running(running)
     return not running.check_decode_mem()
