@@ -87,7 +87,9 @@ class VirtualStages:
                 view = RankView(scheduler, rank, len(stages.layers))
                 self._launchers.append(StageLauncher(view, StageRunner(self._runner)))
 
-    def launch(self, tick: PipelineTick, received: Any) -> tuple[GenerationBatchResult, dict[str, Any]]:
+    def launch(
+        self, mb_id: int, tick: PipelineTick, received: Any
+    ) -> tuple[GenerationBatchResult, dict[str, Any]]:
         assert received is None
         done = tick.completed
         tokens = None if done is None else done.batch.input_ids
@@ -95,7 +97,7 @@ class VirtualStages:
             if tokens is not None:  # each rank forgets them on its own batch
                 done.batch.input_ids = tokens
             with self._model(rank):
-                result, outputs = launcher.launch(tick, received)
+                result, outputs = launcher.launch(mb_id, tick, received)
             received = result.pp_hidden_states_proxy_tensors
         assert not received.tensors, f"the last stage sends {list(received.tensors)} on"
         return result, outputs
