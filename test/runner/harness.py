@@ -138,7 +138,7 @@ class SteppedScheduler:
             top_logprobs_num=0,
             token_ids_logprob=None,
             stream=True,
-            session_params=None if session is None else SessionParams(id=session),
+            **({} if session is None else {"session_params": SessionParams(id=session)}),
             **params,
         )
         self.scheduler.process_input_requests([message])
