@@ -191,6 +191,7 @@ class SteppedScheduler:
         self.step_until(self.scheduler.is_fully_idle)
         self.step()
         assert len(self.loop.keeper.ledger) == 0
+        assert not self.scheduler.running_batch.batch_is_full, "an idle scheduler would admit nobody"
         assert self.scheduler.flush_cache(empty_cache=False), "the scheduler is not idle"
         self.reqs.clear()
         self.events.clear()

@@ -68,12 +68,10 @@ def _left(req: Any) -> int:
 
 def assert_whole(scheduler: Any, stuck: set[str]) -> None:
     """No slot and no row is lost; only sessions that SGLang never closes may hold some."""
-    allocator, cache, rows = (
-        scheduler.token_to_kv_pool_allocator,
-        scheduler.tree_cache,
-        scheduler.req_to_token_pool,
-    )
+    allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
+    rows = scheduler.req_to_token_pool
     free = allocator.available_size() + cache.evictable_size()
     assert free + cache.protected_size() + cache.session_held_tokens() == allocator.size
     assert rows.available_size() + cache.session_held_req_count() == rows.size
     assert stuck or free == allocator.size
+    assert not scheduler.running_batch.batch_is_full, "an idle scheduler would admit nobody"
