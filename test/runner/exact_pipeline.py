@@ -7,17 +7,14 @@ each tick's stages run one after another on the exact model, each on the layers 
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.runtime_context import get_parallel
 
-from cohort_events import open_cohorts
 from exact_model import ExactAttention, ExactModel
 from exact_scheduler import START, ExactScheduler
 from harness import SteppedScheduler
@@ -38,6 +35,7 @@ HOOKED = (
     "_pp_send_dict_to_next_stage",
     "_pp_recv_dict_from_prev_stage",
 )
+REPLACED = ("ps", "request_receiver", "result_queue", "load_inquirer")
 
 
 class ExactPipeline(ExactScheduler):
@@ -124,39 +122,12 @@ class ExactPipeline(ExactScheduler):
             made = len(self.stepped.reqs[rid].output_ids)
             assert made == self.tokens_at_abort[rid], f"{rid} got a token after its abort"
 
-    def describe(self) -> str:
-        batches = [
-            (batch.batch_is_full, [req.rid for req in batch.reqs]) for batch in self.scheduler.running_mbs
-        ]
-        waiting = [req.rid for req in self.scheduler.waiting_queue]
-        return f"running {batches}, cohorts {self.cohort}, waiting {waiting}"
+    def running_batches(self) -> list[Any]:
+        return list(self.scheduler.running_mbs)
 
-    def settle(self) -> None:
-        """No more disturbances: all end within a bound, each client heard one end, and no slot is lost."""
-        self.give_slots()
-        self.stepped.resume()
-        for _ in range(self._most_steps()):
-            if not self.live:
-                break
-            self.step()
-        assert not self.live, f"{self.live} starve; {self.describe()}"
+    def wait_until_idle(self) -> None:
         self.step(3 * len(self.scheduler.running_mbs))
         assert self.scheduler.is_fully_idle(), self.describe()
-        assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
-        assert not +open_cohorts(self.stepped.events)
-        self.conversations.close_all()
-        self._check_pools()
-
-    def _check_pools(self) -> None:
-        """Nothing is lost; only sessions that SGLang never closes hold something."""
-        scheduler, cache = self.scheduler, self.scheduler.tree_cache
-        assert set(cache.slots) <= self.conversations.stuck, (set(cache.slots), self.conversations.stuck)
-        held = scheduler.pool_stats_observer
-        locked = cache.protected_size() + held.session_held_tokens()
-        assert cache.slots or not locked
-        allocator, pool = scheduler.token_to_kv_pool_allocator, scheduler.req_to_token_pool
-        assert allocator.available_size() + cache.evictable_size() + locked == allocator.size
-        assert pool.available_size() + held.session_held_req_count() == pool.size
 
     def _most_steps(self) -> int:
         return len(self.scheduler.running_mbs) * super()._most_steps()
@@ -180,14 +151,15 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator
         stepped.limit_running(limit)
         assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
         scheduler.invariant_checker.max_total_num_tokens = max_total
-        _empty(stepped)
+        stepped.empty()
 
 
 @contextmanager
 def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel]:
     """The scheduler holds the last of these stages, and in truth an exact model with all their layers."""
     runner, num_stages = scheduler.tp_worker.model_runner, len(stages.layers)
-    saved = {name: getattr(scheduler, name) for name in ("ps", "request_receiver", "result_queue")}
+    saved = {name: getattr(scheduler, name) for name in REPLACED}
+    log_stats = scheduler.metrics_collector.log_stats
     kept = (runner.model, runner.attn_backend, pipeline_loop.pipeline_stages)
     model = ExactModel(stages.num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
     model.log = StageLog(stages.num_layers)
@@ -203,20 +175,6 @@ def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel
             vars(scheduler).pop(name, None)
         for name, value in saved.items():
             setattr(scheduler, name, value)
+        scheduler.metrics_collector.log_stats = log_stats
         runner.model, runner.attn_backend, pipeline_loop.pipeline_stages = kept
         del runner._get_attention_backend
-
-
-def _empty(stepped: SteppedScheduler) -> None:
-    """Empty the scheduler, whatever a failed test left in it."""
-    scheduler = stepped.scheduler
-    scheduler.waiting_queue.clear()
-    scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
-    scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
-    scheduler.session_controller.sessions.clear()
-    scheduler.new_token_ratio_tracker.reset()
-    stepped.resume()
-    assert scheduler.flush_cache(empty_cache=False)
-    for kept in (stepped.reqs, stepped.events, stepped.tokenizer.sent, stepped.detokenizer.sent):
-        kept.clear()
-    stepped._names = itertools.count()

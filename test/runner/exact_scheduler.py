@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.io_struct import AbortReq, BatchTokenIDOutput
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from cohort_events import open_cohorts
@@ -240,13 +239,27 @@ class ExactScheduler:
             if not self.live:
                 break
             self.step()
-        assert not self.live, f"{self.live} starve"
-        self.stepped.step_until(self.scheduler.is_fully_idle, limit=5)
-        self.step()
+        assert not self.live, f"{self.live} starve; {self.describe()}"
+        self.wait_until_idle()
         assert set(self.ends) == set(self.prompts) and set(self.ends.values()) <= {1}, self.ends
         assert not +open_cohorts(self.stepped.events)
         self.conversations.close_all()
-        assert_whole(self.scheduler, self.conversations.stuck)
+        assert_whole(self.scheduler, self.conversations.stuck, self.running_batches())
+
+    def wait_until_idle(self) -> None:
+        """All have ended; what SGLang still does after the last result is done within few steps."""
+        self.stepped.step_until(self.scheduler.is_fully_idle, limit=5)
+        self.step()
+
+    def running_batches(self) -> list[Any]:
+        """The running batches, whose `batch_is_full` must be clear when nothing runs."""
+        return [self.scheduler.running_batch]
+
+    def describe(self) -> str:
+        """Where every request is."""
+        batches = [(batch.batch_is_full, [req.rid for req in batch.reqs]) for batch in self.running_batches()]
+        waiting = [req.rid for req in self.scheduler.waiting_queue]
+        return f"running {batches}, cohorts {self.cohort}, waiting {waiting}"
 
     def _most_steps(self) -> int:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""
@@ -259,7 +272,7 @@ class ExactScheduler:
 @contextmanager
 def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[ExactScheduler]:
     """Put an exact model of `num_layers` layers in; afterwards all is as it was, also after a failure."""
-    _reset(stepped)
+    stepped.empty()
     scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
     saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
     max_total = scheduler.invariant_checker.max_total_num_tokens
@@ -278,25 +291,9 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[Exac
         del runner._get_attention_backend
         scheduler.invariant_checker.max_total_num_tokens = max_total
         _attach(stepped, loop)
-        _reset(stepped)
+        stepped.empty()
 
 
 def _attach(stepped: SteppedScheduler, loop: LayeredLoop) -> None:
     stepped.loop = stepped.scheduler.layered_loop = loop
     stepped.num_layers = loop.num_layers
-
-
-def _reset(stepped: SteppedScheduler) -> None:
-    """Empty the scheduler, whatever a failed test left in it."""
-    scheduler = stepped.scheduler
-    scheduler.waiting_queue.clear()
-    scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
-    scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
-    scheduler.result_queue.clear()
-    scheduler.session_controller.sessions.clear()
-    scheduler.new_token_ratio_tracker.reset()
-    stepped.resume()
-    assert scheduler.flush_cache(empty_cache=False)
-    for kept in (stepped.reqs, stepped.events, stepped.tokenizer.sent, stepped.detokenizer.sent):
-        kept.clear()
-    stepped._names = itertools.count()

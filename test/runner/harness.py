@@ -22,6 +22,7 @@ from sglang.srt.managers.io_struct import (
     SetInternalStateReq,
     TokenizedGenerateReqInput,
 )
+from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -202,3 +203,18 @@ class SteppedScheduler:
     def next_group(self) -> int | None:
         """Index of the group that the cohort in flight runs next, or None."""
         return None if self.loop.inflight is None else self.loop.inflight.cohort.next_group
+
+    def empty(self) -> None:
+        """Empty it, whatever a failed test left in it."""
+        scheduler = self.scheduler
+        scheduler.waiting_queue.clear()
+        scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
+        scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
+        scheduler.result_queue.clear()
+        scheduler.session_controller.sessions.clear()
+        scheduler.new_token_ratio_tracker.reset()
+        self.resume()
+        assert scheduler.flush_cache(empty_cache=False)
+        for kept in (self.reqs, self.events, self.tokenizer.sent, self.detokenizer.sent):
+            kept.clear()
+        self._names = itertools.count()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sglang.srt.runtime_context import get_parallel
@@ -66,7 +67,7 @@ def _left(req: Any) -> int:
     return left
 
 
-def assert_whole(scheduler: Any, stuck: set[str]) -> None:
+def assert_whole(scheduler: Any, stuck: set[str], running_batches: Sequence[Any]) -> None:
     """No slot and no row is lost; only sessions that SGLang never closes may hold some."""
     allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
     rows = scheduler.req_to_token_pool
@@ -74,4 +75,5 @@ def assert_whole(scheduler: Any, stuck: set[str]) -> None:
     assert free + cache.protected_size() + cache.session_held_tokens() == allocator.size
     assert rows.available_size() + cache.session_held_req_count() == rows.size
     assert stuck or free == allocator.size
-    assert not scheduler.running_batch.batch_is_full, "an idle scheduler would admit nobody"
+    assert set(cache.slots) <= stuck, (set(cache.slots), stuck)
+    assert not any(batch.batch_is_full for batch in running_batches), "an idle scheduler would admit nobody"

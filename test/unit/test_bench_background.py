@@ -46,7 +46,9 @@ def test_the_background_decodes_from_before_the_zero_to_the_end(url: str) -> Non
     assert result.traces[0].error is None
     assert len(result.background) == 3
     for trace in result.background:
-        assert trace.sent_s < 0 and trace.arrivals[1].time_s < 0
+        # two tokens may come in one piece
+        before = [arrival.num_tokens for arrival in trace.arrivals if arrival.time_s < 0]
+        assert trace.sent_s < 0 and before[-1] >= 2
         assert trace.arrivals[-1].time_s > result.traces[0].arrivals[0].time_s
         assert trace.arrivals[-1].num_tokens < 100_000
     with httpx.Client(trust_env=False) as client:
