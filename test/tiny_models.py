@@ -13,7 +13,7 @@ MODELS = Path(__file__).resolve().parent.parent / "out" / "test-models"
 
 def tiny_model(arch: str) -> Path:
     """The folder of a family's tiny model."""
-    from sglang_layered.models import make_model
+    from sglang_layered_lab.models import make_model
 
     try:
         return make_model(arch, "tiny", MODELS / arch)

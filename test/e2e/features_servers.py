@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from servers import Served
-from sglang_layered.serving import ServerProcess
+from sglang_layered_lab.serving import ServerProcess
 
 COMMON = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
 COMMON += ("--sleep-on-idle", "--disable-overlap-schedule")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sglang_layered.serving import ServerProcess
+from sglang_layered_lab.serving import ServerProcess
 
 COMMON = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
 # An idle SGLang scheduler polls at full speed unless told to sleep; up to five servers share two cores here.

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from servers import Served
-from sglang_layered.bench import run as runner
-from sglang_layered.bench.record import BenchRecord
-from sglang_layered.bench.spec import BenchSpec, read_spec
+from sglang_layered_lab.bench import run as runner
+from sglang_layered_lab.bench.record import BenchRecord
+from sglang_layered_lab.bench.spec import BenchSpec, read_spec
 
 pytestmark = pytest.mark.server
 

@@ -13,7 +13,7 @@ import pytest
 
 from crowd import crowd, survivors
 from sglang_layered.errors import QuickstartError
-from sglang_layered.serving import ServerProcess
+from sglang_layered_lab.serving import ServerProcess
 from workload import Ask, answers, output_tokens, prompt, read_steps
 
 pytestmark = pytest.mark.server

@@ -43,7 +43,7 @@ from features_requests import (
 )
 from features_servers import BFLOAT16_FLAGS, FLAGS, GROUP_TOKENS, SESSION_FLAGS, serve_both
 from features_text import joined_text, log_fields, metric_names, stream_events
-from sglang_layered.models import make_model
+from sglang_layered_lab.models import make_model
 from workload import prompt
 
 pytestmark = pytest.mark.server

@@ -23,7 +23,7 @@ import pytest
 
 from measured import MEASURING, replayed_energy, series, state
 from servers import LAYERED, Served, serve
-from sglang_layered.serving import ServerProcess, free_port
+from sglang_layered_lab.serving import ServerProcess, free_port
 from workload import Ask, answers, assert_equal_answers, output_tokens, prompt, read_steps, staggered
 
 pytestmark = [pytest.mark.server, pytest.mark.long]  # scripts/scale-check

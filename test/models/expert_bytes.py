@@ -27,8 +27,8 @@ from rich.table import Table  # noqa: E402
 from family_checks import ExpertOracle  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
-from sglang_layered.models.catalogue import find_recipe  # noqa: E402
-from sglang_layered.models.make import make_from_recipe  # noqa: E402
+from sglang_layered_lab.models.catalogue import find_recipe  # noqa: E402
+from sglang_layered_lab.models.make import make_from_recipe  # noqa: E402
 from step_bench import RUNNING_CONTEXT, WARM_UP_STEPS, Way, set_up  # noqa: E402
 from study_record import write_record  # noqa: E402
 

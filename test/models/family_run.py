@@ -32,8 +32,8 @@ from transformers import AutoConfig  # noqa: E402
 
 from family_checks import CHUNK_TOKENS, GROUP_TOKENS, check_family  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
-from sglang_layered.models.catalogue import ARCHS  # noqa: E402
 from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
+from sglang_layered_lab.models.catalogue import ARCHS  # noqa: E402
 
 # Families that SGLang's torch attention cannot serve or gets wrong, on a CPU reference in another's place.
 ON_REFERENCE = {

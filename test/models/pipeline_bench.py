@@ -27,10 +27,10 @@ from rich.table import Table  # noqa: E402
 from tiny_models import MODELS  # noqa: E402
 
 from pipeline_model import Costs, Timeline, chunked, layered  # noqa: E402
-from sglang_layered.models.catalogue import find_recipe  # noqa: E402
-from sglang_layered.models.make import make_from_recipe  # noqa: E402
-from sglang_layered.models.recipe import ExpertShape  # noqa: E402
-from sglang_layered.serving import ServerProcess  # noqa: E402
+from sglang_layered_lab.models.catalogue import find_recipe  # noqa: E402
+from sglang_layered_lab.models.make import make_from_recipe  # noqa: E402
+from sglang_layered_lab.models.recipe import ExpertShape  # noqa: E402
+from sglang_layered_lab.serving import ServerProcess  # noqa: E402
 from study_record import write_record  # noqa: E402
 from workload import prompt, read_steps  # noqa: E402
 

@@ -30,9 +30,9 @@ from rich.table import Table  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 from sglang_layered.core.policy import BalancedPolicy, TokenTargetPolicy  # noqa: E402
-from sglang_layered.models.catalogue import Recipe, find_recipe  # noqa: E402
-from sglang_layered.models.families import FAMILIES, FamilyRecipe  # noqa: E402
-from sglang_layered.models.make import make_from_recipe  # noqa: E402
+from sglang_layered_lab.models.catalogue import Recipe, find_recipe  # noqa: E402
+from sglang_layered_lab.models.families import FAMILIES, FamilyRecipe  # noqa: E402
+from sglang_layered_lab.models.make import make_from_recipe  # noqa: E402
 from study_record import write_record  # noqa: E402
 
 RUNNING_CONTEXT = 64

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from families_table import FAMILIES_SHOWN, families_table
-from sglang_layered.models.catalogue import ARCHS
+from sglang_layered_lab.models.catalogue import ARCHS
 
 REPO = Path(__file__).resolve().parents[2]
 

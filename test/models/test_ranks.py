@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sglang_layered.serving import free_port
+from sglang_layered_lab.serving import free_port
 
 SCRIPT = Path(__file__).with_name("ranks_run.py")
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from sglang_layered.serving import HOST, free_port
+from sglang_layered_lab.serving import HOST, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "docker" / "monitoring" / "prometheus"

@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from sglang_layered.serving import HOST
+from sglang_layered_lab.serving import HOST
 
 
 @dataclass

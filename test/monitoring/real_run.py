@@ -28,7 +28,7 @@ from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 from monitored import prometheus  # noqa: E402
 from otlp import Collector, collector  # noqa: E402
 from servers import LAYERED, serve  # noqa: E402
-from sglang_layered.serving import ServerProcess  # noqa: E402
+from sglang_layered_lab.serving import ServerProcess  # noqa: E402
 from workload import prompt  # noqa: E402
 
 METRICS = ("--enable-metrics", "--enable-expert-traffic-metrics", "--enable-energy-metrics")
@@ -143,7 +143,7 @@ def traffic(run: Run) -> Iterator[list[Traffic]]:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
 def main(minutes: float, out: Path) -> None:
     """Run both servers under traffic and draw the dashboard from it."""
-    from sglang_layered.dashboard.cli import dashboard
+    from sglang_layered_lab.dashboard.cli import dashboard
 
     use_the_cpu()
     with tempfile.TemporaryDirectory() as folder, real_run(Path(folder)) as run:

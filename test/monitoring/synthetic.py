@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from sglang_layered.metrics.table import METRICS, PREFIX, Metric
-from sglang_layered.serving import HOST, free_port
+from sglang_layered_lab.serving import HOST, free_port
 
 TICK_S = 0.2
 SCHEDULER = {

@@ -9,9 +9,9 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from sglang_layered.dashboard.axes import MAX_LEGEND, MODE_SHADES, NamedLine, draw_panel
-from sglang_layered.dashboard.model import Kind, Panel, Query
-from sglang_layered.dashboard.prometheus import Line, Window
+from sglang_layered_lab.dashboard.axes import MAX_LEGEND, MODE_SHADES, NamedLine, draw_panel
+from sglang_layered_lab.dashboard.model import Kind, Panel, Query
+from sglang_layered_lab.dashboard.prometheus import Line, Window
 
 WINDOW = Window(start_s=1000, end_s=1120, step_s=10)
 TIMES_S = tuple(1000.0 + 10 * index for index in range(13))

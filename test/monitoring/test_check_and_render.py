@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from matplotlib import image
 
 from monitored import ask, wait_until
-from sglang_layered.dashboard import cli
-from sglang_layered.dashboard.axes import legend_of
-from sglang_layered.dashboard.prometheus import rate_interval_s
-from sglang_layered.dashboard.units import Scale, scale_for
 from sglang_layered.errors import LayeredPrefillError
+from sglang_layered_lab.dashboard import cli
+from sglang_layered_lab.dashboard.axes import legend_of
+from sglang_layered_lab.dashboard.prometheus import rate_interval_s
+from sglang_layered_lab.dashboard.units import Scale, scale_for
 
 
 def run(*args: str):

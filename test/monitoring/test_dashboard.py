@@ -12,12 +12,12 @@ import yaml
 from click.testing import CliRunner
 
 from monitored import CONFIG, ROOT, ask
-from sglang_layered.dashboard import cli
-from sglang_layered.dashboard.check import selectors
-from sglang_layered.dashboard.definition import ROWS
-from sglang_layered.dashboard.model import Choice, Query, all_queries, base_name, metric_names
 from sglang_layered.metrics.table import METRICS, PREFIX
 from sglang_layered.patching import locate
+from sglang_layered_lab.dashboard import cli
+from sglang_layered_lab.dashboard.check import selectors
+from sglang_layered_lab.dashboard.definition import ROWS
+from sglang_layered_lab.dashboard.model import Choice, Query, all_queries, base_name, metric_names
 
 QUERIES = [query for _, _, query in all_queries(ROWS)]
 RULES = [

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitored import ask, wait_until
 from otlp import attributes
 from real_run import MODES, Run, Traffic, real_run, traffic
-from sglang_layered.dashboard import cli
 from sglang_layered.metrics.table import METRICS, PREFIX
+from sglang_layered_lab.dashboard import cli
 
 pytestmark = pytest.mark.server
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from sglang_layered.patching import verify_patched
-from sglang_layered.serving import ServerProcess
+from sglang_layered_lab.serving import ServerProcess
 from standalone_kernels import write_standalone_kernels
 
 pytestmark = [

@@ -31,11 +31,11 @@ from rich.table import Table  # noqa: E402
 
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
-from sglang_layered.models.catalogue import find_recipe  # noqa: E402
-from sglang_layered.models.make import make_from_recipe  # noqa: E402
 from sglang_layered.runner.expert_watch import ExpertWatch  # noqa: E402
 from sglang_layered.scheduler.metrics import LoopMetrics  # noqa: E402
 from sglang_layered.scheduler.observer import Observer  # noqa: E402
+from sglang_layered_lab.models.catalogue import find_recipe  # noqa: E402
+from sglang_layered_lab.models.make import make_from_recipe  # noqa: E402
 from study_record import write_record  # noqa: E402
 
 OBSERVING = (

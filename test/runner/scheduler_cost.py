@@ -33,8 +33,8 @@ from torch import nn
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.config import LayeredConfig
-from sglang_layered.models import make_model
 from sglang_layered.scheduler.loop import LayeredLoop
+from sglang_layered_lab.models import make_model
 
 MODELS = Path(__file__).resolve().parents[2] / "out" / "test-models"
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sglang_layered.quickstart.record import current_commit, installed_versions, this_machine
+from sglang_layered_lab.quickstart.record import current_commit, installed_versions, this_machine
 from soak_checks import MemoryVerdict, all_violations, memory_verdict, read_log, too_gentle
 from soak_client import SoakClient
 from soak_desk import Played

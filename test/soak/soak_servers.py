@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from sglang_layered.cpu_kernels import cuda_driver_available
-from sglang_layered.models import make_model
 from sglang_layered.patching import locate
-from sglang_layered.serving import ServerProcess
+from sglang_layered_lab.models import make_model
+from sglang_layered_lab.serving import ServerProcess
 from soak_plan import SoakSpec
 
 REPO = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sglang_layered.cli import model_probe
 from sglang_layered.cli.main import cli
 from sglang_layered.errors import ConfigError
-from sglang_layered.models import make_model
+from sglang_layered_lab.models import make_model
 
 QWEN3_30B_A3B = {
     "architectures": ["Qwen3MoeForCausalLM"],

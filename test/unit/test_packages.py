@@ -1,7 +1,9 @@
-"""Every package of the repository is in the wheel."""
+"""Every package of the repository is in the wheel, and what a server imports never brings the lab."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,18 @@ def test_no_package_is_left_out_of_the_wheel() -> None:
         for init in (REPO / folder).rglob("__init__.py")
     }
     assert set(settings["packages"]) == found
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import sglang_layered
+for module in pkgutil.walk_packages(sglang_layered.__path__, "sglang_layered."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(*[name for name in sys.modules if name.startswith("sglang_layered_lab")])
+"""
+
+
+def test_the_runtime_brings_no_module_of_the_lab() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

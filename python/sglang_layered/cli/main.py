@@ -1,7 +1,9 @@
 """Entry point of the console command; it knows the names of the command groups and nothing of their work."""
 
 import sys
+from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
 
 import click
 
@@ -10,74 +12,50 @@ from sglang_layered.errors import LayeredPrefillError
 
 INTERRUPTED = 130  # 128 and the number of SIGINT
 
+GROUP = "sglang_layered.commands"  # entry points: tables like this one, of packages beside the runtime
 COMMANDS = {
-    "patch": ("sglang_layered.cli.patch", "patch", "Apply, revert, inspect or verify the patch set."),
-    "doctor": ("sglang_layered.cli.doctor", "doctor", "Say what is installed, patched and possible here."),
-    "make-model": (
-        "sglang_layered.cli.make_model",
-        "make_model",
-        "Write a model with random weights to serve offline.",
-    ),
-    "calibrate-router": (
-        "sglang_layered.cli.calibrate_router",
-        "calibrate_router",
-        "Make a random model's routers touch as many experts as real text does.",
-    ),
-    "quickstart": (
-        "sglang_layered.cli.quickstart",
-        "quickstart",
-        "Serve one model in three modes and compare them.",
-    ),
-    "top": ("sglang_layered.top.cli", "top", "Watch a running server in the terminal."),
-    "dashboard": (
-        "sglang_layered.dashboard.cli",
-        "dashboard",
-        "Write, draw or check the Grafana dashboard.",
-    ),
-    "bench": ("sglang_layered.cli.bench", "bench", "Load servers and measure them; time kernels."),
-    "reproduce": (
-        "sglang_layered.cli.reproduce",
-        "reproduce",
-        "Measure the paper's tables and figures, and write a report.",
-    ),
-    "explain": (
-        "sglang_layered.cli.traces",
-        "explain",
-        "Print what policy auto decided in each step of a trace.",
-    ),
-    "replay": (
-        "sglang_layered.cli.traces",
-        "replay",
-        "Predict TTFT and TBT of another policy from a recorded trace.",
-    ),
-    "paper-duel": (
-        "sglang_layered.cli.traces",
-        "paper_duel",
-        "Policy auto against fixed settings on the step times of a trace.",
-    ),
-    "cost": ("sglang_layered.cli.cost", "cost", "Fit step times to records, and predict prompts by them."),
+    "patch": ("sglang_layered.cli.patch:patch", "Apply, revert, inspect or verify the patch set."),
+    "doctor": ("sglang_layered.cli.doctor:doctor", "Say what is installed, patched and possible here."),
 }
+
+
+@cache
+def commands() -> dict[str, tuple[str, str]]:
+    """Every command by name: `module:attribute` and a line of help."""
+    found = dict(COMMANDS)
+    for point in entry_points(group=GROUP):
+        found |= point.load()
+    return found
 
 
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands, in the order of the table."""
-        return list(COMMANDS)
+        """Names of all commands, in the order of the tables."""
+        return list(commands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command, or None for an unknown name."""
-        if cmd_name not in COMMANDS:
+        """Import and return one command, or None for an unknown name.
+
+        Raises:
+            LayeredPrefillError: a package that it needs is not installed.
+        """
+        if cmd_name not in commands():
             return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(module), attribute)
+        module, attribute = commands()[cmd_name][0].split(":")
+        try:
+            command: click.Command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise LayeredPrefillError(
+                f"{cmd_name} needs the package {error.name}: pip install 'sglang-layered[lab]'"
+            ) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary) in commands().items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,9 +1,1 @@
-"""Models with random weights that SGLang and transformers can load, made on the spot and without a network.
-
-Importing this package, or its `recipe` module, does not import torch.
-"""
-
-from sglang_layered.models.catalogue import Recipe, find_recipe
-from sglang_layered.models.make import make_model
-
-__all__ = ["Recipe", "find_recipe", "make_model"]
+"""What a served model is made of, read without loading it: sizes of its layers, bytes of its checkpoint."""

@@ -1,0 +1,66 @@
+"""`sglang-layered quickstart`: reads options, calls the quickstart, and nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sglang_layered_lab.quickstart.scenario import MODE_FLAGS, SIZES, Scenario
+
+MODES = tuple(MODE_FLAGS)
+
+
+@click.command()
+@click.option(
+    "--mode", "modes", multiple=True, type=click.Choice(MODES), help="Only this mode; may be repeated."
+)
+@click.option("--keep", is_flag=True, help="Leave the last server running and say how to use and stop it.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/quickstart"), show_default=True)
+@click.option("--repetitions", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option(
+    "--model-path", type=click.Path(path_type=Path, exists=True), help="Default: a demo model, made here."
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the servers; default: any free one.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="auto: float32 on a CPU without bfloat16 products, where it is several times faster.",
+)
+@click.option(
+    "--size",
+    type=click.Choice(["auto", *SIZES]),
+    default="auto",
+    show_default=True,
+    help="auto: prompts half as long on a CPU without bfloat16 products.",
+)
+def quickstart(
+    modes: tuple[str, ...],
+    keep: bool,
+    out: Path,
+    repetitions: int,
+    model_path: Path | None,
+    port: int | None,
+    dtype: str,
+    size: str,
+) -> None:
+    """Serve one model in three modes, one after another, and compare them.
+
+    Four conversations are running when a prompt of 2048 tokens arrives (1024 on a slow CPU). Each mode gets
+    the same model, seeds and prompts; servers are bound to loopback and are stopped at the end. Writes
+    record.json, tokens.png and the servers' logs to the folder OUT.
+    """
+    from sglang_layered.writable import check_writable
+    from sglang_layered_lab.quickstart.run import Plan, chosen, run  # imports openai and matplotlib
+    from sglang_layered_lab.serving import end_servers_on_signals
+
+    check_writable(out / "record.json")
+    end_servers_on_signals()
+    wanted = tuple(mode for mode in MODES if mode in modes) or MODES
+    console = Console()
+    dtype, size = chosen(dtype, size, console)
+    scenario = Scenario(repetitions=repetitions, dtype=dtype, **SIZES[size])
+    run(Plan(wanted, scenario, out, model_path, port, keep), console)

@@ -1,0 +1,143 @@
+"""What happened between two samples: increases of counters and of histograms, and quantiles of these.
+
+A counter that fell was set to 0 by a restart, so its whole value is new, as in PromQL's `increase`: never
+less than nothing, and at most what happened. Unlike there, a series that appears counts from 0 if its server
+was known before, and nothing is extrapolated to the edges of the window.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from sglang_layered_lab.top.sample import Labels, Rank, Sample, Series, rank_of, server_of
+
+
+def increases(old: Sample, new: Sample, name: str) -> dict[Labels, float]:
+    """Increase of each series of a counter."""
+    before, known = old.of(name), old.servers()
+    return {
+        key: _increase(before.get(key, 0.0), value)
+        for key, value in new.of(name).items()
+        if key in before or server_of(key) in known
+    }
+
+
+def _increase(before: float, after: float) -> float:
+    return after - before if after >= before else after
+
+
+def fell(old: Sample, new: Sample) -> bool:
+    """Whether any counter fell: a server was started again between the two."""
+    return any(
+        value < old.series.get(name, {}).get(key, 0.0)
+        for name in new.cumulative
+        for key, value in new.series[name].items()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Quantile:
+    """A quantile by linear interpolation in its bucket `(low, high]`.
+
+    The true one lies in that bucket too. In the last bucket, whose `high` is infinite, `value` is `low`.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Observations by bucket: `counts[i]` of them in `(bounds[i - 1], bounds[i]]`; the last bound is inf."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[float, ...]
+    total: float
+
+    @property
+    def num_observations(self) -> float:
+        """Observations in all buckets."""
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float | None:
+        """Exact mean of the observations, None without any."""
+        return self.total / self.num_observations if self.num_observations else None
+
+    def quantile(self, fraction: float) -> Quantile | None:
+        """PromQL's `histogram_quantile`, None without observations."""
+        rank, below, low = fraction * self.num_observations, 0.0, 0.0
+        if not self.num_observations:
+            return None
+        for high, count in zip(self.bounds, self.counts, strict=True):
+            if count and below + count >= rank:
+                part = (rank - below) / count
+                return Quantile(low if math.isinf(high) else low + (high - low) * part, low, high)
+            below, low = below + count, high
+        raise AssertionError("the last bucket holds the last observation")
+
+    def since(self, before: Histogram) -> Histogram:
+        """Observations that came after `before`; all of them if a bucket fell or the buckets are others."""
+        counts = tuple(map(operator.sub, self.counts, before.counts))
+        if self.bounds != before.bounds or self.total < before.total or any(count < 0 for count in counts):
+            return self
+        return replace(self, counts=counts, total=self.total - before.total)
+
+    def with_bounds(self, bounds: tuple[float, ...]) -> Histogram:
+        """The same observations in fewer buckets; `bounds` are some of ours, the last included."""
+        counts = dict.fromkeys(bounds, 0.0)
+        for high, count in zip(self.bounds, self.counts, strict=True):
+            counts[next(bound for bound in bounds if bound >= high)] += count
+        return Histogram(bounds, tuple(counts.values()), self.total)
+
+
+def merged(histograms: Iterable[Histogram]) -> Histogram:
+    """All observations together, in the buckets that all have."""
+    parts = list(histograms)
+    if not parts:
+        return Histogram((math.inf,), (0.0,), 0.0)
+    bounds = tuple(sorted(set.intersection(*(set(part.bounds) for part in parts))))
+    parts = [part.with_bounds(bounds) for part in parts]
+    counts = tuple(sum(column) for column in zip(*(part.counts for part in parts), strict=True))
+    return Histogram(bounds, counts, sum(part.total for part in parts))
+
+
+def histograms(sample: Sample, name: str) -> dict[Labels, Histogram]:
+    """Histograms of one metric by labels, as they stand; one without an infinite bucket is left out."""
+    ladders: dict[Labels, dict[float, float]] = {}
+    for key, value in sample.of(f"{name}_bucket").items():
+        bound = next((float(value) for label, value in key if label == "le"), math.nan)
+        ladders.setdefault(frozenset(pair for pair in key if pair[0] != "le"), {})[bound] = value
+    totals = sample.of(f"{name}_sum")
+    return {
+        key: _histogram(ladder, totals.get(key, 0.0)) for key, ladder in ladders.items() if math.inf in ladder
+    }
+
+
+def _histogram(ladder: dict[float, float], total: float) -> Histogram:
+    bounds = tuple(sorted(ladder))
+    upto = [0.0, *(ladder[bound] for bound in bounds)]
+    return Histogram(bounds, tuple(high - low for low, high in pairwise(upto)), total)
+
+
+def observed(old: Sample, new: Sample, name: str, *, rank: Rank | None = None, **labels: str) -> Histogram:
+    """Observations of a metric between two samples, over all series of `rank` that have `labels`."""
+    before, known = histograms(old, name), old.servers()
+    return merged(
+        now.since(before[key]) if key in before else now
+        for key, now in histograms(new, name).items()
+        if labels.items() <= set(key)
+        and rank in (None, rank_of(key))
+        and (key in before or server_of(key) in known)
+    )
+
+
+def total(series: Series, **labels: str) -> float:
+    """Sum over all series that have `labels`."""
+    wanted = set(labels.items())
+    return sum(value for key, value in series.items() if wanted <= key)

@@ -1,0 +1,380 @@
+"""What other tools write is read; our figures in their definitions; verdicts keep the limit."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench import crosscheck, crosscheck_tools, other_load
+from sglang_layered_lab.bench.client_data import PlannedRequest
+from sglang_layered_lab.bench.crosscheck_compare import Agreement, agreements, table
+from sglang_layered_lab.bench.crosscheck_load import LOADS, MODES, SEED, LoadKind, open_times_s
+from sglang_layered_lab.bench.crosscheck_reading import (
+    Itl,
+    Reading,
+    bench_serving_reading,
+    guidellm_reading,
+    our_reading,
+)
+from sglang_layered_lab.bench.crosscheck_tools import TOOLS, Call, Tool
+from sglang_layered_lab.bench.crosscheck_words import make_word_tokenizer, word_of
+from sglang_layered_lab.bench.intervals import Interval
+from sglang_layered_lab.bench.run import Load, Server
+from sglang_layered_lab.bench.trace import Arrival, RequestTrace
+
+# Two requests: gaps of 100, 0, 100 and 300 ms; means 100 x 2 / 3 (3 gaps) and 300 (1 gap).
+TRACES = (
+    RequestTrace("a", 0.9, 1.0, 10, 4, (Arrival(1.2, 1), Arrival(1.3, 3), Arrival(1.4, 4))),
+    RequestTrace("b", 1.0, 1.0, 20, 2, (Arrival(1.7, 1), Arrival(2.0, 2))),
+)
+PLANNED = [PlannedRequest(f"r{index}", 0.5 * index, f"word{index} and more", 2 + index) for index in range(9)]
+
+
+def call(folder: Path, num_clients: int | None = 3, timeout_s: float = 60.0) -> Call:
+    return Call(PLANNED, num_clients, 1.75, "http://127.0.0.1:1", folder / "tokenizer", folder, timeout_s)
+
+
+def reading(tokens_per_s: float = 100.0, ttft_ms: float = 50.0, itl_ms: float = 10.0) -> Reading:
+    return Reading(tokens_per_s, ttft_ms, itl_ms, 2, 30, 6)
+
+
+def bench_serving_output(**changes: Any) -> str:
+    output = {
+        "output_throughput": 80.5,
+        "median_ttft_ms": 60.25,
+        "median_itl_ms": 12.5,
+        "completed": 2,
+        "total_input_tokens": 30,
+        "total_output_tokens": 6,
+        "total_output_tokens_retokenized": 6,
+        "duration": 1.5,
+        "concurrency": 1.9,
+        "output_lens": [4, 2],
+        "errors": ["", ""],
+    }
+    return json.dumps(output | changes) + "\n"
+
+
+def guidellm_output(**metrics: Any) -> str:
+    def request(start: float, last: float, tokens: int) -> dict[str, Any]:
+        times = {"request_start": start, "last_token_iteration": last, "token_iterations": tokens - 1}
+        return {"prompt_tokens": 15, "output_tokens": tokens, "info": {"timings": times}}
+
+    summaries = {
+        "output_tokens_per_second": {"successful": {"mean": 3.9, "median": 99.0}},
+        "time_to_first_token_ms": {"successful": {"mean": 99.0, "median": 61.0}},
+        "inter_token_latency_ms": {"successful": {"mean": 99.0, "median": 13.0}},
+        "request_concurrency": {"successful": {"mean": 1.5}},
+    }
+    run = {
+        "metrics": summaries | metrics,
+        "requests": {"successful": [request(100.5, 102.0, 4), request(100.0, 101.0, 2)]},
+    }
+    return json.dumps({"metadata": {"guidellm_version": "0.8.1"}, "benchmarks": [run]})
+
+
+@pytest.mark.parametrize(("itl", "expected_ms"), [("all gaps", 100.0), ("request means", 200 / 3)])
+def test_our_figures_by_hand(itl: Itl, expected_ms: float) -> None:
+    """Means weigh 3 to 1, so their median is the first's; of gaps 0, 100, 100, 300 it is 100."""
+    ours = our_reading(TRACES, itl)
+    assert ours.itl_ms == pytest.approx(expected_ms)
+    assert ours.ttft_ms == pytest.approx((200 + 700) / 2)  # since sent, not since due
+    assert ours.output_tokens_per_s == pytest.approx(6 / 1.0)  # from 1.0 to the last token, which counts
+    assert (ours.num_requests, ours.prompt_tokens, ours.output_tokens) == (2, 30, 6)
+
+
+def test_a_failed_request_of_ours_is_no_reading() -> None:
+    lost = RequestTrace("c", 0.0, 0.0, 10, 4, (Arrival(1.0, 1),), "the stream broke")
+    with pytest.raises(BenchError, match=r"1 requests failed.*the stream broke"):
+        our_reading((*TRACES, lost), "all gaps")
+
+
+def test_bench_serving_is_read() -> None:
+    found = bench_serving_reading(bench_serving_output(), [4, 2])
+    assert (found.output_tokens_per_s, found.ttft_ms, found.itl_ms) == (80.5, 60.25, 12.5)
+    assert (found.num_requests, found.prompt_tokens, found.output_tokens) == (2, 30, 6)
+    assert found.more["output_tokens_of_text"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths", "what"),
+    [
+        ("Traceback", [4, 2], "no output of sglang.bench_serving"),
+        ("{}", [4, 2], "no output of sglang.bench_serving.*errors"),
+        (bench_serving_output() * 2, [4, 2], "no output of sglang.bench_serving"),  # two runs in one file
+        (bench_serving_output(), [2, 4], "another order"),
+        (bench_serving_output(errors=["", "refused"]), [4, 2], "1 requests failed, the first: refused"),
+    ],
+)
+def test_what_bench_serving_did_not_write_is_refused(text: str, lengths: list[int], what: str) -> None:
+    with pytest.raises(BenchError, match=what):
+        bench_serving_reading(text, lengths)
+
+
+def test_guidellm_is_read() -> None:
+    """Its throughput is a mean, its latencies are medians; the last token of all came at 102, 2 s in."""
+    found = guidellm_reading(guidellm_output())
+    assert (found.output_tokens_per_s, found.ttft_ms, found.itl_ms) == (3.9, 61.0, 13.0)
+    assert (found.num_requests, found.prompt_tokens, found.output_tokens) == (2, 30, 6)
+    assert found.more["output_tokens_per_s_to_last_token"] == 6 / 2.0
+    assert found.more["tokens_seen_as_text"] == 4
+    assert "sent_late_s" not in found.more
+
+
+def test_guidellm_says_how_late_it_sent() -> None:
+    """It sent at 0 and 0.5 s after the first, the second being due at 0.375."""
+    assert guidellm_reading(guidellm_output(), [0.0, 0.375]).more["sent_late_s"] == 0.125
+    with pytest.raises(BenchError, match="2 of 3 requests; run it again"):
+        guidellm_reading(guidellm_output(), [0.0, 0.375, 0.5])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"benchmarks": []}',
+        guidellm_output(inter_token_latency_ms={"successful": {"median": None}}),
+    ],
+)
+def test_what_guidellm_did_not_write_is_refused(text: str) -> None:
+    with pytest.raises(BenchError, match="no output of guidellm"):
+        guidellm_reading(text)
+
+
+def test_another_load_than_asked_for_is_refused() -> None:
+    reading().check(2, 30, 6, "x")
+    for asked in ((3, 30, 6), (2, 31, 6), (2, 30, 5)):
+        with pytest.raises(BenchError, match=r"x: of .* came"):
+            reading().check(*asked, "x")
+
+
+def test_bench_serving_gets_the_planned_order_after_its_shuffle(tmp_path: Path) -> None:
+    """As its data set `custom` does: shuffle by the seed, then ask for as many tokens as the answer has."""
+    rows = crosscheck_tools.bench_serving_rows(call(tmp_path))
+    pairs = [tuple(turn["value"] for turn in row["conversations"]) for row in rows]
+    random.Random(SEED).shuffle(pairs)
+    assert [prompt for prompt, _ in pairs] == [request.prompt for request in PLANNED]
+    assert [len(answer.split()) for _, answer in pairs] == list(range(2, 11))
+
+
+def test_guidellm_gets_the_planned_requests(tmp_path: Path) -> None:
+    rows = crosscheck_tools.guidellm_rows(call(tmp_path))
+    assert rows[1] == {"prompt": "word1 and more", "output_tokens_count": 3, "relative_timestamp": 1.5}
+    assert len(rows) == len(PLANNED)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_commands_name_server_and_files(tool: Tool, tmp_path: Path) -> None:
+    asked = call(tmp_path)
+    words = " ".join(tool.command(asked))
+    for part in (asked.url, str(asked.data), str(asked.output), str(asked.tokenizer), "9"):
+        assert part in words
+
+
+@pytest.mark.parametrize(
+    ("tool", "closed", "open_"),
+    [
+        (TOOLS[0], ["--max-concurrency", "3"], ["--request-rate", "1.75"]),
+        (TOOLS[1], ["--profile", "kind=concurrent,streams=3"], ["--profile", "kind=replay"]),
+    ],
+)
+def test_commands_ask_for_the_load(tool: Tool, closed: list[str], open_: list[str], tmp_path: Path) -> None:
+    for num_clients, asked, other in ((3, closed, open_), (None, open_, closed)):
+        command = tool.command(call(tmp_path, num_clients))
+        assert command[command.index(asked[0]) + 1] == asked[1]
+        assert other[1] not in command
+
+
+@pytest.mark.parametrize(("num_clients", "workers"), [(3, "1"), (None, "2")])
+def test_guidellm_has_as_many_processes_as_it_needs(
+    num_clients: int | None, workers: str, tmp_path: Path
+) -> None:
+    environment = crosscheck_tools.environment_of(call(tmp_path, num_clients))
+    assert environment["GUIDELLM__MAX_WORKER_PROCESSES"] == workers
+
+
+def test_open_times_are_those_that_bench_serving_draws_one_by_one() -> None:
+    """As its `get_request` does after seeding numpy: a request, then an interval."""
+    np.random.seed(SEED)
+    times_s = [0.0]
+    for _ in range(20):
+        times_s.append(times_s[-1] + np.random.exponential(1.0 / 2.5))
+    assert open_times_s(21, 2.5) == pytest.approx(times_s, rel=1e-12)
+
+
+def test_the_open_load_is_planned_at_these_times(tmp_path: Path) -> None:
+    asked = crosscheck.Asked("tiny", 2, 8, 4, 2.5)
+    asked.write_arrivals(tmp_path)
+    words = make_word_tokenizer(1024, tmp_path / "tokenizer")
+    load = Load.of(asked.spec("stock", "open", tmp_path))
+    planned = load.planned(1, Server("http://127.0.0.1:1", 1024, words))
+    assert [request.due_s for request in planned] == pytest.approx(open_times_s(8, 2.5), abs=1e-12)
+    assert {len(str(request.prompt).split()) for request in planned} == {128}
+
+
+def script_tool(program: str) -> Tool:
+    def read(text: str, _: Call) -> Reading:
+        return reading(tokens_per_s=float(text))
+
+    return Tool("script", "all gaps", lambda _: [{"a": 1}], lambda _: [sys.executable, "-c", program], read)
+
+
+def test_a_tool_runs_offline_in_its_folder_and_its_output_is_read(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib; assert pathlib.Path('requests.jsonl').read_text() == '{\"a\": 1}\\n';"
+        "pathlib.Path('output.json').write_text(os.environ['HF_HUB_OFFLINE'])"
+    )
+    (tmp_path / "output.json").write_text("77")  # of an earlier run
+    assert script_tool(program).run(call(tmp_path)).output_tokens_per_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [("print('about me'); raise SystemExit(3)", "status 3(.|\n)*about me"), ("pass", "status 0")],
+)
+def test_a_tool_that_fails_or_writes_nothing_is_an_error(program: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "output.json").write_text("77")
+    with pytest.raises(BenchError, match=what):
+        script_tool(program).run(call(tmp_path))
+
+
+def test_a_tool_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    start_s = time.monotonic()
+    with pytest.raises(BenchError, match="took too long"):
+        script_tool("import time; time.sleep(60)").run(call(tmp_path, timeout_s=1.0))
+    assert time.monotonic() - start_s < 30
+
+
+def agreement(value: float, low: float, high: float) -> Agreement:
+    return Agreement(
+        "t", "itl_ms", 10.0, 10.0, Interval(value, low, high, 0.95, "Student t of logs", 3), 0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict", "is_sure"),
+    [
+        (1.0, 0.96, 1.04, "agrees", True),
+        (1.05, 1.05, 1.05, "agrees", True),
+        (1.0, 0.94, 1.04, "agrees", False),
+        (1.0, 0.96, 1.06, "agrees", False),
+        (1.06, 1.04, 1.08, "differs", False),
+        (1.08, 1.06, 1.1, "differs", True),
+        (0.9, 0.88, 0.96, "differs", False),
+        (0.9, 0.88, 0.94, "differs", True),
+    ],
+)
+def test_verdicts(value: float, low: float, high: float, verdict: str, is_sure: bool) -> None:
+    found = agreement(value, low, high)
+    assert (found.verdict, found.is_sure) == (verdict, is_sure)
+    assert (found.to_json()["verdict"], found.to_json()["is_sure"]) == (verdict, is_sure)
+
+
+def test_ratios_are_theirs_over_ours_within_a_round() -> None:
+    """The machine is twice as slow in the second round; the tool's ITL is 10 % above ours in both."""
+    ours = [reading(itl_ms=10.0), reading(itl_ms=20.0), reading(itl_ms=10.0)]
+    theirs = [reading(itl_ms=11.0), reading(itl_ms=22.0), reading(itl_ms=11.0)]
+    speed, ttft, itl = agreements("t", ours, theirs)
+    assert (itl.ours, itl.theirs) == (10.0, 11.0)
+    assert itl.ratio.value == pytest.approx(1.1) and itl.ratio.high == pytest.approx(1.1)
+    assert (itl.verdict, itl.is_sure) == ("differs", True)
+    assert {speed.verdict, ttft.verdict} == {"agrees"}
+
+
+def test_the_table_has_every_figure() -> None:
+    console = Console(width=140)
+    with console.capture() as seen:
+        console.print(table([agreement(1.123, 1.0, 1.26)], "title"))
+    for part in ("title", "ITL, median, ms", "10.00", "1.123", "1.000 to 1.260", "differs, not sure", "5 %"):
+        assert part in seen.get()
+
+
+def test_everyone_is_at_every_place_in_turn() -> None:
+    orders = [crosscheck.order_of(index, ["a", "b", "c"]) for index in range(3)]
+    assert orders[0] == ("a", "b", "c")
+    assert [{order[place] for order in orders} for place in range(3)] == [{"a", "b", "c"}] * 3
+
+
+def test_load_of_others_is_what_is_neither_ours_nor_of_what_we_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In 2 s the machine does 3 s of work; 0.5 s are ours, 0.75 s a child's, 0.25 s an ended child's."""
+    now_s = 0.0
+
+    def process(cores: float, ended_cores: float, *started: Any) -> Any:
+        def cpu_times() -> SimpleNamespace:
+            ended_s = ended_cores * now_s / 2
+            return SimpleNamespace(
+                user=cores * now_s, system=0.0, children_user=ended_s, children_system=ended_s
+            )
+
+        return SimpleNamespace(cpu_times=cpu_times, children=lambda recursive: list(started))
+
+    def machine() -> SimpleNamespace:
+        part_s = 1.5 * now_s / 6
+        names = ("user", "nice", "system", "irq", "softirq", "steal")
+        return SimpleNamespace(**{name: part_s for name in names}, idle=100.0 + now_s)
+
+    monkeypatch.setattr(other_load.psutil, "cpu_times", machine)
+    monkeypatch.setattr(other_load.psutil, "Process", lambda: process(0.25, 0.125, process(0.375, 0.0)))
+    monkeypatch.setattr(other_load.time, "monotonic", lambda: now_s)
+    load = other_load.OtherLoad()
+    now_s = 2.0
+    assert load.cores() == pytest.approx((3.0 - 0.5 - 0.75 - 0.25) / 2)
+
+
+def test_each_token_is_a_word_and_text_turns_back_into_the_same_tokens(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert len({word_of(token) for token in range(3000)}) == 3000
+    make_word_tokenizer(1024, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokens = random.Random(0).choices(range(1024), k=500)
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    assert text == " ".join(word_of(token) for token in tokens)
+    assert tokenizer.encode(text) == tokens
+    assert {len(tokenizer.decode([token], skip_special_tokens=True)) for token in range(1024)} == {4}
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1.04, 0), (1.06, 1)])
+def test_the_command_fails_where_something_differs(
+    ratio: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_mode(
+        asked: crosscheck.Asked, mode: str, kinds: list[LoadKind], _: Console
+    ) -> tuple[dict[str, Any], list[Agreement]]:
+        found = agreement(ratio if mode == "layered" else 1.0, 1.0, 1.1)
+        return {kind: asked.rounds for kind in kinds}, [found]
+
+    monkeypatch.setattr(crosscheck, "run_mode", run_mode)
+    record = tmp_path / "deep" / "record.json"
+    done = CliRunner().invoke(crosscheck.main, ["--rounds", "3", "--record", str(record)])
+    assert done.exit_code == status
+    assert json.loads(record.read_text())["modes"] == {
+        "stock": {"open": 3, "closed": 3},
+        "layered": {"open": 3, "closed": 3},
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", LOADS)
+def test_the_spec_asks_for_mode_and_load_and_names_no_folder(
+    mode: str, kind: LoadKind, tmp_path: Path
+) -> None:
+    spec = crosscheck.Asked("tiny", 2, 8, 4, 1.5).spec(mode, kind, tmp_path)
+    assert ("layered" in spec.server.flags) == (mode == "layered")
+    assert spec.load.is_closed == (kind == "closed")
+    assert str(tmp_path / "tokenizer") in spec.server.flags
+    assert str(tmp_path) not in json.dumps(spec.to_json())

@@ -1,0 +1,296 @@
+"""From records of duels to a fit: a simulated server with a known law, read back from its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cost_duels import ARMS, BENCH, LAW, MODEL, PROMPT_TOKENS, Recipe, write_duels
+from sglang_layered.cli.main import cli
+from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench.metrics import Window
+from sglang_layered_lab.bench.record import BenchRecord, Repetition
+from sglang_layered_lab.bench.sweep_result import SweepResult
+from sglang_layered_lab.bench.trace import Arrival, RequestTrace
+from sglang_layered_lab.cost.coverage import CoverageTable, uniform_coverage
+from sglang_layered_lab.cost.duel import duel_times
+from sglang_layered_lab.cost.records import delay_steps_of, flags_of, shape_of, way_of
+from sglang_layered_lab.cost.report import fit_sweeps, write_fit
+from sglang_layered_lab.cost.saved import read_fit
+from sglang_layered_lab.cost.shape import ModelShape
+from sglang_layered_lab.cost.step import Step
+from sglang_layered_lab.cost.ways import Way
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"
+
+
+@pytest.fixture(scope="module", params=["overlap", "no-overlap"])
+def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    folder = tmp_path_factory.mktemp("duels") / request.param
+    return write_duels(folder, Recipe(overlap=request.param == "overlap"))
+
+
+def test_the_law_comes_back_from_the_files(exact: SweepResult) -> None:
+    report = fit_sweeps([exact], law="sum")
+    found = report.fit.model
+    assert (found.shape, found.attention, report.skipped) == (BENCH, "padded", ())
+    for name in ("byte", "flop", "attention_flop", "prompt_layer_call", "decode_layer_call", "sequence_call"):
+        assert getattr(found.costs, name) == pytest.approx(getattr(LAW, name), rel=0.05), name
+    assert found.costs.request == pytest.approx(LAW.request, rel=0.05)
+    assert report.errors["arm"].worst < 0.01
+    assert report.errors["decode rows"].p90 < 0.01  # what a request waits for is seen beside no decodes alone
+    assert report.fit.wait_steps == pytest.approx(0.5, abs=0.2)
+    assert report.fit.delay_steps == (1 if exact.name == "overlap" else 0)
+    assert (report.fit.seen.decode_rows, report.fit.seen.prompt_tokens) == ((0, 8), (1024, 1024))  # type: ignore[union-attr]
+
+
+def test_each_configuration_is_told_by_a_fit_without_its_arm(exact: SweepResult) -> None:
+    rows = {(each.arm, each.decode_rows): each for each in fit_sweeps([exact], law="sum").configurations}
+    assert len(rows) == len(ARMS) * 3
+    for each in rows.values():
+        assert each.predicted_prompt_s == pytest.approx(each.prompt_s, rel=0.01)
+        assert each.predicted_worst_s == pytest.approx(each.worst_s, rel=0.01)
+    assert rows["mixed-64", 8].prompt_s > 2 * rows["layered-8", 8].prompt_s
+    assert rows["whole", 8].worst_s == pytest.approx(rows["whole", 8].prompt_s)
+
+
+def test_noise_of_five_percent_and_the_law_that_predicts_better(tmp_path: Path) -> None:
+    report = fit_sweeps([write_duels(tmp_path / "noisy", Recipe(noise=0.05))])
+    assert report.errors["arm"].median < 0.1 and report.errors["arm"].worst < 0.3
+    assert report.errors["arm"].median <= report.other_errors["arm"].median
+
+
+def test_a_server_of_another_law_has_a_large_held_out_error(tmp_path: Path) -> None:
+    class Jumping:
+        """Every step takes 10 or 80 ms by whether its rows are an odd number of sixteens."""
+
+        shape = BENCH
+
+        def step_s(self, step: Step) -> float:
+            rows = step.decode_rows + (step.prompt.num_rows // 16 if step.prompt else 0)
+            return 0.08 if rows % 3 else 0.01
+
+    recipe = Recipe(model=Jumping())  # type: ignore[arg-type]
+    assert fit_sweeps([write_duels(tmp_path / "odd", recipe)]).errors["arm"].median > 0.3
+
+
+def test_steps_that_the_flags_do_not_explain_are_left_out(tmp_path: Path) -> None:
+    layered = ("--prefill-mode", "layered", "--layered-num-groups")
+    flags = {
+        "layered-4": (*layered, "2"),
+        "layered-2": (*layered, "8"),
+        "mixed-64": ("--enable-mixed-chunk",),
+    }
+    report = fit_sweeps([write_duels(tmp_path / "wrong", Recipe(flags=flags, decode_rows=(4,)))])
+    text = "\n".join(report.skipped)
+    assert "layered-4@4.json: the prompt took more than 2 steps" in text
+    assert "layered-2@4.json: the prompt took fewer than 8 steps" in text
+    assert "mixed-64@4.json: the prompt took more than 1 steps" in text
+    assert {each.arm for each in report.configurations} == set(ARMS) - set(flags)
+
+
+def test_sizes_are_those_of_the_recipe() -> None:
+    spec = {"server": {"model": {"arch": "qwen3_moe", "preset": "demo"}, "flags": []}}
+    demo = ModelShape(5, 1024, 64, 4, 1024, 48, 2, 128, 2048)
+    assert shape_of(BenchRecord(spec, {})) == demo
+    spec["server"]["flags"] = ["--dtype", "float32"]
+    wide = replace(demo, param_bytes=4.0, expert_param_bytes=4.0)
+    assert shape_of(BenchRecord(spec, {})) == wide
+    with pytest.raises(BenchError, match="--model"):
+        shape_of(BenchRecord({"server": {"model": "some-folder"}}, {}))
+
+
+def lumped(record: BenchRecord) -> BenchRecord:
+    """Tokens of the streams come two at a time."""
+    rounds = tuple(
+        replace(
+            each,
+            background=tuple(
+                replace(trace, arrivals=tuple(Arrival(a.time_s, a.num_tokens) for a in trace.arrivals[::2]))
+                for trace in each.background
+            ),
+        )
+        for each in record.repetitions
+    )
+    return BenchRecord(record.spec, record.made_with, rounds)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"load": {"arrivals": "poisson"}}, "no duel"),
+        ({"load": {"arrivals": "closed", "num_clients": 2}}, "no duel"),
+        ({"server": {"flags": ["--prefill-mode", "layered", "--layered-execution", "auto"]}}, "auto"),
+        (None, "lumps"),
+    ],
+)
+def test_cells_that_tell_nothing_are_named(
+    tmp_path: Path, spec: Mapping[str, object] | None, reason: str
+) -> None:
+    result = write_duels(tmp_path / "cells", Recipe(arms=("layered-4", "whole"), decode_rows=(4,)))
+    path = tmp_path / "cells" / "layered-4@4.json"
+    record = BenchRecord.read(path)
+    model = record.spec["server"]["model"]
+    changed = lumped(record) if spec is None else replace(record, spec={**record.spec, **spec})
+    changed.spec["server"].setdefault("model", model)
+    changed.write(path)
+    with pytest.raises(BenchError, match="do not tell"):  # what is left are two observations
+        fit_sweeps([SweepResult.read(path.parent)], law="sum")
+    both = [SweepResult.read(path.parent), write_duels(tmp_path / "good", Recipe())]
+    [line] = fit_sweeps(both, law="sum").skipped
+    assert line.startswith("layered-4@4.json") and reason in line
+    assert result.cells
+
+
+def test_sweeps_of_two_models_are_refused(exact: SweepResult, tmp_path: Path) -> None:
+    other = write_duels(tmp_path / "other", Recipe(arms=("whole",), decode_rows=(0,)))
+    path = other.cells[0].record_path
+    record = BenchRecord.read(path)
+    record.spec["server"]["model"]["preset"] = "tiny"
+    record.write(path)
+    with pytest.raises(BenchError, match="2 models"):
+        fit_sweeps([exact, SweepResult.read(path.parent)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "way"),
+    [
+        ((), Way("whole")),
+        (("--chunked-prefill-size", "256"), Way("chunked", 256)),
+        (("--chunked-prefill-size=-1",), Way("whole")),
+        (("--enable-mixed-chunk", "--chunked-prefill-size=128"), Way("mixed", 128)),
+        (("--prefill-mode=layered",), Way("layered", 2, max_tokens=4096)),
+        (("--prefill-mode=layered", "--layered-group-tokens", "16"), Way("layered", 8, max_tokens=4096)),
+        (
+            ("--prefill-mode", "layered", "--layered-num-groups", "3", "--layered-execution", "sequential"),
+            Way("layered", 3, "apart", 4096),
+        ),
+        (
+            ("--prefill-mode", "layered", "--chunked-prefill-size", "512", "--layered-group-tokens", "128"),
+            Way("layered", 4, max_tokens=512),
+        ),
+    ],
+)
+def test_flags_tell_the_way(flags: tuple[str, ...], way: Way) -> None:
+    record = BenchRecord({"server": {"flags": ["--dtype", "bfloat16", *flags]}}, {"machine": {"gpus": []}})
+    assert flags_of(record)["dtype"] == "bfloat16"
+    assert way_of(record, PROMPT_TOKENS, BENCH.num_layers) == way
+
+
+def counters(way: Way, rows: int) -> Mapping[str, float]:
+    """Coverage of half of what rows at random activate, as SGLang's histograms count it."""
+    found = {}
+    for phase, num_rows in (("decode", rows + 1), ("prompt", way.size or PROMPT_TOKENS)):
+        value = uniform_coverage(BENCH, num_rows, 0) / 2
+        for part, number in (("sum", 7 * value), ("count", 7.0)):
+            found[f'expert_coverage_ratio_{part}{{phase="{phase}"}}'] = number
+    return found
+
+
+def test_counted_coverage_is_used(tmp_path: Path) -> None:
+    report = fit_sweeps([write_duels(tmp_path / "counted", Recipe(counters=counters))], law="sum")
+    table = report.fit.model.coverage
+    assert isinstance(table, CoverageTable)
+    assert [rows for rows, _ in table.decode] == [1, 5, 9]
+    assert [rows for rows, _ in table.prompt] == [64, 128, 256, 512, 1024]
+    assert table(BENCH, 64, 0) == pytest.approx(uniform_coverage(BENCH, 64, 0) / 2)
+
+
+def test_a_fit_is_written_read_and_used(exact: SweepResult, tmp_path: Path) -> None:
+    path = tmp_path / "fit.json"
+    report = fit_sweeps([exact], law="sum")
+    write_fit(report, path)
+    assert read_fit(path) == report.fit
+    assert json.loads(path.read_text())["errors"]["arm"]["worst"] < 0.01
+    options = ["--prompt-tokens", "1024", "--chunk", "256", "--groups", "4", "--context-tokens", "400"]
+    result = CliRunner().invoke(
+        cli,
+        [
+            "cost",
+            "predict",
+            "--device",
+            f"fitted:{path}",
+            "--decode-rows",
+            "4",
+            "--decode-rows",
+            "32",
+            *options,
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert "predicted, not measured" in result.output and "outside of what the fit has seen" in result.output
+    assert "layered 4 *" in result.output
+    scaled = [
+        "cost",
+        "predict",
+        "--device",
+        f"fitted:{path}",
+        "--scale",
+        "h200:2xh100",
+        "--model",
+        "gpt-oss-20b",
+    ]
+    assert CliRunner().invoke(cli, scaled).exit_code == 0
+
+
+def test_the_command_fits_and_says_what_it_skipped(exact: SweepResult, tmp_path: Path) -> None:
+    out = tmp_path / "fit.json"
+    folder = str(exact.cells[0].record_path.parent)
+    result = CliRunner().invoke(cli, ["cost", "fit", folder, "--out", str(out), "--law", "sum"])
+    assert result.exit_code == 0, result.output
+    assert "held out: arm by arm" in result.output and "GB/s" in result.output
+    assert read_fit(out).model.costs.law == "sum"
+    paper = CliRunner().invoke(cli, ["cost", "paper"])
+    assert paper.exit_code == 0 and "predicted: roofline" in paper.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--device", "h100"],
+        ["--scale", "h200:2xh100"],
+        ["--device", "fitted:/nowhere.json"],
+        ["--model", "unknown"],
+    ],
+)
+def test_bad_options_are_refused(options: list[str]) -> None:
+    result = CliRunner().invoke(cli, ["cost", "predict", *options])
+    assert result.exit_code == 1 and isinstance(result.exception, (BenchError, ValueError))
+
+
+def test_a_file_that_is_no_fit_is_refused(tmp_path: Path) -> None:
+    for text in ("{}", '{"format": 9}', "no json"):
+        (tmp_path / "fit.json").write_text(text)
+        with pytest.raises(BenchError, match="fit"):
+            read_fit(tmp_path / "fit.json")
+    assert MODEL.attention == "padded"
+
+
+@pytest.mark.parametrize(("mode", "num_steps"), [("mixed", 9), ("layered", 5)])
+def test_steps_of_real_streams_add_up_to_the_time_to_first_token(mode: str, num_steps: int) -> None:
+    """A recorded quickstart: its wait, its steps and the delay of overlap on a CPU are its TTFT."""
+    document = json.loads(QUICKSTART.read_text())
+    [run] = [each for each in document["runs"] if each["mode"] == mode]
+    record = BenchRecord({"server": {"flags": run["command"]}}, {"machine": {"gpus": []}})
+    delay = delay_steps_of(record)
+    for each in run["repetitions"]:
+        prompt, *streams = (
+            RequestTrace(mode, 0.0, 0.0, tokens, 9999, tuple(Arrival(*arrival) for arrival in arrivals))
+            for tokens, arrivals in [
+                (2048, each["long"]),
+                *((1280, arrivals) for arrivals in each["running"]),
+            ]
+        )
+        repetition = Repetition(0, (prompt,), Window(0, 1), {}, {}, {}, tuple(streams))
+        seen = duel_times([repetition], num_steps, delay).times
+        assert seen.wait_s is not None and seen.decode_s is not None
+        assert seen.ttft_s == pytest.approx(seen.wait_s + sum(seen.steps_s) + delay * seen.decode_s, rel=0.02)
+        assert min(seen.steps_s) > 3 * seen.decode_s
+        for wrong in (num_steps - 1, num_steps + 1):
+            with pytest.raises(BenchError, match="the prompt took"):
+                duel_times([repetition], wrong, delay)
