@@ -1,25 +1,58 @@
 #!/usr/bin/env bash
 # Sets everything up, then: checks, and every test of the runtime that this machine can run; what steps the scheduler
-# runs a second time without SGLang's overlap. With arguments: they go to pytest, and it runs once.
-# The lab's tests and those that take long: scripts/test-lab.sh.
+# runs a second time without SGLang's overlap. With --lab: tests of the lab and those that take long (monitoring, soak,
+# scale-out) instead, with --all: both. Other arguments go to pytest, and it runs once.
+#
+# A job is one pytest; two run side by side, each takes the next one when it has ended one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# shellcheck source=scripts/lanes.sh
-. scripts/lanes.sh
-scripts/setup.sh
-scripts/check
-if [ $# -gt 0 ]; then
-  exec "${pytest[@]}" "$@"
-fi
-# Servers that are shared live as long as their pytest: those of five configurations are in the first one, so that
+
+# Servers that are shared live as long as their pytest: those of five configurations are in the first job, so that
 # more servers at once never fill the memory.
 sharing=$(printf 'test/e2e/test_%s.py ' bench_run equality faults feature_off fuzz)
-# shellcheck disable=SC2034
-servers=("$sharing" "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)")
-# shellcheck disable=SC2034
-rest=(
+runtime=(
+  "$sharing"
   "test/runner"
   "test/unit test/kernels test/docker test/models test/patches"
   "test/runner --without-overlap --ignore=test/runner/test_decode_graphs.py --ignore=test/runner/test_server_flags.py"
+  "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)"
 )
-both_lanes servers rest
+lab=(
+  "test/monitoring test/soak test/lab/test_reproduce.py test/e2e/test_scale_out.py"
+  "test/lab --ignore=test/lab/test_reproduce.py"
+)
+case "${1:-}" in
+  "") jobs=("${runtime[@]}") ;;
+  --lab) jobs=("${lab[@]}") ;;
+  --all) jobs=("${runtime[@]}" "${lab[@]}") ;;
+  *) jobs=("$*") ;;
+esac
+
+worker() { # runs jobs that nobody has taken, until none is left
+  trap 'kill $! 2> /dev/null; exit 1' TERM
+  local failed=0 job
+  for job in "${!jobs[@]}"; do
+    mkdir "$taken/$job" 2> /dev/null || continue
+    echo "test: pytest ${jobs[job]}"
+    # shellcheck disable=SC2086
+    .venv/bin/python -m pytest ${jobs[job]} > "$taken/$job/log" 2>&1 &
+    wait $! || failed=1
+    flock "$taken" cat "$taken/$job/log"
+  done
+  exit "$failed"
+}
+
+scripts/setup.sh
+scripts/check
+[ "${#jobs[@]}" -gt 1 ] || exec .venv/bin/python -m pytest "$@"
+taken=$(mktemp -d)
+failed=0
+worker &
+first=$!
+worker &
+second=$!
+trap 'kill "$first" "$second" 2> /dev/null || true; rm -rf "$taken"' EXIT
+trap 'exit 130' INT TERM
+wait "$first" || failed=1
+wait "$second" || failed=1
+exit "$failed"
