@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from sglang_layered.core.pacing import Decision, ModelSizes, StepLoad
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.view import StepKind
+
+
+class DropReason(str, Enum):
+    """Why requests leave a cohort before its last layer group, as logs, events and metrics show it."""
+
+    ABORTED = "aborted"
+    PAUSED = "paused"
+    KV_POOL_FULL = "KV pool full"
+    BROKEN_INVARIANT = "broken invariant"
+
+    __str__ = str.__str__  # what log lines and Prometheus labels print
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,7 @@ class CohortDropped:
     time_s: float
     request_ids: tuple[str, ...]
     group_index: int
-    reason: str
+    reason: DropReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +122,7 @@ class RequestsLeft:
     request_ids: tuple[str, ...]
     cohort_ids: tuple[str, ...]
     group_index: int
-    reason: str
+    reason: DropReason
 
 
 @dataclass(frozen=True, slots=True)

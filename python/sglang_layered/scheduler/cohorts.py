@@ -9,6 +9,7 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.events import DropReason
 from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.scheduler.batch import InFlightCohort
@@ -25,7 +26,9 @@ class CohortKeeper:
     pending when a cohort is dropped.
     """
 
-    def __init__(self, scheduler: Any, num_layers: int, dropped: Callable[[Cohort, str], None]) -> None:
+    def __init__(
+        self, scheduler: Any, num_layers: int, dropped: Callable[[Cohort, DropReason], None]
+    ) -> None:
         self.ledger = GroupKVLedger(num_layers)
         self.inflight: InFlightCohort | None = None
         self._scheduler = scheduler
@@ -65,7 +68,7 @@ class CohortKeeper:
             room_came_free(self._scheduler.running_batch)
         return aborted
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: DropReason) -> None:
         """Give the cohort's slots back; its aborted requests end, the others wait again."""
         inflight = self.forget(reason)
         aborted = inflight.aborted
@@ -79,14 +82,14 @@ class CohortKeeper:
 
         It would queue an aborted one again, and save a streaming session's half-filled KV.
         """
-        inflight = self.forget("paused")
+        inflight = self.forget(DropReason.PAUSED)
         aborted = inflight.aborted
         in_sessions = [req for req in inflight.reqs if req.session is not None and req not in aborted]
         inflight.batch.reqs = [req for req in inflight.reqs if req not in (*in_sessions, *aborted)]
         abort_requests(self._scheduler, aborted)
         requeue_requests(self._scheduler, in_sessions)
 
-    def forget(self, reason: str) -> InFlightCohort:
+    def forget(self, reason: DropReason) -> InFlightCohort:
         """Let go of the cohort; what becomes of its requests and slots is the caller's business."""
         inflight = self._present()
         cohort = inflight.cohort

@@ -15,6 +15,7 @@ from sglang.srt.utils import DynamicGradMode
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.events import DropReason
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.errors import InvariantError
@@ -170,7 +171,7 @@ class LayeredLoop:
         # A pending result may end requests too, and its forward may still write the slots that are freed.
         self.results.process_all()
         if len(inflight.aborted) == len(inflight.reqs):
-            self._drop("aborted")
+            self._drop(DropReason.ABORTED)
         else:
             self.report.left(inflight.cohort, self.keeper.remove_aborted())
 
@@ -198,7 +199,7 @@ class LayeredLoop:
         if self.inflight is not None and last_one_has_no_room(scheduler.running_batch):
             self.results.process_all()
             if last_one_has_no_room(scheduler.running_batch):
-                self._drop("KV pool full")
+                self._drop(DropReason.KV_POOL_FULL)
         if filter_finished(scheduler):
             return None
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
@@ -269,21 +270,21 @@ class LayeredLoop:
             self._execution.observe(step.strategy, self.last_timing)
         self.report.step_done(step, self.last_timing, decoded)
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: DropReason) -> None:
         self.results.process_all()
         self.keeper.drop(reason)
 
-    def _heard_of_drop(self, cohort: Cohort, reason: str) -> None:
+    def _heard_of_drop(self, cohort: Cohort, reason: DropReason) -> None:
         self._metrics.dropped(reason)
         self._metrics.in_flight([])
         self.report.dropped(cohort, reason)
 
     def _recover(self, error: InvariantError) -> None:
         """A broken invariant in production: the cohort starts again, and prompts go on chunk by chunk."""
-        self._leave_layered_mode("broken invariant", error)
+        self._leave_layered_mode(DropReason.BROKEN_INVARIANT, error)
         self.keeper.reset_ledger()
         if self.inflight is not None:
-            self._drop("broken invariant")
+            self._drop(DropReason.BROKEN_INVARIANT)
 
     def _leave_layered_mode(self, reason: str, error: Exception) -> None:
         """Go on in chunked mode and say so; stop instead when strict, or when other ranks may not follow."""

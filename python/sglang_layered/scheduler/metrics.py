@@ -7,6 +7,7 @@ from typing import Any, get_args
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.events import DropReason
 from sglang_layered.core.pacing import Decision
 from sglang_layered.core.view import StepKind, StepTiming
 from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
@@ -14,11 +15,10 @@ from sglang_layered.metrics.table import Needs
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.loads import count_cohorts
 
-DROPS = ("aborted", "paused", "KV pool full", "broken invariant")
 CHANGES = (
     ("chunked", "operator"),
     ("layered", "operator"),
-    ("chunked", "broken invariant"),
+    ("chunked", DropReason.BROKEN_INVARIANT),
     ("chunked", "policy failed"),
 )
 
@@ -69,10 +69,10 @@ class LoopMetrics:
         self._instruments.set("layered_prefill_active", config.is_layered)
         for kind in get_args(StepKind):
             self._instruments.add("layered_steps_total", 0, kind=kind)
-        for reason in DROPS:
+        for reason in DropReason:
             self._instruments.add("layered_dropped_cohorts_total", 0, reason=reason)
-        for mode, reason in CHANGES:
-            self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=reason)
+        for mode, why in CHANGES:
+            self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=why)
         self._instruments.add("layered_steps_over_budget_total", 0)
         self.in_flight([])
         count_cohorts(scheduler)
@@ -124,7 +124,7 @@ class LoopMetrics:
         self._show("layered_kv_slots", partial, state="partial")
         self._show("layered_kv_slots", self._used_slots() - partial, state="filled")
 
-    def dropped(self, reason: str) -> None:
+    def dropped(self, reason: DropReason) -> None:
         """A cohort left before its last group."""
         self._instruments.add("layered_dropped_cohorts_total", reason=reason)
 

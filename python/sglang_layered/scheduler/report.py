@@ -12,6 +12,7 @@ from sglang_layered.core.events import (
     CohortAdmitted,
     CohortDropped,
     CohortFinished,
+    DropReason,
     GroupDone,
     ModeChanged,
     RequestsLeft,
@@ -95,7 +96,7 @@ class Reporter:
         if cohort is not None:
             self._group_done(step.number, now, cohort)
 
-    def dropped(self, cohort: Cohort, reason: str) -> None:
+    def dropped(self, cohort: Cohort, reason: DropReason) -> None:
         """A cohort left before its last group."""
         if self._listeners:
             step, now = self._scheduler.forward_ct, time.monotonic()
@@ -106,7 +107,7 @@ class Reporter:
         if self._listeners and reqs:
             step, now, ids = self._scheduler.forward_ct, time.monotonic(), tuple(req.rid for req in reqs)
             self._listeners.emit(
-                RequestsLeft(step, now, ids, cohort.request_ids, cohort.next_group, "aborted")
+                RequestsLeft(step, now, ids, cohort.request_ids, cohort.next_group, DropReason.ABORTED)
             )
 
     def mode_changed(self, mode: str, reason: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.events import DropReason
 from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
@@ -30,7 +31,7 @@ class StageCohorts:
         self,
         scheduler: Any,
         stages: PipelineStages,
-        dropped: Callable[[Cohort, str], None],
+        dropped: Callable[[Cohort, DropReason], None],
         left: Callable[[Cohort, list[Any]], None],
     ) -> None:
         self.inflight: list[InFlightCohort] = []  # oldest, and deepest in the pipeline, first
@@ -93,7 +94,7 @@ class StageCohorts:
             if not aborted:
                 continue
             if len(aborted) == len(item.reqs):
-                self._forget(item, "aborted")
+                self._forget(item, DropReason.ABORTED)
             else:
                 before = item.cohort
                 self.ledger.drop(req.rid for req in aborted)
@@ -102,7 +103,7 @@ class StageCohorts:
             abort_requests(self._scheduler, aborted)
             self.room_came_free()
 
-    def requeue(self, reason: str) -> None:
+    def requeue(self, reason: DropReason) -> None:
         """All prompts in flight wait again; aborted ones end."""
         for item in list(self.inflight):
             self._forget(item, reason)
@@ -116,7 +117,7 @@ class StageCohorts:
         for running in self._scheduler.running_mbs:
             room_came_free(running)
 
-    def _forget(self, item: InFlightCohort, reason: str) -> None:
+    def _forget(self, item: InFlightCohort, reason: DropReason) -> None:
         self.ledger.drop(item.cohort.request_ids)
         self.inflight.remove(item)
         self._dropped(item.cohort, reason)

@@ -22,6 +22,7 @@ from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.events import DropReason
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.core.view import StepTiming
@@ -178,7 +179,7 @@ class PipelineLoop:
         stop for a pause, and the other micro-batches, whose forwards are under way, go on.
         """
         scheduler = self.scheduler
-        self.cohorts.requeue("paused")
+        self.cohorts.requeue(DropReason.PAUSED)
         running, last = scheduler.running_batch, _to_merge(scheduler.last_batch)
         if last is not None and last is not running and last.forward_mode.is_extend():
             chunked = (last.chunked_req, scheduler.chunked_req)
@@ -208,7 +209,7 @@ class PipelineLoop:
         if all(req.finished() for req in running.reqs):
             filter_running(running)  # SGLang clears the mark `batch_is_full` of batches with requests only
         if self.cohorts and last_one_has_no_room(running):
-            self.cohorts.requeue("KV pool full")
+            self.cohorts.requeue(DropReason.KV_POOL_FULL)
         if self._may_admit() and requeue_chunk_without_room(self.scheduler):
             self.cohorts.room_came_free()
 
@@ -225,7 +226,7 @@ class PipelineLoop:
     def _heard_of_leavers(self, cohort: Cohort, reqs: list[Any]) -> None:
         self.report.left(cohort, reqs)
 
-    def _heard_of_drop(self, cohort: Cohort, reason: str) -> None:
+    def _heard_of_drop(self, cohort: Cohort, reason: DropReason) -> None:
         self._metrics.dropped(reason)
         self.report.dropped(cohort, reason)
 
