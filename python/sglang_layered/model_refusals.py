@@ -97,6 +97,12 @@ MODEL_REFUSALS = (
         "has recurrent layers, whose state has no place for a prompt that stops between two layers",
         "serve it in chunked mode",
     ),
+    ModelRefusal(
+        "embeddings that read the tokens before (n-gram embedding)",
+        lambda config: bool(config.use_ngram_embedding),
+        "has n-gram embeddings, whose table of past tokens is not tested beside a prompt in flight",
+        "serve it in chunked mode",
+    ),
 )
 
 

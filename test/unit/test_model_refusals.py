@@ -136,6 +136,16 @@ def test_sparse_attention_is_refused(tmp_path: Path, fields: dict[str, Any]) -> 
     assert "has sparse attention with an indexer" in told
 
 
+@pytest.mark.parametrize("ratio", [None, 2.0])
+def test_ngram_embeddings_are_refused(tmp_path: Path, ratio: float | None) -> None:
+    fields = {"model_type": "longcat_flash", "architectures": ["LongcatFlashForCausalLM"], **LATENT}
+    ngram = (
+        {} if ratio is None else {"ngram_vocab_size_ratio": ratio, "emb_neighbor_num": 3, "emb_split_num": 2}
+    )
+    told = refusal_of(model_folder(tmp_path, SIZES | fields | ngram))
+    assert told is None if ratio is None else "LongcatFlashForCausalLM has n-gram embeddings" in str(told)
+
+
 def test_models_without_text_are_refused(tmp_path: Path) -> None:
     bert = SIZES | {"model_type": "bert", "architectures": ["BertModel"]}
     assert "BertModel does not generate text" in str(refusal_of(model_folder(tmp_path, bert)))
