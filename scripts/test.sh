@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 # Servers that are shared live as long as their pytest: those of five configurations are in the first job, so that
 # more servers at once never fill the memory.
 sharing=$(printf 'test/e2e/test_%s.py ' bench_run equality faults feature_off fuzz)
+played=$(printf 'test/lab/test_%s.py ' quickstart_run reproduce) # on servers
 runtime=(
   "$sharing"
   "test/runner"
@@ -18,8 +19,8 @@ runtime=(
   "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)"
 )
 lab=(
-  "test/monitoring test/soak test/lab/test_reproduce.py test/e2e/test_scale_out.py"
-  "test/lab --ignore=test/lab/test_reproduce.py"
+  "test/monitoring test/soak $played test/e2e/test_scale_out.py"
+  "test/lab $(printf -- '--ignore=%s ' $played)"
 )
 case "${1:-}" in
   "") jobs=("${runtime[@]}") ;;

@@ -89,7 +89,7 @@ def other_weights(pair: Pair, tiny_qwen3_moe: Path, tmp_path: Path) -> Iterator[
 def test_generate(pair: Pair, name: str) -> None:
     feature = GENERATE[name]
     if feature.needs_compiler and shutil.which("g++") is None:
-        pytest.skip("SGLang compiles penalties with g++, which this machine lacks")
+        pytest.skip(reason="SGLang compiles penalties with g++, which this machine lacks")
     mine, theirs = pair.generate(feature.body(), **feature.neighbours)
     assert_same(mine, theirs)
     assert (mine["output_ids"] == pair.greedy["output_ids"]) == (feature.tokens == "greedy")

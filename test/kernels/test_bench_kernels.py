@@ -113,5 +113,5 @@ def test_cuda_time_of_a_copy_is_near_the_memory_bandwidth() -> None:
     assert timing.cache == "cold"
     peaks = PEAKS.get(torch.cuda.get_device_name())
     if peaks is None:
-        pytest.skip(f"peaks of {torch.cuda.get_device_name()} are not known")
+        pytest.skip(reason=f"peaks of {torch.cuda.get_device_name()} are not known")
     assert 0.5 < roofline_s(2 * 2**30, 0, peaks) / timing.median_s <= 1.02

@@ -27,8 +27,8 @@ from sglang_layered_lab.models.tensors import (
     plan_shards,
 )
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="the models are made with it")
+transformers = pytest.importorskip("transformers", reason="the models are made with it")
 
 from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402

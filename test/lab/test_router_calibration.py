@@ -18,8 +18,8 @@ from sglang_layered_lab.models.router_bias import RouterBias
 from sglang_layered_lab.models.router_targets import CoverageTable, CoverageTarget
 from sglang_layered_lab.models.router_topics import topics_of
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="the models are made with it")
+transformers = pytest.importorskip("transformers", reason="the models are made with it")
 
 from safetensors.torch import load_file  # noqa: E402
 

@@ -18,8 +18,8 @@ from sglang_layered_lab.models import make_model
 from sglang_layered_lab.models.router_coverage import draws_for, measure
 from sglang_layered_lab.models.router_targets import read_targets
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="the models are made with it")
+pytest.importorskip("transformers", reason="the models are made with it")
 
 from sglang_layered_lab.models.router_dummy import FILLED, bias_of, fill, is_dummy  # noqa: E402
 from sglang_layered_lab.models.router_record import ProbeSizes, RoutedModel  # noqa: E402

@@ -205,10 +205,15 @@ class SteppedScheduler:
         return None if self.loop.inflight is None else self.loop.inflight.cohort.next_group
 
     def empty(self) -> None:
-        """Empty it, whatever a failed test left in it."""
+        """Empty it, whatever a failed test left in it.
+
+        After a test that passed nothing runs, and the running batch stays as SGLang left it: were it marked
+        full, the next test would wait for ever.
+        """
         scheduler = self.scheduler
         scheduler.waiting_queue.clear()
-        scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
+        if scheduler.running_batch.reqs:
+            scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
         scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
         scheduler.result_queue.clear()
         scheduler.session_controller.sessions.clear()

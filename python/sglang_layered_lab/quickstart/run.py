@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.errors import ModelRecipeError, QuickstartError
+from sglang_layered.patching import locate, verify_patched
 from sglang_layered_lab.models import make_model
 from sglang_layered_lab.quickstart import plot, report
 from sglang_layered_lab.quickstart.client import play_once
@@ -96,13 +96,15 @@ def run(plan: Plan, console: Console) -> Record:
 
 
 def check_machine(modes: Sequence[str], console: Console) -> None:
-    """Raise for what cannot work here; warn about what may not."""
-    sglang = find_spec("sglang")
-    if sglang is None or sglang.origin is None:
-        raise QuickstartError("SGLang is not installed; run scripts/setup.sh")
-    server_args = Path(sglang.origin).parent / "srt" / "server_args.py"
-    if "layered" in modes and "sglang_layered" not in server_args.read_text():
-        raise QuickstartError("SGLang is not patched; run `sglang-layered patch apply` or scripts/setup.sh")
+    """Raise for what cannot work here; warn about what may not.
+
+    Raises:
+        PatchError: there is no SGLang, or it is to serve layered mode and is not patched.
+    """
+    if "layered" in modes:
+        verify_patched()
+    else:
+        locate()
     if not cuda_driver_available() and shutil.which("g++") is None:
         console.print(
             "warning: no g++ here. The quickstart does without, but SGLang compiles penalties and sampling "

@@ -1,0 +1,31 @@
+"""The quickstart's command on real servers, from the check of this machine to the picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.server
+
+
+def test_the_command_serves_and_says_what_it_saw(tiny_qwen3_moe: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("sglang-layered")), "quickstart", "--repetitions", "1"]
+    options = [
+        "--mode",
+        "layered",
+        "--model-path",
+        str(tiny_qwen3_moe),
+        "--out",
+        str(tmp_path),
+        "--size",
+        "half",
+    ]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("QUICKSTART OK")
+    assert [run["mode"] for run in json.loads((tmp_path / "record.json").read_text())["runs"]] == ["layered"]
+    assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")
