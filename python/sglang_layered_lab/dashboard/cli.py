@@ -51,7 +51,7 @@ def write(out: Path) -> None:
     try:
         from sglang_layered_lab.dashboard.grafana import dashboard_json
     except ModuleNotFoundError as error:
-        raise MonitoringError(f"{error.name} is missing; install sglang-layered[dev]") from error
+        raise MonitoringError(f"{error.name} is missing; install sglang-layered[lab]") from error
     check_writable(out)
     out.write_text(dashboard_json(TITLE, ROWS))
     click.echo(f"wrote {out}")
