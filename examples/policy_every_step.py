@@ -80,7 +80,7 @@ class EveryStep:
         """What goes into the calibration file, under the names in `amounts`."""
         return {"layer_row_s": [self.layer_row_s]}
 
-    def spaced(self, gap_s: float, is_paced: bool) -> None:
+    def observe_gap(self, gap_s: float, was_planned: bool) -> None:
         """Remember the longest gap that a step of ours made."""
-        if is_paced:
+        if was_planned:
             self.longest_gap_s = max(self.longest_gap_s, gap_s)

@@ -49,7 +49,7 @@ def run_event_loop(scheduler: Any) -> bool:
     if scheduler.server_args.prefill_mode != "layered":
         return False
     if scheduler.ps.pp_size > 1:
-        from sglang_layered.scheduler.pipeline.loop import PipelineLoop
+        from sglang_layered.scheduler.pipeline import PipelineLoop
 
         PipelineLoop.start(scheduler)
     else:

@@ -91,7 +91,8 @@ def set_up(stepped: SteppedScheduler, way: Way, prompt_tokens: int) -> None:
     assert stepped.change(settings)
     if layered:
         policy = BalancedPolicy if way.kind == "balanced" else TokenTargetPolicy
-        stepped.loop.controls.policy = policy(-(-prompt_tokens // way.size))
+        controls = stepped.loop.controls
+        controls.put_in_force(controls.config, policy(-(-prompt_tokens // way.size)), "bench")
 
 
 @dataclass(frozen=True)

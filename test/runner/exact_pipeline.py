@@ -21,10 +21,8 @@ from harness import SteppedScheduler
 from pipeline_liveness import PipelineLiveness
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.listeners.dispatch import Listeners
-from sglang_layered.scheduler.pipeline import loop as pipeline_loop
-from sglang_layered.scheduler.pipeline.loop import PipelineLoop
-from sglang_layered.scheduler.report import Reporter
+from sglang_layered.scheduler import pipeline
+from sglang_layered.scheduler.pipeline import PipelineLoop
 from virtual_stages import StageLog, Ticks, VirtualStages
 
 HOOKED = (
@@ -109,10 +107,9 @@ class ExactPipeline(ExactScheduler):
             self.conversations.ended(rid, answered=rid not in self.aborted)
         log, cohorts = self.model.log, self.loop.cohorts
         assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
-        ledger = {entry.request_id: entry.filled_layers for entry in cohorts.ledger}
-        assert {rid: layer for rid, layer in ledger.items() if layer} == {
-            rid: layer for rid, (_, layer) in log.open.items()
-        }
+        begun = {rid: layer for rid, layer in self._in_flight().items() if layer}
+        assert begun == {rid: layer for rid, (_, layer) in log.open.items()}
+        assert {rid for rid, _ in cohorts.ledger} == set(self.cohort)
         for item in cohorts.inflight:
             assert tuple(req.rid for req in item.reqs) == item.cohort.request_ids
 
@@ -142,7 +139,8 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator
         with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
             loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
             loop._launcher = VirtualStages(scheduler, model, loop.stages)
-            loop.report = Reporter(scheduler, Listeners([stepped, model.log]))
+            loop.report.attach(stepped)
+            loop.report.attach(model.log)
             stepped.loop = scheduler.layered_loop = loop
             with closing(Ticks(scheduler)) as ticks:
                 yield ExactPipeline(stepped, model, loop, ticks)
@@ -160,14 +158,14 @@ def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel
     runner, num_stages = scheduler.tp_worker.model_runner, len(stages.layers)
     saved = {name: getattr(scheduler, name) for name in REPLACED}
     log_stats = scheduler.metrics_collector.log_stats
-    kept = (runner.model, runner.attn_backend, pipeline_loop.pipeline_stages)
+    kept = (runner.model, runner.attn_backend, pipeline.pipeline_stages)
     model = ExactModel(stages.num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
     model.log = StageLog(stages.num_layers)
     model.log.cuts = stages.cuts
     runner.model, runner.attn_backend = model, ExactAttention(model, runner.req_to_token_pool)
     runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
     scheduler.ps = replace(scheduler.ps, pp_rank=num_stages - 1, pp_size=num_stages)
-    pipeline_loop.pipeline_stages = lambda _: stages
+    pipeline.pipeline_stages = lambda _: stages
     try:
         yield model
     finally:
@@ -176,5 +174,5 @@ def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel
         for name, value in saved.items():
             setattr(scheduler, name, value)
         scheduler.metrics_collector.log_stats = log_stats
-        runner.model, runner.attn_backend, pipeline_loop.pipeline_stages = kept
+        runner.model, runner.attn_backend, pipeline.pipeline_stages = kept
         del runner._get_attention_backend

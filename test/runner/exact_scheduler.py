@@ -18,9 +18,7 @@ from exact_model import ExactAttention, ExactModel
 from harness import SteppedScheduler
 from liveness import Liveness, assert_whole
 from sglang_layered.config import LayeredConfig
-from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
-from sglang_layered.scheduler.report import Reporter
 
 START = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_num_groups": 0}
 
@@ -184,10 +182,15 @@ class ExactScheduler:
             self.conversations.ended(rid, answered=rid not in self.aborted)
         loop, log = self.stepped.loop, self.model.log
         assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
-        ledger = {entry.request_id: entry.filled_layers for entry in loop.keeper.ledger}
-        assert ledger == {rid: layer for rid, (_, layer) in log.open.items()}
+        assert self._in_flight() == {rid: layer for rid, (_, layer) in log.open.items()}
+        assert {rid for rid, _ in loop.cohorts.ledger} == set(self.cohort)
         if loop.inflight is not None:
             assert tuple(req.rid for req in loop.inflight.reqs) == self.cohort
+
+    def _in_flight(self) -> dict[str, int]:
+        """Requests between two layer groups, and the layer that is next."""
+        items = self.stepped.loop.cohorts.inflight
+        return {rid: item.cohort.group.start for item in items for rid in item.cohort.request_ids}
 
     def _has_ended(self, rid: str) -> bool:
         return bool(self.stepped.reqs[rid].finished() or self.ends[rid])
@@ -282,7 +285,7 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[Exac
     runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
     try:
         _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
-        stepped.loop.report = Reporter(scheduler, Listeners([stepped]))
+        stepped.loop.report.attach(stepped)
         yield ExactScheduler(stepped, model)
     finally:
         stepped.limit_running(scheduler.max_running_requests)
@@ -296,4 +299,4 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[Exac
 
 def _attach(stepped: SteppedScheduler, loop: LayeredLoop) -> None:
     stepped.loop = stepped.scheduler.layered_loop = loop
-    stepped.num_layers = loop.num_layers
+    stepped.num_layers = loop.stages.num_layers

@@ -30,10 +30,8 @@ from sglang.srt.server_args import PortArgs, ServerArgs
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.events import Event
-from sglang_layered.listeners.dispatch import Listeners
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.scheduler.observer import observe
-from sglang_layered.scheduler.report import Reporter
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,8 @@ class SteppedScheduler:
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
         self.events: list[Event] = []
-        self.loop.report = Reporter(self.scheduler, Listeners([self]))
-        self.num_layers = self.loop.num_layers
+        self.loop.report.attach(self)
+        self.num_layers = self.loop.stages.num_layers
         self.reqs: dict[str, Any] = {}
         self._names = itertools.count()
 
@@ -191,7 +189,7 @@ class SteppedScheduler:
         """Step until idle, check that nothing leaked, and empty the prefix cache."""
         self.step_until(self.scheduler.is_fully_idle)
         self.step()
-        assert len(self.loop.keeper.ledger) == 0
+        assert len(self.loop.cohorts.ledger) == 0
         assert not self.scheduler.running_batch.batch_is_full, "an idle scheduler would admit nobody"
         assert self.scheduler.flush_cache(empty_cache=False), "the scheduler is not idle"
         self.reqs.clear()

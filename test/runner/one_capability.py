@@ -79,6 +79,6 @@ class KeepsLimit(OnStages):
     def keep_tbt_limit(self, limit_s: float | None) -> None:
         self.calls.append(f"limit {limit_s}")
 
-    def spaced(self, gap_s: float, is_paced: bool) -> None:
-        assert not is_paced
-        self.calls.append("spaced")
+    def observe_gap(self, gap_s: float, was_planned: bool) -> None:
+        assert not was_planned
+        self.calls.append("observe_gap")

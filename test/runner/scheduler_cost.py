@@ -41,9 +41,9 @@ MODELS = Path(__file__).resolve().parents[2] / "out" / "test-models"
 NUM_LAYERS, NUM_RUNNING, COHORT_TOKENS, GROUP_TOKENS = 32, 256, 8192, 512
 LIMIT_MS = 0.3
 DECIDING_LIMIT_MS = 0.1
-PARTS = {  # of policy auto, by calls of the pacer
-    "deciding": ("before_admission", "pace", "load_of"),
-    "learning": ("step_begins", "results_are_due", "results_are_in"),
+PARTS = {  # of policy auto, by calls of its driver
+    "deciding": ("before_admission", "pace"),
+    "learning": ("step_begins", "_results_are_due", "_results_are_in"),
 }
 
 
@@ -130,13 +130,15 @@ class Bench:
 
         The limit cannot be kept, so a cohort takes a step a layer.
         """
-        controls, pacer = self.loop.controls, self.loop.pacer
+        controls, driver = self.loop.controls, self.loop.driver
         controls._adopt(replace(controls.config, layered_policy="auto", slo_tbt_ms=1e-3), "bench")
         self.decode(4)
         spent = Spent()
         for part, names in PARTS.items():
             for name in names:
-                setattr(pacer, name, spent.counted(getattr(pacer, name), part))
+                setattr(driver, name, spent.counted(getattr(driver, name), part))
+        self.loop.stream.remove(driver)  # it holds the calls as they were
+        self.loop.stream.add(driver, is_vital=True)
         times: dict[str, list[float]] = {"admitting": [], "deciding": [], "learning": []}
         for seed in range(1000, 1000 + cohorts):
             for part in range(4):

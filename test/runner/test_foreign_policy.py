@@ -38,7 +38,7 @@ def served_by(stepped: SteppedScheduler, name: str, **changes: Any) -> Iterator[
         yield controls.policy
         stepped.step_until(stepped.scheduler.is_fully_idle)
         stepped.step()
-        stepped.loop.pacer.close()
+        stepped.loop.driver.close()
     finally:
         controls._adopt(before, "test")
         controls._learned = None
@@ -76,7 +76,7 @@ def test_its_calibration_file_is_kept_and_read_by_the_next_server_only_of_its_ki
     with served_by(stepped, EVERY_STEP, layered_calibration_file=str(path)) as later:
         stepped.step()
         assert later is not policy and later.layer_row_s == policy.layer_row_s
-        file = CalibrationFile.of(stepped.scheduler, stepped.loop.pacer.sizes, str(path), later)
+        file = CalibrationFile.of(stepped.scheduler, stepped.loop.sizes, str(path), later)
         assert file.read() == kept["learned"]
         kept["amounts"] = ["something else"]
         path.write_text(json.dumps(kept))
@@ -112,7 +112,7 @@ def test_its_metrics_are_there(stepped: SteppedScheduler) -> None:
     [
         ("Learns", {"begin", "observe"}),
         ("Paces", {"begin", "cohort_tokens", "next_layers"}),
-        ("KeepsLimit", {"limit 10000.0", "spaced"}),
+        ("KeepsLimit", {"limit 10000.0", "observe_gap"}),
         ("OnStages", set()),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     path = tmp_path / "rows.json"
     with served_by(stepped, EVERY_STEP, layered_calibration_file=str(path)):
         serve(stepped)
-        stepped.loop.pacer.close()
+        stepped.loop.driver.close()
         before = path.read_text()
 
         def fill(place: Path, text: str) -> None:
@@ -162,7 +162,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(Path, "write_text", fill)
-        stepped.loop.pacer.close()
+        stepped.loop.driver.close()
         monkeypatch.undo()
         assert path.read_text() == before
         assert list(tmp_path.iterdir()) == [path]

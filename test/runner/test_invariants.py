@@ -8,7 +8,7 @@ from exact_scheduler import ExactScheduler, exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.errors import InvariantError
-from sglang_layered.scheduler.kept_kv import session_slots_of, session_values, tree_values
+from sglang_layered.upstream.cache import session_slots_of, session_values, tree_values
 
 
 @pytest.fixture
@@ -25,13 +25,12 @@ def in_flight(exact: ExactScheduler) -> list[int]:
     exact.step(2)
     exact.conversations.turn(session, prompt(300, 2), 6)
     exact.step(2)
-    [entry] = exact.stepped.loop.keeper.ledger
-    slots: list[int] = list(entry.slots)
+    [(_, slots)] = exact.stepped.loop.cohorts.ledger
     return [int(slot) for slot in slots]
 
 
 def check(exact: ExactScheduler) -> None:
-    exact.stepped.loop._checker.after_step(exact.stepped.loop.inflight)
+    exact.stepped.loop._checker.between_steps()
 
 
 def test_the_places_that_keep_kv_hold_what_is_computed(exact: ExactScheduler) -> None:

@@ -16,7 +16,7 @@ from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.loads import count_cohorts, not_merged_of_stages
-from sglang_layered.scheduler.pipeline.tick import PipelineTick
+from sglang_layered.scheduler.tick import PipelineTick
 
 
 def test_a_prompt_counts_as_running_from_its_admission_on(stepped: SteppedScheduler) -> None:

@@ -24,7 +24,6 @@ from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.calibration import CalibrationFile
-from sglang_layered.scheduler.waiting import order_by_deadline
 
 
 @contextmanager
@@ -84,7 +83,7 @@ class Scripted:
         self.observed.append((load, duration_s))
         return duration_s
 
-    def spaced(self, gap_s: float, is_paced: bool) -> None:
+    def observe_gap(self, gap_s: float, was_planned: bool) -> None:
         self.gaps.append(gap_s)
 
 
@@ -92,13 +91,13 @@ class Scripted:
 def scripted(stepped: SteppedScheduler, seed: int) -> Iterator[Scripted]:
     controls = stepped.loop.controls
     policy, before = Scripted(seed), controls.policy
-    controls.policy = policy
+    controls.put_in_force(controls.config, policy, "test")
     try:
         yield policy
         stepped.step_until(stepped.scheduler.is_fully_idle)
         stepped.step()
     finally:
-        controls.policy = before
+        controls.put_in_force(controls.config, before, "test")
         controls._learned = None
         stepped.step()
 
@@ -243,9 +242,9 @@ def test_prompts_wait_in_the_order_of_their_slack(stepped: SteppedScheduler) -> 
         stepped.step(2)
         assert stepped.loop.inflight is not None
         short, long = stepped.send(prompt(50, 3), 2), stepped.send(prompt(450, 4), 2)
-        stepped.loop.pacer.step_begins()
+        stepped.loop.driver.step_begins()
         policy.times.coefficients = (1e-3,) * len(NAMES)  # a ms a row and a pair
-        order_by_deadline(stepped.scheduler, policy, stepped.loop.pacer._now_s, 1e6)
+        stepped.loop.controls.admission.order_by_deadline(policy, stepped.loop.driver._now_s, 1e6)
         queue = [req.rid for req in stepped.scheduler.waiting_queue]
         assert queue == [long, short]
         stepped.finish(first, short, long, running)
@@ -258,7 +257,7 @@ def test_a_calibration_is_kept_and_only_for_its_kind_of_server(
     with auto(stepped, slo_tbt_ms=1e7, layered_calibration_file=str(path)) as policy:
         stepped.finish(stepped.send(prompt(60, 3), 8))
         stepped.step_until(stepped.scheduler.is_fully_idle)
-        stepped.loop.pacer.close()
+        stepped.loop.driver.close()
         learned = policy.learned()
     assert json.loads(path.read_text())["learned"] == learned
     with auto(stepped, slo_tbt_ms=1e7, layered_calibration_file=str(path)) as policy:

@@ -10,6 +10,8 @@ from exact_pipeline import ExactPipeline, exact_pipeline
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.cohort import Cohort
+from sglang_layered.core.events import DropReason
+from sglang_layered.scheduler.stream import Handlers, StepDone
 
 CUTS = (0, 3, 6, 8)
 NUM_LAYERS = CUTS[-1]
@@ -145,7 +147,7 @@ def test_a_session_answers_as_if_its_turn_had_not_been_disturbed(exact: ExactPip
     if what == "pause":
         exact.pause("retract")
     elif what == "drop":
-        exact.loop.cohorts.requeue("KV pool full")
+        exact.loop.cohorts.drop_all(DropReason.KV_POOL_FULL)
         exact.check()
     else:
         exact.abort(other)
@@ -162,11 +164,22 @@ def test_more_groups_than_the_smallest_stage_has_layers_are_refused(exact: Exact
     exact.settle()
 
 
-def test_groups_are_counted_when_a_cohort_has_run_them(
-    exact: ExactPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Cohort] = []
-    monkeypatch.setattr(exact.loop._metrics, "finished", seen.append)
+class Finished:
+    """Hears of every cohort that has run its last group, as the metric of groups does."""
+
+    def __init__(self) -> None:
+        self.cohorts: list[Cohort] = []
+
+    def handlers(self) -> Handlers:
+        return {StepDone: self._step_done}
+
+    def _step_done(self, event: StepDone) -> None:
+        self.cohorts += [] if event.step.finished is None else [event.step.finished]
+
+
+def test_groups_are_counted_when_a_cohort_has_run_them(exact: ExactPipeline) -> None:
+    finished = Finished()
+    exact.loop.stream.add(finished)
     running = decode_beside(exact)
     enter(exact, exact.send(prompt(90, 2), 5))
     exact.step(1)
@@ -174,6 +187,6 @@ def test_groups_are_counted_when_a_cohort_has_run_them(
     dropped = exact.send(prompt(70, 3), 5)
     exact.settle()
     assert dropped in exact.ends
-    [cohort] = [cohort for cohort in seen if cohort.request_ids == ("r1",)]
+    [cohort] = [cohort for cohort in finished.cohorts if cohort.request_ids == ("r1",)]
     assert cohort.is_last_group
     assert cohort.plan.num_groups < NUM_LAYERS  # nothing decoded any more: each stage's rest was one group

@@ -1,48 +1,48 @@
-"""Times that a step policy decides by: rank 0's clock on every rank, and when each request was heard last."""
+"""Times that a step policy decides by: rank 0's clock, and when requests got their last tokens."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
-from sglang_layered.scheduler.heard import Heard
-from sglang_layered.scheduler.news import News, NewsDesk
+from sglang_layered.scheduler.last_tokens import LastTokenTimes
+from sglang_layered.scheduler.rank_clock import RankClock, Reading
 
 
-def test_news_carry_each_duration_once_and_the_start_once() -> None:
-    desk = NewsDesk()
-    desk.step_took(0.5)
-    desk.step_took(0.25)
-    news = desk.take(has_other_ranks=False)
-    assert news.durations_s == (0.5, 0.25)
-    assert desk.take(has_other_ranks=False).durations_s == ()
-    other = NewsDesk()
+def test_a_reading_has_each_duration_once_and_the_start_once() -> None:
+    clock = RankClock()
+    clock.step_took(0.5)
+    clock.step_took(0.25)
+    reading = clock.read(has_other_ranks=False)
+    assert reading.durations_s == (0.5, 0.25)
+    assert clock.read(has_other_ranks=False).durations_s == ()
+    other = RankClock()
     other.step_took(9.0)  # this rank's own time, which nobody asks for
     other.publish()
-    other.latest = news
-    assert other.take(has_other_ranks=True) == news
-    assert other.take(has_other_ranks=True) == News(news.now_s)
+    other.latest = reading
+    assert other.read(has_other_ranks=True) == reading
+    assert other.read(has_other_ranks=True) == Reading(reading.now_s)
 
 
-def test_the_longest_silence_is_that_of_requests_that_spoke() -> None:
+def test_the_longest_gap_is_that_of_requests_that_got_a_token() -> None:
     old, late, fresh, unknown = (Asker() for _ in range(4))
-    heard = Heard()
-    heard.results_are_due([_outcome("prompt", old, late)])
-    assert heard.at(1.0) is None and heard.at(1.5) is None
-    heard.results_are_due([_outcome("decode", old), _outcome("prompt", fresh)])
-    assert heard.at(2.0) == 1.0
-    assert heard.first_s([old, late, unknown], 0.5) == 1.0
-    assert heard.first_s([old, late], 1.0) == 2.0
-    assert heard.first_s([late], 1.0) is None and heard.first_s([unknown], 0.0) is None
-    heard.results_are_due([_outcome("decode", late, unknown)])
-    assert heard.at(4.0) == 3.0
-    heard.results_are_due([_outcome("decode", old, late, fresh, unknown)])
-    assert heard.at(4.5) == 2.5
-    heard.results_are_due([_outcome("decode", old, late, fresh, unknown)])
-    assert heard.at(4.75) == 0.25 and heard.first_s([old, late, fresh, unknown], 0.0) == 4.75
-    heard.results_are_due([_outcome("decode", old, late)])
-    assert heard.at(5.0) == 0.25
-    assert heard.first_s([old, late], 0.0) == 5.0 and heard.first_s([old, fresh], 0.0) == 4.75
+    times = LastTokenTimes()
+    times.collect([_outcome("prompt", old, late)])
+    assert times.mark(1.0) is None and times.mark(1.5) is None
+    times.collect([_outcome("decode", old), _outcome("prompt", fresh)])
+    assert times.mark(2.0) == 1.0
+    assert times.oldest_after([old, late, unknown], 0.5) == 1.0
+    assert times.oldest_after([old, late], 1.0) == 2.0
+    assert times.oldest_after([late], 1.0) is None and times.oldest_after([unknown], 0.0) is None
+    times.collect([_outcome("decode", late, unknown)])
+    assert times.mark(4.0) == 3.0
+    times.collect([_outcome("decode", old, late, fresh, unknown)])
+    assert times.mark(4.5) == 2.5
+    times.collect([_outcome("decode", old, late, fresh, unknown)])
+    assert times.mark(4.75) == 0.25 and times.oldest_after([old, late, fresh, unknown], 0.0) == 4.75
+    times.collect([_outcome("decode", old, late)])
+    assert times.mark(5.0) == 0.25
+    assert times.oldest_after([old, late], 0.0) == 5.0 and times.oldest_after([old, fresh], 0.0) == 4.75
 
 
 class Asker:

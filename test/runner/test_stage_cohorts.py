@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from sglang_layered.core.events import DropReason
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.scheduler.pipeline import cohorts as module
-from sglang_layered.scheduler.pipeline.cohorts import StageCohorts
-from sglang_layered.scheduler.pipeline.tick import PipelineTick
+from sglang_layered.scheduler import cohorts as module
+from sglang_layered.scheduler.cohorts import CohortSet
+from sglang_layered.scheduler.stream import Dropped, EventStream, Handlers, Left
+from sglang_layered.scheduler.tick import PipelineTick, works_of
 
 STAGES = PipelineStages((0, 4, 8))
 
@@ -37,6 +39,15 @@ class Kept:
         self.drops: list[tuple[tuple[str, ...], str]] = []
         self.ended: list[str] = []
         self.waiting: list[str] = []
+
+    def handlers(self) -> Handlers:
+        return {Left: self._left, Dropped: self._dropped}
+
+    def _left(self, event: Left) -> None:
+        self.left.append((event.cohort.request_ids, [req.rid for req in event.reqs]))
+
+    def _dropped(self, event: Dropped) -> None:
+        self.drops.append((event.cohort.request_ids, event.reason))
 
 
 def cut(_: Any, item: Any, leaving: Any) -> None:
@@ -64,23 +75,21 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
 
 
 @pytest.fixture
-def cohorts(kept: Kept, running: list[Any]) -> StageCohorts:
-    return StageCohorts(
-        SimpleNamespace(running_mbs=running),
-        STAGES,
-        lambda cohort, reason: kept.drops.append((cohort.request_ids, reason)),
-        lambda cohort, reqs: kept.left.append((cohort.request_ids, [req.rid for req in reqs])),
-    )
+def cohorts(kept: Kept, running: list[Any]) -> CohortSet:
+    stream = EventStream()
+    stream.add(kept)
+    return CohortSet(SimpleNamespace(running_mbs=running, ps=SimpleNamespace(pp_size=2)), STAGES, stream)
 
 
-def step(cohorts: StageCohorts) -> dict[int, tuple[str, tuple[int, int]]]:
+def step(cohorts: CohortSet) -> dict[int, tuple[str, tuple[int, int]]]:
     """Run a tick; what each stage ran: the cohort's first request and its layers."""
-    works = cohorts.works()
-    cohorts.advance(works)
+    works = works_of(cohorts.inflight, STAGES)
+    for work in works:
+        cohorts.advance(work.inflight)
     return {work.stage: (work.cohort.request_ids[0], (work.group.start, work.group.end)) for work in works}
 
 
-def test_a_cohort_goes_group_by_group_and_stage_by_stage(cohorts: StageCohorts) -> None:
+def test_a_cohort_goes_group_by_group_and_stage_by_stage(cohorts: CohortSet) -> None:
     cohorts.admit(batch("a"), plan(2, 1))
     assert not cohorts.has_room
     assert [step(cohorts) for _ in range(3)] == [{0: ("a", (0, 2))}, {0: ("a", (2, 4))}, {1: ("a", (4, 8))}]
@@ -89,7 +98,7 @@ def test_a_cohort_goes_group_by_group_and_stage_by_stage(cohorts: StageCohorts) 
 
 
 def test_a_second_cohort_enters_when_the_first_stage_is_free_and_waits_where_the_second_is_not(
-    cohorts: StageCohorts,
+    cohorts: CohortSet,
 ) -> None:
     cohorts.admit(batch("slow"), plan(1, 4))
     step(cohorts)
@@ -102,18 +111,18 @@ def test_a_second_cohort_enters_when_the_first_stage_is_free_and_waits_where_the
     assert seen[3] == {1: ("quick", (4, 8))}
 
 
-def test_the_tick_that_completes_a_cohort_says_so_and_names_everybody(cohorts: StageCohorts) -> None:
+def test_the_tick_that_completes_a_cohort_says_so_and_names_everybody(cohorts: CohortSet) -> None:
     first = cohorts.admit(batch("a", "b"), plan(1, 1))
     step(cohorts)
     cohorts.admit(batch("c"), plan(1, 1))
-    tick = PipelineTick(None, cohorts.works(), tuple(cohorts.inflight))
+    tick = PipelineTick(None, works_of(cohorts.inflight, STAGES), tuple(cohorts.inflight))
     assert tick.completed is first
     assert [req.rid for req in tick.reqs] == ["a", "b", "c"]
     assert tick.batches == [first.batch]
 
 
 def test_aborted_requests_leave_their_cohort_and_the_last_one_ends_it(
-    cohorts: StageCohorts, kept: Kept, running: list[Any]
+    cohorts: CohortSet, kept: Kept, running: list[Any]
 ) -> None:
     item = cohorts.admit(batch("a", "b"), plan(2, 2))
     step(cohorts)
@@ -122,7 +131,7 @@ def test_aborted_requests_leave_their_cohort_and_the_last_one_ends_it(
     item.reqs[0].to_finish = "abort"
     cohorts.let_aborted_leave()
     assert item.cohort.request_ids == ("b",)
-    assert [entry.request_id for entry in cohorts.ledger] == ["b"]
+    assert [rid for rid, _ in cohorts.ledger] == ["b"]
     assert (kept.left, kept.drops, kept.ended) == ([(("a", "b"), ["a"])], [], ["a"])
     assert not any(batch.batch_is_full for batch in running)
     assert step(cohorts) == {0: ("b", (2, 4))}
@@ -133,21 +142,21 @@ def test_aborted_requests_leave_their_cohort_and_the_last_one_ends_it(
 
 
 def test_requeued_prompts_wait_again_and_aborted_ones_end(
-    cohorts: StageCohorts, kept: Kept, running: list[Any]
+    cohorts: CohortSet, kept: Kept, running: list[Any]
 ) -> None:
     cohorts.admit(batch("a"), plan(1, 2))
     step(cohorts)
     cohorts.admit(batch("b", "c"), plan(2, 2))
     cohorts.inflight[1].reqs[0].to_finish = "abort"
-    cohorts.requeue("KV pool full")
+    cohorts.drop_all(DropReason.KV_POOL_FULL)
     assert (kept.ended, kept.waiting) == (["b"], ["a", "c"])
     assert [reason for _, reason in kept.drops] == ["KV pool full"] * 2
     assert not any(batch.batch_is_full for batch in running)
     assert (len(cohorts), len(cohorts.ledger)) == (0, 0)
 
 
-def test_in_a_hurry_the_rest_of_each_stage_is_one_group(cohorts: StageCohorts) -> None:
+def test_in_a_hurry_the_rest_of_each_stage_is_one_group(cohorts: CohortSet) -> None:
     cohorts.admit(batch("a"), plan(4, 4))
     step(cohorts)
-    cohorts.hurry()
+    cohorts.finish_in_one_step()
     assert [step(cohorts) for _ in range(2)] == [{0: ("a", (1, 4))}, {1: ("a", (4, 8))}]

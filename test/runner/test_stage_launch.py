@@ -18,8 +18,8 @@ from sglang_layered.runner import stage_runner
 from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.pipeline import launch as module
-from sglang_layered.scheduler.pipeline.launch import StageLauncher
-from sglang_layered.scheduler.pipeline.tick import PipelineTick
+from sglang_layered.scheduler.tick import PipelineTick
+from sglang_layered.upstream.pipeline import StageLauncher
 
 STAGES = PipelineStages((0, 4, 8))
 SAMPLED = 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fastapi import HTTPException
@@ -156,13 +157,20 @@ def test_settings_of_sglang_go_to_sglang(restored: SteppedScheduler) -> None:
     assert not restored.change({"unknown_setting": 1})
 
 
-def break_the_ledger(stepped: SteppedScheduler) -> None:
-    stepped.loop.keeper.ledger.admit("a request that is not there", ())
+def keep_too_early(stepped: SteppedScheduler, victim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the next step something hands the KV of a request in flight to the prefix cache."""
+    scheduler = stepped.scheduler
+
+    def update(running: Any) -> None:
+        monkeypatch.undo()
+        scheduler.tree_cache.cache_unfinished_req(stepped.reqs[victim])
+
+    monkeypatch.setattr(scheduler, "update_running_batch", update)
 
 
 @pytest.mark.parametrize("group", [1, 4])
 def test_a_broken_invariant_drops_the_cohort_and_goes_on_in_chunks(
-    restored: SteppedScheduler, caplog: pytest.LogCaptureFixture, group: int
+    restored: SteppedScheduler, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, group: int
 ) -> None:
     tokens = [prompt(20, 11), prompt(300, 12), prompt(900, 13)]
     expected = [alone(restored, one, 15) for one in tokens]
@@ -171,7 +179,7 @@ def test_a_broken_invariant_drops_the_cohort_and_goes_on_in_chunks(
     restored.step(2)
     victim = restored.send(tokens[1], 15)
     restored.step_until(lambda: restored.next_group == group)
-    break_the_ledger(restored)
+    keep_too_early(restored, victim, monkeypatch)
     with caplog.at_level(logging.ERROR):
         restored.step()
     assert restored.next_group is None
@@ -202,7 +210,8 @@ def test_a_failing_policy_sends_prompts_in_chunks(
     tokens = prompt(300, 16)
     expected = alone(restored, tokens, 5)
     restored.loop._checker.is_strict = False
-    restored.loop.controls.policy = policy
+    controls = restored.loop.controls
+    controls.put_in_force(controls.config, policy, "test")
     restored.send(prompt(10, 17), 60)
     restored.step(2)
     assert restored.finish(restored.send(tokens, 5)) == [expected]
@@ -211,12 +220,11 @@ def test_a_failing_policy_sends_prompts_in_chunks(
     assert not restored.loop.controls.is_layered
 
 
-def test_strict_stops_the_server_instead(restored: SteppedScheduler) -> None:
+def test_strict_stops_the_server_instead(restored: SteppedScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
     restored.send(prompt(20, 14), 15)
     restored.step(2)
-    restored.send(prompt(300, 15), 4)
+    victim = restored.send(prompt(300, 15), 4)
     restored.step(2)
-    break_the_ledger(restored)
-    with pytest.raises(InvariantError):
+    keep_too_early(restored, victim, monkeypatch)
+    with pytest.raises(InvariantError, match=f"KV of request {victim} would be kept"):
         restored.step()
-    del restored.loop.keeper.ledger._entries["a request that is not there"]

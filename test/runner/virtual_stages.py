@@ -17,8 +17,8 @@ from exact_model import ExactModel, ExactStack, RowLog
 from sglang_layered.core.events import CohortDropped, Event, RequestsLeft
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.runner.stage_runner import StageRunner
-from sglang_layered.scheduler.pipeline.launch import StageLauncher
-from sglang_layered.scheduler.pipeline.tick import PipelineTick
+from sglang_layered.scheduler.tick import PipelineTick
+from sglang_layered.upstream.pipeline import StageLauncher
 
 
 class StageLog(RowLog):

@@ -76,7 +76,7 @@ class Machine:
         self.now_s += took_s
         self.policy.observe(load, took_s)
         self.gaps_s.append(self.now_s - self.heard_s)
-        self.policy.spaced(self.gaps_s[-1], is_paced)
+        self.policy.observe_gap(self.gaps_s[-1], is_paced)
         self.heard_s = self.now_s
 
     def decode(self, times: int = 1) -> None:

@@ -126,7 +126,7 @@ def test_the_same_calls_give_the_same_decisions(seed: int) -> None:
         assert len({each.next_layers(PaceView(load, 3, due)) for each in ranks}) == 1
         assert len({each.observe(load, took) for each in ranks}) == 1
         for each in ranks:
-            each.spaced(gap, is_paced=True)
+            each.observe_gap(gap, was_planned=True)
 
 
 def test_a_prompt_far_longer_than_any_seen_begins_with_half_the_room() -> None:
@@ -205,13 +205,13 @@ def test_a_doubled_step_cost_is_followed_within_20_steps_without_oscillation() -
 def test_a_margin_widens_by_misses_and_narrows_in_quiet_stretches() -> None:
     policy = AutoPolicy(0.02)
     before = policy.margin.part
-    policy.spaced(0.03, is_paced=False)  # a decode step was late: not our doing
+    policy.observe_gap(0.03, was_planned=False)  # a decode step was late: not our doing
     assert policy.margin.part == before
-    policy.spaced(0.03, is_paced=True)
+    policy.observe_gap(0.03, was_planned=True)
     wider = policy.margin.part
     assert wider > before
     for _ in range(64):
-        policy.spaced(0.01, is_paced=True)
+        policy.observe_gap(0.01, was_planned=True)
     assert before < policy.margin.part < wider
 
 

@@ -46,7 +46,7 @@ class KeepsLimit(Plain):
     def keep_tbt_limit(self, limit_s: float | None) -> None:
         self.limits_s.append(limit_s)
 
-    def spaced(self, gap_s: float, is_paced: bool) -> None:
+    def observe_gap(self, gap_s: float, was_planned: bool) -> None:
         pass
 
 

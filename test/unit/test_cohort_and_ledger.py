@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
+from sglang_layered.core.stages import PipelineStages
 from sglang_layered.errors import CohortError, InvariantError
 
 NUM_LAYERS = 6
@@ -42,72 +43,51 @@ def test_a_cohort_refuses_what_its_state_forbids() -> None:
 
 @given(num_layers=st.integers(1, 40), data=st.data())
 def test_a_cohort_with_its_rest_at_once_has_one_group_to_go(num_layers: int, data: st.DataObject) -> None:
-    cohort = Cohort(LayerGroupPlan.even(num_layers, data.draw(st.integers(1, num_layers))), ("a",))
-    for _ in range(data.draw(st.integers(0, cohort.plan.num_groups - 1))):
-        cohort = cohort.advance()
-    merged = cohort.with_rest_at_once()
-    assert merged.is_last_group
-    assert merged.group == LayerGroup(cohort.group.start, num_layers)
-    assert (merged.request_ids, merged.next_group) == (cohort.request_ids, cohort.next_group)
-    assert merged.with_rest_at_once() == merged
-    assert merged.advance().is_done
+    plan = LayerGroupPlan.even(num_layers, data.draw(st.integers(1, num_layers)))
+    stages = PipelineStages((0, num_layers))
+    index = data.draw(st.integers(0, plan.num_groups - 1))
+    merged = stages.rest_at_once(plan, index)
+    assert merged.groups == (*plan.groups[:index], LayerGroup(plan.groups[index].start, num_layers))
+    assert stages.rest_at_once(merged, index) == merged
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The ledger against a dictionary of sets of filled layers."""
+    """The ledger against a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = GroupKVLedger(NUM_LAYERS)
-        self.filled: dict[str, set[int]] = {}
-        self.slots: dict[str, int] = {}
+        self.ledger = GroupKVLedger()
+        self.slots: dict[str, range] = {}
 
     @rule(name=st.sampled_from("abcd"), num_slots=st.integers(1, 9))
     def admit(self, name: str, num_slots: int) -> None:
-        if name in self.filled:
+        if name in self.slots:
             with pytest.raises(InvariantError, match="twice"):
                 self.ledger.admit(name, range(num_slots))
             return
-        self.ledger.admit(name, range(num_slots))
-        self.filled[name], self.slots[name] = set(), num_slots
-
-    @rule(name=st.sampled_from("abcd"), start=st.integers(0, NUM_LAYERS), length=st.integers(1, 3))
-    def run_group(self, name: str, start: int, length: int) -> None:
-        group = LayerGroup(start, start + length)
-        layers = set(range(start, start + length))
-        fits = name in self.filled and start == len(self.filled[name]) and start + length <= NUM_LAYERS
-        if not fits:
-            with pytest.raises(InvariantError):
-                self.ledger.group_done([name], group)
-            return
-        self.ledger.group_done([name], group)
-        self.filled[name] |= layers
+        self.slots[name] = range(num_slots)
+        self.ledger.admit(name, self.slots[name])
 
     @rule(name=st.sampled_from("abcd"))
     def complete(self, name: str) -> None:
-        if name in self.filled and len(self.filled[name]) < NUM_LAYERS:
-            with pytest.raises(InvariantError, match="only up to"):
+        if name not in self.slots:
+            with pytest.raises(InvariantError, match="not in flight"):
                 self.ledger.complete([name])
-        elif name in self.filled:
-            self.ledger.complete([name])
-            del self.filled[name], self.slots[name]
+            return
+        self.ledger.complete([name])
+        del self.slots[name]
 
-    @precondition(lambda self: self.filled)
-    @rule(data=st.data())
-    def drop(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.filled)))
-        self.ledger.drop([name])
-        del self.filled[name], self.slots[name]
+    @rule(names=st.lists(st.sampled_from("abcd"), unique=True))
+    def release(self, names: list[str]) -> None:
+        self.ledger.released(names)
+        for name in names:
+            self.slots.pop(name, None)
 
     @invariant()
     def agrees(self) -> None:
-        assert {entry.request_id: entry.filled_layers for entry in self.ledger} == {
-            name: len(layers) for name, layers in self.filled.items()
-        }
-        partial = [name for name, layers in self.filled.items() if len(layers) < NUM_LAYERS]
-        assert self.ledger.num_partial_slots == sum(self.slots[name] for name in partial)
-        for name in "abcd":
-            assert self.ledger.may_enter_prefix_cache(name) == (name not in partial)
+        assert dict(self.ledger) == self.slots
+        assert len(self.ledger) == len(self.slots)
+        assert all(self.ledger.may_be_kept(name) == (name not in self.slots) for name in "abcd")
 
 
 TestLedger = LedgerMachine.TestCase

@@ -49,18 +49,8 @@ def test_a_cohort_counts_the_tokens_of_all_its_prompts() -> None:
     assert FixedCountPolicy(5).plan(view) == LayerGroupPlan.even(48, 5)
 
 
-@given(num_layers=st.integers(1, 40), data=st.data())
-def test_merging_keeps_the_groups_before(num_layers: int, data: st.DataObject) -> None:
-    plan = LayerGroupPlan.even(num_layers, data.draw(st.integers(1, num_layers)))
-    index = data.draw(st.integers(0, plan.num_groups - 1))
-    *kept, rest = layers_of(plan.merged_from(index))
-    assert kept == layers_of(plan)[:index]
-    assert rest == [layer for group in layers_of(plan)[index:] for layer in group]
-
-
-def test_whole_is_one_group_and_merging_it_all() -> None:
+def test_whole_is_one_group() -> None:
     assert layers_of(LayerGroupPlan.whole(5)) == [[0, 1, 2, 3, 4]]
-    assert LayerGroupPlan.even(5, 3).merged_from(0) == LayerGroupPlan.whole(5)
 
 
 @pytest.mark.parametrize("groups", [0, -1, 9])

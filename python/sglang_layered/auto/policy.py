@@ -130,10 +130,10 @@ class AutoPolicy:
             self.surprise.seen(self._last_step_s / predicted_s)
         return predicted_s
 
-    def spaced(self, gap_s: float, is_paced: bool) -> None:
+    def observe_gap(self, gap_s: float, was_planned: bool) -> None:
         """Hear the longest gap that the latest step made; after a step of ours the margin follows."""
         self.overhead.seen(gap_s, self._last_step_s)
-        if self.tbt_limit_s is None or not is_paced:
+        if self.tbt_limit_s is None or not was_planned:
             return
         if gap_s <= self.tbt_limit_s:
             self.margin.kept()

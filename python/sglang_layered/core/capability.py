@@ -35,7 +35,7 @@ PLANS_ONLY = frozenset({Capability.RUNS_ON_STAGES})
 
 METHODS: Mapping[Capability, tuple[str, ...]] = {
     Capability.LEARNS: ("begin", "observe", "learned"),
-    Capability.KEEPS_TBT_LIMIT: ("keep_tbt_limit", "spaced"),
+    Capability.KEEPS_TBT_LIMIT: ("keep_tbt_limit", "observe_gap"),
     Capability.PACES_STEPS: ("begin", "cohort_tokens", "next_layers", "prompt_s"),
     Capability.RUNS_ON_STAGES: (),
 }

@@ -45,10 +45,6 @@ class Cohort:
             raise CohortError(f"cohort {self.request_ids} has run all its groups")
         return self.plan.groups[self.next_group]
 
-    def with_rest_at_once(self) -> Cohort:
-        """The cohort with all groups that it has still to run as one."""
-        return replace(self, plan=self.plan.merged_from(self.next_group))
-
     def with_next_layers(self, num_layers: int) -> Cohort:
         """The cohort whose next group has so many layers, and what is left after it is one group."""
         start, last = self.group.start, self.plan.num_layers

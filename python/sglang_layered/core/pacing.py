@@ -207,9 +207,9 @@ class StepPolicy(GroupPolicy, Protocol):
         """A step took so long; gives the time that was predicted for it."""
         ...
 
-    def spaced(self, gap_s: float, is_paced: bool) -> None:
+    def observe_gap(self, gap_s: float, was_planned: bool) -> None:
         """The longest time between two tokens that the latest step made, with all that was around it.
 
-        `is_paced` tells that the policy had chosen its layers.
+        `was_planned` tells that the policy had chosen its layers.
         """
         ...

@@ -67,11 +67,6 @@ class LayerGroupPlan:
         """All layers as one group."""
         return cls.even(num_layers, 1)
 
-    def merged_from(self, index: int) -> LayerGroupPlan:
-        """The same plan with group `index` and all after it as one group."""
-        rest = LayerGroup(self.groups[index].start, self.num_layers)
-        return LayerGroupPlan(self.num_layers, (*self.groups[:index], rest))
-
     @classmethod
     def from_cuts(cls, num_layers: int, cuts: Sequence[int]) -> LayerGroupPlan:
         """Groups between neighbouring cuts; the first cut must be 0 and the last `num_layers`."""

@@ -47,6 +47,10 @@ class Listeners:
     def __bool__(self) -> bool:
         return bool(self._attached)
 
+    def attach(self, listener: Listener) -> None:
+        """Let one more listen."""
+        self._attached.append(listener)
+
     def emit(self, event: Event) -> None:
         """Give `event` to each listener; one that raises is logged, closed and never called again."""
         for listener in tuple(self._attached):

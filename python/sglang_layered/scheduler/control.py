@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
 from typing import Any, cast
@@ -16,23 +16,25 @@ from sglang_layered.core.capability import ON_STEPS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.errors import ConfigError, LayeredPrefillError
+from sglang_layered.scheduler.admission import Admission
+from sglang_layered.scheduler.stream import EventStream, SettingsChanged
 from sglang_layered.settings import KEYS, refusal
 
 logger = logging.getLogger(__name__)
 
 
 class Controls:
-    """The settings in force. `changed` is called after every change with the reason."""
+    """The settings in force: the mode, the policy, and the budget of a cohort (`admission`)."""
 
-    def __init__(self, scheduler: Any, config: LayeredConfig, num_layers: int) -> None:
+    def __init__(self, scheduler: Any, config: LayeredConfig, num_layers: int, stream: EventStream) -> None:
+        """`num_layers` is the most groups that a plan may have."""
         config.check_depth(num_layers)
         self.config = config
         self.policy: GroupPolicy = config.make_policy()
+        self.admission = Admission(scheduler)
         self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last with a part in every step
-        self.num_layers = num_layers
-        self._scheduler = scheduler
-        self._start_cohort_tokens = self.cohort_tokens = scheduler.chunked_prefill_size
-        self.changed: list[Callable[[str], None]] = []
+        self._num_layers = num_layers
+        self._stream = stream
 
     @property
     def is_layered(self) -> bool:
@@ -55,7 +57,7 @@ class Controls:
 
     def go_on_chunked(self, reason: str) -> None:
         """Admit no more cohorts until an operator says otherwise."""
-        self._put_in_force(replace(self.config, prefill_mode="chunked"), self.policy, reason)
+        self.put_in_force(replace(self.config, prefill_mode="chunked"), self.policy, reason)
 
     def handle(self, wanted: Mapping[str, float]) -> SetInternalStateReqOutput:
         """Change what the request names, all of it or, when a value is bad, nothing."""
@@ -66,8 +68,7 @@ class Controls:
             logger.error("/set_internal_state refused, nothing changed: %s", error)
             return refusal(str(error))
         if cohort_tokens is not None:
-            self._scheduler.chunked_prefill_size = self.cohort_tokens = cohort_tokens
-            get_context().override(source="layered", chunked_prefill_size=cohort_tokens)
+            self.admission.allow(cohort_tokens)
         logger.warning("/set_internal_state: from the next cohort on %s", dict(wanted))
         return SetInternalStateReqOutput(updated=True)
 
@@ -88,8 +89,9 @@ class Controls:
         if "layered_num_groups" in numbers:
             changes["layered_num_groups"] = numbers["layered_num_groups"] or None
         config = replace(self.config, **changes)
-        config.check_depth(self.num_layers)
-        return config, self._cohort_tokens(numbers.get("layered_cohort_tokens"))
+        config.check_depth(self._num_layers)
+        tokens = numbers.get("layered_cohort_tokens")
+        return config, None if tokens is None else self.admission.check(tokens)
 
     def _tbt_ms(self, wanted: float) -> float | None:
         named = replace(self.config, prefill_mode="layered")  # also while the server is in chunked mode
@@ -100,18 +102,6 @@ class Controls:
             )
         return wanted or None
 
-    def _cohort_tokens(self, wanted: int | None) -> int | None:
-        limit, page = self._start_cohort_tokens, self._scheduler.page_size
-        if wanted is None:
-            return None
-        if limit is None:
-            raise ConfigError("layered_cohort_tokens: this server was started with --chunked-prefill-size -1")
-        if not page <= wanted <= limit:
-            raise ConfigError(
-                f"layered_cohort_tokens {wanted}: give {page} to {limit}, the server's --chunked-prefill-size"
-            )
-        return wanted - wanted % page
-
     def _adopt(self, config: LayeredConfig, reason: str) -> None:
         if self._on_steps is not None:
             self._learned = (self.config, self.policy)
@@ -121,9 +111,10 @@ class Controls:
             config.hand_limit(policy)
         else:
             policy = config.make_policy()
-        self._put_in_force(config, policy, reason)
+        self.put_in_force(config, policy, reason)
 
-    def _put_in_force(self, config: LayeredConfig, policy: GroupPolicy, reason: str) -> None:
+    def put_in_force(self, config: LayeredConfig, policy: GroupPolicy, reason: str) -> None:
+        """From now on these, and everybody who listens is told."""
         mode_changes = config.prefill_mode != self.config.prefill_mode
         self.config, self.policy = config, policy
         get_context().override(
@@ -133,9 +124,7 @@ class Controls:
             layered_num_groups=config.layered_num_groups,
             slo_tbt_ms=config.slo_tbt_ms,
         )
-        if mode_changes:
-            for tell in self.changed:
-                tell(reason)
+        self._stream.emit(SettingsChanged(config, reason, mode_changes))
 
 
 def _same_policy(one: LayeredConfig, other: LayeredConfig) -> bool:

@@ -46,6 +46,13 @@ def ready_to_decode(scheduler: Any, batch: ScheduleBatch) -> ScheduleBatch:
     return batch
 
 
+def admit_waiting_grammars(scheduler: Any) -> None:
+    """Queue requests whose grammar has been compiled; SGLang does so where it looks for new prompts."""
+    if scheduler.grammar_manager.has_waiting_grammars():
+        for req in scheduler.grammar_manager.get_ready_grammar_requests():
+            scheduler._add_request_to_queue(req)
+
+
 def begin_launch(scheduler: Any, stage: ScheduleBatch, batches: Sequence[ScheduleBatch]) -> None:
     """Count and stamp a step as `run_batch` does one batch; `batches` are all that the step runs.
 

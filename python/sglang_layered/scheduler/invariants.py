@@ -1,8 +1,9 @@
-"""The invariant checker: ledger against cohort in every step; KV pool and all that keeps KV too when asked.
+"""The invariant checker: after every step, is a half-filled KV slot where something could use it?
 
-A half-filled slot is in none of these places: the free lists of the pool and, where there is one, of the
-sliding windows' pool; the prefix tree, which names the slots of both; the slots of streaming sessions
-(`kept_kv`). `full` and `strict` are slow by design: they walk them all after every step.
+It must be in none of these places: the free lists of the pool and, where there is one, of the pool of sliding
+windows; the prefix tree, which names the slots of both; the slots of streaming sessions. `upstream/cache.py`
+knows these places. `full` and `strict` are slow by design: they walk them all. The cache's gate works at any
+level.
 """
 
 from __future__ import annotations
@@ -12,38 +13,42 @@ from typing import Any
 import torch
 from sglang.srt.environ import envs
 
-from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.errors import InvariantError
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.kept_kv import session_values, tree_values
+from sglang_layered.scheduler.cohorts import CohortSet
+from sglang_layered.upstream.cache import session_values, tree_values
 
 
 class InvariantChecker:
-    """Checks one scheduler's pools against the ledger, as far as `level` says (basic, full, strict).
+    """Checks one scheduler's pools against the cohorts in flight, as far as `level` says.
 
     Raises:
         InvariantError: a half-filled slot is free, cached or not where the pool says; the ledger and the
-            cohort in flight disagree; or SGLang's own accounting misses slots.
+            cohorts in flight disagree; or SGLang's own accounting misses slots.
     """
 
-    def __init__(self, scheduler: Any, ledger: GroupKVLedger, level: str) -> None:
+    def __init__(self, scheduler: Any, cohorts: CohortSet, level: str) -> None:
         self._scheduler = scheduler
-        self._ledger = ledger
+        self._cohorts = cohorts
         self._walks_pools = level != "basic"
-        self._counts_slots = self._walks_pools or envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get() > 0
+        asked = self._walks_pools or envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get() > 0
+        # SGLang's own count knows one running batch; over stages every micro-batch has one.
+        self._counts_slots = asked and scheduler.ps.pp_size == 1
         self.is_strict = level == "strict"
 
-    def before_group(self, inflight: InFlightCohort | None) -> None:
-        """Check before anything of a step is prepared, so that a broken step leaves nothing half done."""
-        self._check_ledger(inflight)
+    @property
+    def is_on(self) -> bool:
+        """False at level `basic`, where nothing is walked."""
+        return self._walks_pools or self._counts_slots
 
-    def after_step(self, inflight: InFlightCohort | None) -> None:
-        """Check between two steps."""
+    def between_steps(self) -> None:
+        """Check, while no step is half scheduled."""
         if self._walks_pools:
-            self._check_ledger(inflight)
-            if inflight is not None:
-                slots: list[Any] = [entry.slots for entry in self._ledger]
+            self._check_ledger()
+            slots: list[Any] = [slots for _, slots in self._cohorts.ledger]
+            if slots:
                 self._check_slots(torch.cat(slots).to(torch.int64))
+            for inflight in self._cohorts.inflight:
                 self._check_pool_rows(inflight)
         if self._counts_slots:
             try:
@@ -51,19 +56,15 @@ class InvariantChecker:
             except AssertionError as error:
                 raise InvariantError(str(error)) from error
 
-    def _check_ledger(self, inflight: InFlightCohort | None) -> None:
-        known = {entry.request_id: entry.filled_layers for entry in self._ledger}
-        if inflight is None:
-            expected = {}
-        else:
-            filled = inflight.cohort.group.start
-            expected = dict.fromkeys(inflight.cohort.request_ids, filled)
-        if known != expected:
-            raise InvariantError(f"the ledger holds {known}, the cohort in flight is {expected}")
+    def _check_ledger(self) -> None:
+        known = [request_id for request_id, _ in self._cohorts.ledger]
+        expected = [name for item in self._cohorts.inflight for name in item.cohort.request_ids]
+        if sorted(known) != sorted(expected):
+            raise InvariantError(f"the ledger holds {known}, in flight are {expected}")
 
     def _check_pool_rows(self, inflight: InFlightCohort) -> None:
         table = self._scheduler.req_to_token_pool.req_to_token
-        slots: dict[str, Any] = {entry.request_id: entry.slots for entry in self._ledger}
+        slots: dict[str, Any] = dict(self._cohorts.ledger)
         for req, length in zip(inflight.reqs, inflight.batch.extend_lens, strict=True):
             end = int(req.extend_range.end)
             row = table[req.req_pool_idx, end - length : end]

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang.srt.observability.metrics_collector import QueueCount
 
-from sglang_layered.scheduler.pipeline.tick import PipelineTick
+from sglang_layered.scheduler.tick import PipelineTick
 
 Requests = Iterable[Any]
 

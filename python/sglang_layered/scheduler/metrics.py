@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
-from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.events import DropReason
-from sglang_layered.core.pacing import Decision
-from sglang_layered.core.view import StepKind, StepTiming
+from sglang_layered.core.view import StepKind
 from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
 from sglang_layered.metrics.table import Needs
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.loads import count_cohorts
+from sglang_layered.scheduler.stream import (
+    Admitted,
+    Dropped,
+    Handlers,
+    Paced,
+    Predicted,
+    SettingsChanged,
+    StepDone,
+)
 
 CHANGES = (
     ("chunked", "operator"),
@@ -57,16 +64,35 @@ def show_mode(instruments: Instruments, config: LayeredConfig, value: int = 1) -
 
 
 class LoopMetrics:
-    """Of one layered loop."""
+    """Of one layered loop: a handler an event, each metric a row of the table and a line in its handler."""
 
-    def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
+    def __init__(
+        self, scheduler: Any, config: LayeredConfig, in_flight: Callable[[], list[InFlightCohort]]
+    ) -> None:
+        """`in_flight` gives the cohorts in flight, the oldest first."""
         self._instruments: Instruments = getattr(scheduler, "layered_instruments", NoInstruments())
-        self._is_off = isinstance(self._instruments, NoInstruments)
         self._scheduler = scheduler
+        self._in_flight = in_flight
         self._config = config
         self._strategy: str | None = None
         self._shown: dict[tuple[str, str], int] = {}
-        self._instruments.set("layered_prefill_active", config.is_layered)
+        self._start()
+
+    def handlers(self) -> Handlers:
+        """Nothing on a rank that writes no metrics."""
+        if isinstance(self._instruments, NoInstruments):
+            return {}
+        return {
+            Admitted: self._admitted,
+            StepDone: self._step_done,
+            Dropped: self._dropped,
+            SettingsChanged: self._settings_changed,
+            Paced: self._paced,
+            Predicted: self._predicted,
+        }
+
+    def _start(self) -> None:
+        self._instruments.set("layered_prefill_active", self._config.is_layered)
         for kind in get_args(StepKind):
             self._instruments.add("layered_steps_total", 0, kind=kind)
         for reason in DropReason:
@@ -74,67 +100,59 @@ class LoopMetrics:
         for mode, why in CHANGES:
             self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=why)
         self._instruments.add("layered_steps_over_budget_total", 0)
-        self.in_flight([])
-        count_cohorts(scheduler)
+        self._show_cohorts()
 
-    def admitted(self, inflight: InFlightCohort) -> None:
-        """A cohort was admitted."""
-        self._instruments.observe("layered_cohort_tokens", inflight.num_prompt_tokens)
+    def _admitted(self, event: Admitted) -> None:
+        self._instruments.observe("layered_cohort_tokens", event.inflight.num_prompt_tokens)
 
-    def finished(self, cohort: Cohort) -> None:
-        """A cohort passed its last group."""
-        self._instruments.observe("layered_groups_per_cohort", cohort.plan.num_groups)
-
-    def stepped(self, timing: StepTiming, strategy: str | None) -> None:
-        """A step's results were processed."""
-        if self._is_off:
-            return
+    def _step_done(self, event: StepDone) -> None:
+        timing, strategy = event.timing, event.step.strategy
         self._instruments.add("layered_steps_total", kind=timing.kind)
         self._instruments.observe("layered_step_seconds", timing.duration_s, kind=timing.kind)
+        if event.step.finished is not None:
+            self._instruments.observe("layered_groups_per_cohort", event.step.finished.plan.num_groups)
         if strategy is not None and strategy != self._strategy:
             if self._strategy is not None:
                 self._instruments.set("layered_strategy_info", 0, strategy=self._strategy)
             self._instruments.set("layered_strategy_info", 1, strategy=strategy)
             self._strategy = strategy
+        self._show_cohorts()
 
-    def predicted(self, kind: str, predicted_s: float, duration_s: float) -> None:
-        """A step that was predicted to take so long took so long."""
-        error = abs(predicted_s / duration_s - 1) if duration_s > 0 else 0.0
-        self._instruments.observe("layered_step_prediction_error_ratio", error, kind=kind)
+    def _predicted(self, event: Predicted) -> None:
+        ratio = event.predicted_s / event.duration_s if event.duration_s > 0 else 1.0
+        self._instruments.observe("layered_step_prediction_error_ratio", abs(ratio - 1), kind=event.kind)
 
-    def paced(self, decision: Decision) -> None:
-        """A step policy chose the layers of a step."""
-        self._instruments.observe("layered_step_budget_seconds", max(decision.budget_s, 0.0))
-        if not decision.fits:
+    def _paced(self, event: Paced) -> None:
+        self._instruments.observe("layered_step_budget_seconds", max(event.decision.budget_s, 0.0))
+        if not event.decision.fits:
             self._instruments.add("layered_steps_over_budget_total")
 
-    def in_flight(self, cohorts: list[InFlightCohort]) -> None:
-        """These are in flight now, the oldest first."""
-        if self._is_off:
+    def _dropped(self, event: Dropped) -> None:
+        self._instruments.add("layered_dropped_cohorts_total", reason=event.reason)
+        self._show_cohorts()
+
+    def _settings_changed(self, event: SettingsChanged) -> None:
+        if not event.has_other_mode:
             return
-        done = left = partial = 0
+        config = event.config
+        show_mode(self._instruments, self._config, 0)
+        show_mode(self._instruments, config)
+        self._config = config
+        self._instruments.set("layered_prefill_active", config.is_layered)
+        self._instruments.add("layered_mode_changes_total", mode=config.prefill_mode, reason=event.reason)
+
+    def _show_cohorts(self) -> None:
+        cohorts, done, left = self._in_flight(), 0, 0
         if cohorts:
             oldest = cohorts[0].cohort
             done, left = oldest.next_group, oldest.plan.num_groups - oldest.next_group
-            partial = sum(inflight.num_prompt_tokens for inflight in cohorts)
+        partial = sum(inflight.num_prompt_tokens for inflight in cohorts)
         self._show("layered_cohorts_in_flight", len(cohorts))
         self._show("layered_cohort_groups", done, state="done")
         self._show("layered_cohort_groups", left, state="left")
         self._show("layered_parked_bytes", sum(map(parked_bytes, cohorts)))
         self._show("layered_kv_slots", partial, state="partial")
         self._show("layered_kv_slots", self._used_slots() - partial, state="filled")
-
-    def dropped(self, reason: DropReason) -> None:
-        """A cohort left before its last group."""
-        self._instruments.add("layered_dropped_cohorts_total", reason=reason)
-
-    def mode_changed(self, config: LayeredConfig, reason: str) -> None:
-        """The server goes on in another mode."""
-        show_mode(self._instruments, self._config, 0)
-        show_mode(self._instruments, config)
-        self._config = config
-        self._instruments.set("layered_prefill_active", config.is_layered)
-        self._instruments.add("layered_mode_changes_total", mode=config.prefill_mode, reason=reason)
 
     def _show(self, name: str, value: int, state: str = "") -> None:
         """Set a gauge, if it changes."""

@@ -21,7 +21,7 @@ from sglang_layered.metrics.slo import RequestTiming, SloLimits
 from sglang_layered.metrics.traffic_feed import TrafficFeed
 from sglang_layered.scheduler.charges import ENERGY_J, EXPERT_BYTES, Charges, asked, gets_token
 from sglang_layered.scheduler.metrics import instruments_of, is_first, show_mode
-from sglang_layered.scheduler.results import LaunchedStep
+from sglang_layered.scheduler.stream import Handlers, ResultsDue
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +37,6 @@ def observe(scheduler: Any) -> None:
         scheduler.layered_observer = Observer(scheduler, config)
 
 
-def tell_observer(scheduler: Any, step: LaunchedStep, num_layers: int) -> None:
-    """A layered step's results are about to be processed; SGLang sees only a part of what it held."""
-    observer = getattr(scheduler, "layered_observer", None)
-    if observer is not None and step.cohort is not None:
-        part = step.cohort.group.num_layers / num_layers
-        prompts = [(req, num_rows * part) for req, num_rows in step.prompt]
-        observer.step(step.number, prompts, [(req, 1.0) for req in step.decodes], step.timer.start_s)
-
-
 class Observer:
     """One scheduler's; a rank that writes no metrics has none."""
 
@@ -57,11 +48,26 @@ class Observer:
         self._energy = (
             EnergyFeed.start(scheduler, self._instruments) if config.enable_energy_metrics else None
         )
-        keys = [EXPERT_BYTES] * (self._watch is not None)
-        keys += [ENERGY_J] * (self._energy is not None and self._energy.has_meter)
+        keys = []
+        if self._watch is not None:
+            keys.append(EXPERT_BYTES)
+        if self._energy is not None and self._energy.has_meter:
+            keys.append(ENERGY_J)
         self._charges = Charges(keys)
         self._charged = 0  # the newest step that was
         self._start_limits()
+
+    def handlers(self) -> Handlers:
+        """What it hears of the layered loop."""
+        return {ResultsDue: self._results_due}
+
+    def _results_due(self, event: ResultsDue) -> None:
+        """A layered step holds more than the batches whose results SGLang processes."""
+        step, cohort = event.step, event.step.cohort
+        if cohort is not None:
+            part = cohort.group.num_layers / cohort.plan.num_layers
+            prompts = [(req, num_rows * part) for req, num_rows in step.prompt]
+            self.step(step.number, prompts, [(req, 1.0) for req in step.decodes], step.timer.start_s)
 
     def step(self, number: int, prompts: Weighted, decodes: Weighted, launch_s: float) -> None:
         """A step's results are about to be processed; weights are its rows, times the part of the layers.

@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.stages import PipelineStages
 from sglang_layered.core.view import SchedulerView, StepTiming
 from sglang_layered.errors import PlanError
 from sglang_layered.scheduler.control import Controls
@@ -28,15 +29,18 @@ def warn_of_dense(layers: tuple[LayerShape, ...]) -> None:
 
 
 class Planner:
-    """Shows the policy in force what it may know, and checks what it says."""
+    """Shows the policy in force what it may know, and checks what it says.
+
+    It plans the layers of each pipeline stage as a model of their own.
+    """
 
     def __init__(
-        self, scheduler: Any, controls: Controls, num_layers: int, layers: tuple[LayerShape, ...]
+        self, scheduler: Any, controls: Controls, stages: PipelineStages, layers: tuple[LayerShape, ...]
     ) -> None:
         self._scheduler = scheduler
         self._controls = controls
-        self._num_layers = num_layers
-        self._layers = layers
+        self._stages = stages
+        self._shapes = [layers[stage.start : stage.end] for stage in stages.layers]
 
     def plan(self, batch: ScheduleBatch, last_step: StepTiming | None) -> LayerGroupPlan:
         """The policy's plan for these prompts.
@@ -44,21 +48,30 @@ class Planner:
         Raises:
             PlanError: the policy gave no plan for this model. Whatever else the policy raises passes.
         """
-        policy = self._controls.policy
-        plan = policy.plan(self._view(batch, last_step))
-        if not isinstance(plan, LayerGroupPlan) or plan.num_layers != self._num_layers:
-            raise PlanError(f"policy {self._controls.policy_text} gave {plan} for {self._num_layers} layers")
-        return plan
+        policy, plans = self._controls.policy, []
+        for stage, layers in zip(self._stages.layers, self._shapes, strict=True):
+            plan = policy.plan(self._view(batch, last_step, stage.num_layers, layers))
+            if not isinstance(plan, LayerGroupPlan) or plan.num_layers != stage.num_layers:
+                name = self._controls.policy_text
+                raise PlanError(f"policy {name} gave {plan} for {stage.num_layers} layers")
+            plans.append(plan)
+        return self._stages.joined(plans)
 
-    def _view(self, batch: ScheduleBatch, last_step: StepTiming | None) -> SchedulerView:
+    def _view(
+        self,
+        batch: ScheduleBatch,
+        last_step: StepTiming | None,
+        num_layers: int,
+        layers: tuple[LayerShape, ...],
+    ) -> SchedulerView:
         running = self._scheduler.running_batch
         return SchedulerView(
-            num_layers=self._num_layers,
+            num_layers=num_layers,
             prompt_lens=tuple(batch.extend_lens),
             prefix_lens=tuple(batch.prefix_lens),
             num_running=len(running.reqs),
             decode_kv_tokens=sum(req.seqlen for req in running.reqs),
             num_waiting=len(self._scheduler.waiting_queue),
             last_step=last_step,
-            layers=self._layers,
+            layers=layers,
         )

@@ -1,9 +1,9 @@
-"""Tells listeners what the loop did. With no listener nothing is built."""
+"""Tells listeners what the loop did, in values that leave the scheduler. With no listener none is built."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from sglang_layered.config import LayeredConfig
@@ -13,6 +13,7 @@ from sglang_layered.core.events import (
     CohortDropped,
     CohortFinished,
     DropReason,
+    Event,
     GroupDone,
     ModeChanged,
     RequestsLeft,
@@ -20,60 +21,85 @@ from sglang_layered.core.events import (
     StepDone,
 )
 from sglang_layered.core.pacing import ModelSizes
-from sglang_layered.core.view import StepTiming
-from sglang_layered.listeners.dispatch import Listeners
-from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.listeners.dispatch import Listener, Listeners, find_listeners
+from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.results import LaunchedStep
 
 
 class Reporter:
-    """Builds events from the scheduler's state and hands them to the listeners."""
+    """Builds `core/events.py` from the loop's events and hands them to the listeners."""
 
     def __init__(self, scheduler: Any, listeners: Listeners) -> None:
         self._scheduler = scheduler
         self._listeners = listeners
+        self._decoding: list[Any] = []  # requests that get a token from the results at hand
+
+    @classmethod
+    def of(cls, scheduler: Any, config: LayeredConfig) -> Reporter:
+        """With the listeners that the flags name."""
+        return cls(scheduler, find_listeners(listener_specs(scheduler, config)))
+
+    @property
+    def is_on(self) -> bool:
+        """True while somebody listens."""
+        return bool(self._listeners)
+
+    def attach(self, listener: Listener) -> None:
+        """Let it listen from now on."""
+        self._listeners.attach(listener)
+
+    def handlers(self) -> stream.Handlers:
+        """What becomes of each event of the loop."""
+        made: dict[type, Callable[[Any], None]] = {
+            stream.Admitted: self._admitted,
+            stream.ResultsDue: self._results_due,
+            stream.StepDone: self._step_done,
+            stream.Left: self._left,
+            stream.Dropped: self._dropped,
+            stream.SettingsChanged: self._settings_changed,
+        }
+        return {kind: self._if_on(build) for kind, build in made.items()}
 
     def started(self, policy: str, cohort_tokens: int | None, sizes: ModelSizes) -> None:
         """The loop starts."""
         if self._listeners:
             now = time.monotonic()
-            self._listeners.emit(
-                ServingStarted(self._scheduler.forward_ct, now, policy, cohort_tokens, sizes)
-            )
+            self._emit(ServingStarted(self._scheduler.forward_ct, now, policy, cohort_tokens, sizes))
 
-    def admitted(self, inflight: InFlightCohort) -> None:
-        """A cohort got its plan."""
-        if not self._listeners:
-            return
-        batch, ids = inflight.batch, inflight.cohort.request_ids
-        self._listeners.emit(
+    def close(self) -> None:
+        """The server ends."""
+        self._listeners.close()
+
+    def _if_on(self, build: Callable[[Any], None]) -> Callable[[Any], None]:
+        def handle(event: Any) -> None:
+            if self._listeners:
+                build(event)
+
+        return handle
+
+    def _emit(self, event: Event) -> None:
+        self._listeners.emit(event)
+
+    def _admitted(self, event: stream.Admitted) -> None:
+        batch, cohort = event.inflight.batch, event.inflight.cohort
+        ids = cohort.request_ids
+        self._emit(
             CohortAdmitted(
                 step=self._scheduler.forward_ct,
                 time_s=time.monotonic(),
-                plan=inflight.cohort.plan,
+                plan=cohort.plan,
                 prompt_rows=dict(zip(ids, batch.extend_lens, strict=True)),
                 prefix_tokens=dict(zip(ids, batch.prefix_lens, strict=True)),
             )
         )
 
-    def reqs_to_get_a_token(self, step: LaunchedStep) -> list[Any]:
-        """Requests that decode in this step and had not finished before it."""
-        if not self._listeners:
-            return []
-        return [
-            req
-            for outcome in step.outcomes
-            if outcome.seen.forward_mode.is_decode()
-            for req in outcome.seen.reqs
-            if not (req.finished() or req.is_retracted)
-        ]
+    def _results_due(self, event: stream.ResultsDue) -> None:
+        """Only before they are processed can be told who had not finished before."""
+        self._decoding = [req for req in event.step.decodes if not (req.finished() or req.is_retracted)]
 
-    def step_done(self, step: LaunchedStep, timing: StepTiming, decoded: list[Any]) -> None:
-        """A step's results were processed; `decoded` as given before that."""
-        if not self._listeners:
-            return
-        now, cohort = time.monotonic(), step.cohort
-        self._listeners.emit(
+    def _step_done(self, event: stream.StepDone) -> None:
+        step, timing, now, cohort = event.step, event.timing, time.monotonic(), event.step.cohort
+        self._emit(
             StepDone(
                 step=step.number,
                 time_s=now,
@@ -82,8 +108,8 @@ class Reporter:
                 duration_s=timing.duration_s,
                 num_decode_rows=timing.num_decode_rows,
                 num_prompt_rows=timing.num_prompt_rows,
-                decode={req.rid: len(req.output_ids) for req in decoded},
-                prompt=dict(zip(_prompt_ids(step), step.prompt_rows, strict=True)),
+                decode={req.rid: len(req.output_ids) for req in self._decoding},
+                prompt=dict(zip(_prompt_ids(step), (rows for _, rows in step.prompt), strict=True)),
                 group=None if cohort is None else cohort.group,
                 group_index=0 if cohort is None else cohort.next_group,
                 num_groups=1 if cohort is None else cohort.plan.num_groups,
@@ -93,40 +119,29 @@ class Reporter:
                 decision=step.decision,
             )
         )
+        self._decoding = []
         if cohort is not None:
             self._group_done(step.number, now, cohort)
 
-    def dropped(self, cohort: Cohort, reason: DropReason) -> None:
-        """A cohort left before its last group."""
-        if self._listeners:
-            step, now = self._scheduler.forward_ct, time.monotonic()
-            self._listeners.emit(CohortDropped(step, now, cohort.request_ids, cohort.next_group, reason))
-
-    def left(self, cohort: Cohort, reqs: Sequence[Any]) -> None:
-        """Requests left a cohort that goes on; `cohort` as it was before."""
-        if self._listeners and reqs:
-            step, now, ids = self._scheduler.forward_ct, time.monotonic(), tuple(req.rid for req in reqs)
-            self._listeners.emit(
-                RequestsLeft(step, now, ids, cohort.request_ids, cohort.next_group, DropReason.ABORTED)
-            )
-
-    def mode_changed(self, mode: str, reason: str) -> None:
-        """The server goes on in another mode."""
-        if self._listeners:
-            self._listeners.emit(ModeChanged(self._scheduler.forward_ct, time.monotonic(), mode, reason))
-
-    def close(self) -> None:
-        """The server ends."""
-        self._listeners.close()
-
     def _group_done(self, number: int, now: float, cohort: Cohort) -> None:
-        self._listeners.emit(
-            GroupDone(
-                number, now, cohort.group, cohort.next_group, cohort.plan.num_groups, cohort.request_ids
-            )
-        )
+        index, num_groups = cohort.next_group, cohort.plan.num_groups
+        self._emit(GroupDone(number, now, cohort.group, index, num_groups, cohort.request_ids))
         if cohort.is_last_group:
-            self._listeners.emit(CohortFinished(number, now, cohort.request_ids))
+            self._emit(CohortFinished(number, now, cohort.request_ids))
+
+    def _dropped(self, event: stream.Dropped) -> None:
+        step, now, cohort = self._scheduler.forward_ct, time.monotonic(), event.cohort
+        self._emit(CohortDropped(step, now, cohort.request_ids, cohort.next_group, event.reason))
+
+    def _left(self, event: stream.Left) -> None:
+        step, now, cohort = self._scheduler.forward_ct, time.monotonic(), event.cohort
+        ids = tuple(req.rid for req in event.reqs)
+        self._emit(RequestsLeft(step, now, ids, cohort.request_ids, cohort.next_group, DropReason.ABORTED))
+
+    def _settings_changed(self, event: stream.SettingsChanged) -> None:
+        if event.has_other_mode:
+            step, now = self._scheduler.forward_ct, time.monotonic()
+            self._emit(ModeChanged(step, now, event.config.prefill_mode, event.reason))
 
 
 def _prompt_ids(step: LaunchedStep) -> tuple[str, ...]:

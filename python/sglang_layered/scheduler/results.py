@@ -1,19 +1,57 @@
-"""Results of launched steps: processed exactly once, in launch order, at most one step late."""
+"""Launched steps, how long they took, and their results: processed exactly once, in launch order."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.pacing import Decision, StepLoad
-from sglang_layered.core.view import StepKind
-from sglang_layered.scheduler.timer import StepTimer
+from sglang_layered.core.view import StepKind, StepTiming
+
+
+class StepTimer:
+    """Times one step: by the clock on CPU, where a launch computes; with two events on the stream of a GPU.
+
+    `start_s` is `time.monotonic()` at the launch. `stop` must be called on the same stream as the start.
+    """
+
+    def __init__(self, stream: Any | None) -> None:
+        self.start_s = time.monotonic()
+        self._stream = stream
+        self._stop_s = self.start_s
+        self._events: tuple[Any, Any] | None = None
+        if stream is not None:
+            self._events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            self._events[0].record(stream)
+
+    @classmethod
+    def start(cls, scheduler: Any) -> StepTimer:
+        """Start on the stream that the scheduler's forwards run on."""
+        if scheduler.device != "cuda":
+            return cls(None)
+        return cls(scheduler.forward_stream if scheduler.enable_overlap else torch.cuda.current_stream())
+
+    def stop(self) -> None:
+        """The step is launched."""
+        self._stop_s = time.monotonic()
+        if self._events is not None:
+            self._events[1].record(self._stream)
+
+    def duration_s(self) -> float:
+        """Seconds of the forward; on a GPU it waits for the step's end."""
+        if self._events is None:
+            return self._stop_s - self.start_s
+        start, stop = self._events
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) / 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +71,7 @@ class LaunchedStep:
     """A step whose results are still to be processed; `cohort` is the one that ran a group in it.
 
     `prompt` holds each request whose prompt was computed, with its rows. `decision` is a step policy's.
+    `finished` is the cohort that has run its last group with this step, on whichever stage.
     """
 
     number: int
@@ -44,11 +83,7 @@ class LaunchedStep:
     strategy: str | None = None
     load: StepLoad | None = None
     decision: Decision | None = None
-
-    @property
-    def prompt_rows(self) -> tuple[int, ...]:
-        """Rows of each request whose prompt was computed."""
-        return tuple(num_rows for _, num_rows in self.prompt)
+    finished: Cohort | None = None
 
     @property
     def decodes(self) -> list[Any]:
@@ -56,10 +91,15 @@ class LaunchedStep:
         batches = [outcome.seen for outcome in self.outcomes]
         return [req for batch in batches if batch.forward_mode.is_decode() for req in batch.reqs]
 
-    @property
-    def num_decode_rows(self) -> int:
-        """Rows of the requests that decoded."""
-        return len(self.decodes)
+    def timing(self, num_layers: int) -> StepTiming:
+        """How long it took; a step without a cohort runs all `num_layers` layers of this rank."""
+        if self.cohort is not None:
+            num_layers = self.cohort.group.num_layers
+        num_decode_rows = sum(
+            len(outcome.seen.reqs) for outcome in self.outcomes if outcome.seen.forward_mode.is_decode()
+        )
+        prompt_rows = sum(num_rows for _, num_rows in self.prompt)
+        return StepTiming(self.kind, self.timer.duration_s(), num_decode_rows, prompt_rows, num_layers)
 
 
 class StepResults:

@@ -149,7 +149,7 @@ class PaperServer:
         gap_s, self.heard_s = self.now_s - self.heard_s, self.now_s
         if setting.limit_s is not None:
             self.policy.observe(load, took_s)
-            self.policy.spaced(gap_s, is_paced)
+            self.policy.observe_gap(gap_s, is_paced)
         return gap_s
 
     def _surprise(self) -> float:

@@ -217,7 +217,7 @@ class Replay:
             each.heard_s = self.now_s
         policy = self._able(Capability.KEEPS_TBT_LIMIT)
         if gaps and policy is not None:
-            policy.spaced(max(gaps), is_paced=False)
+            policy.observe_gap(max(gaps), was_planned=False)
 
     def _speak_all(self) -> None:
         while self._mute:

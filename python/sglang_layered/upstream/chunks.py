@@ -15,9 +15,6 @@ from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
-from sglang_layered.scheduler.drop import requeue_requests
-from sglang_layered.scheduler.room import next_chunk_fits
-
 
 @dataclass(frozen=True, slots=True)
 class LaunchedChunk:
@@ -60,16 +57,3 @@ def stand_in(batch: ScheduleBatch, chunk: LaunchedChunk | None) -> Iterator[None
         yield
     finally:
         batch.reqs = reqs
-
-
-def requeue_chunk_without_room(scheduler: Any) -> bool:
-    """Let a prompt whose next chunk finds no KV slots wait again; its chunks so far may be found in the tree.
-
-    SGLang ends the server there. What merges a chunk's batch leaves the chunked request out of it.
-    """
-    if next_chunk_fits(scheduler):
-        return False
-    req = scheduler.chunked_req
-    scheduler.stash_chunked_request(req)
-    requeue_requests(scheduler, [req])
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,11 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.core.stages import PipelineStages
 from sglang_layered.core.view import StepKind
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.pipeline.chunks import LaunchedChunk
-from sglang_layered.scheduler.timer import StepTimer
+from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepTimer
+from sglang_layered.upstream.chunks import LaunchedChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +118,31 @@ class TickResult:
 
     parts: list[tuple[ScheduleBatch, GenerationBatchResult]]
     skipped_output_comm: bool = False
+
+
+def works_of(cohorts: Sequence[InFlightCohort], stages: PipelineStages) -> tuple[GroupWork, ...]:
+    """The next group of the oldest cohort on each stage; others that have come there wait."""
+    by_stage: dict[int, GroupWork] = {}
+    for item in cohorts:
+        group = item.cohort.group
+        stage = stages.stage_of(group)
+        rows = tuple(zip(item.reqs, item.batch.extend_lens, strict=True))
+        enters, leaves = group.start == stages.cuts[stage], group.end == stages.cuts[stage + 1]
+        by_stage.setdefault(stage, GroupWork(item, item.cohort, rows, stage, enters, leaves))
+    return tuple(by_stage.values())
+
+
+def step_of(
+    launched: PipelineTick | LaunchedBatch, parts: Sequence[tuple[ScheduleBatch, Any]], rank: int
+) -> LaunchedStep:
+    """The step as the stage of `rank` ran it."""
+    outcomes = tuple(Outcome(part, part, result) for part, result in parts)
+    if isinstance(launched, LaunchedBatch):
+        return LaunchedStep(launched.number, launched.kind, outcomes, launched.timer, prompt=launched.rows)
+    if launched.timer is None:
+        raise AssertionError("results of a tick that was not launched")
+    number, timer, work, last = launched.number, launched.timer, launched.work_on(rank), launched.last_group
+    finished = None if last is None else last.cohort
+    if work is None:
+        return LaunchedStep(number, "decode", outcomes, timer, finished=finished)
+    return LaunchedStep(number, "layered", outcomes, timer, work.cohort, work.rows, finished=finished)

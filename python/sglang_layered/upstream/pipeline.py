@@ -1,16 +1,20 @@
 """Runs a tick on this rank's stage: rows from the stage before, rows for the next one, tokens on the last.
 
-Upstream: srt/managers/scheduler_pp_mixin.py `_pp_launch_batch`, `_pp_prep_batch_result`.
+Upstream: srt/managers/scheduler_pp_mixin.py `_pp_launch_batch`, `_pp_prep_batch_result`, and what SGLang's
+pipeline loop calls as it is without layered mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from sglang.srt.managers.overlap_utils import resolve_forward_inputs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.scheduler import NextBatchPlan
+from sglang.srt.managers.scheduler_pp_mixin import PPBatchMetadata
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from sglang.srt.observability.req_time_stats import set_time_batch
@@ -19,10 +23,38 @@ from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
 from sglang_layered.scheduler.duties import begin_launch, refuse_unfit_server
 from sglang_layered.scheduler.launch import sample
-from sglang_layered.scheduler.pipeline.tick import GroupWork, PipelineTick, TickResult
-from sglang_layered.scheduler.timer import StepTimer
+from sglang_layered.scheduler.results import StepTimer
+from sglang_layered.scheduler.tick import GroupWork, PipelineTick, TickResult
 
 DECODE, PROMPT = "decode.", "prompt."
+
+
+class Stock:
+    """SGLang's own methods, kept before ours take their names."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self.next_batch = scheduler.get_next_batch_to_run
+        self.launch = scheduler._pp_launch_batch
+        self.results = scheduler._pp_prep_batch_result
+
+    def next_decode(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
+        """SGLang's next batch without admission; a long prompt between two chunks is left alone."""
+        with self._closed():
+            return self.next_batch(running_batch=running_batch, last_batch=last_batch)
+
+    @contextmanager
+    def _closed(self) -> Iterator[None]:
+        scheduler = self._scheduler
+        chunked, scheduler.chunked_req = scheduler.chunked_req, None
+        aborted, scheduler._pending_chunked_abort_req = scheduler._pending_chunked_abort_req, None
+        scheduler.get_new_batch_prefill = lambda running: NextBatchPlan(None, running)
+        try:
+            yield
+        finally:
+            del scheduler.get_new_batch_prefill
+            scheduler.chunked_req = chunked
+            scheduler._pending_chunked_abort_req = aborted
 
 
 class StageLauncher:
@@ -39,6 +71,21 @@ class StageLauncher:
         self._model_runner = scheduler.tp_worker.model_runner
         self._rank = scheduler.ps.pp_rank
         self._is_last = scheduler.pp_group.is_last_rank
+
+    def launch_apart(
+        self, mb_id: int, tick: PipelineTick, received: Any, metadata: list[Any], outputs_queue: Any
+    ) -> tuple[GenerationBatchResult, Any]:
+        """Launch on the forward stream, with what SGLang's loop wants to know; gives an event at its end."""
+        scheduler = self._scheduler
+        with scheduler.forward_stream_ctx:
+            scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
+            result, outputs = self.launch(mb_id, tick, received)
+            event = scheduler.device_module.Event()
+            event.record(scheduler.device_module.current_stream())
+        metadata[mb_id] = PPBatchMetadata(can_run_cuda_graph=False)
+        if self._is_last:
+            outputs_queue.append((event, PPProxyTensors(outputs)))
+        return result, event
 
     @scheduler_nvtx_method("scheduler.run_batch")
     def launch(

@@ -1,7 +1,7 @@
 """The places where SGLang keeps KV beyond a request: the prefix tree and the slots of streaming sessions.
 
 Sliding-window models have one tree for both pools; its nodes name the slots of the full pool, to which those
-of the window are mapped. A half-filled slot must be in none of these places.
+of the window are mapped. A half-filled slot must be in none of these places, and `guard_cache` is their gate.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.session.streaming_session import StreamingSession
+
+from sglang_layered.errors import InvariantError
 
 
 def session_slots_of(tree_cache: Any) -> StreamingSession | None:
@@ -62,3 +65,36 @@ def session_values(tree_cache: Any, req_to_token: torch.Tensor) -> torch.Tensor:
     held = [] if sessions is None else [slot for slot in sessions.slots.values() if slot.is_holding_kv]
     rows = [req_to_token[slot.req_pool_idx, : slot.kv.kv_allocated_len].to(torch.int64) for slot in held]
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+
+
+def guard_cache(scheduler: Any) -> None:
+    """Let nothing keep the KV of a request in flight: the cache asks the layered loop's ledger first.
+
+    Every way into the tree and into a session's slot leads through these two methods of the outermost cache.
+    Upstream: srt/mem_cache/common.py `release_kv_cache`, srt/session/streaming_session.py.
+    """
+    cache = scheduler.tree_cache
+    finished = type(cache).cache_finished_req.__get__(cache)  # of the class: a second loop adds no second
+    unfinished = type(cache).cache_unfinished_req.__get__(cache)
+
+    def cache_finished_req(req: Any, is_insert: bool = True, **kwargs: Any) -> None:
+        if is_insert or _session_would_keep(req):
+            _refuse_half_filled(scheduler, req)
+        finished(req, is_insert=is_insert, **kwargs)
+
+    def cache_unfinished_req(req: Any, **kwargs: Any) -> None:
+        _refuse_half_filled(scheduler, req)
+        unfinished(req, **kwargs)
+
+    cache.cache_finished_req, cache.cache_unfinished_req = cache_finished_req, cache_unfinished_req
+
+
+def _session_would_keep(req: Any) -> bool:
+    """A streaming session saves its turn whatever `is_insert` says, but for an aborted one."""
+    return in_streaming_session(req) and not isinstance(req.finished_reason, FINISH_ABORT)
+
+
+def _refuse_half_filled(scheduler: Any, req: Any) -> None:
+    ledger = scheduler.layered_loop.cohorts.ledger
+    if not ledger.may_be_kept(req.rid):
+        raise InvariantError(f"KV of request {req.rid} would be kept before its last layer group")

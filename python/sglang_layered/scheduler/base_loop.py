@@ -1,0 +1,123 @@
+"""What the loop of one stage and the loop over pipeline stages share: owners, subscribers, room, results."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.events import DropReason
+from sglang_layered.core.pacing import ModelSizes
+from sglang_layered.core.plan import LayerGroupPlan
+from sglang_layered.core.stages import PipelineStages
+from sglang_layered.models.layer_shapes import served_layer_shapes
+from sglang_layered.scheduler.cohorts import CohortSet
+from sglang_layered.scheduler.control import Controls
+from sglang_layered.scheduler.invariants import InvariantChecker
+from sglang_layered.scheduler.loads import count_cohorts
+from sglang_layered.scheduler.metrics import LoopMetrics
+from sglang_layered.scheduler.planning import Planner, warn_of_dense
+from sglang_layered.scheduler.report import Reporter
+from sglang_layered.scheduler.results import LaunchedStep
+from sglang_layered.scheduler.room import last_one_has_no_room, make_room_for_chunk
+from sglang_layered.scheduler.spans import Spans
+from sglang_layered.scheduler.stream import Admitted, EventStream, ResultsDue
+from sglang_layered.upstream.cache import guard_cache
+
+logger = logging.getLogger(__name__)
+
+
+class BaseLoop:
+    """What the loop without pipeline stages and the one over stages have in common.
+
+    A subclass makes what runs steps (`prepare`), chooses batches and launches them.
+    """
+
+    def __init__(self, scheduler: Any, config: LayeredConfig) -> None:
+        self.scheduler = scheduler
+        self.stream = EventStream()
+        self.layers = served_layer_shapes(scheduler.model_config)
+        self.stages = self.prepare(config)
+        # The policy plans each stage by itself, so the smallest stage limits the number of groups.
+        depth = min(stage.num_layers for stage in self.stages.layers)
+        self.controls = Controls(scheduler, config, depth, self.stream)
+        self.cohorts = CohortSet(scheduler, self.stages, self.stream)
+        self.report = Reporter.of(scheduler, config)
+        self._planner = Planner(scheduler, self.controls, self.stages, self.layers)
+        self._checker = InvariantChecker(scheduler, self.cohorts, config.layered_check_invariants)
+        guard_cache(scheduler)
+        count_cohorts(scheduler)
+        self.subscribe(config)
+
+    @classmethod
+    def start(cls, scheduler: Any) -> None:
+        """Attach a loop to the scheduler and run it until shutdown."""
+        loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
+        scheduler.layered_loop = loop
+        logger.info("Layered prefill: layers %s, policy %s", loop.stages.cuts, loop.controls.policy_text)
+        warn_of_dense(loop.layers)
+        loop.report.started(loop.controls.policy_text, loop.controls.admission.most_tokens, loop.sizes)
+        try:
+            loop.run()
+        finally:
+            loop.close()
+
+    def prepare(self, config: LayeredConfig) -> PipelineStages:
+        """Make what runs steps; gives how the layers lie on pipeline stages."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Serve until the scheduler is told to exit."""
+        raise NotImplementedError
+
+    def subscribe(self, config: LayeredConfig) -> None:
+        """Let everybody hear the loop."""
+        observer = getattr(self.scheduler, "layered_observer", None)
+        if observer is not None:
+            self.stream.add(observer)
+        self.stream.add(LoopMetrics(self.scheduler, config, lambda: self.cohorts.inflight))
+        self.stream.add(Spans())
+        self.stream.add(self.report)
+
+    def close(self) -> None:
+        """The server ends."""
+        self.report.close()
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What of the model decides how step times grow with their load."""
+        # SGLang's torch attention computes rows for cached tokens too.
+        is_padded = self.scheduler.server_args.attention_backend == "torch_native"
+        return ModelSizes.of(self.stages.num_layers, self.layers, is_padded)
+
+    def settle(self) -> None:
+        """Process results that are pending; over stages they come when they come."""
+
+    def admit(self, batch: ScheduleBatch, plan: LayerGroupPlan) -> None:
+        """A prompt batch that SGLang chose becomes a cohort."""
+        self.stream.emit(Admitted(self.cohorts.admit(batch, plan)))
+
+    def drop(self, reason: DropReason) -> None:
+        """All prompts in flight wait again."""
+        self.settle()
+        self.cohorts.drop_all(reason)
+
+    def make_room(self, running: ScheduleBatch) -> None:
+        """Room for the last request that decodes: SGLang would abort it, and a cohort holds slots."""
+        if self.cohorts.inflight and last_one_has_no_room(running):
+            self.settle()
+            if last_one_has_no_room(running):
+                self.drop(DropReason.KV_POOL_FULL)
+
+    def make_room_for_chunk(self) -> None:
+        """Room for the next chunk of a long prompt, or it waits again."""
+        if make_room_for_chunk(self.scheduler, self.settle):
+            self.cohorts.room_came_free()
+
+    def hand_over(self, step: LaunchedStep) -> None:
+        """SGLang processes the results of a step."""
+        self.stream.emit(ResultsDue(step))
+        for outcome in step.outcomes:
+            self.scheduler.process_batch_result(outcome.seen, outcome.result)

@@ -1,0 +1,180 @@
+"""Layered mode with `--pp-size` above 1, inside SGLang's own pipeline loop.
+
+SGLang's loop gives each micro-batch its turn on every stage; a turn is a tick here. In a tick the
+micro-batch's requests decode through all layers of the stage, and each cohort in flight goes through one
+group on the stage where it is, beside whatever micro-batch has its turn there. So a cohort takes one tick a
+group, whichever micro-batches pass, and up to one cohort a stage is in flight. Every rank schedules for
+itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/scheduler_pp_mixin.py
+`event_loop_pp`.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+from sglang.srt.distributed.utils import get_pp_indices
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.scheduler import NextBatchPlan
+from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core.events import DropReason
+from sglang_layered.core.stages import PipelineStages
+from sglang_layered.runner.stage_runner import StageRunner
+from sglang_layered.scheduler.base_loop import BaseLoop
+from sglang_layered.scheduler.duties import ready_to_decode
+from sglang_layered.scheduler.results import StepTimer
+from sglang_layered.scheduler.room import filter_running
+from sglang_layered.scheduler.stream import StepDone
+from sglang_layered.scheduler.tick import LaunchedBatch, PipelineTick, TickResult, step_of, works_of
+from sglang_layered.upstream.chunks import LaunchedChunk, stand_in
+from sglang_layered.upstream.pipeline import StageLauncher, Stock
+
+
+class PipelineLoop(BaseLoop):
+    """Takes the place of what SGLang's pipeline loop calls: the next batch, its launch, its results."""
+
+    def prepare(self, config: LayeredConfig) -> PipelineStages:
+        """SGLang's own methods are kept before ours take their names."""
+        scheduler = self.scheduler
+        self._launched: dict[int, LaunchedBatch] = {}  # SGLang's own batches, by id
+        self._launcher = StageLauncher(scheduler, StageRunner(scheduler.tp_worker.model_runner))
+        self._stock = Stock(scheduler)
+        scheduler.get_next_batch_to_run = self.next_batch
+        scheduler._pp_launch_batch = self.launch
+        scheduler._pp_prep_batch_result = self.results
+        scheduler._pp_process_batch_result = self.process
+        return pipeline_stages(scheduler)
+
+    def run(self) -> None:
+        """SGLang's loop calls ours."""
+        self.scheduler.event_loop_pp()
+
+    def next_batch(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
+        """What the micro-batch whose turn it is runs; a tick while a cohort is in flight."""
+        if self._checker.is_on:
+            self._checker.between_steps()
+        last = _to_merge(last_batch)
+        self.cohorts.let_aborted_leave()
+        if all(req.finished() for req in running_batch.reqs):
+            filter_running(running_batch)  # SGLang clears `batch_is_full` of batches with requests only
+        self.make_room(running_batch)
+        if self._may_admit():
+            self.make_room_for_chunk()
+        plan = self._next_plan(running_batch, last)
+        if plan.batch_to_run is None:
+            self._forget_merged(last_batch)
+        return plan
+
+    def launch(
+        self, mb_id: int, batch: Any, received: PPProxyTensors, metadata: list[Any], outputs_queue: Any
+    ) -> tuple[Any, Any]:
+        """Run a micro-batch's turn on this stage."""
+        if isinstance(batch, PipelineTick):
+            result, event = self._launcher.launch_apart(mb_id, batch, received, metadata, outputs_queue)
+            if batch.completed is not None:
+                batch.chunk = LaunchedChunk.of(batch.completed.batch)
+            for work in batch.works:
+                self.cohorts.advance(work.inflight)
+            return result, event
+        timer = StepTimer.start(self.scheduler)
+        launched: tuple[Any, Any] = self._stock.launch(mb_id, batch, received, metadata, outputs_queue)
+        timer.stop()
+        self._launched[id(batch)] = LaunchedBatch.of(batch, self.scheduler.forward_ct, timer)
+        return launched
+
+    def results(self, batch: Any, metadata: Any, outputs: PPProxyTensors) -> Any:
+        """SGLang's results from the outputs that the last stage sent round."""
+        if not isinstance(batch, PipelineTick):
+            return self._stock.results(batch, metadata, outputs)
+        return self._launcher.results(batch, outputs, self._stock.results, metadata)
+
+    def process(self, batch: Any, result: Any) -> None:
+        """Hand results to SGLang, and the step to who listens."""
+        parts = result.parts if isinstance(result, TickResult) else [(batch, result)]
+        launched = batch if isinstance(batch, PipelineTick) else self._launched.pop(id(batch))
+        rank = self.scheduler.ps.pp_rank
+        step = step_of(launched, parts, rank)
+        prompts = [part for part, _ in parts if part.forward_mode.is_extend()]
+        with stand_in(prompts[0], launched.chunk) if prompts else nullcontext():
+            self.hand_over(step)
+        if any(req.finished() for part, _ in parts for req in part.reqs):
+            self.cohorts.room_came_free()
+        self.stream.emit(StepDone(step, step.timing(self.stages.layers[rank].num_layers)))
+
+    def on_pause(self) -> None:
+        """SGLang is about to retract the requests of the micro-batch whose turn it is: give it those rightly.
+
+        The cohorts' wait again; those of its latest prompts are in its running batch. SGLang's loop does not
+        stop for a pause, and the other micro-batches, whose forwards are under way, go on.
+        """
+        scheduler = self.scheduler
+        self.drop(DropReason.PAUSED)
+        running, last = scheduler.running_batch, _to_merge(scheduler.last_batch)
+        if last is not None and last is not running and last.forward_mode.is_extend():
+            chunked = (last.chunked_req, scheduler.chunked_req)
+            more = [req for req in last.reqs if req not in running.reqs and req not in chunked]
+            running.reqs = [*running.reqs, *more]
+        self._forget_merged(scheduler.last_batch)
+        scheduler.last_batch = None
+
+    def _next_plan(self, running_batch: ScheduleBatch, last: ScheduleBatch | None) -> NextBatchPlan:
+        choose = self._stock.next_batch if self._may_admit() else self._stock.next_decode
+        plan = choose(running_batch=running_batch, last_batch=last)
+        batch, running = plan.batch_to_run, plan.running_batch
+        if batch is not None and batch.forward_mode.is_extend():
+            in_flight = bool(self.cohorts.inflight)
+            if not self.controls.is_layered or not (in_flight or self._somebody_decodes(running)):
+                return plan
+            self.admit(batch, self._planner.plan(batch, None))
+            batch, running = self._decode(running)
+        if not self.cohorts.inflight:
+            return NextBatchPlan(batch_to_run=batch, running_batch=running)
+        if not self._somebody_decodes(running):
+            self.cohorts.finish_in_one_step()
+        works = works_of(self.cohorts.inflight, self.stages)
+        return NextBatchPlan(PipelineTick(batch, works, tuple(self.cohorts.inflight)), running)
+
+    def _may_admit(self) -> bool:
+        """Prompts enter the first stage when it is free; a next chunk when the one before is done."""
+        if not self.cohorts.inflight:
+            return True
+        waits = self.scheduler.chunked_req is not None or not self.controls.is_layered
+        return not waits and self.cohorts.has_room
+
+    def _decode(self, running: ScheduleBatch) -> tuple[ScheduleBatch | None, ScheduleBatch]:
+        if running.is_empty() or running.is_prefill_only:
+            return None, running
+        running = self.scheduler.update_running_batch(running)
+        return (None if running.is_empty() else ready_to_decode(self.scheduler, running)), running
+
+    def _somebody_decodes(self, running: ScheduleBatch) -> bool:
+        """In this micro-batch or in any other."""
+        batches = [running, *self.scheduler.running_mbs]
+        return any(not req.finished() for batch in batches for req in batch.reqs)
+
+    def _forget_merged(self, last_batch: Any) -> None:
+        """A turn that runs nothing keeps its micro-batch's last batch; SGLang would merge it once more.
+
+        Its requests may wait or run elsewhere by then.
+        """
+        kept = self.scheduler.last_mbs
+        for index, batch in enumerate(kept):
+            if batch is not None and batch is last_batch:
+                kept[index] = None
+
+
+def pipeline_stages(scheduler: Any) -> PipelineStages:
+    """How SGLang lays the model's layers on its stages."""
+    num_layers, num_stages = scheduler.model_config.num_hidden_layers, scheduler.ps.pp_size
+    ends = [get_pp_indices(num_layers, rank, num_stages)[1] for rank in range(num_stages)]
+    return PipelineStages((0, *ends))
+
+
+def _to_merge(last_batch: Any) -> ScheduleBatch | None:
+    """What SGLang may merge into the running batch: a cohort that completed in the last tick."""
+    if not isinstance(last_batch, PipelineTick):
+        return last_batch
+    done = last_batch.completed
+    return last_batch.decode if done is None else done.batch

@@ -1,1 +1,0 @@
-"""Layered mode over pipeline stages: a cohort stays in a stage for one group a tick, then moves on."""
