@@ -27,6 +27,7 @@ from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 from sglang_layered_lab.models import make_model  # noqa: E402
 
+FUNCTIONS = False
 OURS = str(Path(sglang_layered.__file__).parent)
 
 
@@ -39,7 +40,7 @@ class Entered:
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(OURS) and not code.co_name.startswith("<"):
-            self.calls[code.co_filename[len(OURS) + 1 :]] += 1
+            self.calls[code.co_filename[len(OURS) + 1 :] + (":" + code.co_name if FUNCTIONS else "")] += 1
 
 
 def middle_step(stepped: SteppedScheduler) -> Counter[str]:

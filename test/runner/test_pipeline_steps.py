@@ -190,3 +190,43 @@ def test_groups_are_counted_when_a_cohort_has_run_them(exact: ExactPipeline) -> 
     [cohort] = [cohort for cohort in finished.cohorts if cohort.request_ids == ("r1",)]
     assert cohort.is_last_group
     assert cohort.plan.num_groups < NUM_LAYERS  # nothing decoded any more: each stage's rest was one group
+
+
+def test_a_prompt_is_admitted_when_the_one_before_it_gives_up(exact: ExactPipeline) -> None:
+    """SGLang marks every micro-batch full for the first prompt that waits, and keeps the marks without it."""
+    batches = exact.scheduler.running_mbs
+    assert exact.stepped.change({"layered_prefill": 0})
+    for seed in range(len(batches)):
+        exact.send(prompt(10, 10 + seed), 200)
+        exact.step()
+    exact.step(2 * len(batches))
+    exact.take_slots(2000)
+    first = exact.send(prompt(900, 2), 5)
+    exact.step(2 * len(batches))
+    assert all(batch.batch_is_full and batch.reqs for batch in batches)
+    second = exact.send(prompt(60, 3), 5)
+    exact.abort(first)
+    exact.step(len(batches))
+    assert second not in {req.rid for req in exact.scheduler.waiting_queue}
+    exact.settle()
+
+
+def test_room_is_seen_that_a_long_prompt_leaves_between_two_chunks(exact: ExactPipeline) -> None:
+    """SGLang ends it itself, and takes its mark `batch_is_full` from one micro-batch at most."""
+    batches = exact.scheduler.running_mbs
+    assert exact.stepped.change({"layered_prefill": 0, "layered_cohort_tokens": 100})
+    for seed in range(len(batches)):
+        exact.send(prompt(10, 10 + seed), 200)
+        exact.step()
+    exact.step(2 * len(batches))
+    rid, waits = exact.send(prompt(1150, 2), 5), exact.send(prompt(60, 3), 5)
+    exact.step()
+    exact.limit_running(1)
+    exact.step(len(batches))
+    exact.limit_running(5)
+    assert all(batch.batch_is_full and batch.reqs for batch in batches)
+    assert exact.scheduler.chunked_req is exact.stepped.reqs[rid]
+    exact.abort(rid)
+    exact.step(4 * len(batches))
+    assert waits not in {req.rid for req in exact.scheduler.waiting_queue}
+    exact.settle()

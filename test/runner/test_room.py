@@ -2,6 +2,7 @@
 
 import pytest
 
+from exact_scheduler import exact_scheduler
 from harness import SteppedScheduler
 from prompts import alone, prompt
 from sglang_layered.core.events import CohortAdmitted
@@ -48,3 +49,23 @@ def test_a_prompt_aborted_between_chunks_needs_no_room(stepped: SteppedScheduler
         stepped.step(3)
     assert stepped.reqs[rid].finished()
     assert stepped.scheduler.waiting_queue == []
+
+
+@pytest.mark.parametrize("layered", [0, 1])
+def test_a_prompt_is_admitted_when_the_one_before_it_gives_up(
+    stepped: SteppedScheduler, layered: int
+) -> None:
+    """SGLang marks the running batch full for the first prompt that waits, and keeps the mark without it."""
+    with exact_scheduler(stepped, 7) as exact:
+        assert stepped.change({"layered_prefill": layered})
+        exact.send(prompt(10, 1), 200)
+        exact.step(3)
+        exact.take_slots(2000)
+        first = exact.send(prompt(900, 2), 5)
+        exact.step(3)
+        assert stepped.scheduler.running_batch.batch_is_full
+        second = exact.send(prompt(60, 3), 5)
+        exact.abort(first)
+        exact.step(2)
+        assert second not in {req.rid for req in stepped.scheduler.waiting_queue}
+        exact.settle()

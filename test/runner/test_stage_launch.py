@@ -17,8 +17,8 @@ from sglang_layered.core.stages import PipelineStages
 from sglang_layered.runner import stage_runner
 from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.pipeline import launch as module
 from sglang_layered.scheduler.tick import PipelineTick
+from sglang_layered.upstream import pipeline as module
 from sglang_layered.upstream.pipeline import StageLauncher
 
 STAGES = PipelineStages((0, 4, 8))

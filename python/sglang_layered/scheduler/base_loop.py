@@ -49,6 +49,7 @@ class BaseLoop:
         self._checker = InvariantChecker(scheduler, self.cohorts, config.layered_check_invariants)
         guard_cache(scheduler)
         count_cohorts(scheduler)
+        self._first_waiting: Any = None
         self.subscribe(config)
 
     @classmethod
@@ -110,6 +111,17 @@ class BaseLoop:
             self.settle()
             if last_one_has_no_room(running):
                 self.drop(DropReason.KV_POOL_FULL)
+
+    def look_at_queue_again(self) -> None:
+        """The first prompt that waits is another one: it may fit where the one before did not.
+
+        SGLang marks a batch full for a prompt that does not fit, and keeps the mark when that one gives up.
+        """
+        queue = self.scheduler.waiting_queue
+        first = queue[0] if queue else None
+        if first is not self._first_waiting:
+            self._first_waiting = first
+            self.cohorts.room_came_free()
 
     def make_room_for_chunk(self) -> None:
         """Room for the next chunk of a long prompt, or it waits again."""

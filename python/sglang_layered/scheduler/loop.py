@@ -135,6 +135,7 @@ class LayeredLoop(BaseLoop):
         scheduler = self.scheduler
         self.driver.before_admission()
         self.make_room_for_chunk()
+        self.look_at_queue_again()
         filter_finished(scheduler)
         plan = scheduler.get_next_batch_to_run(
             running_batch=scheduler.running_batch, last_batch=scheduler.last_batch

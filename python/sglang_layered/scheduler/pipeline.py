@@ -29,7 +29,7 @@ from sglang_layered.scheduler.room import filter_running
 from sglang_layered.scheduler.stream import StepDone
 from sglang_layered.scheduler.tick import LaunchedBatch, PipelineTick, TickResult, step_of, works_of
 from sglang_layered.upstream.chunks import LaunchedChunk, stand_in
-from sglang_layered.upstream.pipeline import StageLauncher, Stock
+from sglang_layered.upstream.pipeline import StageLauncher, Stock, launch_apart
 
 
 class PipelineLoop(BaseLoop):
@@ -60,8 +60,11 @@ class PipelineLoop(BaseLoop):
         if all(req.finished() for req in running_batch.reqs):
             filter_running(running_batch)  # SGLang clears `batch_is_full` of batches with requests only
         self.make_room(running_batch)
+        self.look_at_queue_again()
         if self._may_admit():
             self.make_room_for_chunk()
+            if self._is_chunk_aborted():
+                self.cohorts.room_came_free()
         plan = self._next_plan(running_batch, last)
         if plan.batch_to_run is None:
             self._forget_merged(last_batch)
@@ -72,14 +75,15 @@ class PipelineLoop(BaseLoop):
     ) -> tuple[Any, Any]:
         """Run a micro-batch's turn on this stage."""
         if isinstance(batch, PipelineTick):
-            result, event = self._launcher.launch_apart(mb_id, batch, received, metadata, outputs_queue)
+            turn = (mb_id, batch, received)
+            launched = launch_apart(self._launcher, self.scheduler, turn, metadata, outputs_queue)
             if batch.completed is not None:
                 batch.chunk = LaunchedChunk.of(batch.completed.batch)
             for work in batch.works:
                 self.cohorts.advance(work.inflight)
-            return result, event
+            return launched
         timer = StepTimer.start(self.scheduler)
-        launched: tuple[Any, Any] = self._stock.launch(mb_id, batch, received, metadata, outputs_queue)
+        launched = self._stock.launch(mb_id, batch, received, metadata, outputs_queue)
         timer.stop()
         self._launched[id(batch)] = LaunchedBatch.of(batch, self.scheduler.forward_ct, timer)
         return launched
@@ -135,6 +139,11 @@ class PipelineLoop(BaseLoop):
             self.cohorts.finish_in_one_step()
         works = works_of(self.cohorts.inflight, self.stages)
         return NextBatchPlan(PipelineTick(batch, works, tuple(self.cohorts.inflight)), running)
+
+    def _is_chunk_aborted(self) -> bool:
+        """SGLang is about to end a prompt between two chunks, and tells no micro-batch of the room."""
+        aborted = self.scheduler._pending_chunked_abort_req
+        return aborted is not None and aborted is self.scheduler.chunked_req
 
     def _may_admit(self) -> bool:
         """Prompts enter the first stage when it is free; a next chunk when the one before is done."""

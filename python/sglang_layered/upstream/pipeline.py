@@ -72,21 +72,6 @@ class StageLauncher:
         self._rank = scheduler.ps.pp_rank
         self._is_last = scheduler.pp_group.is_last_rank
 
-    def launch_apart(
-        self, mb_id: int, tick: PipelineTick, received: Any, metadata: list[Any], outputs_queue: Any
-    ) -> tuple[GenerationBatchResult, Any]:
-        """Launch on the forward stream, with what SGLang's loop wants to know; gives an event at its end."""
-        scheduler = self._scheduler
-        with scheduler.forward_stream_ctx:
-            scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
-            result, outputs = self.launch(mb_id, tick, received)
-            event = scheduler.device_module.Event()
-            event.record(scheduler.device_module.current_stream())
-        metadata[mb_id] = PPBatchMetadata(can_run_cuda_graph=False)
-        if self._is_last:
-            outputs_queue.append((event, PPProxyTensors(outputs)))
-        return result, event
-
     @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
         self, mb_id: int, tick: PipelineTick, received: PPProxyTensors | None
@@ -192,6 +177,24 @@ class StageLauncher:
         done = tick.completed
         named = [(DECODE, tick.decode), (PROMPT, None if done is None else done.batch)]
         return [(prefix, batch) for prefix, batch in named if batch is not None]
+
+
+def launch_apart(
+    launcher: Any, scheduler: Any, turn: tuple[int, PipelineTick, Any], metadata: list[Any], queue: Any
+) -> tuple[GenerationBatchResult, Any]:
+    """Launch on the forward stream, with what SGLang's loop wants to know; gives an event at its end.
+
+    `turn` is the micro-batch's index, its tick and what the stage before has sent.
+    """
+    with scheduler.forward_stream_ctx:
+        scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
+        result, outputs = launcher.launch(*turn)
+        event = scheduler.device_module.Event()
+        event.record(scheduler.device_module.current_stream())
+    metadata[turn[0]] = PPBatchMetadata(can_run_cuda_graph=False)
+    if scheduler.pp_group.is_last_rank:
+        queue.append((event, PPProxyTensors(outputs)))
+    return result, event
 
 
 def _running(tick: PipelineTick) -> list[ScheduleBatch]:

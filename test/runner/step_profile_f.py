@@ -1,0 +1,91 @@
+"""How much of our code a middle step of one cohort enters: files and calls, counted by a profiler.
+
+A reader of the runtime walks the same way. `scripts/profile-step` prints it; test_step_profile.py holds it to
+its limits.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "models"), str(TESTS)]
+
+from tiny_models import MODELS, use_the_cpu  # noqa: E402
+
+use_the_cpu()
+
+import sglang_layered  # noqa: E402
+from harness import SteppedScheduler  # noqa: E402
+from prompts import prompt  # noqa: E402
+from sglang_layered_lab.models import make_model  # noqa: E402
+
+FUNCTIONS = True
+OURS = str(Path(sglang_layered.__file__).parent)
+
+
+class Entered:
+    """Calls into our files by file; comprehensions and generators belong to the function around them."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(OURS) and not code.co_name.startswith("<"):
+            self.calls[code.co_filename[len(OURS) + 1 :] + (":" + code.co_name if FUNCTIONS else "")] += 1
+
+
+def middle_step(stepped: SteppedScheduler) -> Counter[str]:
+    """Our calls in the third of eight layered steps, as it is in a server that has been running."""
+    stepped.send(prompt(40, 1), 200)
+    stepped.step(2)
+    for seed in (2, 3):
+        stepped.send(prompt(400, seed), 2)
+        stepped.step_until(lambda: stepped.next_group == 2)
+        entered = Entered()
+        sys.setprofile(entered)
+        try:
+            stepped.step()
+        finally:
+            sys.setprofile(None)
+        stepped.step_until(lambda: stepped.next_group is None)
+    return entered.calls
+
+
+@click.command()
+@click.option("--auto/--rule", default=False, help="Policy auto with metrics, or the rule without.")
+@click.option("--json", "as_json", is_flag=True, help="Print counts by file as JSON.")
+def main(auto: bool, as_json: bool) -> None:
+    """Print how many of our files and functions a middle step enters."""
+    flags: dict[str, Any] = (
+        dict(layered_policy="auto", slo_tbt_ms=1e-3) if auto else dict(layered_num_groups=4)
+    )
+    model = make_model("qwen3_moe", "tiny", MODELS / "qwen3_moe")
+    stepped = SteppedScheduler(
+        model,
+        max_total_tokens=3000,
+        chunked_prefill_size=512,
+        layered_check_invariants="basic",
+        enable_metrics=auto,
+        **flags,
+    )
+    stepped.loop.report.close()  # nobody listens
+    calls = middle_step(stepped)
+    if as_json:
+        print(json.dumps(dict(calls.most_common())))
+        return
+    for name, count in calls.most_common():
+        print(f"{count:5} {name}")
+    print(f"{sum(calls.values()):5} calls in {len(calls)} files")
+
+
+if __name__ == "__main__":
+    main()
