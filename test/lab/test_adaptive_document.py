@@ -11,8 +11,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from sglang_layered.auto.amounts import amounts
-from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.auto.step_times import StepTimes, amounts
 from sglang_layered.core.policy import FixedCountPolicy
 from sglang_layered_lab.bench.beside import gaps_beside
 from sglang_layered_lab.bench.limits import DEFAULT_SHARE, LimitRow, Rival, kept_of, limit_of, limit_rows

@@ -139,8 +139,8 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator
         with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
             loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
             loop._launcher = VirtualStages(scheduler, model, loop.stages)
-            loop.report.attach(stepped)
-            loop.report.attach(model.log)
+            loop.listen(stepped)
+            loop.listen(model.log)
             stepped.loop = scheduler.layered_loop = loop
             with closing(Ticks(scheduler)) as ticks:
                 yield ExactPipeline(stepped, model, loop, ticks)

@@ -285,7 +285,7 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[Exac
     runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
     try:
         _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
-        stepped.loop.report.attach(stepped)
+        stepped.loop.listen(stepped)
         yield ExactScheduler(stepped, model)
     finally:
         stepped.limit_running(scheduler.max_running_requests)

@@ -86,7 +86,7 @@ class SteppedScheduler:
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
         self.events: list[Event] = []
-        self.loop.report.attach(self)
+        self.loop.listen(self)
         self.num_layers = self.loop.stages.num_layers
         self.reqs: dict[str, Any] = {}
         self._names = itertools.count()

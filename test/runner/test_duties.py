@@ -103,7 +103,7 @@ def test_every_batch_is_marked_as_scheduled_once(
     stepped: SteppedScheduler, ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marked: list[Batch] = []
-    for module in ("sglang.srt.managers.scheduler", "sglang_layered.scheduler.duties"):
+    for module in ("sglang.srt.managers.scheduler", "sglang_layered.scheduler.launch"):
         monkeypatch.setattr(f"{module}.set_schedule_time_batch", lambda batch: marked.append(named(batch)))
     traffic(stepped)
     decodes = [batch for step in ran.steps for batch in step if batch[0] == "DECODE"]

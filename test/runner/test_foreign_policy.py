@@ -187,6 +187,8 @@ def test_a_file_that_was_spoiled_later_does_not_end_a_server_that_serves(
 class Turns:
     """Strategies one after another; the next one is no secret."""
 
+    learns = True
+
     def __init__(self, strategies: Sequence[str]) -> None:
         self._strategies, self._num_chosen = strategies, 0
 

@@ -14,8 +14,8 @@ import pytest
 
 from harness import SteppedScheduler
 from prompts import prompt
-from sglang_layered.auto.amounts import NAMES
 from sglang_layered.auto.policy import AutoPolicy
+from sglang_layered.auto.step_times import NAMES
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.events import StepDone
 from sglang_layered.core.layer_shape import LayerShape

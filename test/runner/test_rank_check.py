@@ -50,6 +50,7 @@ def test_nothing_is_sent_with_one_rank_or_at_the_basic_level(other_rank: list[in
 def test_what_a_step_would_run_is_all_in_its_description(stepped: SteppedScheduler) -> None:
     seen: list[str] = []
     compare = stepped.loop._ranks.compare
+    stepped.loop._ranks.is_on = True
     stepped.loop._ranks.compare = lambda step: seen.append(describe(step))  # type: ignore[method-assign]
     try:
         first = stepped.send(prompt(10, 1), 20)
@@ -57,6 +58,7 @@ def test_what_a_step_would_run_is_all_in_its_description(stepped: SteppedSchedul
         second = stepped.send(prompt(300, 2), 3)
         stepped.finish(first, second)
     finally:
+        stepped.loop._ranks.is_on = False
         stepped.loop._ranks.compare = compare  # type: ignore[method-assign]
     assert seen[0] == f"EXTEND ['{first}'] rows [10]"
     assert seen[1] == f"DECODE ['{first}'] rows []"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from sglang_layered.scheduler.last_tokens import LastTokenTimes
-from sglang_layered.scheduler.rank_clock import RankClock, Reading
+from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock, Reading
 
 
 def test_a_reading_has_each_duration_once_and_the_start_once() -> None:

@@ -25,9 +25,9 @@ from auto_cases import (
     noisy,
     with_jumps,
 )
-from sglang_layered.auto.amounts import amounts
 from sglang_layered.auto.deadlines import FIRST_FACTOR
 from sglang_layered.auto.policy import AutoPolicy
+from sglang_layered.auto.step_times import amounts
 from sglang_layered.core.pacing import PaceView, QueueView, StepLoad
 from sglang_layered.core.view import SchedulerView
 

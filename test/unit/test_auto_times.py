@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auto_cases import LAYERS, NUM_LAYERS, RATES, SIZES, linear
-from sglang_layered.auto.amounts import NAMES, amounts, coverage, lines
 from sglang_layered.auto.prior import imagined_steps
-from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.auto.step_times import NAMES, StepTimes, amounts, coverage, lines
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.pacing import ModelSizes, StepLoad
 

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sglang_layered.auto.amounts import NAMES, amounts, lines
 from sglang_layered.auto.deadlines import Margin, Overhead, Surprise
 from sglang_layered.auto.prior import imagined_steps
-from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.auto.step_times import NAMES, StepTimes, amounts, lines
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.pacing import Decision, ModelSizes, Option, PaceView, QueueView, Start, StepLoad

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sglang_layered.auto.amounts import Amounts, amounts
+from sglang_layered.auto.step_times import Amounts, amounts
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.pacing import DeviceRates, ModelSizes, StepLoad
 

@@ -10,7 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ class StepShape:
 
 
 class StrategyChoice(Protocol):
-    """Names the strategy of a step, and hears how long it took."""
+    """Names the strategy of a step, and hears how long it took. One that does not learn need not be told."""
+
+    learns: ClassVar[bool]
 
     def choose(self, shape: StepShape) -> str:
         """The strategy of the next step."""
@@ -64,6 +66,7 @@ class FixedChoice:
     """Always the same."""
 
     strategy: str
+    learns: ClassVar[bool] = False
 
     def choose(self, shape: StepShape) -> str:
         """The one strategy there is."""
@@ -96,6 +99,8 @@ class MeasuredChoice:
     Strategies take turns until each was measured `NUM_TO_COMPARE` times. Every `NUM_BETWEEN_TRIALS` steps the
     others are tried once more, and one that is faster by more than `MARGIN` takes over.
     """
+
+    learns: ClassVar[bool] = True
 
     def __init__(self, strategies: Sequence[str]) -> None:
         self._strategies = tuple(strategies)

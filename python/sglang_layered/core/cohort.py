@@ -25,25 +25,27 @@ class Cohort:
             raise CohortError("a cohort needs at least one request")
         if len(set(self.request_ids)) != len(self.request_ids):
             raise CohortError(f"a request is twice in cohort {self.request_ids}")
-        if not 0 <= self.next_group <= self.plan.num_groups:
-            raise CohortError(f"group {self.next_group} is outside [0, {self.plan.num_groups}]")
+        num_groups = len(self.plan.groups)
+        if not 0 <= self.next_group <= num_groups:
+            raise CohortError(f"group {self.next_group} is outside [0, {num_groups}]")
 
     @property
     def is_done(self) -> bool:
         """True once every group has run."""
-        return self.next_group == self.plan.num_groups
+        return self.next_group == len(self.plan.groups)
 
     @property
     def is_last_group(self) -> bool:
         """True when the next step runs the last group."""
-        return self.next_group == self.plan.num_groups - 1
+        return self.next_group == len(self.plan.groups) - 1
 
     @property
     def group(self) -> LayerGroup:
         """The group that the next step runs."""
-        if self.is_done:
+        groups = self.plan.groups
+        if self.next_group == len(groups):
             raise CohortError(f"cohort {self.request_ids} has run all its groups")
-        return self.plan.groups[self.next_group]
+        return groups[self.next_group]
 
     def with_next_layers(self, num_layers: int) -> Cohort:
         """The cohort whose next group has so many layers, and what is left after it is one group."""

@@ -85,10 +85,14 @@ class Execution:
 
     def choose(self, shape: StepShape) -> str | None:
         """The strategy of a step, None for one without decode rows: there is nothing to choose."""
+        if isinstance(self.choice, FixedChoice):
+            return self.choice.strategy if shape.num_decode_rows else None
         return self.choice.choose(shape) if shape.num_decode_rows else None
 
     def expected(self, shape: StepShape) -> str | None:
         """The strategy that such a step will run in, unless another one is tried; asking changes nothing."""
+        if isinstance(self.choice, FixedChoice):
+            return self.choice.strategy if shape.num_decode_rows else None
         return self.choice.expected(shape) if shape.num_decode_rows else None
 
     def observe(self, strategy: str, timing: StepTiming) -> None:

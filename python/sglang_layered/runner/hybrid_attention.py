@@ -55,18 +55,17 @@ class HybridAttention(AttentionBackend):
         unknown = kwargs.keys() - ROW_ARGUMENTS - HEAD_ARGUMENTS
         if unknown:
             raise NotImplementedError(f"attention arguments {sorted(unknown)} are unknown to layered mode")
-        q, k = _rows_first(q), _rows_first(k)
-        cut = self._num_prompt_rows
+        q, cut = _rows_first(q), self._num_prompt_rows
+        prompt_k, decode_k = _cut(_rows_first(k), cut)
+        prompt_v, decode_v = _cut(v, cut)
         prompt_kwargs = {name: _rows(name, value, slice(None, cut)) for name, value in kwargs.items()}
         decode_kwargs = {name: _rows(name, value, slice(cut, None)) for name, value in kwargs.items()}
         prompt = self.prompt_backend.forward(
-            q[:cut], _take(k, slice(None, cut)), _take(v, slice(None, cut)), layer, self._prompt,
-            save_kv_cache, **prompt_kwargs,
-        )  # fmt: skip
+            q[:cut], prompt_k, prompt_v, layer, self._prompt, save_kv_cache, **prompt_kwargs
+        )
         decode = self.decode_backend.forward(
-            q[cut:], _take(k, slice(cut, None)), _take(v, slice(cut, None)), layer, self._decode,
-            save_kv_cache, **decode_kwargs,
-        )  # fmt: skip
+            q[cut:], decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
+        )
         return torch.cat([prompt.reshape(cut, -1), decode.reshape(q.shape[0] - cut, -1)])
 
 
@@ -75,8 +74,8 @@ def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.squeeze(0) if tensor is not None and tensor.dim() == 4 else tensor
 
 
-def _take(tensor: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
-    return None if tensor is None else tensor[rows]
+def _cut(tensor: torch.Tensor | None, at: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (None, None) if tensor is None else (tensor[:at], tensor[at:])
 
 
 def _rows(name: str, value: Any, rows: slice) -> Any:

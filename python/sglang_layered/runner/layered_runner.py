@@ -15,9 +15,8 @@ from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.decode_graphs.paths import DecodePaths
-from sglang_layered.runner.expert_watch import group_rows
 from sglang_layered.runner.flashinfer_group import make_group_attention
-from sglang_layered.runner.layer_calls import LayerCalls
+from sglang_layered.runner.layer_ranges import LayerCalls
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
 from sglang_layered.runner.split_attention import SplitAttention
 
@@ -83,6 +82,7 @@ class LayeredRunner:
     def __init__(self, model_runner: Any) -> None:
         self._model_runner = model_runner
         self._calls = LayerCalls(model_runner)
+        self._watch = getattr(model_runner, "layered_expert_watch", None)
         self._prompt_backend = model_runner._get_attention_backend(init_new_workspace=True)
         self._attention = make_group_attention(model_runner, self._prompt_backend)
         self._split = attention_split(model_runner, self._prompt_backend)
@@ -119,8 +119,9 @@ class LayeredRunner:
                 decode_logits = None
             else:
                 prompt, decode_logits = self._hybrid(step, rows, prompt)
-            if step.group.end == self.num_layers:
-                return StepOutput(decode_logits, self._calls.head(step.prompt, prompt, self.num_layers), None)
+            end = self._calls.num_layers
+            if step.group.end == end:
+                return StepOutput(decode_logits, self._calls.head(step.prompt, prompt, end), None)
             return StepOutput(decode_logits, None, prompt)
 
     def _hybrid(
@@ -131,7 +132,7 @@ class LayeredRunner:
         decode = path.below(group.start)
         self._model_runner._prepare_eager_forward_batch(hybrid)
         backend = self._attention.bind(step.prompt, decode_batch)
-        rows = group_rows(self._model_runner, step.num_rows)
+        rows = nullcontext() if self._watch is None else self._watch.rows(*step.num_rows)
         with self._attend(backend), self._split(step.prompt, decode_batch), rows:
             joined = self._calls.layers(hybrid, group.start, group.end, join_rows(prompt, decode))
         prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])

@@ -12,6 +12,7 @@ from sglang_layered.core.events import DropReason
 from sglang_layered.core.pacing import ModelSizes
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
+from sglang_layered.listeners.dispatch import Listener
 from sglang_layered.models.layer_shapes import served_layer_shapes
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.scheduler.control import Controls
@@ -81,6 +82,14 @@ class BaseLoop:
         self.stream.add(LoopMetrics(self.scheduler, config, lambda: self.cohorts.inflight))
         self.stream.add(Spans())
         self.stream.add(self.report)
+        self.is_heard = bool(self.report.handlers())
+
+    def listen(self, listener: Listener) -> None:
+        """Let one more listen."""
+        self.report.attach(listener)
+        self.stream.remove(self.report)
+        self.stream.add(self.report)
+        self.is_heard = True
 
     def close(self) -> None:
         """The server ends."""

@@ -54,11 +54,7 @@ class LayerGroupBatch:
 
     decode: ScheduleBatch | None
     inflight: InFlightCohort
-
-    @property
-    def group(self) -> LayerGroup:
-        """The cohort's group in this step."""
-        return self.inflight.cohort.group
+    group: LayerGroup
 
     @property
     def shape(self) -> StepShape:

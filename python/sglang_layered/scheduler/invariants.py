@@ -35,11 +35,7 @@ class InvariantChecker:
         # SGLang's own count knows one running batch; over stages every micro-batch has one.
         self._counts_slots = asked and scheduler.ps.pp_size == 1
         self.is_strict = level == "strict"
-
-    @property
-    def is_on(self) -> bool:
-        """False at level `basic`, where nothing is walked."""
-        return self._walks_pools or self._counts_slots
+        self.is_on = self._walks_pools or self._counts_slots
 
     def between_steps(self) -> None:
         """Check, while no step is half scheduled."""

@@ -1,11 +1,14 @@
-"""Launches a layered step and does what `Scheduler.run_batch` does around a forward.
+"""Launches a layered step and does what SGLang does around a forward.
 
-Upstream: srt/managers/scheduler.py `run_batch`, srt/managers/tp_worker.py `forward_batch_generation`.
+`test/patches/stock_calls.toml` lists every call of SGLang's loops and what stands in for it. Upstream:
+srt/managers/scheduler.py `get_next_batch_to_run`, `run_batch`; srt/managers/tp_worker.py
+`forward_batch_generation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -15,12 +18,13 @@ from sglang.srt.managers.overlap_utils import resolve_forward_inputs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
+from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import GroupStep
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
-from sglang_layered.scheduler.duties import begin_launch, refuse_unfit_server
 
 
 class StepLauncher:
@@ -55,9 +59,11 @@ class StepLauncher:
     def _forward(
         self, step: LayerGroupBatch, strategy: str | None
     ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
-        for batch in _new_batches(step):
-            resolve_forward_inputs(batch, self._scheduler.future_map)
         inflight = step.inflight
+        if step.decode is not None:
+            resolve_forward_inputs(step.decode, self._scheduler.future_map)
+        if not inflight.has_begun:
+            resolve_forward_inputs(inflight.batch, self._scheduler.future_map)
         with self._isolated(step):
             is_new = inflight.forward is None
             if inflight.forward is None:
@@ -87,7 +93,10 @@ class StepLauncher:
         if not scheduler.enable_overlap:
             yield
             return
-        batches = _without_forward(step) or [step.inflight.batch]
+        # Of batches whose ForwardBatch is made in this step; of a cohort alone its own.
+        batches = [] if step.decode is None else [step.decode]
+        if not batches or step.inflight.forward is None:
+            batches.append(step.inflight.batch)
         with scheduler._forward_isolation(batches[0], overlap=True):
             if len(batches) == 1:
                 yield
@@ -168,16 +177,56 @@ def sample(model_runner: Any, forward: ForwardBatch, logits: Any) -> torch.Tenso
     return torch.zeros(len(forward.seq_lens), dtype=torch.long, device=forward.input_ids.device)
 
 
-def _new_batches(step: LayerGroupBatch) -> list[ScheduleBatch]:
-    """Batches whose inputs are new in this step: the decode's, and a cohort's at its first group."""
-    return _with_decode(step, not step.inflight.has_begun)
+def refuse_unfit_server(scheduler: Any) -> None:
+    """Refuse what two batches in one step cannot serve, asked of the running scheduler.
+
+    Flags that lead here are refused before (refusals.py); a model or a default of SGLang's may as well.
+
+    Raises:
+        UnsupportedError: the ranks agree on the batch of every step, or tokens are embedded by a table
+            that decode graphs do not keep.
+    """
+    if scheduler.require_mlp_sync:
+        raise UnsupportedError(
+            "--prefill-mode layered does not work with MLP layers that gather rows over the ranks: the ranks"
+            " agree on the sizes of one batch a step and a layered step runs two; leave --moe-a2a-backend,"
+            " --moe-dense-tp-size and --enable-dp-attention out"
+        )
+    if scheduler.ngram_embedding_manager.enabled:
+        raise UnsupportedError(
+            f"--prefill-mode layered cannot serve {scheduler.server_args.model_path}: it embeds n-grams of"
+            " tokens, which is not tested; serve it in chunked mode"
+        )
 
 
-def _without_forward(step: LayerGroupBatch) -> list[ScheduleBatch]:
-    """Batches whose ForwardBatch is made in this step: new ones, and a cohort that requests have left."""
-    return _with_decode(step, step.inflight.forward is None)
+def ready_to_decode(scheduler: Any, batch: ScheduleBatch) -> ScheduleBatch:
+    """Do to a decode batch what SGLang does after `update_running_batch`, before it runs the batch."""
+    batch = scheduler.dp_attn_adapter.maybe_prepare_mlp_sync_batch(batch)
+    batch = scheduler.ngram_embedding_manager.prepare_for_forward(batch, chunked_req=scheduler.chunked_req)
+    set_schedule_time_batch(batch)
+    return batch
 
 
-def _with_decode(step: LayerGroupBatch, has_prompt: bool) -> list[ScheduleBatch]:
-    prompts = [step.inflight.batch] if has_prompt else []
-    return prompts if step.decode is None else [step.decode, *prompts]
+def admit_waiting_grammars(scheduler: Any) -> None:
+    """Queue requests whose grammar has been compiled; SGLang does so where it looks for new prompts."""
+    if scheduler.grammar_manager.has_waiting_grammars():
+        for req in scheduler.grammar_manager.get_ready_grammar_requests():
+            scheduler._add_request_to_queue(req)
+
+
+def begin_launch(scheduler: Any, stage: ScheduleBatch, batches: Sequence[ScheduleBatch]) -> None:
+    """Count and stamp a step as `run_batch` does one batch; `batches` are all that the step runs.
+
+    The profiler counts the step once, as the stage of `stage`. A prompt keeps the time of its first group:
+    SGLang takes the time from there to its result as the prompt's busy time.
+    """
+    scheduler.forward_ct += 1
+    for batch in batches:
+        batch.forward_iter = scheduler.forward_ct
+        if batch.launch_ts is None or batch.forward_mode.is_decode():
+            batch.launch_ts = time.monotonic()
+        if scheduler.scripted_scheduler_hook is not None:
+            scheduler.scripted_scheduler_hook.on_run_batch(batch)
+    scheduler.profiler_manager._profile_batch_predicate(stage)
+    if scheduler.forward_sleep_time is not None:
+        time.sleep(scheduler.forward_sleep_time)

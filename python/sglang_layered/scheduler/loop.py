@@ -21,8 +21,7 @@ from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
-from sglang_layered.scheduler.duties import admit_waiting_grammars, ready_to_decode
-from sglang_layered.scheduler.launch import StepLauncher
+from sglang_layered.scheduler.launch import StepLauncher, admit_waiting_grammars, ready_to_decode
 from sglang_layered.scheduler.rank_check import RankCheck
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults, StepTimer
 from sglang_layered.scheduler.room import filter_finished, num_running
@@ -49,6 +48,7 @@ class LayeredLoop(BaseLoop):
         self._launcher = StepLauncher(scheduler, self._execution)
         self._single_rank = scheduler.ps.tp_size == 1
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
+        self._num_layers = runner.num_layers
         return PipelineStages((0, runner.num_layers))
 
     def subscribe(self, config: LayeredConfig) -> None:
@@ -113,16 +113,18 @@ class LayeredLoop(BaseLoop):
     def process(self, step: LaunchedStep) -> None:
         """A step's results are to be processed now."""
         self.hand_over(step)
-        timing = self.last_timing = step.timing(self.stages.num_layers)
-        if step.strategy is not None:
+        timing = self.last_timing = step.timing(self._num_layers)
+        if step.strategy is not None and self._execution.choice.learns:
             self._execution.observe(step.strategy, timing)
         self.stream.emit(StepDone(step, timing))
 
     def _step(self) -> None:
         """Schedule and launch one engine step, and process the results that are due."""
-        self.driver.step_begins()
+        if self.driver.policy is not None:
+            self.driver.step_begins()
         batch = self._resume() if self.cohorts.inflight else self._schedule()
-        self._ranks.compare(batch)
+        if self._ranks.is_on:
+            self._ranks.compare(batch)
         if isinstance(batch, LayerGroupBatch):
             self._run_layered(batch)
         else:
@@ -157,27 +159,28 @@ class LayeredLoop(BaseLoop):
 
     def _resume(self) -> LayerGroupBatch | ScheduleBatch | None:
         """A cohort is in flight: no admission, its next group beside the next decode."""
-        scheduler, inflight = self.scheduler, self.inflight
+        scheduler, [inflight] = self.scheduler, self.cohorts.inflight
         scheduler._abort_on_waiting_timeout()
         scheduler._abort_on_running_timeout(scheduler.running_batch)
         admit_waiting_grammars(scheduler)
-        if inflight is not None:
-            scheduler._abort_on_running_timeout(inflight.batch)
-            if inflight.aborted:
-                self.settle()
-                self.cohorts.let_aborted_leave()
-                if not self.cohorts.inflight:
-                    scheduler.last_batch = None
+        scheduler._abort_on_running_timeout(inflight.batch)
+        if inflight.aborted:
+            self.settle()
+            self.cohorts.let_aborted_leave()
+            if not self.cohorts.inflight:
+                scheduler.last_batch = None
         return self._compose()
 
     def _compose(self) -> LayerGroupBatch | ScheduleBatch | None:
-        decode, inflight = self._decode_batch(), self.inflight
-        if inflight is None:
+        decode = self._decode_batch()
+        if not self.cohorts.inflight:
             return decode
+        [inflight] = self.cohorts.inflight
         if decode is None:
             self.cohorts.finish_in_one_step()
-        self.driver.pace(inflight, decode)
-        return LayerGroupBatch(decode, inflight)
+        if self.driver.policy is not None:
+            self.driver.pace(inflight, decode)
+        return LayerGroupBatch(decode, inflight, inflight.cohort.group)
 
     def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
         """The policy's plan; None when the policy failed and prompts go whole from now on."""
@@ -212,7 +215,7 @@ class LayeredLoop(BaseLoop):
             scheduler._apply_war_barrier()
         prompt = tuple(zip(batch.reqs, batch.extend_lens, strict=True)) if kind == "prefill" else ()
         load = None
-        if self._is_load_asked_for:
+        if self.driver.policy is not None or self.is_heard:
             load = self.driver.loads.of_prompt(batch) if prompt else self.driver.loads.of_decode(batch)
         outcomes = (Outcome(batch, self._seen(batch), result),)
         self.results.launched(
@@ -225,8 +228,8 @@ class LayeredLoop(BaseLoop):
         self.scheduler.cur_batch_for_debug = inflight.batch
         strategy = None if decode is None else self._execution.choose(step.shape)
         load = None
-        if self._is_load_asked_for:
-            load = self.driver.loads.of_group(decode, inflight.batch, cohort.group, strategy)
+        if self.driver.policy is not None or self.is_heard:
+            load = self.driver.loads.of_group(decode, inflight.batch, step.group, strategy)
         timer = StepTimer.start(self.scheduler)
         outcomes = tuple(
             Outcome(batch, self._seen(batch), result)
@@ -242,10 +245,6 @@ class LayeredLoop(BaseLoop):
                 number, "layered", outcomes, timer, cohort, prompt, strategy, load, decision, finished
             )
         )
-
-    @property
-    def _is_load_asked_for(self) -> bool:
-        return self.driver.is_on or self.report.is_on
 
     def _seen(self, batch: ScheduleBatch) -> ScheduleBatch:
         """The batch as it is at its launch: SGLang's own is changed before its results are processed."""

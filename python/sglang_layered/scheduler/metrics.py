@@ -147,19 +147,19 @@ class LoopMetrics:
             oldest = cohorts[0].cohort
             done, left = oldest.next_group, oldest.plan.num_groups - oldest.next_group
         partial = sum(inflight.num_prompt_tokens for inflight in cohorts)
-        self._show("layered_cohorts_in_flight", len(cohorts))
-        self._show("layered_cohort_groups", done, state="done")
-        self._show("layered_cohort_groups", left, state="left")
-        self._show("layered_parked_bytes", sum(map(parked_bytes, cohorts)))
-        self._show("layered_kv_slots", partial, state="partial")
-        self._show("layered_kv_slots", self._used_slots() - partial, state="filled")
-
-    def _show(self, name: str, value: int, state: str = "") -> None:
-        """Set a gauge, if it changes."""
-        if self._shown.get((name, state)) != value:
-            self._shown[name, state] = value
-            labels = {"state": state} if state else {}
-            self._instruments.set(name, value, **labels)
+        gauges = {
+            ("layered_cohorts_in_flight", ""): len(cohorts),
+            ("layered_cohort_groups", "done"): done,
+            ("layered_cohort_groups", "left"): left,
+            ("layered_parked_bytes", ""): sum(map(parked_bytes, cohorts)),
+            ("layered_kv_slots", "partial"): partial,
+            ("layered_kv_slots", "filled"): self._used_slots() - partial,
+        }
+        for (name, state), value in gauges.items():
+            if self._shown.get((name, state)) != value:  # a gauge that stays costs a write as well
+                self._shown[name, state] = value
+                labels = {"state": state} if state else {}
+                self._instruments.set(name, value, **labels)
 
     def _used_slots(self) -> int:
         """Slots of running requests and of the prefix cache."""

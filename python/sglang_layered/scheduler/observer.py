@@ -58,8 +58,9 @@ class Observer:
         self._start_limits()
 
     def handlers(self) -> Handlers:
-        """What it hears of the layered loop."""
-        return {ResultsDue: self._results_due}
+        """What it hears of the layered loop: nothing where it only keeps limits."""
+        is_charging = self._traffic is not None or self._energy is not None
+        return {ResultsDue: self._results_due} if is_charging else {}
 
     def _results_due(self, event: ResultsDue) -> None:
         """A layered step holds more than the batches whose results SGLang processes."""
@@ -91,6 +92,8 @@ class Observer:
     def before_results(self, batch: Any) -> None:
         """SGLang is about to process these results."""
         if not batch.reqs:
+            return
+        if self._traffic is None and self._energy is None:
             return
         if batch.forward_iter is not None and batch.forward_iter > self._charged:
             self.step(batch.forward_iter, *_of_chunked_mode(batch), batch.launch_ts)

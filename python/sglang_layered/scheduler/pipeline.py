@@ -23,7 +23,7 @@ from sglang_layered.core.events import DropReason
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.runner.stage_runner import StageRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
-from sglang_layered.scheduler.duties import ready_to_decode
+from sglang_layered.scheduler.launch import ready_to_decode
 from sglang_layered.scheduler.results import StepTimer
 from sglang_layered.scheduler.room import filter_running
 from sglang_layered.scheduler.stream import StepDone

@@ -22,12 +22,13 @@ class RankCheck:
 
     def __init__(self, scheduler: Any, level: str) -> None:
         self._num_ranks = scheduler.ps.tp_size if level != "basic" else 1
+        self.is_on = self._num_ranks > 1
         self._rank = scheduler.ps.tp_rank
         self._group = scheduler.tp_cpu_group
 
     def compare(self, step: LayerGroupBatch | ScheduleBatch | None) -> None:
         """Call once a step on every rank, before it runs."""
-        if self._num_ranks == 1:
+        if not self.is_on:
             return
         mine = describe(step)
         digest = torch.tensor([zlib.crc32(mine.encode())])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from sglang_layered.config import LayeredConfig
@@ -39,18 +38,13 @@ class Reporter:
         """With the listeners that the flags name."""
         return cls(scheduler, find_listeners(listener_specs(scheduler, config)))
 
-    @property
-    def is_on(self) -> bool:
-        """True while somebody listens."""
-        return bool(self._listeners)
-
     def attach(self, listener: Listener) -> None:
         """Let it listen from now on."""
         self._listeners.attach(listener)
 
     def handlers(self) -> stream.Handlers:
         """What becomes of each event of the loop."""
-        made: dict[type, Callable[[Any], None]] = {
+        made: stream.Handlers = {
             stream.Admitted: self._admitted,
             stream.ResultsDue: self._results_due,
             stream.StepDone: self._step_done,
@@ -58,7 +52,7 @@ class Reporter:
             stream.Dropped: self._dropped,
             stream.SettingsChanged: self._settings_changed,
         }
-        return {kind: self._if_on(build) for kind, build in made.items()}
+        return made if self._listeners else {}
 
     def started(self, policy: str, cohort_tokens: int | None, sizes: ModelSizes) -> None:
         """The loop starts."""
@@ -69,13 +63,6 @@ class Reporter:
     def close(self) -> None:
         """The server ends."""
         self._listeners.close()
-
-    def _if_on(self, build: Callable[[Any], None]) -> Callable[[Any], None]:
-        def handle(event: Any) -> None:
-            if self._listeners:
-                build(event)
-
-        return handle
 
     def _emit(self, event: Event) -> None:
         self._listeners.emit(event)

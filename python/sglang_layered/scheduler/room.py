@@ -129,7 +129,11 @@ def last_one_has_no_room(running: ScheduleBatch) -> bool:
     It retracts the others first. That frees nothing when they are turns of streaming sessions, whose slots
     their sessions keep, so those do not count as others.
     """
-    gains = (req for req in running.reqs if not (req.finished() or in_streaming_session(req)))
+    gains = (
+        req
+        for req in running.reqs
+        if not (req.finished() or (req.session is not None and in_streaming_session(req)))
+    )
     if len(list(islice(gains, 2))) == 2 or running.is_prefill_only:
         return False
     if all(req.finished() for req in running.reqs):

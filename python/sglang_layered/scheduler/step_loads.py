@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
-from sglang_layered.core.choice import runs_apart
+from sglang_layered.core.choice import APART
 from sglang_layered.core.pacing import ModelSizes, StepLoad
 from sglang_layered.core.plan import LayerGroup
 
@@ -25,7 +25,7 @@ class StepLoads:
         """A layered step before its layers are chosen: the prompt in no layer."""
         rows, tokens = self._of_decode(decode)
         lens, prefixes = tuple(prompt.extend_lens), tuple(prompt.prefix_lens)
-        load = StepLoad(rows, tokens, lens, prefixes, 0.0, runs_apart(strategy))
+        load = StepLoad(rows, tokens, lens, prefixes, 0.0, strategy in APART)
         self._latest = (decode, prompt, load)
         return load
 
@@ -41,7 +41,7 @@ class StepLoads:
             load = latest[2]
         else:
             load = self.at_rest(decode, prompt, strategy)
-        return replace(load, prompt_layers=weight, is_apart=runs_apart(strategy))
+        return replace(load, prompt_layers=weight, is_apart=strategy in APART)
 
     def of_decode(self, decode: ScheduleBatch) -> StepLoad:
         """A decode step of SGLang's."""

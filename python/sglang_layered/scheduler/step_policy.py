@@ -20,8 +20,7 @@ from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.calibration import CalibrationFile, start_of
-from sglang_layered.scheduler.last_tokens import LastTokenTimes
-from sglang_layered.scheduler.rank_clock import RankClock
+from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock
 from sglang_layered.scheduler.room import running_soon
 from sglang_layered.scheduler.step_loads import StepLoads
 from sglang_layered.scheduler.stream import (
@@ -57,7 +56,7 @@ class StepPolicyDriver:
         self._sizes, self._layers = loop.sizes, loop.layers
         self._expected, self._failed = expected, failed
         self.loads = StepLoads(self._sizes)
-        self._policy: StepPolicy | None = None  # in force
+        self.policy: StepPolicy | None = None  # in force
         self._can: frozenset[Capability] = frozenset()  # that policy
         self._begun: StepPolicy | None = None  # the last one that was told what it serves
         self._file: CalibrationFile | None = None
@@ -69,26 +68,21 @@ class StepPolicyDriver:
         self._has_other_ranks = self._scheduler.ps.tp_size > 1
         self._adopt(self._controls.step_policy, at_start=True)
 
-    @property
-    def is_on(self) -> bool:
-        """True with a policy that has a part in every step."""
-        return self._policy is not None
-
     def handlers(self) -> Handlers:
-        """What it hears of the loop."""
-        return {
-            ResultsDue: self._results_are_due,
-            StepDone: self._results_are_in,
-            SettingsChanged: lambda _: self._adopt(self._controls.step_policy),
-        }
+        """What it hears of the loop: with no policy that has a part in every step only of a new one."""
+        hears: dict[type, Callable[[Any], None]] = {SettingsChanged: self._settings_changed}
+        if self.policy is not None:
+            hears |= {ResultsDue: self._results_are_due, StepDone: self._results_are_in}
+        return hears
 
     def step_begins(self) -> None:
         """Read the clock: the time, and what the steps since the last one took."""
-        if self._policy is not None:
-            try:
-                self._read_clock(self._policy)
-            except Exception as error:
-                self._policy_failed(error)
+        if self.policy is None:
+            return
+        try:
+            self._read_clock(self.policy)
+        except Exception as error:
+            self._policy_failed(error)
 
     def before_admission(self) -> None:
         """No cohort is in flight: order the queue and say how many tokens the next one may have."""
@@ -138,23 +132,27 @@ class StepPolicyDriver:
     @property
     def _pacing(self) -> StepPolicy | None:
         """The policy in force, if it decides in every step and was told what it serves."""
-        is_ready = self._policy is self._begun and Capability.PACES_STEPS in self._can
-        return self._policy if is_ready else None
+        is_ready = self.policy is self._begun and Capability.PACES_STEPS in self._can
+        return self.policy if is_ready else None
+
+    def _settings_changed(self, event: SettingsChanged) -> None:
+        self._adopt(self._controls.step_policy)
+        self._stream.remove(self)
+        self._stream.add(self, is_vital=True)
 
     def _results_are_due(self, event: ResultsDue) -> None:
-        if self._policy is not None:
-            self._last_tokens.collect(event.step.outcomes)
+        self._last_tokens.collect(event.step.outcomes)
 
     def _results_are_in(self, event: StepDone) -> None:
-        if self._policy is not None and event.step.load is not None:
+        if event.step.load is not None:
             self._learning.append((event.step.load, event.step.kind))
             self._clock.step_took(event.timing.duration_s)
 
     def _adopt(self, policy: StepPolicy | None, at_start: bool = False) -> None:
         """Follow the operator from one policy to another; rank 0 prepares what a new one starts from."""
-        if policy is self._policy:
+        if policy is self.policy:
             return
-        self._policy, self.decision = policy, None
+        self.policy, self.decision = policy, None
         self._can = frozenset() if policy is None else capabilities_of(policy)
         self._learning.clear()
         self._last_tokens.forget()
@@ -220,7 +218,8 @@ class StepPolicyDriver:
         if gap_s is not None and Capability.KEEPS_TBT_LIMIT in self._can:
             policy.observe_gap(gap_s, self._was_planned)
         self._was_planned = self.decision is not None
-        self._admission.note_arrivals(self._now_s)
+        if self._scheduler.waiting_queue:
+            self._admission.note_arrivals(self._now_s)
 
     def _learn(self, policy: StepPolicy, load: StepLoad, kind: str, duration_s: float) -> None:
         if Capability.LEARNS not in self._can:

@@ -127,5 +127,6 @@ class EventStream:
 
     def remove(self, subscriber: Subscriber) -> None:
         """Let it hear no more."""
+        self._vital = [kept for kept in self._vital if kept is not subscriber]
         for kind, entries in self._by_type.items():
             self._by_type[kind] = tuple(entry for entry in entries if entry[0] is not subscriber)

@@ -21,8 +21,7 @@ from sglang.srt.observability.req_time_stats import set_time_batch
 from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
 from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
-from sglang_layered.scheduler.duties import begin_launch, refuse_unfit_server
-from sglang_layered.scheduler.launch import sample
+from sglang_layered.scheduler.launch import begin_launch, refuse_unfit_server, sample
 from sglang_layered.scheduler.results import StepTimer
 from sglang_layered.scheduler.tick import GroupWork, PipelineTick, TickResult
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sglang_layered.auto.amounts import amounts
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.auto.step_times import StepTimes, amounts
 from sglang_layered.core.pacing import DeviceRates, PaceView, QueueView, Start, StepLoad
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.errors import BenchError

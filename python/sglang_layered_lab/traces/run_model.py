@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
 
-from sglang_layered.auto.amounts import Amounts, amounts
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.auto.step_times import StepTimes
+from sglang_layered.auto.step_times import Amounts, StepTimes, amounts
 from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.pacing import DeviceRates, ModelSizes, Start, StepLoad, StepPolicy
 from sglang_layered.core.policy import GroupPolicy

@@ -17,7 +17,7 @@ from sglang_layered.runner.decode_graphs.attention import DecodeAttention
 from sglang_layered.runner.decode_graphs.buffers import DecodeInputs, StaticRows
 from sglang_layered.runner.decode_graphs.recorder import GraphRecorder
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets, LayerSegments
-from sglang_layered.runner.layer_calls import LayerCalls
+from sglang_layered.runner.layer_ranges import LayerCalls
 
 logger = logging.getLogger(__name__)
 

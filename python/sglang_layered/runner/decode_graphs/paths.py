@@ -15,7 +15,7 @@ from sglang_layered.runner.decode_graphs.attention import GraphAttention
 from sglang_layered.runner.decode_graphs.graphs import LayeredDecodeGraphs
 from sglang_layered.runner.decode_graphs.recorder import CudaGraphRecorder
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets, LayerSegments
-from sglang_layered.runner.layer_calls import LayerCalls
+from sglang_layered.runner.layer_ranges import LayerCalls
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,21 @@
+"""A middle step of one cohort enters few of our files and functions, so that it can be read in one sitting."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("step_profile.py")
+
+
+@pytest.mark.parametrize(("policy", "most_files", "most_calls"), [("--rule", 20, 120), ("--auto", 28, 200)])
+def test_a_middle_step_enters_few_files_and_functions(policy: str, most_files: int, most_calls: int) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, policy, "--json"], check=True, capture_output=True, text=True, timeout=300
+    )
+    calls = json.loads(done.stdout.splitlines()[-1])
+    assert len(calls) <= most_files and sum(calls.values()) <= most_calls, calls
