@@ -11,10 +11,9 @@ import pytest
 
 from sglang_layered.errors import BenchError, LayeredPrefillError
 from sglang_layered_lab.bench.lengths import load_lengths
-from sglang_layered_lab.bench.spec import BenchSpec, located, read_spec, spec_from
-from sglang_layered_lab.bench.spec_errors import SpecError
+from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec, read_spec, spec_from
+from sglang_layered_lab.bench.spec_errors import SpecError, located
 from sglang_layered_lab.bench.spec_load import LoadSpec
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "scripts" / "bench").glob("*.toml"))
 

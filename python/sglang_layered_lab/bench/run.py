@@ -23,9 +23,8 @@ from sglang_layered_lab.bench.metrics import Window
 from sglang_layered_lab.bench.ready import check_model
 from sglang_layered_lab.bench.record import BenchRecord, Repetition, to_go_on
 from sglang_layered_lab.bench.server_state import check_answers, flush_cache, put_in_force
-from sglang_layered_lab.bench.spec import BenchSpec
+from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec
 from sglang_layered_lab.bench.spec_errors import SpecError, gathered, raise_all
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
 from sglang_layered_lab.bench.workload import Room, Workload
 from sglang_layered_lab.bench.workload_text import Tokenizer
 from sglang_layered_lab.models.make import make_from_recipe

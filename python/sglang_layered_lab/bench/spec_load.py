@@ -1,50 +1,51 @@
-"""The section [load] of a spec: when requests are sent, and which of them are measured."""
+"""What a run sends: [load], when requests are sent and which are measured, and [workload], what they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Annotated
 
-from sglang_layered_lab.bench.spec_errors import SpecError, bad_choice
+from pydantic import Strict
+
+from sglang_layered_lab.bench.lengths_fit import Lognormal
+from sglang_layered_lab.bench.spec_errors import SpecError, fields_of
 from sglang_layered_lab.bench.spec_keys import (
     MOST_REQUESTS,
-    Checked,
-    Key,
+    Section,
     as_factor,
     as_rate,
+    as_seed,
     count_of,
     in_seconds,
     in_tokens,
-    plain,
+    meaning,
+    one_of,
+    section,
 )
 
-NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "poisson": ("rate_per_s",),
-        "gamma": ("rate_per_s", "burstiness"),
-        "constant": ("rate_per_s",),
-        "closed": ("num_clients",),
-        "trace": ("trace",),
-    }
-)
+NEEDS = {
+    "poisson": ("rate_per_s",),
+    "gamma": ("rate_per_s", "burstiness"),
+    "constant": ("rate_per_s",),
+    "closed": ("num_clients",),
+    "trace": ("trace",),
+}
 KIND_FIELDS = ("rate_per_s", "burstiness", "num_clients", "trace")
 MOST_OPEN = 65_536  # streams and clients at once: a connection each
 
 
-@dataclass(frozen=True, slots=True)
-class TraceSpec(Checked):
+@section
+class TraceSpec(Section):
     """Arrivals to replay: one timestamp a row, in order; the first row is due at 0."""
 
-    file: Annotated[str, plain("CSV with a header, or .jsonl; a relative path starts at the spec's folder")]
-    column: Annotated[str, plain("holds the timestamps")] = "timestamp"
+    file: Annotated[str, meaning("CSV with a header, or .jsonl; a relative path starts at the spec's folder")]
+    column: Annotated[str, meaning("holds the timestamps")] = "timestamp"
     unit_s: Annotated[float, in_seconds("what one unit of the column is worth: 0.001 for milliseconds")] = 1.0
     speed: Annotated[float, as_factor("2 replays in half the time, so at twice the rate")] = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class BackgroundSpec(Checked):
+@section
+class BackgroundSpec(Section):
     """Streams that decode beside the load from before its zero until its end, and are then broken off."""
 
     num_streams: Annotated[int, count_of("streams", "how many", most=MOST_OPEN)]
@@ -52,26 +53,24 @@ class BackgroundSpec(Checked):
     prompt_tokens: Annotated[int, in_tokens("of each stream's prompt")] = 64
 
 
-@dataclass(frozen=True, slots=True)
-class LoadSpec(Checked):
+@section
+class LoadSpec(Section):
     """When requests are sent. Open arrivals end at `num_requests` or at `duration_s`, whichever is first.
 
     In a closed load each client sends its next request when its last one has ended; it ends with the last of
     `num_requests`.
     """
 
-    arrivals: Annotated[str, plain(f"one of {', '.join(NEEDS)}")]
+    arrivals: Annotated[str, one_of(NEEDS), meaning(f"one of {', '.join(NEEDS)}")]
     rate_per_s: Annotated[float | None, as_rate("requests per second after the ramp")] = None
     burstiness: Annotated[
         float | None,
-        Key(
-            "the shape of the gamma distribution", "1 is Poisson, below 1 comes in bursts", above=0, most=1e3
-        ),
+        meaning("1 is Poisson, below 1 comes in bursts", "the shape of the gamma distribution", gt=0, le=1e3),
     ] = None
     num_clients: Annotated[
         int | None, count_of("clients", "of a closed load; each has one request open", most=MOST_OPEN)
     ] = None
-    trace: Annotated[TraceSpec | None, plain("of a replayed load")] = None
+    trace: Annotated[TraceSpec | None, meaning("of a replayed load")] = None
     num_requests: Annotated[int | None, count_of("requests", "how many are sent at most")] = None
     duration_s: Annotated[float | None, in_seconds("no request is due after it; not of a closed load")] = None
     ramp_s: Annotated[
@@ -88,15 +87,13 @@ class LoadSpec(Checked):
     cooldown_s: Annotated[
         float, in_seconds("nor are those due in the last of the run; not of a closed load", can_be_zero=True)
     ] = 0.0
-    background: Annotated[BackgroundSpec | None, plain("streams that decode beside the load")] = None
+    background: Annotated[BackgroundSpec | None, meaning("streams that decode beside the load")] = None
 
     def problems(self) -> Iterator[SpecError]:
         """Give fields that do not go together."""
-        yield from bad_choice("arrivals", self.arrivals, NEEDS)
-        if self.arrivals in NEEDS:
-            yield from self._fields_of_kind()
-            yield from self._ramp()
-            yield from self._end()
+        yield from self._fields_of_kind()
+        yield from self._ramp()
+        yield from self._end_of_closed() if self.is_closed else self._end()
 
     @property
     def is_closed(self) -> bool:
@@ -123,9 +120,6 @@ class LoadSpec(Checked):
             yield SpecError(("ramp_start_per_s",), "there is no rate that ramps; remove it or set ramp_s")
 
     def _end(self) -> Iterator[SpecError]:
-        if self.is_closed:
-            yield from self._end_of_closed()
-            return
         if self.num_requests is None and self.duration_s is None and self.arrivals != "trace":
             yield SpecError(("num_requests",), "the load has no end; give num_requests, duration_s or both")
         if self.duration_s is None:
@@ -151,3 +145,151 @@ class LoadSpec(Checked):
                 yield SpecError(
                     (name,), "a closed load ends with its last request; remove it, give num_requests"
                 )
+
+
+TokenId = Annotated[int, meaning("", "a token id", ge=0, le=2**31)]  # ids are of 32 bits
+FIELDS_OF = {
+    "lognormal": ("mean_tokens", "p50_tokens", "p90_tokens", "min_tokens", "max_tokens"),
+    "uniform": ("min_tokens", "max_tokens"),
+    "fixed": ("tokens",),
+}
+OF_FILES = {
+    "prompt_column": "num_prefill_tokens",
+    "output_column": "num_decode_tokens",
+    "order": "random",
+    "prompt_scale": 1.0,
+    "output_scale": 1.0,
+}
+
+
+@section
+class DistributionSpec(Section):
+    """Lengths of prompts, or of outputs, in tokens. Limits are included.
+
+    A lognormal is fitted from two of its figures, then cut to the limits: what is drawn has other figures the
+    more the limits cut off.
+    """
+
+    distribution: Annotated[str, one_of(FIELDS_OF), meaning(f"one of {', '.join(FIELDS_OF)}")]
+    mean_tokens: Annotated[float | None, in_tokens("of a lognormal, before the limits")] = None
+    p50_tokens: Annotated[float | None, in_tokens("of a lognormal, before the limits")] = None
+    p90_tokens: Annotated[float | None, in_tokens("of a lognormal, before the limits")] = None
+    tokens: Annotated[int | None, in_tokens("of a fixed length")] = None
+    min_tokens: Annotated[int | None, in_tokens("the least that is drawn")] = None
+    max_tokens: Annotated[int | None, in_tokens("the most that is drawn")] = None
+
+    def problems(self) -> Iterator[SpecError]:
+        """Give fields that do not go together."""
+        used = FIELDS_OF[self.distribution]
+        for name in tuple(fields_of(type(self)))[1:]:
+            given = getattr(self, name) is not None
+            if given and name not in used:
+                yield SpecError(
+                    (name,), f"{self.distribution!r} does not use it; remove it (it uses {', '.join(used)})"
+                )
+            if not given and name in used and self.distribution != "lognormal":
+                yield SpecError((name,), f"is missing; {self.distribution!r} needs it")
+        if self.max_tokens is not None and self.max_tokens < (self.min_tokens or 1):
+            yield SpecError(("max_tokens",), f"{self.max_tokens} is below min_tokens; give more")
+        if self.distribution == "lognormal":
+            try:
+                self.lognormal()
+            except SpecError as error:
+                yield error
+
+    def lognormal(self) -> Lognormal:
+        """The fitted lognormal, before the limits."""
+        try:
+            return Lognormal.fit(mean=self.mean_tokens, p50=self.p50_tokens, p90=self.p90_tokens)
+        except ValueError as error:
+            raise SpecError(("distribution",), f"'lognormal' cannot be fitted: {error}") from error
+
+
+@section
+class LengthsSpec(Section):
+    """Lengths from a file's rows, or from two distributions."""
+
+    file: Annotated[
+        str | None, meaning("CSV with a header, or .jsonl; a relative path starts at the spec's folder")
+    ] = None
+    prompt_column: Annotated[str, meaning("of the file")] = "num_prefill_tokens"
+    output_column: Annotated[str, meaning("of the file")] = "num_decode_tokens"
+    order: Annotated[
+        str,
+        one_of(("random", "file")),
+        meaning("random: rows drawn with replacement; file: row after row, from the top again"),
+    ] = "random"
+    prompt_scale: Annotated[
+        float, as_factor("multiplies the file's prompt lengths; at least 1 token is left")
+    ] = 1.0
+    output_scale: Annotated[float, as_factor("multiplies the file's output lengths")] = 1.0
+    prompt: Annotated[DistributionSpec | None, meaning("without a file")] = None
+    output: Annotated[DistributionSpec | None, meaning("without a file")] = None
+    max_total_tokens: Annotated[
+        int | None,
+        in_tokens(
+            "of prompt and output: longer rows, after scaling, are left out; longer draws drawn again",
+            least=2,
+        ),
+    ] = None
+
+    def problems(self) -> Iterator[SpecError]:
+        """Give fields that do not go together."""
+        for name in ("prompt", "output"):
+            given = getattr(self, name) is not None
+            if given and self.file is not None:
+                yield SpecError((name,), "lengths come from the file; remove it or file")
+            if not given and self.file is None:
+                yield SpecError((name,), "is missing; give prompt and output distributions, or a file")
+        if self.file is None:
+            for name, default in OF_FILES.items():
+                if getattr(self, name) != default:
+                    yield SpecError((name,), "only lengths from a file use it; remove it")
+
+
+@section
+class PrefixSpec(Section):
+    """Prompts that begin alike. A prompt keeps its length: the prefix stands in place of its first tokens.
+
+    A prompt that is not longer than the prefix begins with as much of it as leaves one token of its own.
+    """
+
+    num_prefixes: Annotated[int, count_of("prefixes", "how many there are")]
+    prefix_tokens: Annotated[int, in_tokens("of each")]
+    share: Annotated[
+        float,
+        meaning(
+            "of the requests, that begins with one of the prefixes, each as likely", "a part", ge=0, le=1
+        ),
+    ] = 1.0
+
+
+@section
+class WorkloadSpec(Section):
+    """What requests hold."""
+
+    lengths: Annotated[LengthsSpec, meaning("of prompts and outputs")]
+    prefixes: Annotated[PrefixSpec | None, meaning("prompts that begin alike")] = None
+    inputs: Annotated[
+        str,
+        one_of(("ids", "text")),
+        meaning("ids: random token ids; text: random words of the model's tokenizer"),
+    ] = "ids"
+    vocab: Annotated[
+        tuple[TokenId, TokenId] | None,
+        meaning(
+            "first id and id after the last; absent: from 1/8 to 7/8 of the model's. Needed with server.url",
+            "a token id",
+        ),
+    ] = None
+    seed: Annotated[int | None, as_seed("of lengths and contents; absent: run.seed")] = None
+    topics: Annotated[
+        bool, Strict(), meaning("each prompt stays in one of the topics of a model with calibrated routers")
+    ] = False
+
+    def problems(self) -> Iterator[SpecError]:
+        """Give fields that do not go together."""
+        if self.vocab is not None and not self.vocab[0] < self.vocab[1]:
+            yield SpecError(("vocab",), f"{list(self.vocab)} is empty; give [first id, id after the last]")
+        if self.topics and (self.inputs != "ids" or self.vocab is not None):
+            yield SpecError(("topics",), "a topic is a range of token ids; use inputs = 'ids' without vocab")
