@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sglang_layered_lab.bench.spec import BenchSpec
-from sglang_layered_lab.bench.spec_errors import fields_of, options_of, unit_of
+from sglang_layered_lab.bench.spec_errors import fields_of, marks_of, meaning_of, options_of, unit_of
 from sglang_layered_lab.bench.spec_reference import DOCUMENT, END, START, with_reference
 from sglang_layered_lab.bench.sweep_spec import Arm, SweepSettings
 
@@ -36,7 +36,7 @@ def test_making_it_again_changes_nothing() -> None:
 @pytest.mark.parametrize("kind", sorted(kinds(BenchSpec) - {BenchSpec} | {Arm, SweepSettings}, key=str))
 def test_every_key_says_what_it_means_and_every_number_has_both_ends(kind: Any) -> None:
     for name, field in fields_of(kind).items():
-        assert field.description, name
+        assert meaning_of(field), name
         if {int, float} & set(options_of(field.annotation)):
-            ends = {end for each in field.metadata for end in ("ge", "gt", "le") if hasattr(each, end)}
+            ends = {end for each in marks_of(field) for end in ("ge", "gt", "le") if hasattr(each, end)}
             assert unit_of(field) and "le" in ends and len(ends) == 2, name

@@ -14,18 +14,8 @@ import httpx
 from pydantic import BeforeValidator, Field, Strict
 
 from sglang_layered.errors import ModelRecipeError
+from sglang_layered_lab.bench import spec_keys as of
 from sglang_layered_lab.bench.spec_errors import SpecError, checked, located, name_of, parse_toml, text_of
-from sglang_layered_lab.bench.spec_keys import (
-    Section,
-    as_seed,
-    count_of,
-    file_name,
-    in_ms,
-    in_seconds,
-    meaning,
-    one_of,
-    section,
-)
 from sglang_layered_lab.bench.spec_load import LoadSpec, WorkloadSpec
 from sglang_layered_lab.models.catalogue import Recipe, find_recipe
 
@@ -33,20 +23,16 @@ OWN_FLAGS = ("--model-path", "--model", "--host", "--port")
 ROUTERS = ("uniform", "paper")  # as random weights are, or calibrated to the coverage of the paper's Table 1
 
 
-@section
-class MakeModelSpec(Section):
+@of.section
+class MakeModelSpec(of.Section):
     """A model with random weights, made on the spot as `sglang-layered make-model` does."""
 
-    arch: Annotated[str, meaning("as of make-model")]
-    preset: Annotated[str, meaning("as of make-model")] = "tiny"
-    seed: Annotated[int, as_seed("of the weights")] = 0
-    dtype: Annotated[str | None, meaning("of the weights; absent: the preset's")] = None
-    num_layers: Annotated[int | None, count_of("layers", "absent: the preset's", most=1000)] = None
-    routers: Annotated[
-        str,
-        one_of(ROUTERS),
-        meaning("uniform: as random weights are; paper: calibrated to the coverage of the paper's Table 1"),
-    ] = "uniform"
+    arch: Annotated[str, "as of make-model"]
+    preset: Annotated[str, "as of make-model"] = "tiny"
+    seed: Annotated[of.Seed, "of the weights"] = 0
+    dtype: Annotated[str | None, "of the weights; absent: the preset's"] = None
+    num_layers: Annotated[of.Few | None, "absent: the preset's"] = None
+    routers: Annotated[str, of.choice(ROUTERS), "uniform, or paper: calibrated to its Table 1"] = "uniform"
 
     def problems(self) -> Iterator[SpecError]:
         """Give choices that no model can be made of."""
@@ -70,27 +56,25 @@ def _folder_or_table(value: Any) -> Any:
     raise SpecError((), f"{value!r} is not {wanted}; give {wanted}")
 
 
-@section
-class ServerSpec(Section):
+Model = Annotated[str | MakeModelSpec | None, BeforeValidator(_folder_or_table)]
+
+
+@of.section
+class ServerSpec(of.Section):
     """Either `url`, or `model` with `flags` and `env`.
 
     `settings` are put in force on the running server before every repetition, by SGLang's
     `/set_internal_state`; specs that differ in nothing else share a server.
     """
 
-    url: Annotated[str | None, meaning("root of a running server's HTTP API")] = None
-    model: Annotated[
-        str | MakeModelSpec | None,
-        BeforeValidator(_folder_or_table),
-        meaning("a model's folder, or a table: one to make here"),
-    ] = None
-    flags: Annotated[tuple[str, ...], meaning("further words of the server's command line")] = ()
-    env: Annotated[dict[str, str], meaning("its environment variables")] = field(default_factory=dict)
-    settings: Annotated[
-        dict[str, Annotated[float, Strict()]],
-        meaning("put in force by /set_internal_state before every repetition"),
-    ] = field(default_factory=dict)
-    ready_timeout_s: Annotated[float, in_seconds("a server that does not answer by then is given up")] = 300.0
+    url: Annotated[str | None, "root of a running server's HTTP API"] = None
+    model: Annotated[Model, "a model's folder, or a table: one to make here"] = None
+    flags: Annotated[tuple[str, ...], "further words of the server's command line"] = ()
+    env: Annotated[dict[str, str], "its environment variables"] = field(default_factory=dict)
+    settings: Annotated[dict[str, of.Number], "put in force before every repetition"] = field(
+        default_factory=dict
+    )
+    ready_timeout_s: Annotated[of.Seconds, "a server that does not answer by then is given up"] = 300.0
 
     def problems(self) -> Iterator[SpecError]:
         """Give fields that do not go together."""
@@ -121,30 +105,26 @@ def _is_address(url: str) -> bool:
     return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
-@section
-class SloSpec(Section):
+@of.section
+class SloSpec(of.Section):
     """Limits that requests are counted against; docs/metrics.md says when a request meets them."""
 
-    ttft_ms: Annotated[float | None, in_ms("of the time to first token")] = None
-    tbt_ms: Annotated[float | None, in_ms("of every gap between tokens")] = None
+    ttft_ms: Annotated[of.Milliseconds | None, "of the time to first token"] = None
+    tbt_ms: Annotated[of.Milliseconds | None, "of every gap between tokens"] = None
 
 
-@section
-class RunSpec(Section):
+@of.section
+class RunSpec(of.Section):
     """The run as a whole."""
 
-    name: Annotated[str, file_name, meaning("names the record")]
-    repetitions: Annotated[
-        int, count_of("repetitions", "passes over the load, with other prompts in each", most=10_000)
-    ] = 1
-    seed: Annotated[int, as_seed("of arrivals, and of the workload where it has none")] = 0
-    timeout_s: Annotated[
-        float, in_seconds("a repetition that has not ended this long after its zero is cut off")
-    ] = 600.0
+    name: Annotated[str, of.file_name, "names the record"]
+    repetitions: Annotated[of.Few, "passes over the load, with other prompts in each"] = 1
+    seed: Annotated[of.Seed, "of arrivals, and of the workload where it has none"] = 0
+    timeout_s: Annotated[of.Seconds, "a repetition is cut off this long after its zero"] = 600.0
 
 
-@section
-class BenchSpec(Section):
+@of.section
+class BenchSpec(of.Section):
     """One benchmark run. `folder` is where relative files of the spec start; it is no part of the record."""
 
     run: RunSpec

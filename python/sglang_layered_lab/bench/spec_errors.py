@@ -122,15 +122,31 @@ def _problem(kind: Any, each: Any) -> str:
     for name in LIMITS.keys() & context.keys():
         shown = value if isinstance(value, int) else format(value, "g")
         limit = LIMITS[name].format(context[name])
-        return f"{shown} is out of range; give {unit_of(field)}, {limit}"
+        return f"{shown} is out of range; give {unit_of(field) if field else 'a number'}, {limit}"
     wanted = " or ".join(map(name_of, options_of(hint)))
     return f"{value!r} is not {wanted}; give {wanted}"
 
 
-def unit_of(field: FieldInfo | None) -> str:
-    """How an error asks for the field's number: "seconds"."""
-    extra = field.json_schema_extra if field is not None else None
-    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+class Unit(str):
+    """What a field's number counts, as an error asks for it: "give seconds"."""
+
+    __slots__ = ()
+
+
+def marks_of(field: FieldInfo) -> list[Any]:
+    """Everything that is annotated to a field or to a type that it may have: ends, unit, meaning."""
+    inner = [each for option in get_args(field.annotation) for each in getattr(option, "__metadata__", ())]
+    return [*field.metadata, *inner]
+
+
+def unit_of(field: FieldInfo) -> str:
+    """The field's unit, "" without one."""
+    return next((each for each in marks_of(field) if isinstance(each, Unit)), "")
+
+
+def meaning_of(field: FieldInfo) -> str:
+    """What the field means, "" where it is a section of its own."""
+    return next((each for each in field.metadata if type(each) is str), "")
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """How keys of a spec are declared: each with its meaning, its unit and its ends, in one place.
 
-A field says it in its type: `rate_per_s: Annotated[float, as_rate("after the ramp")]`. The checks, their
-errors and the reference in docs/benchmark.md are made from that. Knows no single field.
+A field says it in its type: `rate_per_s: Annotated[Rate, "after the ramp"]`. The checks, their errors and the
+reference in docs/benchmark.md are made from that. Knows no single field.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, ConfigDict, Strict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sglang_layered_lab.bench.spec_errors import SpecError, did_you_mean, errors_of, raise_all
+from sglang_layered_lab.bench.spec_errors import SpecError, Unit, did_you_mean, errors_of, raise_all
 
 T = TypeVar("T", bound="Section")
 
@@ -24,51 +25,29 @@ MOST_TOKENS = 10_000_000  # of one prompt or output
 MOST_S = 30 * 86_400.0
 MOST_RATE = 1e6  # requests per second
 MOST_FACTOR = 1e6
-MOST_SEED = 2**63 - 1
+
+Whole = Annotated[int, Strict()]  # no text or boolean for a number
+Number = Annotated[float, Strict()]
+Seconds = Annotated[Number, Unit("seconds"), Gt(0), Le(MOST_S)]
+SecondsOr0 = Annotated[Number, Unit("seconds"), Ge(0), Le(MOST_S)]
+Milliseconds = Annotated[Number, Unit("milliseconds"), Gt(0), Le(1e9)]
+Rate = Annotated[Number, Unit("requests per second"), Gt(0), Le(MOST_RATE)]
+RateOr0 = Annotated[Number, Unit("requests per second"), Ge(0), Le(MOST_RATE)]
+Factor = Annotated[Number, Unit("a factor"), Ge(1 / MOST_FACTOR), Le(MOST_FACTOR)]
+Tokens = Annotated[Whole, Unit("tokens"), Ge(1), Le(MOST_TOKENS)]  # of one request
+Tokens2 = Annotated[Whole, Unit("tokens"), Ge(2), Le(MOST_TOKENS)]
+MeanTokens = Annotated[Number, Unit("tokens"), Ge(1), Le(MOST_TOKENS)]
+TokenId = Annotated[Whole, Unit("a token id"), Ge(0), Le(2**31)]  # ids are of 32 bits
+Count = Annotated[Whole, Unit("a count"), Ge(1), Le(MOST_REQUESTS)]
+CountOr0 = Annotated[Whole, Unit("a count"), Ge(0), Le(MOST_REQUESTS)]
+Few = Annotated[Whole, Unit("a count"), Ge(1), Le(10_000)]
+Open = Annotated[Whole, Unit("a count"), Ge(1), Le(65_536)]  # streams and clients: a connection each
+Shape = Annotated[Number, Unit("the shape of the gamma distribution"), Gt(0), Le(1e3)]
+Part = Annotated[Number, Unit("a part"), Ge(0), Le(1)]
+Seed = Annotated[Whole, Unit("a whole number"), Ge(0), Le(2**63 - 1)]
 
 
-def meaning(text: str, unit: str = "", **ends: Any) -> Any:
-    """A key that means `text`; a number has a unit, as an error asks for it, and ends: ge, gt, le."""
-    strict = True if ends else None  # no text or boolean for a number
-    return Field(description=text, json_schema_extra={"unit": unit}, strict=strict, **ends)
-
-
-def in_seconds(text: str, *, can_be_zero: bool = False) -> Any:
-    """A time."""
-    return meaning(text, "seconds", **{"ge" if can_be_zero else "gt": 0}, le=MOST_S)
-
-
-def in_ms(text: str) -> Any:
-    """A limit of a time."""
-    return meaning(text, "milliseconds", gt=0, le=1e9)
-
-
-def in_tokens(text: str, least: int = 1) -> Any:
-    """A number of tokens of one request."""
-    return meaning(text, "tokens", ge=least, le=MOST_TOKENS)
-
-
-def count_of(what: str, text: str, *, least: int = 1, most: int = MOST_REQUESTS) -> Any:
-    """A count."""
-    return meaning(text, f"a number of {what}", ge=least, le=most)
-
-
-def as_factor(text: str) -> Any:
-    """What something is multiplied by."""
-    return meaning(text, "a factor", ge=1 / MOST_FACTOR, le=MOST_FACTOR)
-
-
-def as_rate(text: str, *, can_be_zero: bool = False) -> Any:
-    """A request rate."""
-    return meaning(text, "requests per second", **{"ge" if can_be_zero else "gt": 0}, le=MOST_RATE)
-
-
-def as_seed(text: str) -> Any:
-    """The seed of random numbers."""
-    return meaning(text, "a whole number", ge=0, le=MOST_SEED)
-
-
-def one_of(names: Iterable[str]) -> AfterValidator:
+def choice(names: Iterable[str]) -> AfterValidator:
     """Refuse another word than these."""
     known = list(names)
 

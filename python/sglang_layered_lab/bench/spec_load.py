@@ -7,21 +7,9 @@ from typing import Annotated
 
 from pydantic import Strict
 
+from sglang_layered_lab.bench import spec_keys as of
 from sglang_layered_lab.bench.lengths_fit import Lognormal
 from sglang_layered_lab.bench.spec_errors import SpecError, fields_of
-from sglang_layered_lab.bench.spec_keys import (
-    MOST_REQUESTS,
-    Section,
-    as_factor,
-    as_rate,
-    as_seed,
-    count_of,
-    in_seconds,
-    in_tokens,
-    meaning,
-    one_of,
-    section,
-)
 
 NEEDS = {
     "poisson": ("rate_per_s",),
@@ -31,63 +19,51 @@ NEEDS = {
     "trace": ("trace",),
 }
 KIND_FIELDS = ("rate_per_s", "burstiness", "num_clients", "trace")
-MOST_OPEN = 65_536  # streams and clients at once: a connection each
 
 
-@section
-class TraceSpec(Section):
+@of.section
+class TraceSpec(of.Section):
     """Arrivals to replay: one timestamp a row, in order; the first row is due at 0."""
 
-    file: Annotated[str, meaning("CSV with a header, or .jsonl; a relative path starts at the spec's folder")]
-    column: Annotated[str, meaning("holds the timestamps")] = "timestamp"
-    unit_s: Annotated[float, in_seconds("what one unit of the column is worth: 0.001 for milliseconds")] = 1.0
-    speed: Annotated[float, as_factor("2 replays in half the time, so at twice the rate")] = 1.0
+    file: Annotated[str, "CSV with a header, or .jsonl; relative to the spec's folder"]
+    column: Annotated[str, "holds the timestamps"] = "timestamp"
+    unit_s: Annotated[of.Seconds, "what one unit of the column is worth: 0.001 for milliseconds"] = 1.0
+    speed: Annotated[of.Factor, "2 replays in half the time, so at twice the rate"] = 1.0
 
 
-@section
-class BackgroundSpec(Section):
+@of.section
+class BackgroundSpec(of.Section):
     """Streams that decode beside the load from before its zero until its end, and are then broken off."""
 
-    num_streams: Annotated[int, count_of("streams", "how many", most=MOST_OPEN)]
-    output_tokens: Annotated[int, in_tokens("asked of each; more than come while the load runs", least=2)]
-    prompt_tokens: Annotated[int, in_tokens("of each stream's prompt")] = 64
+    num_streams: Annotated[of.Open, "how many"]
+    output_tokens: Annotated[of.Tokens2, "asked of each; more than come while the load runs"]
+    prompt_tokens: Annotated[of.Tokens, "of each stream's prompt"] = 64
 
 
-@section
-class LoadSpec(Section):
+@of.section
+class LoadSpec(of.Section):
     """When requests are sent. Open arrivals end at `num_requests` or at `duration_s`, whichever is first.
 
     In a closed load each client sends its next request when its last one has ended; it ends with the last of
     `num_requests`.
     """
 
-    arrivals: Annotated[str, one_of(NEEDS), meaning(f"one of {', '.join(NEEDS)}")]
-    rate_per_s: Annotated[float | None, as_rate("requests per second after the ramp")] = None
-    burstiness: Annotated[
-        float | None,
-        meaning("1 is Poisson, below 1 comes in bursts", "the shape of the gamma distribution", gt=0, le=1e3),
-    ] = None
-    num_clients: Annotated[
-        int | None, count_of("clients", "of a closed load; each has one request open", most=MOST_OPEN)
-    ] = None
-    trace: Annotated[TraceSpec | None, meaning("of a replayed load")] = None
-    num_requests: Annotated[int | None, count_of("requests", "how many are sent at most")] = None
-    duration_s: Annotated[float | None, in_seconds("no request is due after it; not of a closed load")] = None
-    ramp_s: Annotated[
-        float,
-        in_seconds(
-            "the rate grows linearly over this time; closed: clients start one by one over it",
-            can_be_zero=True,
-        ),
-    ] = 0.0
-    ramp_start_per_s: Annotated[float, as_rate("the rate that the ramp starts from", can_be_zero=True)] = 0.0
-    warmup_s: Annotated[
-        float, in_seconds("requests due before this are sent and not measured", can_be_zero=True)
-    ] = 0.0
-    cooldown_s: Annotated[
-        float, in_seconds("nor are those due in the last of the run; not of a closed load", can_be_zero=True)
-    ] = 0.0
-    background: Annotated[BackgroundSpec | None, meaning("streams that decode beside the load")] = None
+    arrivals: Annotated[str, of.choice(NEEDS), f"one of {', '.join(NEEDS)}"]
+    rate_per_s: Annotated[of.Rate | None, "requests per second after the ramp"] = None
+    burstiness: Annotated[of.Shape | None, "1 is Poisson, below 1 comes in bursts"] = None
+    num_clients: Annotated[of.Open | None, "of a closed load; each has one request open"] = None
+    trace: Annotated[TraceSpec | None, "of a replayed load"] = None
+    num_requests: Annotated[of.Count | None, "how many are sent at most"] = None
+    duration_s: Annotated[of.Seconds | None, "no request is due after it; not of a closed load"] = None
+    ramp_s: Annotated[of.SecondsOr0, "the rate grows linearly over it; closed: clients start one by one"] = (
+        0.0
+    )
+    ramp_start_per_s: Annotated[of.RateOr0, "the rate that the ramp starts from"] = 0.0
+    warmup_s: Annotated[of.SecondsOr0, "requests due before this are sent and not measured"] = 0.0
+    cooldown_s: Annotated[of.SecondsOr0, "nor are those due in the last of the run; not of a closed load"] = (
+        0.0
+    )
+    background: Annotated[BackgroundSpec | None, "streams that decode beside the load"] = None
 
     def problems(self) -> Iterator[SpecError]:
         """Give fields that do not go together."""
@@ -130,10 +106,10 @@ class LoadSpec(Section):
                 f"{self.duration_s:g} s leave nothing to measure after {self.warmup_s:g} s of warm-up and"
                 f" {self.cooldown_s:g} s of cool-down; give more",
             )
-        if self.num_requests is None and (self.rate_per_s or 0.0) * self.duration_s > MOST_REQUESTS:
+        if self.num_requests is None and (self.rate_per_s or 0.0) * self.duration_s > of.MOST_REQUESTS:
             yield SpecError(
                 ("duration_s",),
-                f"{self.duration_s:g} s at {self.rate_per_s:g} requests/s are more than {MOST_REQUESTS:,}"
+                f"{self.duration_s:g} s at {self.rate_per_s:g} requests/s are more than {of.MOST_REQUESTS:,}"
                 " requests; give less of one of them, or num_requests",
             )
 
@@ -147,7 +123,8 @@ class LoadSpec(Section):
                 )
 
 
-TokenId = Annotated[int, meaning("", "a token id", ge=0, le=2**31)]  # ids are of 32 bits
+ORDERS = ("random", "file")
+INPUTS = ("ids", "text")
 FIELDS_OF = {
     "lognormal": ("mean_tokens", "p50_tokens", "p90_tokens", "min_tokens", "max_tokens"),
     "uniform": ("min_tokens", "max_tokens"),
@@ -162,21 +139,21 @@ OF_FILES = {
 }
 
 
-@section
-class DistributionSpec(Section):
+@of.section
+class DistributionSpec(of.Section):
     """Lengths of prompts, or of outputs, in tokens. Limits are included.
 
     A lognormal is fitted from two of its figures, then cut to the limits: what is drawn has other figures the
     more the limits cut off.
     """
 
-    distribution: Annotated[str, one_of(FIELDS_OF), meaning(f"one of {', '.join(FIELDS_OF)}")]
-    mean_tokens: Annotated[float | None, in_tokens("of a lognormal, before the limits")] = None
-    p50_tokens: Annotated[float | None, in_tokens("of a lognormal, before the limits")] = None
-    p90_tokens: Annotated[float | None, in_tokens("of a lognormal, before the limits")] = None
-    tokens: Annotated[int | None, in_tokens("of a fixed length")] = None
-    min_tokens: Annotated[int | None, in_tokens("the least that is drawn")] = None
-    max_tokens: Annotated[int | None, in_tokens("the most that is drawn")] = None
+    distribution: Annotated[str, of.choice(FIELDS_OF), f"one of {', '.join(FIELDS_OF)}"]
+    mean_tokens: Annotated[of.MeanTokens | None, "of a lognormal, before the limits"] = None
+    p50_tokens: Annotated[of.MeanTokens | None, "of a lognormal, before the limits"] = None
+    p90_tokens: Annotated[of.MeanTokens | None, "of a lognormal, before the limits"] = None
+    tokens: Annotated[of.Tokens | None, "of a fixed length"] = None
+    min_tokens: Annotated[of.Tokens | None, "the least that is drawn"] = None
+    max_tokens: Annotated[of.Tokens | None, "the most that is drawn"] = None
 
     def problems(self) -> Iterator[SpecError]:
         """Give fields that do not go together."""
@@ -205,32 +182,22 @@ class DistributionSpec(Section):
             raise SpecError(("distribution",), f"'lognormal' cannot be fitted: {error}") from error
 
 
-@section
-class LengthsSpec(Section):
+@of.section
+class LengthsSpec(of.Section):
     """Lengths from a file's rows, or from two distributions."""
 
-    file: Annotated[
-        str | None, meaning("CSV with a header, or .jsonl; a relative path starts at the spec's folder")
-    ] = None
-    prompt_column: Annotated[str, meaning("of the file")] = "num_prefill_tokens"
-    output_column: Annotated[str, meaning("of the file")] = "num_decode_tokens"
+    file: Annotated[str | None, "CSV with a header, or .jsonl; relative to the spec's folder"] = None
+    prompt_column: Annotated[str, "of the file"] = "num_prefill_tokens"
+    output_column: Annotated[str, "of the file"] = "num_decode_tokens"
     order: Annotated[
-        str,
-        one_of(("random", "file")),
-        meaning("random: rows drawn with replacement; file: row after row, from the top again"),
+        str, of.choice(ORDERS), "random: rows drawn with replacement; file: in order, again and again"
     ] = "random"
-    prompt_scale: Annotated[
-        float, as_factor("multiplies the file's prompt lengths; at least 1 token is left")
-    ] = 1.0
-    output_scale: Annotated[float, as_factor("multiplies the file's output lengths")] = 1.0
-    prompt: Annotated[DistributionSpec | None, meaning("without a file")] = None
-    output: Annotated[DistributionSpec | None, meaning("without a file")] = None
+    prompt_scale: Annotated[of.Factor, "multiplies the file's prompt lengths; at least 1 token is left"] = 1.0
+    output_scale: Annotated[of.Factor, "multiplies the file's output lengths"] = 1.0
+    prompt: Annotated[DistributionSpec | None, "without a file"] = None
+    output: Annotated[DistributionSpec | None, "without a file"] = None
     max_total_tokens: Annotated[
-        int | None,
-        in_tokens(
-            "of prompt and output: longer rows, after scaling, are left out; longer draws drawn again",
-            least=2,
-        ),
+        of.Tokens2 | None, "of prompt and output; longer rows are left out, longer draws repeated"
     ] = None
 
     def problems(self) -> Iterator[SpecError]:
@@ -247,45 +214,30 @@ class LengthsSpec(Section):
                     yield SpecError((name,), "only lengths from a file use it; remove it")
 
 
-@section
-class PrefixSpec(Section):
+@of.section
+class PrefixSpec(of.Section):
     """Prompts that begin alike. A prompt keeps its length: the prefix stands in place of its first tokens.
 
     A prompt that is not longer than the prefix begins with as much of it as leaves one token of its own.
     """
 
-    num_prefixes: Annotated[int, count_of("prefixes", "how many there are")]
-    prefix_tokens: Annotated[int, in_tokens("of each")]
-    share: Annotated[
-        float,
-        meaning(
-            "of the requests, that begins with one of the prefixes, each as likely", "a part", ge=0, le=1
-        ),
-    ] = 1.0
+    num_prefixes: Annotated[of.Count, "how many there are"]
+    prefix_tokens: Annotated[of.Tokens, "of each"]
+    share: Annotated[of.Part, "of the requests, that begins with one of them, each as likely"] = 1.0
 
 
-@section
-class WorkloadSpec(Section):
+@of.section
+class WorkloadSpec(of.Section):
     """What requests hold."""
 
-    lengths: Annotated[LengthsSpec, meaning("of prompts and outputs")]
-    prefixes: Annotated[PrefixSpec | None, meaning("prompts that begin alike")] = None
-    inputs: Annotated[
-        str,
-        one_of(("ids", "text")),
-        meaning("ids: random token ids; text: random words of the model's tokenizer"),
-    ] = "ids"
+    lengths: Annotated[LengthsSpec, "of prompts and outputs"]
+    prefixes: Annotated[PrefixSpec | None, "prompts that begin alike"] = None
+    inputs: Annotated[str, of.choice(INPUTS), "ids: random token ids; text: words of the tokenizer"] = "ids"
     vocab: Annotated[
-        tuple[TokenId, TokenId] | None,
-        meaning(
-            "first id and id after the last; absent: from 1/8 to 7/8 of the model's. Needed with server.url",
-            "a token id",
-        ),
+        tuple[of.TokenId, of.TokenId] | None, "first id, id after the last; absent: 1/8 to 7/8 of the model's"
     ] = None
-    seed: Annotated[int | None, as_seed("of lengths and contents; absent: run.seed")] = None
-    topics: Annotated[
-        bool, Strict(), meaning("each prompt stays in one of the topics of a model with calibrated routers")
-    ] = False
+    seed: Annotated[of.Seed | None, "of lengths and contents; absent: run.seed"] = None
+    topics: Annotated[bool, Strict(), "each prompt stays in one of the model's calibrated topics"] = False
 
     def problems(self) -> Iterator[SpecError]:
         """Give fields that do not go together."""

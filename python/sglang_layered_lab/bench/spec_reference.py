@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt
 from pydantic.fields import FieldInfo
 
 from sglang_layered_lab.bench.spec import BenchSpec
-from sglang_layered_lab.bench.spec_errors import fields_of, name_of, options_of, unit_of
+from sglang_layered_lab.bench.spec_errors import fields_of, marks_of, meaning_of, name_of, options_of, unit_of
 from sglang_layered_lab.bench.sweep_spec import Arm, SweepSettings
 from sglang_layered_lab.bench.tables import to_markdown
 
@@ -47,16 +47,16 @@ def with_reference(text: str) -> str:
 def _rows(kind: Any, prefix: str) -> Iterator[tuple[str, ...]]:
     for name, field in fields_of(kind).items():
         options = options_of(field.annotation)
-        if field.description:
+        if meaning_of(field):
             types = " or ".join(name_of(option).removesuffix(" in quotes") for option in options)
-            yield f"`{prefix}{name}`", types, _unit_and_least(field), _default(field), field.description
+            yield f"`{prefix}{name}`", types, _unit_and_least(field), _default(field), meaning_of(field)
         for table in filter(is_dataclass, options):
             yield from _rows(table, f"{prefix}{name}.")
 
 
 def _unit_and_least(field: FieldInfo) -> str:
-    least = [f"from {each.ge:g}" for each in field.metadata if isinstance(each, Ge)]
-    least += [f"above {each.gt:g}" for each in field.metadata if isinstance(each, Gt)]
+    least = [f"from {each.ge:g}" for each in marks_of(field) if isinstance(each, Ge)]
+    least += [f"above {each.gt:g}" for each in marks_of(field) if isinstance(each, Gt)]
     return ", ".join([unit_of(field), *least])
 
 

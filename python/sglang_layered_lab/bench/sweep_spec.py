@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
+from sglang_layered_lab.bench import spec_keys as of
 from sglang_layered_lab.bench.spec import BenchSpec, spec_from
 from sglang_layered_lab.bench.spec_errors import (
     SpecError,
@@ -26,57 +27,35 @@ from sglang_layered_lab.bench.spec_errors import (
     raise_all,
     text_of,
 )
-from sglang_layered_lab.bench.spec_keys import (
-    Section,
-    as_seed,
-    count_of,
-    file_name,
-    in_seconds,
-    meaning,
-    section,
-)
 
 OWN_SECTIONS = ("sweep", "arms", "grid")
 MOST_CELLS = 10_000
 
 
-@section
-class SweepSettings(Section):
+@of.section
+class SweepSettings(of.Section):
     """The section [sweep]."""
 
-    name: Annotated[str, file_name, meaning("names the folder")]
-    title: Annotated[str, meaning("of reports; absent: the name")] = ""
-    rounds: Annotated[
-        int,
-        count_of(
-            "rounds", "in each of them every cell has its turn, arms in an order drawn anew", most=10_000
-        ),
-    ] = 3
-    max_servers: Annotated[
-        int,
-        count_of(
-            "servers",
-            "alive at once, those without a turn stopped; more arms than this start anew each round",
-        ),
-    ] = 4
+    name: Annotated[str, of.file_name, "names the folder"]
+    title: Annotated[str, "of reports; absent: the name"] = ""
+    rounds: Annotated[of.Few, "every cell has its turn in each, arms in an order drawn anew"] = 3
+    max_servers: Annotated[of.Count, "alive at once; with more arms they start anew each round"] = 4
     warmup_requests: Annotated[
-        int, count_of("requests", "sent one by one to every server after its start, not measured", least=0)
+        of.CountOr0, "sent one by one to every server after its start, not measured"
     ] = 2
-    seed: Annotated[int, as_seed("of the order, and of the cells' loads")] = 0
-    timeout_s: Annotated[float, in_seconds("of one turn of a cell")] = 600.0
+    seed: Annotated[of.Seed, "of the order, and of the cells' loads"] = 0
+    timeout_s: Annotated[of.Seconds, "of one turn of a cell"] = 600.0
 
 
-@section
-class Arm(Section):
+@of.section
+class Arm(of.Section):
     """One way to serve. `mode` groups arms in pictures; `label` names the arm within its mode."""
 
-    name: Annotated[str, file_name, meaning("names its records")]
-    mode: Annotated[str, meaning("groups arms in pictures")]
-    label: Annotated[str, meaning("names the arm within its mode; absent: the name")] = ""
-    flags: Annotated[tuple[str, ...], meaning("added to server.flags")] = ()
-    changes: Annotated[dict[str, Any], meaning("dotted keys of a bench spec and their values")] = field(
-        default_factory=dict
-    )
+    name: Annotated[str, of.file_name, "names its records"]
+    mode: Annotated[str, "groups arms in pictures"]
+    label: Annotated[str, "names the arm within its mode; absent: the name"] = ""
+    flags: Annotated[tuple[str, ...], "added to server.flags"] = ()
+    changes: Annotated[dict[str, Any], "values of dotted keys of a bench spec"] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -84,13 +63,13 @@ class Arm(Section):
         return self.label or self.name
 
 
-@section
-class _OwnSections(Section):
+@of.section
+class _OwnSections(of.Section):
     """What a sweep's file has beside the sections of a bench spec."""
 
-    sweep: Annotated[SweepSettings, meaning("the sweep as a whole")]
-    arms: Annotated[tuple[Arm, ...], meaning("what is compared")] = ()
-    grid: Annotated[dict[str, Any], meaning("lists of values of dotted keys")] = field(default_factory=dict)
+    sweep: Annotated[SweepSettings, "the sweep as a whole"]
+    arms: Annotated[tuple[Arm, ...], "what is compared"] = ()
+    grid: Annotated[dict[str, Any], "lists of values of dotted keys"] = field(default_factory=dict)
 
     def problems(self) -> Iterator[SpecError]:
         """Give what makes no cells."""

@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench import spec_keys as of
 from sglang_layered_lab.bench.spec_errors import SpecError, checked, located, parse_toml, text_of
-from sglang_layered_lab.bench.spec_keys import Section, meaning, section
 from sglang_layered_lab.bench.sweep_spec import SweepSpec, sweep_from
 
 FAST_FILE = "fast.toml"
 
 
-@section
-class Reduction(Section):
+@of.section
+class Reduction(of.Section):
     """How a sweep is made small: arms that stay, new values of dotted keys, flags after the others, grid."""
 
-    arms: Annotated[tuple[str, ...], meaning("none: all")] = ()
-    changes: Annotated[dict[str, Any], meaning("values of dotted keys")] = field(default_factory=dict)
-    flags: Annotated[tuple[str, ...], meaning("of every server; of two equal ones the last counts")] = ()
-    grid: Annotated[dict[str, Any], meaning("replaces the whole grid, where one is given")] = field(
-        default_factory=dict
-    )
+    arms: Annotated[tuple[str, ...], "none: all"] = ()
+    changes: Annotated[dict[str, Any], "values of dotted keys"] = field(default_factory=dict)
+    flags: Annotated[tuple[str, ...], "of every server; of two equal ones the last counts"] = ()
+    grid: Annotated[dict[str, Any], "replaces the whole grid"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
