@@ -32,7 +32,9 @@ class MakeModelSpec(of.Section):
     seed: Annotated[of.Seed, "of the weights"] = 0
     dtype: Annotated[str | None, "of the weights; absent: the preset's"] = None
     num_layers: Annotated[of.Few | None, "absent: the preset's"] = None
-    routers: Annotated[str, of.choice(ROUTERS), "uniform, or paper: calibrated to its Table 1"] = "uniform"
+    routers: Annotated[str, of.choice(ROUTERS), "uniform, or paper: calibrated to the paper's Table 1"] = (
+        "uniform"
+    )
 
     def problems(self) -> Iterator[SpecError]:
         """Give choices that no model can be made of."""

@@ -234,7 +234,8 @@ class WorkloadSpec(of.Section):
     prefixes: Annotated[PrefixSpec | None, "prompts that begin alike"] = None
     inputs: Annotated[str, of.choice(INPUTS), "ids: random token ids; text: words of the tokenizer"] = "ids"
     vocab: Annotated[
-        tuple[of.TokenId, of.TokenId] | None, "first id, id after the last; absent: 1/8 to 7/8 of the model's"
+        tuple[of.TokenId, of.TokenId] | None,
+        "first id, id after the last; absent: 1/8 to 7/8 of the model's; needed with server.url",
     ] = None
     seed: Annotated[of.Seed | None, "of lengths and contents; absent: run.seed"] = None
     topics: Annotated[bool, Strict(), "each prompt stays in one of the model's calibrated topics"] = False
