@@ -177,7 +177,7 @@ def _cell_spec(
     values = copy.deepcopy(dict(base))
     for where, changes in ((("grid",), point), (("arms", index, "changes"), arm.changes)):
         for key, value in changes.items():
-            _put(values, key, value, where)
+            put(values, key, value, where)
     server = values.setdefault("server", {})
     if not isinstance(server, dict):
         raise SpecError(("server",), "give a table")
@@ -192,7 +192,12 @@ def _cell_spec(
     return spec_from(values, folder)
 
 
-def _put(values: dict[str, Any], key: str, value: Any, where: tuple[str | int, ...]) -> None:
+def put(values: dict[str, Any], key: str, value: Any, where: tuple[str | int, ...]) -> None:
+    """Set a dotted key of plain values; `where` is the path of the table that names it.
+
+    Raises:
+        SpecError: one of the key's parents is no table.
+    """
     *parents, last = key.split(".")
     table = values
     for parent in parents:

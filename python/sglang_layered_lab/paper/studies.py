@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench import spec_keys as of
 from sglang_layered_lab.bench.spec_errors import SpecError, checked, located, parse_toml, text_of
-from sglang_layered_lab.bench.sweep_spec import SweepSpec, sweep_from
+from sglang_layered_lab.bench.sweep_spec import SweepSpec, put, sweep_from
 
 FAST_FILE = "fast.toml"
 
@@ -86,11 +86,7 @@ def reduced(values: Mapping[str, Any], reduction: Reduction) -> dict[str, Any]:
             raise SpecError(("arms",), f"{FAST_FILE} keeps {', '.join(missing)}, which the sweep has not")
         small["arms"] = [known[name] for name in reduction.arms]
     for key, value in reduction.changes.items():
-        *parents, last = key.split(".")
-        table = small
-        for parent in parents:
-            table = table.setdefault(parent, {})
-        table[last] = value
+        put(small, key, value, ())
     if reduction.flags:
         server = small.setdefault("server", {})
         server["flags"] = [*server.get("flags", ()), *reduction.flags]
