@@ -239,6 +239,16 @@ def test_errors_found_later_get_their_line_too(tmp_path: Path) -> None:
             {"arrivals": "constant", "rate_per_s": 1, "duration_s": 9, "warmup_s": 4, "cooldown_s": 5},
             "load.duration_s: 9 s leave nothing to measure .*; give more",
         ),
+        (
+            "load",
+            {
+                "arrivals": "closed",
+                "num_clients": 1,
+                "num_requests": 9,
+                "background": {"num_streams": 1, "output_tokens": 4, "tokens_before": 5},
+            },
+            "load.background.tokens_before: 5 are more than output_tokens; give less",
+        ),
         ("load", {"arrivals": "constant", "rate_per_s": 1, "duration_s": 600}, "run.timeout_s: 600 s end .*"),
         ("slo", {"ttft_ms": 0}, "slo.ttft_ms: 0 is out of range; give milliseconds, above 0"),
         ("run", {"name": "a", "repetitions": 0}, "run.repetitions: 0 is out .*, 1 or more"),

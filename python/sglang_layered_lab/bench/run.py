@@ -17,6 +17,7 @@ from sglang_layered.writable import check_writable
 from sglang_layered_lab.bench import snapshots
 from sglang_layered_lab.bench.arrivals import arrival_times, measuring_window, read_timestamps
 from sglang_layered_lab.bench.client import run_client
+from sglang_layered_lab.bench.client_background import DECODING
 from sglang_layered_lab.bench.client_data import ClientResult, PlannedRequest, Progress
 from sglang_layered_lab.bench.lengths import LengthSource, load_lengths
 from sglang_layered_lab.bench.metrics import Window
@@ -236,6 +237,7 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
         on_ready=lambda: seen.append(snapshots.take(server.url)),
         on_progress=tell,
         background=background,
+        tokens_before=spec.load.background.tokens_before if spec.load.background else DECODING,
     )
     usage = snapshots.between(seen[0], snapshots.take(server.url))
     return Repetition(

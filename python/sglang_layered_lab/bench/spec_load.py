@@ -38,6 +38,14 @@ class BackgroundSpec(of.Section):
     num_streams: Annotated[of.Open, "how many"]
     output_tokens: Annotated[of.Tokens2, "asked of each; more than come while the load runs"]
     prompt_tokens: Annotated[of.Tokens, "of each stream's prompt"] = 64
+    tokens_before: Annotated[of.Tokens2, "that each stream has when the load begins"] = 2
+
+    def problems(self) -> Iterator[SpecError]:
+        """Give streams that would end before the load begins."""
+        if self.tokens_before > self.output_tokens:
+            yield SpecError(
+                ("tokens_before",), f"{self.tokens_before} are more than output_tokens; give less"
+            )
 
 
 @of.section
