@@ -33,7 +33,8 @@ def request(name: str, num_tokens: int, script: Script = SLOWLY) -> PlannedReque
     return PlannedRequest(name, 0.0, (1, 2, 3), num_tokens, script.sampling())
 
 
-def test_the_background_decodes_from_before_the_zero_to_the_end(url: str) -> None:
+@pytest.mark.parametrize("tokens_before", [2, 8])
+def test_the_background_decodes_from_before_the_zero_to_the_end(url: str, tokens_before: int) -> None:
     ready: list[float] = []
     result = run_client(
         url,
@@ -41,6 +42,7 @@ def test_the_background_decodes_from_before_the_zero_to_the_end(url: str) -> Non
         timeout_s=60,
         on_ready=lambda: ready.append(1.0),
         background=[request(f"beside{index}", 100_000) for index in range(3)],
+        tokens_before=tokens_before,
     )
     assert ready and [trace.request_id for trace in result.traces] == ["measured"]
     assert result.traces[0].error is None
@@ -48,7 +50,7 @@ def test_the_background_decodes_from_before_the_zero_to_the_end(url: str) -> Non
     for trace in result.background:
         # two tokens may come in one piece
         before = [arrival.num_tokens for arrival in trace.arrivals if arrival.time_s < 0]
-        assert trace.sent_s < 0 and before[-1] >= 2
+        assert trace.sent_s < 0 and before[-1] >= tokens_before
         assert trace.arrivals[-1].time_s > result.traces[0].arrivals[0].time_s
         assert trace.arrivals[-1].num_tokens < 100_000
     with httpx.Client(trust_env=False) as client:

@@ -13,10 +13,8 @@ from click.testing import CliRunner
 from sglang_layered_lab.bench.client_honesty import fake_server
 from sglang_layered_lab.bench.record import BenchRecord
 from sglang_layered_lab.bench.run import run
-from sglang_layered_lab.bench.spec import BenchSpec, read_spec
-from sglang_layered_lab.bench.spec_load import LoadSpec
-from sglang_layered_lab.bench.spec_server import ServerSpec
-from sglang_layered_lab.bench.spec_workload import DistributionSpec, LengthsSpec
+from sglang_layered_lab.bench.spec import BenchSpec, ServerSpec, read_spec
+from sglang_layered_lab.bench.spec_load import DistributionSpec, LengthsSpec, LoadSpec
 from sglang_layered_lab.bench.sweep_spec import read_sweep
 from sglang_layered_lab.cli.bench import bench
 

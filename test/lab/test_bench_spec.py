@@ -11,10 +11,9 @@ import pytest
 
 from sglang_layered.errors import BenchError, LayeredPrefillError
 from sglang_layered_lab.bench.lengths import load_lengths
-from sglang_layered_lab.bench.spec import BenchSpec, located, read_spec, spec_from
-from sglang_layered_lab.bench.spec_errors import SpecError
+from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec, read_spec, spec_from
+from sglang_layered_lab.bench.spec_errors import SpecError, located
 from sglang_layered_lab.bench.spec_load import LoadSpec
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "scripts" / "bench").glob("*.toml"))
 
@@ -239,6 +238,16 @@ def test_errors_found_later_get_their_line_too(tmp_path: Path) -> None:
             "load",
             {"arrivals": "constant", "rate_per_s": 1, "duration_s": 9, "warmup_s": 4, "cooldown_s": 5},
             "load.duration_s: 9 s leave nothing to measure .*; give more",
+        ),
+        (
+            "load",
+            {
+                "arrivals": "closed",
+                "num_clients": 1,
+                "num_requests": 9,
+                "background": {"num_streams": 1, "output_tokens": 4, "tokens_before": 5},
+            },
+            "load.background.tokens_before: 5 are more than output_tokens; give less",
         ),
         ("load", {"arrivals": "constant", "rate_per_s": 1, "duration_s": 600}, "run.timeout_s: 600 s end .*"),
         ("slo", {"ttft_ms": 0}, "slo.ttft_ms: 0 is out of range; give milliseconds, above 0"),

@@ -9,11 +9,9 @@ from rich.console import Console
 
 from sglang_layered_lab.bench.arrivals import arrival_times, measuring_window
 from sglang_layered_lab.bench.lengths import RequestSize
-from sglang_layered_lab.bench.spec import BenchSpec, SloSpec
+from sglang_layered_lab.bench.spec import BenchSpec, ServerSpec, SloSpec
 from sglang_layered_lab.bench.spec_describe import describe, outline
-from sglang_layered_lab.bench.spec_load import LoadSpec
-from sglang_layered_lab.bench.spec_server import ServerSpec
-from sglang_layered_lab.bench.spec_workload import LengthsSpec, PrefixSpec, WorkloadSpec
+from sglang_layered_lab.bench.spec_load import LengthsSpec, LoadSpec, PrefixSpec, WorkloadSpec
 from test_bench_workload import LENGTHS, PREFIXES, requests_of, spec_of, workload_of
 
 

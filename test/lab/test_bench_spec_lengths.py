@@ -17,7 +17,7 @@ from scipy import stats
 from sglang_layered_lab.bench.lengths import DrawnLengths, FileLengths, draw_length, load_lengths
 from sglang_layered_lab.bench.lengths_fit import Lognormal
 from sglang_layered_lab.bench.spec_errors import SpecError
-from sglang_layered_lab.bench.spec_workload import DistributionSpec, LengthsSpec
+from sglang_layered_lab.bench.spec_load import DistributionSpec, LengthsSpec
 
 SAMPLES = Path(__file__).parents[2] / "scripts" / "bench"
 UNIFORM = DistributionSpec("uniform", min_tokens=1, max_tokens=300)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_layered_lab.bench.spec_lines import line_of
+from sglang_layered_lab.bench.spec_errors import line_of
 
 NESTED = """\
 # x = 1

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sglang_layered_lab.bench.spec import BenchSpec
-from sglang_layered_lab.bench.spec_keys import hints_of, keys_of
+from sglang_layered_lab.bench.spec_errors import fields_of, marks_of, meaning_of, options_of, unit_of
 from sglang_layered_lab.bench.spec_reference import DOCUMENT, END, START, with_reference
-from sglang_layered_lab.bench.spec_values import options_of
 from sglang_layered_lab.bench.sweep_spec import Arm, SweepSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def kinds(kind: Any) -> set[Any]:
-    """A dataclass and those within it."""
+    """A section and those within it."""
     inner = [
-        option for hint in hints_of(kind).values() for option in options_of(hint) if is_dataclass(option)
+        option
+        for each in fields_of(kind).values()
+        for option in options_of(each.annotation)
+        if is_dataclass(option)
     ]
     return {kind}.union(*map(kinds, inner))
 
@@ -33,12 +35,8 @@ def test_making_it_again_changes_nothing() -> None:
 
 @pytest.mark.parametrize("kind", sorted(kinds(BenchSpec) - {BenchSpec} | {Arm, SweepSettings}, key=str))
 def test_every_key_says_what_it_means_and_every_number_has_both_ends(kind: Any) -> None:
-    keys = keys_of(kind)
-    assert [item.name for item in fields(kind)] == list(keys)
-    for name, key in keys.items():
-        assert key.text, name
-        options = options_of(hints_of(kind)[name])
-        if {int, float} & set(options):
-            assert key.unit and key.most is not None and (key.least is not None or key.above is not None), (
-                name
-            )
+    for name, field in fields_of(kind).items():
+        assert meaning_of(field), name
+        if {int, float} & set(options_of(field.annotation)):
+            ends = {end for each in marks_of(field) for end in ("ge", "gt", "le") if hasattr(each, end)}
+            assert unit_of(field) and "le" in ends and len(ends) == 2, name

@@ -15,11 +15,15 @@ from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sglang_layered_lab.bench.lengths import load_lengths
-from sglang_layered_lab.bench.spec import BenchSpec, RunSpec, SloSpec
+from sglang_layered_lab.bench.spec import BenchSpec, RunSpec, ServerSpec, SloSpec
 from sglang_layered_lab.bench.spec_errors import SpecError
-from sglang_layered_lab.bench.spec_load import LoadSpec
-from sglang_layered_lab.bench.spec_server import ServerSpec
-from sglang_layered_lab.bench.spec_workload import DistributionSpec, LengthsSpec, PrefixSpec, WorkloadSpec
+from sglang_layered_lab.bench.spec_load import (
+    DistributionSpec,
+    LengthsSpec,
+    LoadSpec,
+    PrefixSpec,
+    WorkloadSpec,
+)
 from sglang_layered_lab.bench.workload import RequestContent, Workload
 from sglang_layered_lab.models.tokenizer import train_tokenizer
 

@@ -32,12 +32,12 @@ def on_h200(coverage: str) -> StepModel:
 
 
 def test_sizes_of_the_two_models() -> None:
-    assert QWEN3_30B_A3B.expert_params * 2 == 9_437_184  # 3 * 2048 * 768 * 2 bytes
-    assert QWEN3_30B_A3B.expert_layer_bytes == 128 * 9_437_184  # 1.208 GB
-    assert 48 * QWEN3_30B_A3B.expert_layer_bytes == pytest.approx(57.98e9, rel=1e-4)
+    assert QWEN3_30B_A3B.layer.expert_params * 2 == 9_437_184  # 3 * 2048 * 768 * 2 bytes
+    assert QWEN3_30B_A3B.layer.expert_bytes == 128 * 9_437_184  # 1.208 GB
+    assert 48 * QWEN3_30B_A3B.layer.expert_bytes == pytest.approx(57.98e9, rel=1e-4)
     assert 48 * QWEN3_30B_A3B.kv_layer_bytes == 96 * 1024
-    assert 48 * QWEN3_30B_A3B.row_flop == pytest.approx(5.46e9, rel=1e-3)
-    assert 24 * GPT_OSS_20B.expert_layer_bytes == pytest.approx(38.22e9, rel=1e-3)
+    assert 48 * QWEN3_30B_A3B.layer.flop(1, 0.0) == pytest.approx(5.46e9, rel=1e-3)
+    assert 24 * GPT_OSS_20B.layer.expert_bytes == pytest.approx(38.22e9, rel=1e-3)
 
 
 def test_toy_decode_step_by_hand() -> None:

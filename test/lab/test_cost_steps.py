@@ -83,7 +83,7 @@ def test_prompt_work_adds_up_to_that_of_single_rows(case: tuple[Way, int, int], 
     steps = prompt_steps(SMALL.num_layers, way, prompt_tokens, Beside())
     works = [work_of(SMALL, uniform_coverage, step, attention) for step in steps]
     parts = [part for work in works for part in work.parts if part.kind != "head"]
-    assert sum(part.flop for part in parts) == prompt_tokens * SMALL.num_layers * SMALL.row_flop
+    assert sum(part.flop for part in parts) == prompt_tokens * SMALL.num_layers * SMALL.layer.flop(1, 0.0)
     pairs = sum(token + 0.5 for token in range(prompt_tokens))
     if attention == "padded":  # the square's half over all tokens so far, chunk by chunk
         ends = itertools.accumulate(step.prompt.num_rows for step in steps if step.prompt)

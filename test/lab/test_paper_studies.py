@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
+from sglang_layered_lab.bench.spec import MakeModelSpec
 from sglang_layered_lab.paper.claims import NAMES, claims
 from sglang_layered_lab.paper.studies import Reduction, read_studies, reduced
 

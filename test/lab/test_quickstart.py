@@ -1,6 +1,7 @@
-"""The quickstart's metrics, record, report, picture and command, without SGLang."""
+"""The quickstart's scenario, figures, table, picture and command, without SGLang."""
 
-import json
+from __future__ import annotations
+
 from io import StringIO
 from pathlib import Path
 
@@ -8,213 +9,188 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from sglang_layered.errors import QuickstartError
-from sglang_layered_lab.bench.trace import Arrival
-from sglang_layered_lab.quickstart import plot, report
-from sglang_layered_lab.quickstart.metrics import (
-    Metrics,
-    Repetition,
-    Stream,
-    measure,
-    summarise,
-    typical,
-)
-from sglang_layered_lab.quickstart.record import (
-    ModeRun,
-    Record,
-    current_commit,
-    installed_versions,
-    this_machine,
-)
-from sglang_layered_lab.quickstart.scenario import MODE_FLAGS, Scenario
+from sglang_layered.errors import BenchError, QuickstartError
+from sglang_layered_lab.bench.metrics import Window
+from sglang_layered_lab.bench.record import BenchRecord, Repetition
+from sglang_layered_lab.bench.sweep_spec import read_sweep
+from sglang_layered_lab.bench.trace import Arrival, RequestTrace
+from sglang_layered_lab.quickstart import MODES, figures
+from sglang_layered_lab.quickstart.figures import ModeRun, measure
+from sglang_layered_lab.quickstart.record import current_commit, installed_versions, this_machine
+from sglang_layered_lab.quickstart.run import SPEC, scenario
+
+Arrivals = tuple[Arrival, ...]
+SENT_S = 100.0  # times of these tests are counted from the sending
 
 
-def stream(*times_s: float) -> Stream:
+def arrivals(*times_s: float) -> Arrivals:
     return tuple(Arrival(time_s, index + 1) for index, time_s in enumerate(times_s))
+
+
+def trace(name: str, sent_s: float, seen: Arrivals, tokens: int = 2048) -> RequestTrace:
+    moved = tuple(Arrival(each.time_s + SENT_S, each.num_tokens) for each in seen)
+    return RequestTrace(name, SENT_S + sent_s, SENT_S + sent_s, tokens, 99, moved)
+
+
+def played(long: Arrivals, *running: Arrivals) -> Repetition:
+    streams = tuple(trace(f"s{index}", -9.0, each, 1280) for index, each in enumerate(running))
+    return Repetition(0, (trace("long", 0.0, long),), Window(0.0, 1.0), {}, {}, {}, streams)
 
 
 def steady(ttft_s: float, gap_s: float) -> Repetition:
     """Two streams with a token every `gap_s`, from 1 s before to 1 s after the long prompt's first token."""
     count = round((ttft_s + 2.0) / gap_s)
-    one = stream(*(-1.0 + gap_s * (index + 0.5) for index in range(count)))
-    return Repetition(stream(ttft_s, ttft_s + gap_s), (one, one))
+    one = arrivals(*(-1.0 + gap_s * (index + 0.5) for index in range(count)))
+    return played(arrivals(ttft_s, ttft_s + gap_s), one, one)
 
 
-def make_record() -> Record:
+def runs_of(*modes: str) -> list[ModeRun]:
     shapes = {"whole": (2.0, 1.9), "mixed": (5.0, 1.0), "layered": (2.5, 0.4)}
-    runs = tuple(
+    return [
         ModeRun(
             mode,
+            f"{mode} prefill",
             ("serve", mode),
             12.5,
             3 * 2**30,
-            tuple(steady(ttft_s + shift, gap_s) for shift in (0, 0.1, 0.2)),
+            BenchRecord({}, {}, tuple(steady(ttft_s + shift, gap_s) for shift in (0.2, 0, 0.1))),
         )
         for mode, (ttft_s, gap_s) in shapes.items()
-    )
-    return Record(Scenario(), "model", installed_versions(), current_commit(), this_machine(), runs)
+        if mode in modes
+    ]
 
 
-# Metrics
+# Figures
 
 
-def test_metrics_of_a_hand_made_pause() -> None:
+def test_figures_of_a_hand_made_pause() -> None:
     # The first token comes at 2.0; the pause from 0.1 to 2.2 spans it; the next gap begins later.
-    pausing = stream(-0.3, -0.2, -0.1, 0.1, 2.2, 2.3, 2.4)
-    figures = measure(Repetition(stream(2.0, 2.2), (pausing,)))
-    assert figures.ttft_s == 2.0
-    assert figures.worst_gap_s == pytest.approx(2.1)
-    assert figures.median_gap_s == pytest.approx((0.2 + 2.1) / 2)  # -0.1..0.1 and 0.1..2.2
-    assert figures.tokens_per_s == pytest.approx(2 / 2.2)  # the tokens at 0.1 and 2.2
+    seen = measure(played(arrivals(2.0, 2.2), arrivals(-0.3, -0.2, -0.1, 0.1, 2.2, 2.3, 2.4)))
+    assert seen["ttft_s"] == pytest.approx(2.0)
+    assert seen["worst_gap_s"] == pytest.approx(2.1)
+    assert seen["median_gap_s"] == pytest.approx((0.2 + 2.1) / 2)  # -0.1..0.1 and 0.1..2.2
+    assert seen["tokens_per_s"] == pytest.approx(2 / 2.2)  # the tokens at 0.1 and 2.2
 
 
 def test_gap_that_begins_before_sending_counts_whole() -> None:
-    assert measure(Repetition(stream(1.0), (stream(-0.5, 1.5, 1.6),))).worst_gap_s == pytest.approx(2.0)
+    assert measure(played(arrivals(1.0), arrivals(-0.5, 1.5, 1.6)))["worst_gap_s"] == pytest.approx(2.0)
 
 
 def test_gaps_outside_the_window_do_not_count() -> None:
-    figures = measure(Repetition(stream(1.0), (stream(-9.0, -0.1, 0.4, 0.9, 1.4, 9.0),)))
-    assert figures.worst_gap_s == pytest.approx(0.5)
+    seen = measure(played(arrivals(1.0), arrivals(-9.0, -0.1, 0.4, 0.9, 1.4, 9.0)))
+    assert seen["worst_gap_s"] == pytest.approx(0.5)
 
 
 def test_worst_gap_is_over_all_streams_and_chunks_of_two_tokens_count_two() -> None:
     double = (Arrival(-0.5, 2), Arrival(0.5, 4), Arrival(1.5, 6))
-    figures = measure(Repetition(stream(1.0), (double, stream(-0.1, 0.2, 0.5, 0.8, 1.1))))
-    assert figures.worst_gap_s == pytest.approx(1.0)
-    assert figures.tokens_per_s == pytest.approx((4 + 4) / 1.5)
+    seen = measure(played(arrivals(1.0), double, arrivals(-0.1, 0.2, 0.5, 0.8, 1.1)))
+    assert seen["worst_gap_s"] == pytest.approx(1.0)
+    assert seen["tokens_per_s"] == pytest.approx((4 + 4) / 1.5)
 
 
 def test_steady_stream_against_its_definition() -> None:
-    figures = measure(steady(ttft_s=3.0, gap_s=0.1))
-    assert figures.worst_gap_s == pytest.approx(0.1)
-    assert figures.median_gap_s == pytest.approx(0.1)
-    assert figures.tokens_per_s == pytest.approx(20.0, rel=0.05)
+    seen = measure(steady(ttft_s=3.0, gap_s=0.1))
+    assert seen["worst_gap_s"] == pytest.approx(0.1)
+    assert seen["median_gap_s"] == pytest.approx(0.1)
+    assert seen["tokens_per_s"] == pytest.approx(20.0, rel=0.05)
 
 
-def test_empty_streams_are_refused() -> None:
-    for long, running in [((), (stream(0.0),)), (stream(1.0), ()), (stream(1.0), ((),))]:
-        with pytest.raises(QuickstartError):
-            Repetition(long, running)
-    with pytest.raises(QuickstartError, match="before and after"):
-        measure(Repetition(stream(1.0), (stream(-2.0, -1.0),)))
+def test_what_gives_no_figure_is_refused() -> None:
+    with pytest.raises(QuickstartError, match="no token"):
+        measure(played((), arrivals(0.0)))
+    for running in [(), ((),), (arrivals(-2.0, -1.0),)]:
+        with pytest.raises(QuickstartError, match="before and after"):
+            measure(played(arrivals(1.0), *running))
 
 
-def test_spread_and_typical_repetition() -> None:
-    repetitions = [steady(ttft_s, 0.1) for ttft_s in (3.0, 1.0, 2.0)]
-    spread = summarise(repetitions)["ttft_s"]
-    assert (spread.median, spread.low, spread.high) == (2.0, 1.0, 3.0)
-    assert set(summarise(repetitions)) == set(Metrics.__slots__)
-    assert typical(repetitions).ttft_s == 2.0
-    assert typical(repetitions[:2]).ttft_s == 1.0
+def test_median_and_typical_repetition() -> None:
+    [run] = runs_of("whole")
+    assert run.median_of("ttft_s") == pytest.approx(2.1)
+    assert measure(run.typical())["ttft_s"] == pytest.approx(2.1)
+    assert run.to_json()["metrics"]["ttft_s"]["median"] == pytest.approx(2.1)
+    assert len(run.to_json()["repetitions"]) == 3
 
 
 # Scenario
 
 
-def test_prompts_have_exact_lengths_and_differ_by_repetition_but_not_by_call() -> None:
-    spec = Scenario()
-    longs = [spec.long_prompt(repetition, 4096) for repetition in (-1, 0, 1, 2)]
-    assert [len(prompt) for prompt in longs] == [2048] * 4
-    assert len({tuple(prompt[:4]) for prompt in longs}) == 4
-    assert spec.long_prompt(1, 4096) == Scenario().long_prompt(1, 4096)
-    running = spec.running_prompts(0, 4096)
-    assert [len(prompt) for prompt in running] == [1280] * 4
-    assert len({tuple(prompt[:4]) for prompt in running}) == 4
-    assert all(0 < token < 4096 for prompt in [*longs, *running] for token in prompt)
-
-
 def test_servers_differ_in_mode_flags_only() -> None:
-    spec = Scenario()
-    common = {tuple(spec.server_flags(mode)[: -len(flags)]) for mode, flags in MODE_FLAGS.items()}
+    cells = scenario().cells
+    assert tuple(cell.arm.mode for cell in cells) == MODES
+    common = {cell.spec.server.flags[: -len(cell.arm.flags)] for cell in cells}
     assert len(common) == 1
-    assert "--enable-mixed-chunk" in spec.server_flags("mixed")
-    with pytest.raises(QuickstartError, match="no mode"):
-        spec.server_flags("fast")
+    assert len({(cell.spec.load, cell.spec.workload, cell.spec.server.model) for cell in cells}) == 1
+    assert "--enable-mixed-chunk" in cells[1].spec.server.flags
 
 
-@pytest.mark.parametrize("field", ["repetitions", "num_running", "long_prompt_tokens"])
-def test_scenario_refuses_nothing_to_do(field: str) -> None:
-    with pytest.raises(QuickstartError, match=field):
-        Scenario(**{field: 0})
+@pytest.mark.parametrize("size", ["full", "half"])
+def test_the_pool_holds_all_requests(size: str) -> None:
+    for cell in scenario(size=size).cells:
+        load, flags = cell.spec.load, cell.spec.server.flags
+        lengths = cell.spec.workload.lengths
+        assert load.background and lengths.prompt and lengths.output
+        needed = load.background.num_streams * (load.background.prompt_tokens + load.background.output_tokens)
+        needed += (lengths.prompt.tokens or 0) + (lengths.output.tokens or 0)
+        assert needed <= int(flags[flags.index("--max-total-tokens") + 1])
 
 
-def test_scenario_refuses_a_pool_too_small() -> None:
-    with pytest.raises(QuickstartError, match="too small"):
-        Scenario(max_total_tokens=4000)
+def test_the_full_size_is_the_file_as_it_is_and_half_is_half() -> None:
+    plain = read_sweep(SPEC).cells[0].spec
+    full, half = (scenario(size=size).cells[0].spec for size in ("full", "half"))
+    assert (full.load, full.workload) == (plain.load, plain.workload)
+    assert half.workload.lengths.prompt and half.workload.lengths.prompt.tokens == 1024
+    assert half.load.background and half.load.background.prompt_tokens == 640
 
 
-# Record, report, picture
+def test_scenario_refuses_nothing_to_do() -> None:
+    with pytest.raises(BenchError, match="rounds"):
+        scenario(repetitions=0)
 
 
-def test_record_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "record.json"
-    record = make_record()
-    record.write(path)
-    again = Record.read(path)
-    assert again.scenario == record.scenario
-    assert again.versions == dict(record.versions) and again.machine == record.machine
-    for before, after in zip(record.runs, again.runs, strict=True):
-        assert (after.mode, after.command) == (before.mode, before.command)
-        assert after.peak_memory_bytes == before.peak_memory_bytes
-        for name, spread in before.summary().items():
-            assert after.summary()[name].median == pytest.approx(spread.median, abs=1e-5)
-    written = json.loads(path.read_text())
-    assert written["runs"][0]["metrics"]["ttft_s"]["median"] == pytest.approx(2.1)
-    again.write(path)
-    assert json.loads(path.read_text())["runs"][0]["repetitions"] == written["runs"][0]["repetitions"]
+# Table, last line, picture
 
 
 def test_table_fits_eighty_columns_and_shows_every_figure() -> None:
-    record = make_record()
+    runs = runs_of(*MODES)
     out = StringIO()
-    Console(file=out, width=80).print(report.table(record))
+    Console(file=out, width=80).print(figures.table(runs))
     text = out.getvalue()
-    assert "…" not in text
-    for run in record.runs:
+    assert "…" not in text and "A 2048-token prompt beside 2 running conversations" in text
+    for run in runs:
         assert run.mode in text
-        assert f"{run.summary()['ttft_s'].median:.2f}" in text
-    assert len(report.legend(record)) == 3
+        assert f"{run.median_of('ttft_s'):.2f}" in text
 
 
 def test_last_line_has_the_ratios_of_medians() -> None:
-    record = make_record()
-    by_mode = {run.mode: run.summary() for run in record.runs}
+    whole, mixed, layered = runs = runs_of(*MODES)
     expected = [
-        by_mode["layered"]["ttft_s"].median / by_mode["whole"]["ttft_s"].median,
-        by_mode["layered"]["ttft_s"].median / by_mode["mixed"]["ttft_s"].median,
-        by_mode["layered"]["worst_gap_s"].median / by_mode["mixed"]["worst_gap_s"].median,
+        layered.median_of("ttft_s") / whole.median_of("ttft_s"),
+        layered.median_of("ttft_s") / mixed.median_of("ttft_s"),
+        layered.median_of("worst_gap_s") / mixed.median_of("worst_gap_s"),
     ]
     words = ("TTFT layered/whole", "TTFT layered/mixed", "worst gap layered/mixed")
     parts = [f"{word} {ratio:.2f}" for word, ratio in zip(words, expected, strict=True)]
-    assert report.last_line(record) == "  ".join(["QUICKSTART OK", *parts])
+    assert figures.last_line(runs) == "  ".join(["QUICKSTART OK", *parts])
 
 
 def test_last_line_leaves_out_what_was_not_run() -> None:
-    full = make_record()
-
-    def only(*modes: str) -> str:
-        runs = tuple(run for run in full.runs if run.mode in modes)
-        return report.last_line(Record(Scenario(), "model", {}, None, {}, runs))
-
-    assert only("whole") == "QUICKSTART OK"
-    assert only("whole", "mixed") == "QUICKSTART OK"
-    assert only("whole", "layered").startswith("QUICKSTART OK  TTFT layered/whole ")
-    assert "mixed" not in only("whole", "layered")
+    assert figures.last_line(runs_of("whole")) == "QUICKSTART OK"
+    assert figures.last_line(runs_of("whole", "mixed")) == "QUICKSTART OK"
+    line = figures.last_line(runs_of("whole", "layered"))
+    assert line.startswith("QUICKSTART OK  TTFT layered/whole ") and "mixed" not in line
 
 
-@pytest.mark.parametrize("num_modes", [1, 3])
-def test_picture_is_a_png(tmp_path: Path, num_modes: int) -> None:
-    full = make_record()
-    record = Record(full.scenario, "model", {}, None, {}, full.runs[:num_modes])
-    plot.draw(record, tmp_path / "out" / "tokens.png")
+@pytest.mark.parametrize("modes", [("whole",), MODES])
+def test_picture_is_a_png(tmp_path: Path, modes: tuple[str, ...]) -> None:
+    figures.draw(runs_of(*modes), tmp_path / "out" / "tokens.png")
     data = (tmp_path / "out" / "tokens.png").read_bytes()
     assert data.startswith(b"\x89PNG\r\n") and len(data) > 10_000
 
 
 def test_staircase_counts_tokens_of_all_streams_until_the_first_of_them_ends() -> None:
-    repetition = Repetition(stream(1.0), (stream(-2.0, -1.0, 0.5), stream(-1.5, 0.25, 3.0)))
-    times_s, totals = plot.staircase(repetition, start_s=-1.2, end_s=2.0)
-    assert times_s == [-1.2, -1.0, 0.25, 0.5, 0.5]
+    repetition = played(arrivals(1.0), arrivals(-2.0, -1.0, 0.5), arrivals(-1.5, 0.25, 3.0))
+    times_s, totals = figures.staircase(repetition, start_s=SENT_S - 1.2, end_s=SENT_S + 2.0)
+    assert [each - SENT_S for each in times_s] == pytest.approx([-1.2, -1.0, 0.25, 0.5, 0.5])
     assert totals == [0, 1, 2, 3, 3]
 
 
@@ -232,3 +208,4 @@ def test_command_refuses_unknown_modes_and_explains_itself() -> None:
 def test_machine_and_versions_are_named() -> None:
     assert {"cpu", "cores", "memory_gib", "gpus"} <= set(this_machine())
     assert "python" in installed_versions()
+    assert current_commit() is None or len(current_commit() or "") >= 40

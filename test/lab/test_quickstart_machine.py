@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from rich.console import Console
 
-from sglang_layered_lab.quickstart import run
+from sglang_layered_lab.quickstart import SIZES, run
 from sglang_layered_lab.quickstart.machine import BFLOAT16, FLOAT32, FLOAT32_GIB, Machine, fastest, size_for
-from sglang_layered_lab.quickstart.scenario import SIZES, Scenario
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,7 @@ def test_the_fastest_data_type_that_fits(machine: Machine, dtype: str, says: str
 def test_slow_cpus_get_shorter_prompts_and_are_told(has_gpu: bool, has_bfloat16: bool, size: str) -> None:
     found, why = size_for(Machine(has_gpu, has_bfloat16, free_gib=32.0))
     assert found == size and found in SIZES
-    assert why is None if size == "full" else str(SIZES["half"]["long_prompt_tokens"]) in (why or "")
-
-
-def test_the_full_size_is_the_scenario_as_it_is() -> None:
-    assert Scenario(**SIZES["full"]) == Scenario()
+    assert why is None if size == "full" else str(SIZES["half"]) in (why or "")
 
 
 def test_what_is_asked_for_is_taken_and_a_choice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,5 +55,6 @@ def test_this_machine_has_an_answer() -> None:
 
 
 def test_every_server_is_told_the_data_type() -> None:
-    flags = Scenario(dtype=FLOAT32).server_flags("layered")
-    assert flags[flags.index("--dtype") + 1] == FLOAT32
+    for cell in run.scenario(dtype=FLOAT32).cells:
+        flags = cell.spec.server.flags
+        assert [after for flag, after in pairwise(flags) if flag == "--dtype"][-1] == FLOAT32

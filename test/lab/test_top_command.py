@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from sglang_layered.errors import TopError
-from sglang_layered_lab.top import cli
-from sglang_layered_lab.top.cli import top
-from sglang_layered_lab.top.source import Scraper, metrics_url
-from sglang_layered_lab.top.watch import frames
+from sglang_layered_lab.watch import cli
+from sglang_layered_lab.watch.cli import top
+from sglang_layered_lab.watch.page import frames
+from sglang_layered_lab.watch.source import Scraper, metrics_url
 from test_top_fake_server import idle_server, work
 
 

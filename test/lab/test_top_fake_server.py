@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sglang_layered.metrics.table import METRICS, PREFIX, Needs
-from sglang_layered_lab.top.sample import Sample, parse
+from sglang_layered_lab.watch.sample import Sample, parse
 
 EVERYTHING: tuple[Needs, ...] = ("any", "layered", "experts", "energy", "slo")
 RANK = {"model_name": "tiny", "engine_type": "unified", "tp_rank": "0", "pp_rank": "0", "moe_ep_rank": "0"}

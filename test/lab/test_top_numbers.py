@@ -10,10 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from sglang_layered_lab.top.increase import Histogram as Counts
-from sglang_layered_lab.top.increase import fell, increases, merged, observed, total
-from sglang_layered_lab.top.sample import Sample, parse
-from sglang_layered_lab.top.window import Window
+from sglang_layered_lab.watch.sample import Histogram as Counts
+from sglang_layered_lab.watch.sample import Sample, fell, increases, merged, observed, parse, total
+from sglang_layered_lab.watch.source import Window
 
 BOUNDS = (0.1, 0.2, 0.5, 1.0, 4.0)
 values = st.lists(st.floats(0.001, 6.0), min_size=1, max_size=60)

@@ -7,11 +7,11 @@ import io
 import pytest
 from rich.console import Console
 
-from sglang_layered_lab.top import text
-from sglang_layered_lab.top.cli import TEXT_AS_IT_IS
-from sglang_layered_lab.top.increase import Histogram
-from sglang_layered_lab.top.page import Frame, Page
-from sglang_layered_lab.top.view import View, view
+from sglang_layered_lab.watch import text
+from sglang_layered_lab.watch.cli import TEXT_AS_IT_IS
+from sglang_layered_lab.watch.page import Frame, Page
+from sglang_layered_lab.watch.sample import Histogram
+from sglang_layered_lab.watch.view import View, view
 from test_top_fake_server import FakeServer, idle_server, work
 
 URL = "http://127.0.0.1:30000/metrics"

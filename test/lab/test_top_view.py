@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_layered_lab.top.energy import Device
-from sglang_layered_lab.top.sample import Sample, parse
-from sglang_layered_lab.top.view import Off, View, view
+from sglang_layered_lab.watch.energy import Device
+from sglang_layered_lab.watch.sample import Sample, parse
+from sglang_layered_lab.watch.view import Off, View, view
 from test_top_fake_server import FakeServer, idle_server, work
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.client_background import Background, end_tasks
+from sglang_layered_lab.bench.client_background import DECODING, Background, end_tasks
 from sglang_layered_lab.bench.client_data import (
     ClientReport,
     ClientResult,
@@ -52,12 +52,13 @@ class BenchClient:
         requests: Sequence[PlannedRequest],
         on_progress: Callable[[Progress], None] | None = None,
         background: Sequence[PlannedRequest] = (),
+        tokens_before: int = DECODING,
     ) -> None:
         check_requests([*requests, *background])
         self._base_url = base_url.rstrip("/")
         self._url = f"{self._base_url}/generate"
         self._streams = [Stream(request, request.body(), request.due_s) for request in requests]
-        self._background = Background([Stream(each, each.body()) for each in background])
+        self._background = Background([Stream(each, each.body()) for each in background], tokens_before)
         self._on_progress = on_progress
         self._num_open = self._max_open = 0
         self._lag = LoopLag()
@@ -215,11 +216,13 @@ def run_client(
     on_ready: Callable[[], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     background: Sequence[PlannedRequest] = (),
+    tokens_before: int = DECODING,
 ) -> ClientResult:
     """A whole run, on uvloop. `on_ready` is called between connecting and the zero, and may block.
 
     `background` are streams that decode from before the zero until all requests have ended, and are then
-    broken off; they have to be asked for more tokens than come in that time.
+    broken off; they have to be asked for more tokens than come in that time. At the zero each of them has
+    `tokens_before` tokens.
 
     Ctrl-C closes all connections, which makes the server abort the requests, and is raised again.
 
@@ -228,7 +231,7 @@ def run_client(
     """
 
     async def connected() -> ClientResult:
-        async with BenchClient(base_url, requests, on_progress, background) as client:
+        async with BenchClient(base_url, requests, on_progress, background, tokens_before) as client:
             await client.start_background(timeout_s)
             if on_ready is not None:
                 on_ready()

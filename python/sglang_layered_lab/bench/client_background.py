@@ -10,19 +10,19 @@ from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.client_stream import Stream
 from sglang_layered_lab.bench.trace import RequestTrace
 
-MIN_TOKENS = 2  # a stream decodes when it has its second token
+DECODING = 2  # a stream decodes when it has its second token
 POLL_S = 0.01
 
 
 class Background:
-    """The streams of one run; it may be empty."""
+    """The streams of one run; it may be empty. They have begun when each has so many tokens."""
 
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        self._streams = list(streams)
+    def __init__(self, streams: Sequence[Stream], tokens_before: int = DECODING) -> None:
+        self._streams, self._tokens_before = list(streams), tokens_before
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, send: Callable[[Stream], Coroutine[Any, Any, None]], timeout_s: float) -> None:
-        """Send all; return when each of them decodes.
+        """Send all; return when each of them has begun.
 
         Raises:
             BenchError: one ended before, or none of this happened in time.
@@ -38,7 +38,7 @@ class Background:
             raise
 
     async def _until_decoding(self) -> None:
-        while any(stream.num_tokens < MIN_TOKENS for stream in self._streams):
+        while any(stream.num_tokens < self._tokens_before for stream in self._streams):
             self._check()
             await asyncio.sleep(POLL_S)
 

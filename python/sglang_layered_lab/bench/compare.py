@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.intervals import DEFAULT, Bootstrap, Interval, RatioOf, paired_ratio
@@ -12,6 +12,18 @@ from sglang_layered_lab.bench.intervals import DEFAULT, Bootstrap, Interval, Rat
 Better = Literal["lower", "higher"]
 Verdict = Literal["better", "worse", "undecided"]
 WIDTH_LIMIT = 0.05
+
+
+class HasTtft(Protocol):
+    """Anything with a time to first token."""
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds."""
+        ...
+
+
+Timed = TypeVar("Timed", bound=HasTtft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +115,15 @@ def pareto_set(points: Iterable[Point]) -> list[Point]:
     return found
 
 
+def soonest(arms: Iterable[Timed], keeps: Callable[[Timed], bool]) -> Timed | None:
+    """The lowest TTFT among those that keep a limit on TBT, the first of equals; None when none keeps it."""
+    return min(filter(keeps, arms), key=lambda each: each.ttft_s, default=None)
+
+
 def best_ttft(points: Iterable[Point], tbt_limit_s: float) -> Point | None:
-    """Lowest TTFT among the points with at most this TBT (lower TBT on a tie); None when there is none."""
-    allowed = [point for point in points if point.tbt_s <= tbt_limit_s]
-    return min(allowed, key=lambda each: (each.ttft_s, each.tbt_s), default=None)
+    """The soonest of the points with at most this TBT (lower TBT on a tie); None when there is none."""
+    by_tbt = sorted(points, key=lambda each: each.tbt_s)
+    return soonest(by_tbt, lambda each: each.tbt_s <= tbt_limit_s)
 
 
 def duels(baselines: Iterable[Point], rivals: Sequence[Point]) -> list[Duel]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from sglang_layered_lab.bench.spec_errors import SpecError, did_you_mean
-from sglang_layered_lab.bench.spec_workload import DistributionSpec, LengthsSpec
+from sglang_layered_lab.bench.spec_load import DistributionSpec, LengthsSpec
 
 MAX_DRAWS = 1000  # of one request, until it fits into max_total_tokens
 

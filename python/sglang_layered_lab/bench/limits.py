@@ -10,6 +10,7 @@ import numpy as np
 
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.beside import gaps_beside
+from sglang_layered_lab.bench.compare import soonest
 from sglang_layered_lab.bench.ratios import Ratio, ratio
 from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
 
@@ -76,18 +77,17 @@ def _rows(sweep: SweepResult, point: Mapping[str, Any], share: float) -> Iterato
         limit_s = limit_of(cell)
         if limit_s is None:
             continue
-        best: dict[str, Kept] = {}
+        by_mode: dict[str, list[Kept]] = {}
         for other in cells:
-            kept = kept_of(other, limit_s)
-            if other.mode == cell.mode or kept is None or kept.share < share:
-                continue
-            if other.mode not in best or kept.ttft_s < best[other.mode].ttft_s:
-                best[other.mode] = kept
+            if other.mode != cell.mode and (kept := kept_of(other, limit_s)):
+                by_mode.setdefault(other.mode, []).append(kept)
         own = kept_of(cell, limit_s)
         if own is not None:
+            best = {mode: soonest(kept, lambda each: each.share >= share) for mode, kept in by_mode.items()}
             rivals = tuple(
                 Rival(mode, kept, ratio(sweep, "ttft_mean", cell.arm, kept.arm, point))
                 for mode, kept in best.items()
+                if kept is not None
             )
             yield LimitRow(point, limit_s, own, rivals)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sglang_layered_lab.bench.spec import BenchSpec
+from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec
 from sglang_layered_lab.bench.spec_errors import SpecError
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
 from sglang_layered_lab.models.router_topics import topics_of
 
 

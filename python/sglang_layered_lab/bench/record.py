@@ -82,14 +82,18 @@ class BenchRecord:
         """The record with one repetition more."""
         return BenchRecord(self.spec, self.made_with, (*self.repetitions, repetition))
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; a file's content."""
+        repetitions = [each.to_json() for each in self.repetitions]
+        return {"format": FORMAT, "spec": self.spec, "made_with": self.made_with, "repetitions": repetitions}
+
     def write(self, path: Path) -> None:
         """Write it whole, compressed where the name ends in .gz; a reader sees the old one or the new.
 
         Raises:
             BenchError: it cannot be written; what was there before is kept.
         """
-        document = {"format": FORMAT, "spec": self.spec, "made_with": self.made_with}
-        document["repetitions"] = [each.to_json() for each in self.repetitions]
+        document = self.to_json()
         new = path.with_name(path.name + ".new")
         data = (json.dumps(document) + "\n").encode()
         try:

@@ -17,15 +17,15 @@ from sglang_layered.writable import check_writable
 from sglang_layered_lab.bench import snapshots
 from sglang_layered_lab.bench.arrivals import arrival_times, measuring_window, read_timestamps
 from sglang_layered_lab.bench.client import run_client
+from sglang_layered_lab.bench.client_background import DECODING
 from sglang_layered_lab.bench.client_data import ClientResult, PlannedRequest, Progress
 from sglang_layered_lab.bench.lengths import LengthSource, load_lengths
 from sglang_layered_lab.bench.metrics import Window
 from sglang_layered_lab.bench.ready import check_model
 from sglang_layered_lab.bench.record import BenchRecord, Repetition, to_go_on
 from sglang_layered_lab.bench.server_state import check_answers, flush_cache, put_in_force
-from sglang_layered_lab.bench.spec import BenchSpec
+from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec
 from sglang_layered_lab.bench.spec_errors import SpecError, gathered, raise_all
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
 from sglang_layered_lab.bench.workload import Room, Workload
 from sglang_layered_lab.bench.workload_text import Tokenizer
 from sglang_layered_lab.models.make import make_from_recipe
@@ -237,6 +237,7 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
         on_ready=lambda: seen.append(snapshots.take(server.url)),
         on_progress=tell,
         background=background,
+        tokens_before=spec.load.background.tokens_before if spec.load.background else DECODING,
     )
     usage = snapshots.between(seen[0], snapshots.take(server.url))
     return Repetition(

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.top.sample import Labels, parse
+from sglang_layered_lab.watch.sample import Labels, parse
 
 TIMEOUT_S = 30.0
 LEFT_OUT = ("_bucket", "_created")

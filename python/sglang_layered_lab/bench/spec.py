@@ -1,59 +1,132 @@
 """The spec of a benchmark run: one TOML file, checked as a whole before anything starts.
 
-`spec_server`, `spec_load` and `spec_workload` hold the larger sections; `arrivals` and `workload` draw from
-them.
+`spec_load` holds what is sent; `arrivals` and `workload` draw from it. Starts nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.spec_errors import SpecError, bad_file_name
-from sglang_layered_lab.bench.spec_keys import Checked, Key, as_seed, count_of, in_seconds, plain
-from sglang_layered_lab.bench.spec_lines import line_of, line_of_bad_statement, parse_toml
-from sglang_layered_lab.bench.spec_load import LoadSpec
-from sglang_layered_lab.bench.spec_server import MakeModelSpec, ServerSpec
-from sglang_layered_lab.bench.spec_values import build
-from sglang_layered_lab.bench.spec_workload import WorkloadSpec
+import httpx
+from pydantic import BeforeValidator, Field, Strict
+
+from sglang_layered.errors import ModelRecipeError
+from sglang_layered_lab.bench import spec_keys as of
+from sglang_layered_lab.bench.spec_errors import SpecError, checked, located, name_of, parse_toml, text_of
+from sglang_layered_lab.bench.spec_load import LoadSpec, WorkloadSpec
+from sglang_layered_lab.models.catalogue import Recipe, find_recipe
+
+OWN_FLAGS = ("--model-path", "--model", "--host", "--port")
+ROUTERS = ("uniform", "paper")  # as random weights are, or calibrated to the coverage of the paper's Table 1
 
 
-@dataclass(frozen=True, slots=True)
-class SloSpec(Checked):
-    """Limits that requests are counted against; docs/metrics.md says when a request meets them."""
+@of.section
+class MakeModelSpec(of.Section):
+    """A model with random weights, made on the spot as `sglang-layered make-model` does."""
 
-    ttft_ms: Annotated[float | None, Key("milliseconds", "of the time to first token", above=0, most=1e9)] = (
-        None
+    arch: Annotated[str, "as of make-model"]
+    preset: Annotated[str, "as of make-model"] = "tiny"
+    seed: Annotated[of.Seed, "of the weights"] = 0
+    dtype: Annotated[str | None, "of the weights; absent: the preset's"] = None
+    num_layers: Annotated[of.Few | None, "absent: the preset's"] = None
+    routers: Annotated[str, of.choice(ROUTERS), "uniform, or paper: calibrated to the paper's Table 1"] = (
+        "uniform"
     )
-    tbt_ms: Annotated[float | None, Key("milliseconds", "of every gap between tokens", above=0, most=1e9)] = (
-        None
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class RunSpec(Checked):
-    """The run as a whole."""
-
-    name: Annotated[str, plain("names the record")]
-    repetitions: Annotated[
-        int, count_of("repetitions", "passes over the load, with other prompts in each", most=10_000)
-    ] = 1
-    seed: Annotated[int, as_seed("of arrivals, and of the workload where it has none")] = 0
-    timeout_s: Annotated[
-        float, in_seconds("a repetition that has not ended this long after its zero is cut off")
-    ] = 600.0
 
     def problems(self) -> Iterator[SpecError]:
-        """Give a name that cannot be a file's."""
-        yield from bad_file_name("name", self.name)
+        """Give choices that no model can be made of."""
+        try:
+            self.recipe()
+        except ModelRecipeError as error:
+            option = str(error).split()[0].removeprefix("--")
+            yield SpecError(("num_layers" if option == "layers" else option,), str(error))
+
+    def recipe(self) -> Recipe:
+        """What `make_from_recipe` takes."""
+        return find_recipe(**{key: value for key, value in asdict(self).items() if key != "routers"})
 
 
-@dataclass(frozen=True, slots=True)
-class BenchSpec(Checked):
+def _folder_or_table(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return checked(MakeModelSpec, value)
+    if value is None or isinstance(value, str | MakeModelSpec):
+        return value
+    wanted = " or ".join(map(name_of, (str, dict)))
+    raise SpecError((), f"{value!r} is not {wanted}; give {wanted}")
+
+
+Model = Annotated[str | MakeModelSpec | None, BeforeValidator(_folder_or_table)]
+
+
+@of.section
+class ServerSpec(of.Section):
+    """Either `url`, or `model` with `flags` and `env`.
+
+    `settings` are put in force on the running server before every repetition, by SGLang's
+    `/set_internal_state`; specs that differ in nothing else share a server.
+    """
+
+    url: Annotated[str | None, "root of a running server's HTTP API"] = None
+    model: Annotated[Model, "a model's folder, or a table: one to make here"] = None
+    flags: Annotated[tuple[str, ...], "further words of the server's command line"] = ()
+    env: Annotated[dict[str, str], "its environment variables"] = field(default_factory=dict)
+    settings: Annotated[dict[str, of.Number], "put in force before every repetition"] = field(
+        default_factory=dict
+    )
+    ready_timeout_s: Annotated[of.Seconds, "a server that does not answer by then is given up"] = 300.0
+
+    def problems(self) -> Iterator[SpecError]:
+        """Give fields that do not go together."""
+        if self.url is None and self.model is None:
+            yield SpecError(("model",), "is missing; give the model to serve, or the url of a running server")
+        if self.url is not None:
+            yield from self._attached(self.url)
+        for index, word in enumerate(self.flags):
+            if word.partition("=")[0] in OWN_FLAGS:
+                yield SpecError(
+                    ("flags", index),
+                    f"{word!r} is set by the benchmark; remove it (the model goes into model)",
+                )
+
+    def _attached(self, url: str) -> Iterator[SpecError]:
+        if not _is_address(url):
+            yield SpecError(("url",), f"{url!r} is no address; give http://HOST:PORT")
+        for name in ("model", "flags", "env"):
+            if getattr(self, name):
+                yield SpecError((name,), "a server at a url has its own; remove it or url")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError):
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
+
+
+@of.section
+class SloSpec(of.Section):
+    """Limits that requests are counted against; docs/metrics.md says when a request meets them."""
+
+    ttft_ms: Annotated[of.Milliseconds | None, "of the time to first token"] = None
+    tbt_ms: Annotated[of.Milliseconds | None, "of every gap between tokens"] = None
+
+
+@of.section
+class RunSpec(of.Section):
+    """The run as a whole."""
+
+    name: Annotated[str, of.file_name, "names the record"]
+    repetitions: Annotated[of.Few, "passes over the load, with other prompts in each"] = 1
+    seed: Annotated[of.Seed, "of arrivals, and of the workload where it has none"] = 0
+    timeout_s: Annotated[of.Seconds, "a repetition is cut off this long after its zero"] = 600.0
+
+
+@of.section
+class BenchSpec(of.Section):
     """One benchmark run. `folder` is where relative files of the spec start; it is no part of the record."""
 
     run: RunSpec
@@ -61,7 +134,7 @@ class BenchSpec(Checked):
     load: LoadSpec
     workload: WorkloadSpec
     slo: SloSpec = SloSpec()
-    folder: Path = field(default=Path("."), compare=False, metadata={"in_file": False})
+    folder: Annotated[Path, Strict(), Field(exclude=True)] = field(default=Path("."), compare=False)
 
     def problems(self) -> Iterator[SpecError]:
         """Give fields of different sections that do not go together."""
@@ -114,8 +187,8 @@ def spec_from(values: Mapping[str, Any], folder: Path = Path(".")) -> BenchSpec:
     Raises:
         SpecError: it names the key and the remedy.
     """
-    spec = build(BenchSpec, values)
-    return BenchSpec(spec.run, spec.server, spec.load, spec.workload, spec.slo, folder)
+    spec: BenchSpec = checked(BenchSpec, values)
+    return replace(spec, folder=folder)
 
 
 def read_spec(path: Path) -> BenchSpec:
@@ -126,33 +199,6 @@ def read_spec(path: Path) -> BenchSpec:
     """
     with located(path):
         return spec_from(parse_toml(text_of(path)), path.parent)
-
-
-@contextmanager
-def located(path: Path) -> Iterator[None]:
-    """Add file and line to every error of a SpecError: for what reads the spec at `path` or draws from it."""
-    try:
-        yield
-    except SpecError as error:
-        text = text_of(path)
-        lines = [
-            line_of(text, each.keys) if each.keys else line_of_bad_statement(text) for each in error.errors
-        ]
-        found = sorted(zip(lines, map(str, error.errors), strict=True), key=lambda each: each[0])
-        raise BenchError("\n".join(f"{path}:{line}: {each}" for line, each in found)) from error
-
-
-def text_of(path: Path) -> str:
-    """Text of a spec's file.
-
-    Raises:
-        BenchError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise BenchError(f"{path}: the spec cannot be read: {reason}; give a TOML file") from error
 
 
 def _public(value: Any) -> Any:

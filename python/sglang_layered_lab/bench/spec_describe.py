@@ -12,8 +12,7 @@ from rich.text import Text
 
 from sglang_layered_lab.bench.arrivals import arrival_times, measuring_window, read_timestamps
 from sglang_layered_lab.bench.lengths import FileLengths, LengthSource, RequestSize, load_lengths
-from sglang_layered_lab.bench.spec import BenchSpec
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
+from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec
 from sglang_layered_lab.bench.workload import Room, prefix_of, shared_tokens, size_of
 
 QUANTILES = (0.5, 0.9, 0.99)

@@ -1,17 +1,23 @@
-"""What a key of a spec means, its unit, and which numbers it takes: written once, at the field.
+"""How keys of a spec are declared: each with its meaning, its unit and its ends, in one place.
 
-A field says it in its type: `rate: Annotated[float, Key("requests per second", "the rate", above=0)]`. The
-checks and the reference in docs/benchmark.md are made from that. Knows no single field.
+A field says it in its type: `rate_per_s: Annotated[Rate, "after the ramp"]`. The checks, their errors and the
+reference in docs/benchmark.md are made from that. Knows no single field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any, cast, get_type_hints
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
-from sglang_layered_lab.bench.spec_errors import SpecError, raise_all
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, ConfigDict, Strict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from sglang_layered_lab.bench.spec_errors import SpecError, Unit, did_you_mean, errors_of, raise_all
+
+T = TypeVar("T", bound="Section")
 
 # Greatest numbers that a run can hold. They are far above what is of use: what they keep out never ends.
 MOST_REQUESTS = 1_000_000
@@ -19,122 +25,81 @@ MOST_TOKENS = 10_000_000  # of one prompt or output
 MOST_S = 30 * 86_400.0
 MOST_RATE = 1e6  # requests per second
 MOST_FACTOR = 1e6
-MOST_SEED = 2**63 - 1
-MOST_ID = 2**31  # token ids are of 32 bits
+
+Whole = Annotated[int, Strict()]  # no text or boolean for a number
+Number = Annotated[float, Strict()]
+Seconds = Annotated[Number, Unit("seconds"), Gt(0), Le(MOST_S)]
+SecondsOr0 = Annotated[Number, Unit("seconds"), Ge(0), Le(MOST_S)]
+Milliseconds = Annotated[Number, Unit("milliseconds"), Gt(0), Le(1e9)]
+Rate = Annotated[Number, Unit("requests per second"), Gt(0), Le(MOST_RATE)]
+RateOr0 = Annotated[Number, Unit("requests per second"), Ge(0), Le(MOST_RATE)]
+Factor = Annotated[Number, Unit("a factor"), Ge(1 / MOST_FACTOR), Le(MOST_FACTOR)]
+Tokens = Annotated[Whole, Unit("tokens"), Ge(1), Le(MOST_TOKENS)]  # of one request
+Tokens2 = Annotated[Whole, Unit("tokens"), Ge(2), Le(MOST_TOKENS)]
+MeanTokens = Annotated[Number, Unit("tokens"), Ge(1), Le(MOST_TOKENS)]
+TokenId = Annotated[Whole, Unit("a token id"), Ge(0), Le(2**31)]  # ids are of 32 bits
+Count = Annotated[Whole, Unit("a count"), Ge(1), Le(MOST_REQUESTS)]
+CountOr0 = Annotated[Whole, Unit("a count"), Ge(0), Le(MOST_REQUESTS)]
+Few = Annotated[Whole, Unit("a count"), Ge(1), Le(10_000)]
+Open = Annotated[Whole, Unit("a count"), Ge(1), Le(65_536)]  # streams and clients: a connection each
+Shape = Annotated[Number, Unit("the shape of the gamma distribution"), Gt(0), Le(1e3)]
+Part = Annotated[Number, Unit("a part"), Ge(0), Le(1)]
+Seed = Annotated[Whole, Unit("a whole number"), Ge(0), Le(2**63 - 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What one field holds. `unit` is how an error asks for a number: "give seconds, above 0"."""
+def choice(names: Iterable[str]) -> AfterValidator:
+    """Refuse another word than these."""
+    known = list(names)
 
-    unit: str  # empty: no number
-    text: str
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
+    def check(given: str) -> str:
+        if given not in known:
+            raise SpecError((), f"{given!r} is unknown; {did_you_mean(given, known)}")
+        return given
 
-    def problem(self, value: float) -> str | None:
-        """What is wrong with a number; not a number itself is out of every range."""
-        too_low = self.above is not None and not value > self.above
-        if too_low or (self.least is not None and not value >= self.least):
-            limit = f"above {self.above:g}" if self.least is None else f"{self.least:g} or more"
-        elif self.most is not None and not value <= self.most:
-            limit = f"at most {self.most:,.10g}"
-        else:
-            return None
-        shown = value if isinstance(value, int) else format(value, "g")
-        return f"{shown} is out of range; give {self.unit}, {limit}"
-
-    @property
-    def range(self) -> str:
-        """The unit and the lower end, for the reference."""
-        if self.above is not None:
-            return f"{self.unit}, above {self.above:g}"
-        return f"{self.unit}, from {self.least:g}" if self.least is not None else self.unit
+    return AfterValidator(check)
 
 
-def in_seconds(text: str, *, can_be_zero: bool = False) -> Key:
-    """A time."""
-    return _amount("seconds", text, MOST_S, can_be_zero)
-
-
-def in_tokens(text: str, least: int = 1) -> Key:
-    """A number of tokens of one request."""
-    return Key("tokens", text, least=least, most=MOST_TOKENS)
-
-
-def count_of(what: str, text: str, *, least: int = 1, most: int = MOST_REQUESTS) -> Key:
-    """A count."""
-    return Key(f"a number of {what}", text, least=least, most=most)
-
-
-def as_factor(text: str) -> Key:
-    """What something is multiplied by."""
-    return Key("a factor", text, least=1 / MOST_FACTOR, most=MOST_FACTOR)
-
-
-def as_rate(text: str, *, can_be_zero: bool = False) -> Key:
-    """A request rate."""
-    return _amount("requests per second", text, MOST_RATE, can_be_zero)
-
-
-def as_seed(text: str) -> Key:
-    """The seed of random numbers."""
-    return Key("a whole number", text, least=0, most=MOST_SEED)
-
-
-def plain(text: str) -> Key:
-    """A key that is no number."""
-    return Key("", text)
-
-
-def _amount(unit: str, text: str, most: float, can_be_zero: bool) -> Key:
-    return Key(unit, text, least=0, most=most) if can_be_zero else Key(unit, text, above=0, most=most)
-
-
-@cache
-def hints_of(kind: Any) -> Mapping[str, Any]:
-    """Types of a dataclass's fields, what is annotated to them included."""
-    return get_type_hints(kind, include_extras=True)
-
-
-def keys_of(kind: type[Any]) -> Mapping[str, Key]:
-    """Every field's `Key`, where it has one, in the order of the fields."""
-    hints = hints_of(cast(Any, kind))
-    found = {}
-    for item in fields(cast(Any, kind)):
-        key = next(
-            (each for each in getattr(hints[item.name], "__metadata__", ()) if type(each) is Key), None
+@AfterValidator
+def file_name(given: str) -> str:
+    """Refuse what no file can be called."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", given):
+        raise SpecError(
+            (), f"{given!r} makes no file name; use letters, digits and . _ - after the first, 200 at most"
         )
-        if key is not None:
-            found[item.name] = key
-    return found
+    return given
 
 
-def bad_numbers(kind: type[Any], values: Mapping[str, Any]) -> Iterator[SpecError]:
-    """Give an error for each number that its key does not take; tuples are looked into."""
-    for name, key in keys_of(kind).items():
-        value = values.get(name)
-        several = isinstance(value, tuple)
-        for index, each in enumerate(value if isinstance(value, tuple) else (value,)):
-            if key.unit and isinstance(each, int | float) and (problem := key.problem(each)):
-                yield SpecError((name, index) if several else (name,), problem)
+class Section:
+    """A table of a spec, checked whenever it is made or copied."""
 
-
-class Checked:
-    """A dataclass of a spec: every problem of its fields is raised at once, when it is made or copied."""
-
-    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __post_init__(self) -> None:
-        """Check the numbers, then what `problems` adds.
+        """Check how keys go together; each is good by itself.
 
         Raises:
             SpecError: with all that was found.
         """
-        names = keys_of(type(self))
-        raise_all([*bad_numbers(type(self), {name: getattr(self, name) for name in names}), *self.problems()])
+        raise_all(self.problems())
 
     def problems(self) -> Iterator[SpecError]:
-        """Give what is wrong beside single numbers; fields may hold bad ones here."""
+        """Give what is wrong beside single keys."""
         yield from ()
+
+
+@dataclass_transform(frozen_default=True)
+def section(kind: type[T]) -> type[T]:
+    """Make the class a frozen pydantic dataclass that knows no other keys and raises SpecError."""
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    made: Any = dataclass(kind, frozen=True, config=config)
+    init: Callable[..., None] = made.__init__
+
+    @wraps(init)
+    def checked_init(self: T, *args: Any, **values: Any) -> None:
+        try:
+            init(self, *args, **values)
+        except ValidationError as error:
+            raise_all(errors_of(error, made))
+
+    made.__init__ = checked_init
+    return made  # type: ignore[no-any-return]

@@ -6,13 +6,15 @@ docs/benchmark.md has it between two markers; `python -m sglang_layered_lab.benc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from annotated_types import Ge, Gt
+from pydantic.fields import FieldInfo
+
 from sglang_layered_lab.bench.spec import BenchSpec
-from sglang_layered_lab.bench.spec_keys import hints_of, keys_of
-from sglang_layered_lab.bench.spec_values import name_of, options_of
+from sglang_layered_lab.bench.spec_errors import fields_of, marks_of, meaning_of, name_of, options_of, unit_of
 from sglang_layered_lab.bench.sweep_spec import Arm, SweepSettings
 from sglang_layered_lab.bench.tables import to_markdown
 
@@ -43,25 +45,26 @@ def with_reference(text: str) -> str:
 
 
 def _rows(kind: Any, prefix: str) -> Iterator[tuple[str, ...]]:
-    keys = keys_of(kind)
-    for item in fields(kind):
-        if not item.metadata.get("in_file", True):
-            continue
-        options = options_of(hints_of(kind)[item.name])
-        key = keys.get(item.name)
-        if key is not None:
+    for name, field in fields_of(kind).items():
+        options = options_of(field.annotation)
+        if meaning_of(field):
             types = " or ".join(name_of(option).removesuffix(" in quotes") for option in options)
-            yield f"`{prefix}{item.name}`", types, key.range, _default(item), key.text
+            yield f"`{prefix}{name}`", types, _unit_and_least(field), _default(field), meaning_of(field)
         for table in filter(is_dataclass, options):
-            yield from _rows(table, f"{prefix}{item.name}.")
+            yield from _rows(table, f"{prefix}{name}.")
 
 
-def _default(item: Field[Any]) -> str:
-    if item.default is not MISSING:
-        return "" if item.default is None else f"`{_toml(item.default)}`"
-    if item.default_factory is not MISSING:
-        return f"`{_toml(item.default_factory())}`"
-    return "needed"
+def _unit_and_least(field: FieldInfo) -> str:
+    least = [f"from {each.ge:g}" for each in marks_of(field) if isinstance(each, Ge)]
+    least += [f"above {each.gt:g}" for each in marks_of(field) if isinstance(each, Gt)]
+    return ", ".join([unit_of(field), *least])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    return "" if value is None else f"`{_toml(value)}`"
 
 
 def _toml(value: Any) -> str:

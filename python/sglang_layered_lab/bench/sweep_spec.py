@@ -16,66 +16,70 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
-from sglang_layered_lab.bench.spec import BenchSpec, located, spec_from, text_of
-from sglang_layered_lab.bench.spec_errors import SpecError, bad_file_name, gathered, raise_all
-from sglang_layered_lab.bench.spec_keys import Checked, as_seed, count_of, in_seconds, plain
-from sglang_layered_lab.bench.spec_lines import parse_toml
-from sglang_layered_lab.bench.spec_values import convert
+from sglang_layered_lab.bench import spec_keys as of
+from sglang_layered_lab.bench.spec import BenchSpec, spec_from
+from sglang_layered_lab.bench.spec_errors import (
+    SpecError,
+    checked,
+    gathered,
+    located,
+    parse_toml,
+    raise_all,
+    text_of,
+)
 
 OWN_SECTIONS = ("sweep", "arms", "grid")
 MOST_CELLS = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class SweepSettings(Checked):
+@of.section
+class SweepSettings(of.Section):
     """The section [sweep]."""
 
-    name: Annotated[str, plain("names the folder")]
-    title: Annotated[str, plain("of reports; absent: the name")] = ""
-    rounds: Annotated[
-        int,
-        count_of(
-            "rounds", "in each of them every cell has its turn, arms in an order drawn anew", most=10_000
-        ),
-    ] = 3
-    max_servers: Annotated[
-        int,
-        count_of(
-            "servers",
-            "alive at once, those without a turn stopped; more arms than this start anew each round",
-        ),
-    ] = 4
+    name: Annotated[str, of.file_name, "names the folder"]
+    title: Annotated[str, "of reports; absent: the name"] = ""
+    rounds: Annotated[of.Few, "every cell has its turn in each, arms in an order drawn anew"] = 3
+    max_servers: Annotated[of.Count, "alive at once; with more arms they start anew each round"] = 4
     warmup_requests: Annotated[
-        int, count_of("requests", "sent one by one to every server after its start, not measured", least=0)
+        of.CountOr0, "sent one by one to every server after its start, not measured"
     ] = 2
-    seed: Annotated[int, as_seed("of the order, and of the cells' loads")] = 0
-    timeout_s: Annotated[float, in_seconds("of one turn of a cell")] = 600.0
-
-    def problems(self) -> Iterator[SpecError]:
-        """Give a name that cannot be a file's."""
-        yield from bad_file_name("name", self.name)
+    seed: Annotated[of.Seed, "of the order, and of the cells' loads"] = 0
+    timeout_s: Annotated[of.Seconds, "of one turn of a cell"] = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Arm(Checked):
+@of.section
+class Arm(of.Section):
     """One way to serve. `mode` groups arms in pictures; `label` names the arm within its mode."""
 
-    name: Annotated[str, plain("names its records")]
-    mode: Annotated[str, plain("groups arms in pictures")]
-    label: Annotated[str, plain("names the arm within its mode; absent: the name")] = ""
-    flags: Annotated[tuple[str, ...], plain("added to server.flags")] = ()
-    changes: Annotated[dict[str, Any], plain("dotted keys of a bench spec and their values")] = field(
-        default_factory=dict
-    )
-
-    def problems(self) -> Iterator[SpecError]:
-        """Give a name that cannot be a file's."""
-        yield from bad_file_name("name", self.name)
+    name: Annotated[str, of.file_name, "names its records"]
+    mode: Annotated[str, "groups arms in pictures"]
+    label: Annotated[str, "names the arm within its mode; absent: the name"] = ""
+    flags: Annotated[tuple[str, ...], "added to server.flags"] = ()
+    changes: Annotated[dict[str, Any], "values of dotted keys of a bench spec"] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """What pictures and tables call the arm."""
         return self.label or self.name
+
+
+@of.section
+class _OwnSections(of.Section):
+    """What a sweep's file has beside the sections of a bench spec."""
+
+    sweep: Annotated[SweepSettings, "the sweep as a whole"]
+    arms: Annotated[tuple[Arm, ...], "what is compared"] = ()
+    grid: Annotated[dict[str, Any], "lists of values of dotted keys"] = field(default_factory=dict)
+
+    def problems(self) -> Iterator[SpecError]:
+        """Give what makes no cells."""
+        if not self.arms:
+            yield SpecError(("arms",), "is missing; add [[arms]] with name and mode")
+        if len({arm.name for arm in self.arms}) != len(self.arms):
+            yield SpecError(("arms",), "two arms have the same name; give each its own")
+        for name, values in self.grid.items():
+            if not isinstance(values, list) or not values:
+                yield SpecError(("grid", name), "give a list of values; quote a dotted key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,39 +134,21 @@ def sweep_from(values: Mapping[str, Any], folder: Path) -> SweepSpec:
     Raises:
         SpecError: it names the key and the remedy.
     """
-    if "sweep" not in values:
-        raise SpecError(("sweep",), "is missing; add the section [sweep] with a name")
     if "run" in values:
         raise SpecError(("run",), "a sweep has its own; use [sweep] with name, rounds, seed, timeout_s")
-    settings, arms = _settings_and_arms(values)
-    grid = dict(_grid(convert(dict[str, Any], values.get("grid", {}), ("grid",))))
-    if (num_cells := len(arms) * prod(map(len, grid.values()))) > MOST_CELLS:
+    own = checked(_OwnSections, {key: values[key] for key in OWN_SECTIONS if key in values})
+    if (num_cells := len(own.arms) * prod(map(len, own.grid.values()))) > MOST_CELLS:
         raise SpecError(("grid",), f"makes {num_cells:,} cells; give at most {MOST_CELLS:,}")
     base = {key: each for key, each in values.items() if key not in OWN_SECTIONS}
-    points = [dict(zip(grid, each, strict=True)) for each in product(*grid.values())]
     cells: list[Cell] = []
     errors: list[SpecError] = []
-    for point in points:
-        for index, arm in enumerate(arms):
+    for point in [dict(zip(own.grid, each, strict=True)) for each in product(*own.grid.values())]:
+        for index, arm in enumerate(own.arms):
             with gathered(errors):
-                cells.append(Cell(arm, point, _cell_spec(base, settings, index, arm, point, folder)))
+                cells.append(Cell(arm, point, _cell_spec(base, own.sweep, index, arm, point, folder)))
     raise_all(errors)
     _check_settings(cells)
-    return SweepSpec(settings, arms, grid, tuple(cells))
-
-
-def _settings_and_arms(values: Mapping[str, Any]) -> tuple[SweepSettings, tuple[Arm, ...]]:
-    errors: list[SpecError] = []
-    with gathered(errors):
-        settings: SweepSettings = convert(SweepSettings, values["sweep"], ("sweep",))
-    with gathered(errors):
-        arms: tuple[Arm, ...] = convert(tuple[Arm, ...], values.get("arms", []), ("arms",))
-    raise_all(errors)
-    if not arms:
-        raise SpecError(("arms",), "is missing; add [[arms]] with name and mode")
-    if len({arm.name for arm in arms}) != len(arms):
-        raise SpecError(("arms",), "two arms have the same name; give each its own")
-    return settings, arms
+    return SweepSpec(own.sweep, own.arms, own.grid, tuple(cells))
 
 
 def _check_settings(cells: Sequence[Cell]) -> None:
@@ -180,13 +166,6 @@ def _check_settings(cells: Sequence[Cell]) -> None:
             )
 
 
-def _grid(table: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    for key, values in table.items():
-        if not isinstance(values, list) or not values:
-            raise SpecError(("grid", key), "give a list of values; quote a dotted key")
-        yield key, tuple(values)
-
-
 def _cell_spec(
     base: Mapping[str, Any],
     settings: SweepSettings,
@@ -198,7 +177,7 @@ def _cell_spec(
     values = copy.deepcopy(dict(base))
     for where, changes in ((("grid",), point), (("arms", index, "changes"), arm.changes)):
         for key, value in changes.items():
-            _put(values, key, value, where)
+            put(values, key, value, where)
     server = values.setdefault("server", {})
     if not isinstance(server, dict):
         raise SpecError(("server",), "give a table")
@@ -213,7 +192,12 @@ def _cell_spec(
     return spec_from(values, folder)
 
 
-def _put(values: dict[str, Any], key: str, value: Any, where: tuple[str | int, ...]) -> None:
+def put(values: dict[str, Any], key: str, value: Any, where: tuple[str | int, ...]) -> None:
+    """Set a dotted key of plain values; `where` is the path of the table that names it.
+
+    Raises:
+        SpecError: one of the key's parents is no table.
+    """
     *parents, last = key.split(".")
     table = values
     for parent in parents:

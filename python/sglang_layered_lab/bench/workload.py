@@ -12,8 +12,8 @@ from typing import TypeAlias
 from sglang_layered_lab.bench.lengths import LengthSource, RequestSize
 from sglang_layered_lab.bench.spec import BenchSpec
 from sglang_layered_lab.bench.spec_errors import SpecError
+from sglang_layered_lab.bench.spec_load import PrefixSpec
 from sglang_layered_lab.bench.spec_seeds import Stream, generator
-from sglang_layered_lab.bench.spec_workload import PrefixSpec
 from sglang_layered_lab.bench.workload_text import Tokenizer, Words
 
 Tokens: TypeAlias = tuple[int, ...]

@@ -16,7 +16,7 @@ COMMANDS = {
         "sglang_layered_lab.cli.quickstart:quickstart",
         "Serve one model in three modes and compare them.",
     ),
-    "top": ("sglang_layered_lab.top.cli:top", "Watch a running server in the terminal."),
+    "top": ("sglang_layered_lab.watch.cli:top", "Watch a running server in the terminal."),
     "dashboard": (
         "sglang_layered_lab.dashboard.cli:dashboard",
         "Write, draw or check the Grafana dashboard.",

@@ -25,7 +25,8 @@ def capacity(spec_path: Path, out: Path | None, target: float, tolerance: float,
     """
     from sglang_layered_lab.bench.capacity import Search
     from sglang_layered_lab.bench.capacity_run import check, run_capacity
-    from sglang_layered_lab.bench.spec import located, read_spec
+    from sglang_layered_lab.bench.spec import read_spec
+    from sglang_layered_lab.bench.spec_errors import located
     from sglang_layered_lab.serving import end_servers_on_signals
 
     end_servers_on_signals()

@@ -29,8 +29,9 @@ def run(spec_path: Path, out: Path | None, dry_run: bool, restart: bool) -> None
     repetitions that it lacks are run.
     """
     from sglang_layered_lab.bench import run as runner
-    from sglang_layered_lab.bench.spec import located, read_spec
+    from sglang_layered_lab.bench.spec import read_spec
     from sglang_layered_lab.bench.spec_describe import describe
+    from sglang_layered_lab.bench.spec_errors import located
     from sglang_layered_lab.serving import end_servers_on_signals
 
     end_servers_on_signals()

@@ -37,7 +37,7 @@ def sweep(spec_paths: tuple[Path, ...], out: Path, dry_run: bool, restart: bool)
 
     Several sweeps share servers that are equal. What is there already is gone on with.
     """
-    from sglang_layered_lab.bench.spec import located
+    from sglang_layered_lab.bench.spec_errors import located
     from sglang_layered_lab.bench.sweep import check_cells, pool_for, run_sweep
     from sglang_layered_lab.bench.sweep_spec import read_sweep
     from sglang_layered_lab.serving import end_servers_on_signals

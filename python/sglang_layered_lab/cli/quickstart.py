@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from sglang_layered_lab.quickstart.scenario import MODE_FLAGS, SIZES, Scenario
-
-MODES = tuple(MODE_FLAGS)
+from sglang_layered_lab.quickstart import MODES, SIZES
 
 
 @click.command()
@@ -54,7 +52,7 @@ def quickstart(
     record.json, tokens.png and the servers' logs to the folder OUT.
     """
     from sglang_layered.writable import check_writable
-    from sglang_layered_lab.quickstart.run import Plan, chosen, run  # imports openai and matplotlib
+    from sglang_layered_lab.quickstart.run import Plan, chosen, run, scenario  # imports matplotlib
     from sglang_layered_lab.serving import end_servers_on_signals
 
     check_writable(out / "record.json")
@@ -62,5 +60,5 @@ def quickstart(
     wanted = tuple(mode for mode in MODES if mode in modes) or MODES
     console = Console()
     dtype, size = chosen(dtype, size, console)
-    scenario = Scenario(repetitions=repetitions, dtype=dtype, **SIZES[size])
-    run(Plan(wanted, scenario, out, model_path, port, keep), console)
+    spec = scenario(repetitions=repetitions, dtype=dtype, size=size, model_path=model_path)
+    run(Plan(wanted, spec, out, port, keep), console)

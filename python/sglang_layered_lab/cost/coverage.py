@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from sglang_layered.auto.amounts import coverage
+from sglang_layered.core.pacing import ModelSizes
 from sglang_layered_lab.cost.shape import ModelShape
 
 Coverage = Callable[[ModelShape, int, int], float]  # model, prompt rows, decode rows -> part of the experts
@@ -19,7 +21,8 @@ Points = tuple[tuple[float, float], ...]  # (rows, coverage), rows rising
 
 def uniform_coverage(model: ModelShape, prompt_rows: int, decode_rows: int) -> float:
     """Every row picks its experts by lot, 1 - (1 - k/E)^rows; what dummy weights come close to."""
-    return 1.0 - (1.0 - model.num_experts_per_token / model.num_experts) ** (prompt_rows + decode_rows)
+    sizes = ModelSizes(model.num_layers, model.num_experts, model.num_experts_per_token)
+    return coverage(sizes, prompt_rows + decode_rows)
 
 
 @dataclass(frozen=True, slots=True)

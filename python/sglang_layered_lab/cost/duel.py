@@ -13,6 +13,7 @@ from itertools import pairwise
 from statistics import fmean, median
 
 from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench.beside import gaps_beside
 from sglang_layered_lab.bench.record import Repetition
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
 
@@ -91,7 +92,8 @@ def _of_prompt(
     if not streams:
         return seen
     if num_steps is None:
-        pauses = [pause for each in streams if (pause := _pause(each, prompt.sent_s, first_s))]
+        gaps = [gaps_beside([prompt], [each]) for each in streams]
+        pauses = [float(each.max()) for each in gaps if len(each)]
         if not pauses:
             return None
         return replace(seen, steps_s=(median(pauses),), context_tokens=fmean(contexts))
@@ -127,12 +129,6 @@ def _window(
     if len(window) != num_steps + 2 or not all(_is_one(*each) for each in pairwise(window)):
         return None
     return window
-
-
-def _pause(stream: RequestTrace, sent_s: float, first_s: float) -> float | None:
-    """The longest gap that overlaps the prompt's time to its first token."""
-    pairs = pairwise(each.time_s for each in stream.arrivals)
-    return max((end - start for start, end in pairs if end > sent_s and start < first_s), default=None)
 
 
 def _context_at(stream: RequestTrace, first_s: float) -> int:

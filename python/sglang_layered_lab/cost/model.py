@@ -1,4 +1,4 @@
-"""The step-time model: sizes, coverage and coefficients together. Pure; what a scheduler asks."""
+"""The step-time model: sizes, coverage and coefficients together. Pure; `cost`, `paper` and `gpu` ask it."""
 
 from __future__ import annotations
 

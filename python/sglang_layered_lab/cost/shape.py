@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.errors import ConfigError
 
 DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -45,20 +46,18 @@ class ModelShape:
     param_bytes: float = 2.0
 
     @property
-    def expert_params(self) -> int:
-        """Parameters of one expert."""
-        return 3 * self.hidden_size * self.expert_size
-
-    @property
-    def expert_layer_bytes(self) -> float:
-        """Bytes of one layer's experts."""
-        return self.num_experts * self.expert_params * self.expert_param_bytes
-
-    @property
-    def dense_params(self) -> int:
-        """Parameters that every row uses, of one layer: attention's projections and the router."""
+    def layer(self) -> LayerShape:
+        """One of its layers, as the scheduler counts it: attention's projections and the router are dense."""
         projections = 2 * self.hidden_size * self.head_size * (self.num_heads + self.num_kv_heads)
-        return projections + self.num_experts * self.hidden_size
+        return LayerShape(
+            dense_params=projections + self.num_experts * self.hidden_size,
+            num_experts=self.num_experts,
+            num_experts_per_token=self.num_experts_per_token,
+            expert_params=3 * self.hidden_size * self.expert_size,
+            attention_width=self.num_heads * self.head_size,
+            param_bytes=self.param_bytes,
+            expert_param_bytes=self.expert_param_bytes,
+        )
 
     @property
     def head_params(self) -> int:
@@ -66,18 +65,9 @@ class ModelShape:
         return self.vocab_size * self.hidden_size
 
     @property
-    def row_flop(self) -> int:
-        """FLOP of one row in one layer, without attention."""
-        return 2 * (self.dense_params + self.num_experts_per_token * self.expert_params)
-
-    @property
     def kv_layer_bytes(self) -> float:
         """KV bytes of one token in one layer."""
         return 2 * self.num_kv_heads * self.head_size * self.param_bytes
-
-    def attention_flop(self, num_pairs: float) -> float:
-        """FLOP of one layer's attention over pairs of a row and a token that it sees."""
-        return 4 * self.num_heads * self.head_size * num_pairs
 
 
 QWEN3_30B_A3B = ModelShape(48, 2048, 128, 8, 768, 32, 4, 128, 151936)

@@ -152,13 +152,14 @@ def _layer_parts(
     """Parts of all layers of a segment."""
     touched = rows.num_layers * coverage(model, rows.prompt_rows, rows.decode_rows)
     calls = rows.num_layers * rows.num_rows
-    dense_bytes = rows.num_layers * model.param_bytes * model.dense_params
-    yield Part("dense", dense_bytes, 2 * model.dense_params * calls)
-    expert_flop = 2 * model.num_experts_per_token * model.expert_params * calls
-    yield Part("experts", touched * model.expert_layer_bytes, expert_flop)
+    layer = model.layer
+    dense_bytes = rows.num_layers * model.param_bytes * layer.dense_params
+    yield Part("dense", dense_bytes, 2 * layer.dense_params * calls)
+    expert_flop = 2 * model.num_experts_per_token * layer.expert_params * calls
+    yield Part("experts", touched * layer.expert_bytes, expert_flop)
     for tokens, pairs in _attended(rows, attention):
         kv_bytes = rows.num_layers * tokens * model.kv_layer_bytes
-        yield Part("attention", kv_bytes, attention_flop=rows.num_layers * model.attention_flop(pairs))
+        yield Part("attention", kv_bytes, attention_flop=rows.num_layers * 4 * layer.attention_width * pairs)
 
 
 def _attended(rows: _Segment, attention: Attention) -> Iterator[tuple[float, float]]:

@@ -15,9 +15,8 @@ from sglang_layered_lab.gpu.models import model_of
 from sglang_layered_lab.gpu.profiles import Arm
 from sglang_layered_lab.gpu.stages import Job
 from sglang_layered_lab.models.router_targets import DECODE, CoverageTarget, read_targets
-from sglang_layered_lab.top.increase import observed
-from sglang_layered_lab.top.sample import Sample
-from sglang_layered_lab.top.source import Scraper
+from sglang_layered_lab.watch.sample import Sample, observed
+from sglang_layered_lab.watch.source import Scraper
 
 COUNTING = Arm("counting", ("--enable-metrics", "--enable-expert-traffic-metrics", "--disable-cuda-graph"))
 STREAM_TOKENS = 400  # of a stream: more than are counted

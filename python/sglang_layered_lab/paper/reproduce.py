@@ -15,7 +15,7 @@ from sglang_layered.errors import BenchError, ConfigError
 from sglang_layered.writable import check_writable
 from sglang_layered_lab.bench import report as html_report
 from sglang_layered_lab.bench.run import model_folder
-from sglang_layered_lab.bench.spec_server import MakeModelSpec
+from sglang_layered_lab.bench.spec import MakeModelSpec
 from sglang_layered_lab.bench.sweep import Turn, pool_for, run_sweep
 from sglang_layered_lab.bench.sweep_result import SweepResult
 from sglang_layered_lab.bench.tables import to_markdown

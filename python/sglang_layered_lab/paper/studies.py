@@ -6,26 +6,24 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.spec import located, text_of
-from sglang_layered_lab.bench.spec_errors import SpecError
-from sglang_layered_lab.bench.spec_lines import parse_toml
-from sglang_layered_lab.bench.spec_values import build
-from sglang_layered_lab.bench.sweep_spec import SweepSpec, sweep_from
+from sglang_layered_lab.bench import spec_keys as of
+from sglang_layered_lab.bench.spec_errors import SpecError, checked, located, parse_toml, text_of
+from sglang_layered_lab.bench.sweep_spec import SweepSpec, put, sweep_from
 
 FAST_FILE = "fast.toml"
 
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
+@of.section
+class Reduction(of.Section):
     """How a sweep is made small: arms that stay, new values of dotted keys, flags after the others, grid."""
 
-    arms: tuple[str, ...] = ()  # none: all
-    changes: dict[str, Any] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()  # of every server: of a flag that is given twice the last value counts
-    grid: dict[str, Any] = field(default_factory=dict)  # replaces the whole grid, where one is given
+    arms: Annotated[tuple[str, ...], "none: all"] = ()
+    changes: Annotated[dict[str, Any], "values of dotted keys"] = field(default_factory=dict)
+    flags: Annotated[tuple[str, ...], "of every server; of two equal ones the last counts"] = ()
+    grid: Annotated[dict[str, Any], "replaces the whole grid"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +86,7 @@ def reduced(values: Mapping[str, Any], reduction: Reduction) -> dict[str, Any]:
             raise SpecError(("arms",), f"{FAST_FILE} keeps {', '.join(missing)}, which the sweep has not")
         small["arms"] = [known[name] for name in reduction.arms]
     for key, value in reduction.changes.items():
-        *parents, last = key.split(".")
-        table = small
-        for parent in parents:
-            table = table.setdefault(parent, {})
-        table[last] = value
+        put(small, key, value, ())
     if reduction.flags:
         server = small.setdefault("server", {})
         server["flags"] = [*server.get("flags", ()), *reduction.flags]
@@ -103,4 +97,4 @@ def reduced(values: Mapping[str, Any], reduction: Reduction) -> dict[str, Any]:
 
 def _read_reductions(path: Path) -> dict[str, Reduction]:
     with located(path):
-        return {name: build(Reduction, table, (name,)) for name, table in parse_toml(text_of(path)).items()}
+        return cast(dict[str, Reduction], checked(dict[str, Reduction], parse_toml(text_of(path))))

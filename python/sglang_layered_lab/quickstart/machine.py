@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil  # type: ignore[import-untyped]
 
 from sglang_layered.cpu_kernels import cuda_driver_available
-from sglang_layered_lab.quickstart.scenario import SIZES
+from sglang_layered_lab.quickstart import SIZES
 
 BFLOAT16, FLOAT32 = "bfloat16", "float32"
 FLOAT32_GIB = 12.0  # free memory that a float32 server of the demo model is given
@@ -34,11 +34,13 @@ class Machine:
 
 
 def size_for(machine: Machine) -> tuple[str, str | None]:
-    """How long the prompts are (a key of `scenario.SIZES`), and why they are not the usual ones."""
+    """How long the prompts are (a key of `SIZES`), and why they are not the usual ones."""
     if machine.has_gpu or machine.has_bfloat16:
         return "full", None
-    half, full = (SIZES[size]["long_prompt_tokens"] for size in ("half", "full"))
-    return "half", f"a prompt of {half} tokens, for this CPU is slow; --size full takes one of {full}"
+    return (
+        "half",
+        f"a prompt of {SIZES['half']} tokens, for this CPU is slow; --size full takes one of {SIZES['full']}",
+    )
 
 
 def fastest(machine: Machine) -> tuple[str, str | None]:

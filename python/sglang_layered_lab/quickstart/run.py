@@ -14,25 +14,19 @@ from pathlib import Path
 from rich.console import Console
 
 from sglang_layered.cpu_kernels import cuda_driver_available
-from sglang_layered.errors import ModelRecipeError, QuickstartError
+from sglang_layered.errors import BenchError, QuickstartError
 from sglang_layered.patching import locate, verify_patched
-from sglang_layered_lab.models import make_model
-from sglang_layered_lab.quickstart import plot, report
-from sglang_layered_lab.quickstart.client import play_once
+from sglang_layered_lab.bench.record import BenchRecord, Repetition
+from sglang_layered_lab.bench.run import Load, made_with, model_folder, run_repetition, started
+from sglang_layered_lab.bench.spec import BenchSpec
+from sglang_layered_lab.bench.spec_errors import parse_toml
+from sglang_layered_lab.bench.sweep_spec import Cell, SweepSpec, sweep_from
+from sglang_layered_lab.quickstart import SIZES
+from sglang_layered_lab.quickstart.figures import ModeRun, draw, last_line, measure, table
 from sglang_layered_lab.quickstart.machine import Machine, fastest, size_for
-from sglang_layered_lab.quickstart.metrics import Repetition
-from sglang_layered_lab.quickstart.record import (
-    ModeRun,
-    Record,
-    current_commit,
-    installed_versions,
-    this_machine,
-)
-from sglang_layered_lab.quickstart.scenario import MODEL_NAME, Scenario
 from sglang_layered_lab.serving import ServerProcess
 
-DEFAULT_MODEL_PATH = Path("out/models/qwen3_moe-demo")
-WARM_UP = -1  # the repetition that is played first and thrown away: same shapes, other tokens
+SPEC = Path(__file__).with_name("quickstart.toml")
 SAMPLE_EVERY_S = 1.0
 AUTO = "auto"
 
@@ -42,11 +36,29 @@ class Plan:
     """What one call of the quickstart is to do."""
 
     modes: tuple[str, ...]
-    scenario: Scenario
+    spec: SweepSpec
     out: Path
-    model_path: Path | None = None  # None: the demo model, made if it is not there
     port: int | None = None  # None: any free one
     keep: bool = False  # leave the last server running
+
+
+def scenario(
+    *, repetitions: int = 3, dtype: str = "bfloat16", size: str = "full", model_path: Path | None = None
+) -> SweepSpec:
+    """The sweep of `quickstart.toml`, for so many repetitions, a data type, a size of `SIZES` and a model.
+
+    Raises:
+        SpecError: one of them cannot be.
+    """
+    values = parse_toml(SPEC.read_text(encoding="utf-8"))
+    values["sweep"]["rounds"] = repetitions
+    values["server"]["flags"] += ["--dtype", dtype]
+    lengths, background = values["workload"]["lengths"], values["load"]["background"]
+    background["prompt_tokens"] = background["prompt_tokens"] * SIZES[size] // lengths["prompt"]["tokens"]
+    lengths["prompt"]["tokens"] = SIZES[size]
+    if model_path is not None:
+        values["server"]["model"] = str(model_path)
+    return sweep_from(values, SPEC.parent)
 
 
 class PeakMemory:
@@ -78,21 +90,29 @@ class PeakMemory:
             self.sample()
 
 
-def run(plan: Plan, console: Console) -> Record:
+def run(plan: Plan, console: Console) -> list[ModeRun]:
     """Do the whole quickstart and print it; the last line is the verdict."""
     check_machine(plan.modes, console)
-    model_path = ensure_model(plan.model_path, console)
+    cells = [cell for cell in plan.spec.cells if cell.arm.mode in plan.modes]
+    with phase(console, "the model"):
+        model = model_folder(cells[0].spec)
     runs = []
-    for mode in plan.modes:
-        keep = plan.keep and mode == plan.modes[-1]
-        runs.append(_run_mode(plan, mode, model_path, keep=keep, console=console))
-    record = Record(
-        plan.scenario, str(model_path), installed_versions(), current_commit(), this_machine(), tuple(runs)
+    for cell in cells:
+        runs.append(_run_mode(plan, cell, model, keep=plan.keep and cell is cells[-1], console=console))
+    path = plan.out / "record.json"
+    path.write_text(json.dumps({"runs": [each.to_json() for each in runs]}) + "\n")
+    draw(runs, plan.out / "tokens.png")
+    peak_gib = max(each.peak_memory_bytes for each in runs) / 2**30
+    console.print()
+    console.print(table(runs))
+    _print(
+        console,
+        *(f"{each.mode}: {each.title}" for each in runs),
+        f"peak memory of a server: {peak_gib:.1f} GiB",
+        f"record: {path}   picture: {plan.out / 'tokens.png'}",
+        last_line(runs),
     )
-    record.write(plan.out / "record.json")
-    plot.draw(record, plan.out / "tokens.png")
-    _print_results(plan, record, console)
-    return record
+    return runs
 
 
 def check_machine(modes: Sequence[str], console: Console) -> None:
@@ -132,19 +152,6 @@ def _told(value: str, why: str | None, console: Console) -> str:
     return value
 
 
-def ensure_model(model_path: Path | None, console: Console) -> Path:
-    """Return the model's folder, after making the demo model if no other was named."""
-    if model_path is not None:
-        if not (model_path / "config.json").exists():
-            raise QuickstartError(f"{model_path} holds no config.json; name a model folder")
-        return model_path
-    with phase(console, f"demo model {DEFAULT_MODEL_PATH}"):
-        try:
-            return make_model("qwen3_moe", "demo", DEFAULT_MODEL_PATH)  # quick if it is there already
-        except ModelRecipeError:  # one of an older recipe, perhaps; force replaces nothing but our own models
-            return make_model("qwen3_moe", "demo", DEFAULT_MODEL_PATH, force=True)
-
-
 @contextmanager
 def phase(console: Console, what: str) -> Iterator[None]:
     """Show what is going on, and afterwards how long it took; plain lines when not a terminal."""
@@ -158,88 +165,54 @@ def phase(console: Console, what: str) -> Iterator[None]:
     console.print(f"{what}: {time.perf_counter() - start_s:.1f} s", highlight=False, soft_wrap=True)
 
 
-def _run_mode(plan: Plan, mode: str, model_path: Path, *, keep: bool, console: Console) -> ModeRun:
-    server = ServerProcess(
-        model_path,
-        plan.scenario.server_flags(mode),
-        log_path=plan.out / f"server-{mode}.log",
-        port=plan.port,
+def _run_mode(plan: Plan, cell: Cell, model: Path, *, keep: bool, console: Console) -> ModeRun:
+    spec, mode = cell.spec, cell.arm.mode
+    process = ServerProcess(
+        model, spec.server.flags, log_path=plan.out / f"server-{mode}.log", port=plan.port
     )
-    vocab_size = vocabulary_size(model_path)
     start_s = time.perf_counter()
+    record = BenchRecord(spec.to_json(), made_with())
     try:
-        with PeakMemory(server) as memory:  # not while times are taken: sampling costs some milliseconds
+        with PeakMemory(process) as memory:  # not while times are taken: sampling costs some milliseconds
             with phase(console, f"{mode}: starting the server"):
-                server.start()
+                process.start()
             startup_s = time.perf_counter() - start_s
-            with phase(console, f"{mode}: warming up"):
-                _play(server, plan.scenario, WARM_UP, vocab_size)
-        repetitions = _repeat(server, plan.scenario, mode, vocab_size, memory, console)
+            with phase(console, f"{mode}: warming up"):  # same shapes, other tokens; thrown away
+                _play(spec, process, model, spec.run.repetitions)
+        for index in range(spec.run.repetitions):
+            with phase(console, f"{mode}: repetition {index + 1} of {spec.run.repetitions}"):
+                record = record.with_repetition(_play(spec, process, model, index))
+            memory.sample()
     except BaseException:
-        server.stop()
+        process.stop()
         raise
     if keep:
-        _print_kept(server, console)
+        _print_kept(process, console)
     else:
-        server.stop()
-    return ModeRun(mode, tuple(server.command), startup_s, memory.peak_bytes, tuple(repetitions))
+        process.stop()
+    return ModeRun(mode, cell.arm.title, tuple(process.command), startup_s, memory.peak_bytes, record)
 
 
-def _repeat(
-    server: ServerProcess,
-    scenario: Scenario,
-    mode: str,
-    vocab_size: int,
-    memory: PeakMemory,
-    console: Console,
-) -> list[Repetition]:
-    repetitions = []
-    for index in range(scenario.repetitions):
-        with phase(console, f"{mode}: repetition {index + 1} of {scenario.repetitions}"):
-            repetitions.append(_play(server, scenario, index, vocab_size))
-        memory.sample()
-    return repetitions
-
-
-def _play(server: ServerProcess, scenario: Scenario, repetition: int, vocab_size: int) -> Repetition:
+def _play(spec: BenchSpec, process: ServerProcess, model: Path, index: int) -> Repetition:
     try:
-        played = play_once(server.base_url, scenario, repetition, vocab_size)
-        server.flush_cache()
-    except QuickstartError as error:
-        raise QuickstartError(f"{error}; {server.log_path} ends with\n{server.log_tail()}") from error
+        played = run_repetition(Load.of(spec), started(spec, model, process.base_url), index)
+        measure(played)  # tells at once what failed
+    except (BenchError, QuickstartError) as error:
+        raise QuickstartError(f"{error}; {process.log_path} ends with\n{process.log_tail()}") from error
     return played
 
 
-def vocabulary_size(model_path: Path) -> int:
-    """Read the vocabulary's size from the model's config."""
-    config = json.loads((model_path / "config.json").read_text())
-    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    if not isinstance(size, int):
-        raise QuickstartError(f"{model_path / 'config.json'} names no vocab_size")
-    return size
-
-
-def _print_kept(server: ServerProcess, console: Console) -> None:
-    body = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
-    lines = [
+def _print_kept(process: ServerProcess, console: Console) -> None:
+    body = {"model": "quickstart", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
+    _print(
+        console,
         "the server stays up; ask it something with",
-        f"  curl {server.base_url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"  curl {process.base_url}/v1/chat/completions -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'",
-        f"and stop it with  kill {server.pid}",
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        f"and stop it with  kill {process.pid}",
+    )
 
 
-def _print_results(plan: Plan, record: Record, console: Console) -> None:
-    console.print()
-    console.print(report.table(record))
-    peak_gib = max(run.peak_memory_bytes for run in record.runs) / 2**30
-    lines = [
-        *report.legend(record),
-        f"peak memory of a server: {peak_gib:.1f} GiB",
-        f"record: {plan.out / 'record.json'}   picture: {plan.out / 'tokens.png'}",
-        report.last_line(record),
-    ]
+def _print(console: Console, *lines: str) -> None:
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

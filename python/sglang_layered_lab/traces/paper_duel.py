@@ -16,6 +16,7 @@ from sglang_layered.auto.step_times import StepTimes, amounts
 from sglang_layered.core.pacing import DeviceRates, PaceView, QueueView, Start, StepLoad
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench.compare import soonest
 from sglang_layered_lab.traces.run_model import RunModel
 from sglang_layered_lab.traces.trace import Trace
 
@@ -193,14 +194,14 @@ class Tally:
 
     def add(self, own: Outcome, fixed: Sequence[Outcome], limit_s: float) -> None:
         """One duel more."""
-        kept = [each.ttft_s for each in fixed if each.share(limit_s) >= HELD]
+        best = soonest(fixed, lambda each: each.share(limit_s) >= HELD)
         holds = own.share(limit_s) >= HELD
-        self.num_held, self.num_fixed = self.num_held + holds, self.num_fixed + bool(kept)
-        self.num_both += holds and bool(kept)
+        self.num_held, self.num_fixed = self.num_held + holds, self.num_fixed + (best is not None)
+        self.num_both += holds and best is not None
         self.num_late += sum(gap_s > limit_s for gap_s in own.gaps_s)
         self.num_gaps += len(own.gaps_s)
-        if kept:
-            self.ratios.append(own.ttft_s / min(kept))
+        if best is not None:
+            self.ratios.append(own.ttft_s / best.ttft_s)
 
 
 def fixed_settings(num_layers: int, chunks: Sequence[int]) -> list[Setting]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sglang_layered_lab.top.increase import Histogram, increases, observed, total
-from sglang_layered_lab.top.sample import Sample
+from sglang_layered_lab.watch.sample import Histogram, Sample, increases, observed, total
 
 PHASES = ("prompt", "decode", "hybrid")
 SLOS = ("ttft", "tbt", "both")

@@ -6,8 +6,7 @@ import math
 
 from rich.filesize import decimal
 
-from sglang_layered_lab.top.increase import Histogram
-from sglang_layered_lab.top.sample import Rank, Source
+from sglang_layered_lab.watch.sample import Histogram, Rank, Source
 
 NOTHING = "-"
 

@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.live import Live
 
 from sglang_layered.errors import TopError
-from sglang_layered_lab.top.page import Frame, Page
-from sglang_layered_lab.top.source import Scraper
-from sglang_layered_lab.top.watch import frames
+from sglang_layered_lab.watch.page import Frame, Page, frames
+from sglang_layered_lab.watch.source import Scraper
 
 # No label of a server is markup.
 TEXT_AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sglang_layered_lab.top.increase import increases, total
-from sglang_layered_lab.top.sample import Labels, Sample, Series, server_of
+from sglang_layered_lab.watch.sample import Labels, Sample, Series, increases, server_of, total
 
 
 class Device(NamedTuple):

@@ -1,7 +1,8 @@
-"""A page of the terminal: head, parts, and greyed when the server is gone."""
+"""A page of the terminal: head, parts, and greyed when the server is gone; scrape after scrape into pages."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -11,9 +12,12 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from sglang_layered_lab.top import text
-from sglang_layered_lab.top.sections import sections
-from sglang_layered_lab.top.view import View
+from sglang_layered.errors import TopError
+from sglang_layered_lab.watch import text
+from sglang_layered_lab.watch.sample import Sample
+from sglang_layered_lab.watch.sections import sections
+from sglang_layered_lab.watch.source import Window
+from sglang_layered_lab.watch.view import View, view
 
 WIDE = 140  # columns from which two panels fit side by side
 GREY = Style(color="bright_black", bold=False)
@@ -98,3 +102,24 @@ def _columns(parts: list[Table], with_ranks: bool) -> Group:
     grid.add_column(ratio=17)
     grid.add_row(Group(*panels[:4]), Group(*panels[4:]))
     return Group(grid, *last)
+
+
+def frames(
+    url: str, scrape: Callable[[], Sample], wait: Callable[[], None], now_s: Callable[[], float]
+) -> Iterator[Frame]:
+    """A frame at once and one after each `wait()`, for ever; `now_s` is the clock of the samples.
+
+    Raises:
+        TopError: the first scrape failed. Later failures are shown, and the next scrape may succeed.
+    """
+    window = Window().add(scrape())
+    yield Frame(url, None)
+    while True:
+        wait()
+        gone = ""
+        try:
+            window = window.add(scrape())
+        except TopError as error:
+            gone = str(error)
+        numbers = view(*window.pair) if window.pair else None
+        yield Frame(url, numbers, gone, now_s() - window.samples[-1].time_s)

@@ -9,10 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sglang_layered.metrics.table import NEEDS, Needs
-from sglang_layered_lab.top.energy import DeviceLine, device_lines
-from sglang_layered_lab.top.increase import Histogram, fell, increases, observed, total
-from sglang_layered_lab.top.sample import Labels, Rank, Sample, Source, number, rank_of
-from sglang_layered_lab.top.traffic import ExpertLine, SloLine, expert_lines, slo_lines
+from sglang_layered_lab.watch.energy import DeviceLine, device_lines
+from sglang_layered_lab.watch.sample import (
+    Histogram,
+    Labels,
+    Rank,
+    Sample,
+    Source,
+    fell,
+    increases,
+    number,
+    observed,
+    rank_of,
+    total,
+)
+from sglang_layered_lab.watch.traffic import ExpertLine, SloLine, expert_lines, slo_lines
 
 # Labels of SGLang's own, or that tell ranks apart: all others of `prefill_mode_info` are settings.
 PLACE_LABELS = {

@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from sglang_layered_lab.top import text
-from sglang_layered_lab.top.view import Off, Progress, View
+from sglang_layered_lab.watch import text
+from sglang_layered_lab.watch.view import Off, Progress, View
 
 BAR_WIDTH = 30
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
