@@ -1,8 +1,9 @@
 """What SGLang as released answers to the soak's prompts: each alone and, where in doubt, in company.
 
 Greedy float32 output can depend on the shape of a batch: rounding decides between two equally good tokens or
-experts. Two guards keep that apart from a wrong answer: tokens after a close second are not compared, and a
-prompt that was answered differently is asked again in batches of several sizes.
+experts. Three guards keep that apart from a wrong answer: tokens after a close second are not compared, a
+prompt that was answered differently is asked again in batches of several sizes, and if that does not explain
+it, the model is asked what it says when ties between experts fall the other way (`soak_ties`).
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ COMPANY_SIZES = (2, 3, 4, 6, 8, 12, 16)
 class Expected:
     """The quiet answer to a prompt; its first `num_decided` tokens had no close second.
 
-    `in_company` holds other answers that SGLang as released gives to the same prompt in a larger batch.
+    `in_company` holds other answers that SGLang as released gives to the same prompt in a larger batch,
+    `after_ties` those of the model when ties between experts fall the other way.
     """
 
     tokens: tuple[int, ...]
     num_decided: int
     in_company: frozenset[tuple[int, ...]] = frozenset()
+    after_ties: frozenset[tuple[int, ...]] = frozenset()
 
     def allows(self, tokens: Sequence[int]) -> bool:
         """Whether the tokens are the start of an answer of the release."""
         start = tuple(tokens)
         if start[: self.num_decided] == self.tokens[: min(len(start), self.num_decided)]:
             return len(start) <= len(self.tokens)
-        return any(start == answer[: len(start)] for answer in self.in_company)
+        return any(start == answer[: len(start)] for answer in self.in_company | self.after_ties)
 
 
 def longest_outputs(outcomes: Iterable[Outcome]) -> dict[Prompt, int]:

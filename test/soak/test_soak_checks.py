@@ -12,6 +12,8 @@ from soak_desk import MemorySample, Played
 from soak_events import EventTail, late_steps
 from soak_plan import Abort, SoakSpec, make_plan
 from soak_replay import Expected, longest_outputs
+from soak_servers import tiny_moe
+from soak_ties import TiedModel
 
 PROMPT = (1, 2)
 JOB = Ask("soak-1", PROMPT, 3)
@@ -64,6 +66,19 @@ def test_an_answer_of_the_release_in_a_larger_batch_is_right_too() -> None:
     several = {PROMPT: Expected((7, 8, 9), 3, in_company=frozenset({(7, 1, 2)}))}
     assert wrong_answers([Outcome(JOB, [7, 1, 2], "length")], several) == []
     assert len(wrong_answers([Outcome(JOB, [7, 1, 9], "length")], several)) == 1
+
+
+def test_a_tie_between_experts_explains_an_answer_and_nothing_else() -> None:
+    """Prompt 100 of the soak of 5,000 requests: at token 508 layer 3 finds two experts equal to 1.3e-6."""
+    prompt = make_plan(SoakSpec.of(5000)).prompts[100]
+    model = TiedModel(tiny_moe())
+    quiet = model.greedy(prompt, 9)
+    assert (3, 508) in model.ties([*prompt, *quiet])
+    answers = model.answers(prompt, quiet)
+    assert (793, 320, 250, 331, 363, 664, 567, 708, 320) in answers and len(answers) <= 21
+    expected = Expected(quiet, len(quiet), after_ties=answers)
+    assert expected.allows(quiet) and expected.allows([793, 320, 250, 331, 363, 664, 567])
+    assert not expected.allows([793, 320, 250, 331, 363, 664, 1])
 
 
 def test_growing_memory_is_found_and_a_warm_up_is_not_growth() -> None:

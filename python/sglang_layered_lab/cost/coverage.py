@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sglang_layered.auto.amounts import coverage
+from sglang_layered.auto.step_times import coverage
 from sglang_layered.core.pacing import ModelSizes
 from sglang_layered_lab.cost.shape import ModelShape
 
