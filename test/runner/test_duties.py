@@ -10,7 +10,7 @@ import pytest
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.scheduler import duties
+from sglang_layered.scheduler import launch
 from sglang_layered.scheduler.batch import LayerGroupBatch
 from sglang_layered.scheduler.launch import StepLauncher
 
@@ -143,7 +143,7 @@ def test_a_prompt_is_busy_from_its_first_group_on(
         clock.now_s += 0.001
         return clock.now_s
 
-    monkeypatch.setattr(duties, "time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=tick))
     monkeypatch.setattr(
         "sglang.srt.managers.scheduler.time",
         SimpleNamespace(monotonic=tick, perf_counter=lambda: clock.now_s),
@@ -176,7 +176,7 @@ def test_sglangs_delay_for_tests_holds_for_layered_steps(
     stepped.step_until(lambda: stepped.next_group == 1)
     num_steps = len(ran.steps)
     monkeypatch.setattr(stepped.scheduler, "forward_sleep_time", 0.25)
-    monkeypatch.setattr(duties.time, "sleep", slept.append)
+    monkeypatch.setattr(launch.time, "sleep", slept.append)
     stepped.finish(rid)
     assert slept == [0.25] * (len(ran.steps) - num_steps)
 
