@@ -1,13 +1,16 @@
 """What the invariant checker looks at: a half-filled slot is found wherever KV is kept."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from exact_scheduler import ExactScheduler, exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
+from sglang_layered.core.events import DropReason
 from sglang_layered.errors import InvariantError
+from sglang_layered.scheduler import room
 from sglang_layered.upstream.cache import session_slots_of, session_values, tree_values
 
 
@@ -79,4 +82,46 @@ def test_a_half_filled_slot_in_the_prefix_tree_is_found(exact: ExactScheduler) -
     with pytest.raises(InvariantError, match="in the prefix cache"):
         check(exact)
     node.value = value
+    exact.settle()
+
+
+def turn_in_flight(exact: ExactScheduler) -> Any:
+    """The request of a session's first turn on its way through the layers."""
+    session = exact.conversations.open()
+    exact.send(prompt(10, 7), 80)
+    exact.step(2)
+    rid = exact.conversations.turn(session, prompt(300, 2), 6)
+    exact.step(2)
+    assert exact.cohort == (rid,)
+    return exact.stepped.reqs[rid]
+
+
+def test_nothing_keeps_a_request_in_flight(exact: ExactScheduler) -> None:
+    cache, req = exact.scheduler.tree_cache, turn_in_flight(exact)
+    keeps = (
+        lambda: cache.cache_unfinished_req(req),
+        lambda: cache.cache_finished_req(req, is_insert=True),
+        lambda: cache.cache_finished_req(req, is_insert=False),  # its session would save it all the same
+    )
+    for keep in keeps:
+        with pytest.raises(InvariantError, match=f"KV of request {req.rid} would be kept"):
+            keep()
+    exact.settle()
+
+
+@pytest.mark.parametrize("how", ["retract", "KV pool full"])
+def test_a_release_that_would_save_half_a_turn_is_caught(
+    exact: ExactScheduler, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Given back as SGLang gives requests back, their session would keep what is filled of them."""
+    turn_in_flight(exact)
+    release = room.release_kv_cache
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "_give_back", lambda scheduler, req: release(req, scheduler.tree_cache, False))
+        with pytest.raises(InvariantError, match="would be kept before its last layer group"):
+            if how == "retract":
+                exact.stepped.pause("retract")
+            else:
+                exact.stepped.loop.drop(DropReason.KV_POOL_FULL)
+    exact.stepped.resume()
     exact.settle()

@@ -1,4 +1,4 @@
-"""A middle step of one cohort enters few of our files and functions, so that it can be read in one sitting."""
+"""A middle step of one cohort enters few of our files and functions, and so can be read in one sitting."""
 
 from __future__ import annotations
 
