@@ -1,6 +1,9 @@
 """`sglang-layered patch`: the command line of the patch tool; knows options and wording, not patches."""
 
+import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ from sglang_layered import patching
 from sglang_layered.errors import PatchError
 from sglang_layered.patching.maintain import lint as find_problems
 from sglang_layered.patching.maintain import refresh as refresh_manifest
-from sglang_layered.patching.manifest import default_root
+from sglang_layered.patching.manifest import default_root, set_folder, supported_versions
+from sglang_layered.patching.port import ORDER, PortReport, write_symbols
+from sglang_layered.patching.port import port as compare
 
 Command = Callable[..., Any]
 
@@ -92,7 +97,7 @@ def lint(root: Path) -> None:
     click.echo(f"{root}: the patch set is sound")
 
 
-@patch.command(hidden=True)
+@patch.command()
 @click.option(
     "--site", type=click.Path(path_type=Path), required=True, help="A pristine site-packages folder."
 )
@@ -100,3 +105,41 @@ def lint(root: Path) -> None:
 def refresh(root: Path, site: Path) -> None:
     """Recompute manifest.json from a pristine SGLang."""
     click.echo(f"wrote {refresh_manifest(patching.locate(site=site), root)}")
+
+
+@patch.command()
+@click.option(
+    "--site", type=click.Path(path_type=Path), required=True, help="A folder with an unpacked SGLang."
+)
+@click.option("--base", help="The release that we are built on; default: the newest with a patch set.")
+@click.option("--keep", is_flag=True, help="Make its symbols those of its own patch set, and say no more.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, also what is the same.")
+@click.pass_obj
+def port(root: Path, site: Path, base: str | None, keep: bool, as_json: bool) -> None:
+    """Say what of another SGLang is the same, changed or gone; exit status 1 unless all is the same.
+
+    Parses it and imports nothing. docs/porting.md goes on from there.
+    """
+    place = patching.locate(site=site)
+    if keep:
+        click.echo(f"wrote {write_symbols(place, set_folder(root, place.version))}")
+        return
+    report = compare(place, root, base or supported_versions(root)[-1])
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=1))
+    else:
+        _print_port(report)
+    raise SystemExit(0 if report.is_same else 1)
+
+
+def _print_port(report: PortReport) -> None:
+    click.echo(f"SGLang {report.version} against {report.base}, on which this package is built")
+    for entry in report.symbols:
+        if entry.change != "same":
+            change = f"moved to {entry.where}" if entry.where else entry.change
+            more = f" and {len(entry.places) - 1} more" if len(entry.places) > 1 else ""
+            click.echo(f"{change:<18} {entry.symbol}  in {entry.places[0]}{more}")
+    counts = Counter(entry.change for entry in report.symbols)
+    click.echo(", ".join(f"{counts[change]} {change}" for change in ORDER if counts[change]) + " symbols")
+    for patch_entry in report.patches:
+        click.echo(f"{patch_entry.name}  {patch_entry.text}")

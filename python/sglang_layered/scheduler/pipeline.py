@@ -75,11 +75,11 @@ class PipelineLoop(BaseLoop):
     ) -> tuple[Any, Any]:
         """Run a micro-batch's turn on this stage."""
         if isinstance(batch, PipelineTick):
-            turn = (mb_id, batch, received)
+            tick, turn = batch, (mb_id, batch, received)
             launched = launch_apart(self._launcher, self.scheduler, turn, metadata, outputs_queue)
-            if batch.completed is not None:
-                batch.chunk = LaunchedChunk.of(batch.completed.batch)
-            for work in batch.works:
+            if tick.completed is not None:
+                tick.chunk = LaunchedChunk.of(tick.completed.batch)
+            for work in tick.works:
                 self.cohorts.advance(work.inflight)
             return launched
         timer = StepTimer.start(self.scheduler)
