@@ -3,10 +3,9 @@
 Every `exact.step` also checks that each layer meets each row once, that decodes advance, and each slot read.
 
 Tested elsewhere: a drop at each group (test_layered_steps), wrong settings (test_server_flags), arithmetic of
-layer groups (unit/test_plan), equality of real models (e2e/test_equality). Not applicable yet: pipeline ranks
-(`idle_rank_receives`, `sends_only_after_last_local_group`, test_pp_utils, test_pipeline_parallel, and
-`advances_within_each_pipeline_rank` on more ranks than one), CUDA graphs (capture keys, addresses, padding),
-and a late prompt that overtakes a cohort in flight, which the port has not either.
+layer groups (unit/test_plan), equality of real models (e2e/test_equality), pipeline ranks
+(test_pipeline_steps), decode graphs (test_decode_graphs). Not applicable: a late prompt that overtakes a cohort
+in flight, which the port has not either.
 """
 
 from __future__ import annotations

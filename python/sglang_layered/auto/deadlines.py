@@ -43,7 +43,7 @@ class Surprise:
         return list(self._latest)
 
     def seen(self, ratio: float) -> None:
-        """A step took so many times what was predicted. What no limit has room for is no law."""
+        """A step took `ratio` times its prediction. Above MOST_FACTOR it was a pause, which is ignored."""
         if not ratio <= MOST_FACTOR:
             return
         self._num_seen += 1
