@@ -9,6 +9,8 @@ from itertools import pairwise
 import httpx
 import numpy as np
 import pytest
+from bench_checks.client_honesty import fake_server
+from bench_checks.fake_server import Script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +18,6 @@ from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.beside import gaps_beside
 from sglang_layered_lab.bench.client import run_client
 from sglang_layered_lab.bench.client_data import PlannedRequest
-from sglang_layered_lab.bench.client_honesty import fake_server
-from sglang_layered_lab.bench.fake_server import Script
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
 
 SLOWLY = Script(first_s=0.01, gap_s=0.01)

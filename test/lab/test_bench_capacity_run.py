@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_checks.client_honesty import fake_server
 
 from sglang_layered_lab.bench.capacity import Search
 from sglang_layered_lab.bench.capacity_run import at_rate, attainment_of, run_capacity
-from sglang_layered_lab.bench.client_honesty import fake_server
 from sglang_layered_lab.bench.record import BenchRecord
 from sglang_layered_lab.bench.spec import BenchSpec, spec_from
 from sglang_layered_lab.bench.spec_errors import SpecError

@@ -12,12 +12,12 @@ import orjson
 import pytest
 import uvloop
 from aiohttp import web
+from bench_checks.client_honesty import fake_server
+from bench_checks.fake_server import FakeServer, Script
 
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.client import BenchClient, run_client
 from sglang_layered_lab.bench.client_data import ClientResult, PlannedRequest, Progress
-from sglang_layered_lab.bench.client_honesty import fake_server
-from sglang_layered_lab.bench.fake_server import FakeServer, Script
 
 PROMPT = (11, 12, 13)
 SOON = Script(first_s=0.001, gap_s=0.001)

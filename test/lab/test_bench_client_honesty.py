@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import orjson
 import pytest
+from bench_checks.client_honesty import errors_s, main, metrics_ms, token_times_s
+from bench_checks.fake_server import Script
 from click.testing import CliRunner
 
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.client_honesty import errors_s, main, metrics_ms, token_times_s
-from sglang_layered_lab.bench.fake_server import Script
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
 
 ZERO_S = 100.0

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from rich.console import Console
-
-from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench import crosscheck, crosscheck_tools, other_load
-from sglang_layered_lab.bench.client_data import PlannedRequest
-from sglang_layered_lab.bench.crosscheck_compare import Agreement, agreements, table
-from sglang_layered_lab.bench.crosscheck_load import LOADS, MODES, SEED, LoadKind, open_times_s
-from sglang_layered_lab.bench.crosscheck_reading import (
+from bench_checks import crosscheck, crosscheck_tools, other_load
+from bench_checks.crosscheck_compare import Agreement, agreements, table
+from bench_checks.crosscheck_load import LOADS, MODES, SEED, LoadKind, open_times_s
+from bench_checks.crosscheck_reading import (
     Itl,
     Reading,
     bench_serving_reading,
     guidellm_reading,
     our_reading,
 )
-from sglang_layered_lab.bench.crosscheck_tools import TOOLS, Call, Tool
-from sglang_layered_lab.bench.crosscheck_words import make_word_tokenizer, word_of
+from bench_checks.crosscheck_tools import TOOLS, Call, Tool
+from bench_checks.crosscheck_words import make_word_tokenizer, word_of
+from click.testing import CliRunner
+from rich.console import Console
+
+from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench.client_data import PlannedRequest
 from sglang_layered_lab.bench.intervals import Interval
 from sglang_layered_lab.bench.run import Load, Server
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace

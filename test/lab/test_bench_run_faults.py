@@ -15,12 +15,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from bench_checks.client_honesty import fake_server
 from click.testing import CliRunner
 
 from sglang_layered.errors import BenchError, ConfigError, LayeredPrefillError
 from sglang_layered.metrics.slo import SloLimits
 from sglang_layered.writable import check_writable
-from sglang_layered_lab.bench.client_honesty import fake_server
 from sglang_layered_lab.bench.metrics import Window, measure
 from sglang_layered_lab.bench.record import BenchRecord
 from sglang_layered_lab.bench.run import Load

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import tomllib
+from bench_checks.client_honesty import fake_server
 from click.testing import CliRunner
 
-from sglang_layered_lab.bench.client_honesty import fake_server
 from sglang_layered_lab.bench.record import BenchRecord
 from sglang_layered_lab.bench.run import run
 from sglang_layered_lab.bench.spec import BenchSpec, ServerSpec, read_spec

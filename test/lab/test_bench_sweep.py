@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_checks.client_honesty import fake_server
 
 from sglang_layered.errors import BenchError
 from sglang_layered.metrics.slo import SloLimits
-from sglang_layered_lab.bench.client_honesty import fake_server
 from sglang_layered_lab.bench.metrics import Window
 from sglang_layered_lab.bench.record import Repetition
 from sglang_layered_lab.bench.scalars import SCALARS

@@ -4,8 +4,8 @@ Every `exact.step` also checks that each layer meets each row once, that decodes
 
 Tested elsewhere: a drop at each group (test_layered_steps), wrong settings (test_server_flags), arithmetic of
 layer groups (unit/test_plan), equality of real models (e2e/test_equality), pipeline ranks
-(test_pipeline_steps), decode graphs (test_decode_graphs). Not applicable: a late prompt that overtakes a cohort
-in flight, which the port has not either.
+(test_pipeline_steps), decode graphs (test_decode_graphs). Not applicable: a late prompt that overtakes a
+cohort in flight, which the port has not either.
 """
 
 from __future__ import annotations

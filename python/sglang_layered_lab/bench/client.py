@@ -1,7 +1,7 @@
 """Sends planned requests to SGLang's `/generate` and notes when their tokens came; computes no metric.
 
 aiohttp on uvloop, since the client must not be slower than what it measures (httpx takes four times as long a
-token); `bench.client_honesty` measures its errors.
+token); `test/bench_checks/client_honesty.py` measures its errors.
 A request's time starts before its connection is made, and a read's time is noted when the client's task gets
 it: what the client itself takes is in the times, never taken off. Arrivals are kept in arrays and garbage is
 collected after the run, so that no collection stops it.

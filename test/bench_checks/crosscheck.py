@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-
-from sglang_layered.errors import LayeredPrefillError
-from sglang_layered_lab.bench.client_data import PlannedRequest
-from sglang_layered_lab.bench.crosscheck_compare import Agreement, agreements, table
-from sglang_layered_lab.bench.crosscheck_load import (
+from bench_checks.crosscheck_compare import Agreement, agreements, table
+from bench_checks.crosscheck_load import (
     LOADS,
     MODES,
     TIMEOUT_S,
@@ -23,10 +19,14 @@ from sglang_layered_lab.bench.crosscheck_load import (
     LoadKind,
     tokenizer_folder,
 )
-from sglang_layered_lab.bench.crosscheck_reading import DEFINITIONS, Reading, our_reading
-from sglang_layered_lab.bench.crosscheck_tools import TOOLS, Call, Tool
-from sglang_layered_lab.bench.crosscheck_words import make_word_tokenizer
-from sglang_layered_lab.bench.other_load import OtherLoad
+from bench_checks.crosscheck_reading import DEFINITIONS, Reading, our_reading
+from bench_checks.crosscheck_tools import TOOLS, Call, Tool
+from bench_checks.crosscheck_words import make_word_tokenizer
+from bench_checks.other_load import OtherLoad
+from rich.console import Console
+
+from sglang_layered.errors import LayeredPrefillError
+from sglang_layered_lab.bench.client_data import PlannedRequest
 from sglang_layered_lab.bench.run import (
     Load,
     Server,

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from bench_checks.crosscheck_reading import Reading
 from rich.table import Table
 
-from sglang_layered_lab.bench.crosscheck_reading import Reading
 from sglang_layered_lab.bench.intervals import Interval, paired_ratio
 
 LIMIT = 0.05

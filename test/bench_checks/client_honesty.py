@@ -1,6 +1,6 @@
 """Proof of the client's honesty: what it measures against what a fake server wrote, on one machine's clock.
 
-    python -m sglang_layered_lab.bench.client_honesty --streams 256 --record FILE
+    PYTHONPATH=test python -m bench_checks.client_honesty --streams 256 --record FILE
 
 The server runs in a process of its own. With two cores or more each of the two is held to one: else the
 kernel now and then puts both on one, and a token waits for the end of the server's turn. Nothing is taken off
@@ -32,13 +32,13 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import orjson
+from bench_checks.fake_server import Kind, Script
+from bench_checks.other_load import OtherLoad
 
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.client import run_client
 from sglang_layered_lab.bench.client_data import ClientResult, PlannedRequest
-from sglang_layered_lab.bench.fake_server import Kind, Script
 from sglang_layered_lab.bench.metrics import Latencies, RequestMetrics
-from sglang_layered_lab.bench.other_load import OtherLoad
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
 
 Times = npt.NDArray[np.float64]
@@ -50,6 +50,7 @@ START_TIMEOUT_S = 60.0
 METRICS = ("ttft", "tbt", "worst_gap", "tpot", "e2e")
 PARTS = ("mean", "p50", "p90", "p99")
 QUANTILES = {"median": 0.5, "p99": 0.99, "max": 1.0}
+FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 
 
 def token_times_s(events: Sequence[tuple[float, int]]) -> Times:
@@ -162,7 +163,7 @@ def fake_server(core: int | None = None) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "sglang_layered_lab.bench.fake_server", str(port)])
+    server = subprocess.Popen([sys.executable, str(FAKE_SERVER), str(port)])
     try:
         if core is not None:
             os.sched_setaffinity(server.pid, {core})

@@ -17,15 +17,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.client_data import PlannedRequest
-from sglang_layered_lab.bench.crosscheck_load import SEED
-from sglang_layered_lab.bench.crosscheck_reading import (
+from bench_checks.crosscheck_load import SEED
+from bench_checks.crosscheck_reading import (
     Itl,
     Reading,
     bench_serving_reading,
     guidellm_reading,
 )
+
+from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench.client_data import PlannedRequest
 
 GUIDELLM = Path(".tools") / "guidellm" / "bin" / "guidellm"
 LOG_TAIL_LINES = 15
