@@ -14,7 +14,7 @@ from sglang_layered_kernels.registry import load_cases
 from sglang_layered_kernels.roofline import PEAKS, Peaks, roofline_s
 from sglang_layered_kernels.timing import Timing, time_call
 
-from sglang_layered_lab.quickstart.record import current_commit, installed_versions, this_machine
+from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 
 
 @dataclass(frozen=True)

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
-exec .venv/bin/python test/soak/soak.py "$@"
+PYTHONPATH=test exec .venv/bin/python test/soak/soak.py "$@"

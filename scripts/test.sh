@@ -7,20 +7,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Servers that are shared live as long as their pytest: those of five configurations are in the first job, so that
-# more servers at once never fill the memory.
+# Servers that are shared live as long as their pytest: those of five configurations are in one job, so that more
+# servers at once never fill the memory.
 sharing=$(printf 'test/e2e/test_%s.py ' bench_run equality faults feature_off fuzz)
 played=$(printf 'test/lab/test_%s.py ' quickstart_run reproduce) # on servers
+# The longest first, so that none runs alone at the end; the shared servers when those of e2e have ended.
 runtime=(
-  "$sharing"
+  "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)"
   "test/runner"
   "test/unit test/kernels test/docker test/models test/patches"
-  "test/runner --without-overlap --ignore=test/runner/test_decode_graphs.py --ignore=test/runner/test_server_flags.py"
-  "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)"
+  "test/runner --without-overlap --ignore=test/runner/test_decode_graphs.py --ignore-glob=test/runner/test_server_*.py"
+  "$sharing"
+  "test/cuda_emulation"
 )
 lab=(
   "test/monitoring test/soak $played test/e2e/test_scale_out.py"
-  "test/lab $(printf -- '--ignore=%s ' $played)"
+  "test/lab test/gpu $(printf -- '--ignore=%s ' $played)"
 )
 case "${1:-}" in
   "") jobs=("${runtime[@]}") ;;

@@ -1,28 +1,65 @@
-"""The tiny models that tests share, made once and kept; and how a process serves them without a GPU."""
+"""The tiny models that tests share, made once and kept; and how a process serves them on this machine.
+
+No CUDA kernel takes the heads of 32 that are fast on a CPU: with a CUDA driver the models have heads of 64.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.errors import ModelRecipeError
+from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
+if TYPE_CHECKING:
+    from sglang_layered_lab.models.recipe import Recipe
+
+ON_CUDA = cuda_driver_available()
+# Servers whose greedy tokens are compared. On CUDA the default attention takes nothing wider than 16 bits.
+EXACT = ("--dtype", "float32", "--random-seed", "1", "--skip-server-warmup")
+EXACT += ("--attention-backend", "triton") if ON_CUDA else ()
+HEAD_SIZE_ON_CUDA = 64
 MODELS = Path(__file__).resolve().parent.parent / "out" / "test-models"
 
 
 def tiny_model(arch: str) -> Path:
     """The folder of a family's tiny model."""
-    from sglang_layered_lab.models import make_model
+    return sized_model(arch, HEAD_SIZE_ON_CUDA if ON_CUDA else None)
+
+
+def quantized_model(arch: str, method: str, *, num_layers: int, dequantized: bool = False) -> Path:
+    """A family's tiny model with quantized weights, or its twin in floats that stand for the same."""
+    from sglang_layered_lab.models.catalogue import find_recipe
+
+    recipe = find_recipe(arch, "tiny", num_layers=num_layers, quantization=method, dequantized=dequantized)
+    return _made(recipe, f"{arch}-{num_layers}-{method}{'-dequantized' if dequantized else ''}")
+
+
+def sized_model(arch: str, head_size: int | None, dtype: str | None = None) -> Path:
+    """The tiny model with heads of another size, where its recipe has one."""
+    from sglang_layered_lab.models.catalogue import find_recipe
+    from sglang_layered_lab.models.recipe import ModelRecipe
+
+    recipe, name = find_recipe(arch, "tiny", dtype=dtype), arch
+    if isinstance(recipe, ModelRecipe) and head_size is not None:
+        recipe, name = replace(recipe, head_size=head_size), f"{arch}-{recipe.dtype}-heads-{head_size}"
+    return _made(recipe, name)
+
+
+def _made(recipe: Recipe, name: str) -> Path:
+    from sglang_layered_lab.models.make import make_from_recipe
 
     try:
-        return make_model(arch, "tiny", MODELS / arch)
+        make_from_recipe(recipe, MODELS / name)
     except ModelRecipeError:  # one of an older recipe
-        return make_model(arch, "tiny", MODELS / arch, force=True)
+        make_from_recipe(recipe, MODELS / name, force=True)
+    return MODELS / name
 
 
 def use_the_cpu() -> None:
     """What SGLang must find in the environment before it is imported."""
-    if not cuda_driver_available():
+    if not ON_CUDA:
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other

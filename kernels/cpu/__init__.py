@@ -1,6 +1,6 @@
 """The functions of `sgl_kernel` that SGLang's CPU path imports, in plain torch: slow, clear and correct.
 
-`sglang_layered.cpu_kernels` offers this package as `sgl_kernel` on machines without a CUDA driver, where the
+`sglang_layered.upstream.cpu_kernels` offers this package as `sgl_kernel` where no CUDA driver is, and so the
 real wheel cannot be loaded. Nothing is registered in `torch.ops.sgl_kernel`: SGLang would take that for AMX
 kernels.
 """

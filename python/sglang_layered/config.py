@@ -1,14 +1,12 @@
 """The flags of layered mode, declared once here; `server_flags` gives them to SGLang."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Any, Literal, cast
 
 from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy, policy_text
+from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
 from sglang_layered.errors import ConfigError
 from sglang_layered.metrics.slo import SloLimits
 
@@ -18,23 +16,25 @@ GROUP_ATTENTIONS = ("auto", "backends", "pair", "pod")
 INVARIANT_CHECKS = ("basic", "full", "strict")
 LAYERED_FLAGS = "layered_"  # how the fields of flags begin that act in layered mode only
 
-Unused = Literal["warn", "refuse"]
+
+def flag_name(field_name: str) -> str:
+    """`--slo-ttft-ms` for slo_ttft_ms."""
+    return f"--{field_name.replace('_', '-')}"
 
 
-def flag(
-    default: Any,
-    help_text: str,
-    choices: tuple[str, ...] | None = None,
-    nargs: str | None = None,
-    unused: Unused = "warn",
-) -> Any:
+def flag(default: Any, help_text: str, **checks: Any) -> Any:
     """A dataclass field that is also a server flag; its default is never a mutable value.
 
-    `unused` says what becomes of a flag that acts in layered mode only where that is not asked for: a setting
-    is warned about, so that one set of flags can serve both modes; a file that would never come is refused.
+    Args:
+        default: Its value where it is not given.
+        help_text: What `--help` says.
+        checks: `choices` are its values; `nargs` is argparse's; `least` is its least value and what to give
+            instead of a lower one; `unused` says what becomes of a flag that acts in layered mode only where
+            that is not asked for: "warn", so that one set of flags can serve both modes, or "refuse", where
+            a file would never come.
     """
-    metadata = {"help": help_text, "choices": choices, "nargs": nargs, "unused": unused}
-    return field(default=default, metadata=metadata)
+    unset = {"choices": None, "nargs": None, "least": None, "unused": "warn"}
+    return field(default=default, metadata={"help": help_text, **unset, **checks})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,17 @@ class LayeredConfig:
         "chunked",
         "How prompts are scheduled: 'chunked' cuts them along the tokens (stock SGLang), 'layered' along the"
         " layers, so that running requests decode in every step and a prompt loads each expert once.",
-        PREFILL_MODES,
+        choices=PREFILL_MODES,
     )
     layered_group_tokens: int = flag(
         512,
         "Layered mode: one layer group per this many prompt tokens of a cohort, at most one group a layer.",
+        least=(1, "1 or more tokens"),
     )
     layered_num_groups: int | None = flag(
-        None, "Layered mode: a fixed number of layer groups for every cohort; overrides the policy."
+        None,
+        "Layered mode: a fixed number of layer groups for every cohort; overrides the policy.",
+        least=(1, "1 or more groups"),
     )
     layered_policy: str = flag(
         DEFAULT_POLICY,
@@ -72,24 +75,26 @@ class LayeredConfig:
         "Layered mode: how prompt and decode rows of a step run. 'fused': together in the group's layers,"
         " whose experts are read once; 'sequential': SGLang's own decode step, then the group for the prompt;"
         " 'concurrent': these two on two CUDA streams; 'auto': whatever was fastest for steps of that size.",
-        EXECUTIONS,
+        choices=EXECUTIONS,
     )
     layered_prompt_sms: int | None = flag(
-        None, "Layered mode: the most SMs that the prompt's stream may use when steps run concurrently."
+        None,
+        "Layered mode: the most SMs that the prompt's stream may use when steps run concurrently.",
+        least=(1, "1 or more SMs"),
     )
     layered_group_attention: str = flag(
         "auto",
         "Layered mode: attention where prompt and decode rows share a layer: 'backends' runs SGLang's"
         " attention backend twice, 'pair' FlashInfer's paged prefill and decode with one plan a step, 'pod'"
         " its POD kernels in one launch (both need --attention-backend flashinfer); 'auto' is 'backends'.",
-        GROUP_ATTENTIONS,
+        choices=GROUP_ATTENTIONS,
     )
     layered_check_invariants: str = flag(
         "basic",
         "Layered mode: 'basic' compares ledger and cohort in every step, 'full' also walks the KV pool and"
         " the prefix cache (slow). When a check fails the cohort starts again and the server goes on in"
         " chunked mode; 'strict' checks as 'full' and stops the server instead.",
-        INVARIANT_CHECKS,
+        choices=INVARIANT_CHECKS,
     )
     layered_listeners: list[str] | None = flag(  # noqa: RUF009
         None,
@@ -99,11 +104,13 @@ class LayeredConfig:
         unused="refuse",
     )
 
-    layered_graph_granularity: int = flag(
-        1,
-        "Layered mode, where SGLang uses decode CUDA graphs: layers in each graph of a layered step's decode"
-        " rows. 1 covers any layer group by graphs; more means fewer graphs, with layers between a group and"
-        " the next multiple run without; 0 captures none.",
+    layered_graph_granularity: int | None = flag(
+        None,
+        "Layered mode, where SGLang uses decode CUDA graphs: layers in the shortest graphs of a layered"
+        " step's decode rows. 1 covers any layer group by graphs; more means fewer graphs, and layers between"
+        " a group and the next multiple run without; 0 captures none. Absent: as few layers as 400 graphs"
+        " allow.",
+        least=(0, "1 or more layers a graph, or 0 for no graphs"),
     )
 
     enable_expert_traffic_metrics: bool = flag(
@@ -131,35 +138,19 @@ class LayeredConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            choices, value = item.metadata["choices"], getattr(self, item.name)
+            choices, least, value = item.metadata["choices"], item.metadata["least"], getattr(self, item.name)
             if choices and value not in choices:
-                name = item.name.replace("_", "-")
-                raise ConfigError(f"--{name} {value}: choose one of {', '.join(choices)}")
-        if self.layered_group_tokens < 1:
-            raise ConfigError(f"--layered-group-tokens {self.layered_group_tokens}: give 1 or more tokens")
-        if self.layered_prompt_sms is not None:
-            self._check_prompt_sms(self.layered_prompt_sms)
-        if self.layered_num_groups is not None and self.layered_num_groups < 1:
-            raise ConfigError(f"--layered-num-groups {self.layered_num_groups}: give 1 or more groups")
-        if self.layered_graph_granularity < 0:
-            raise ConfigError(
-                f"--layered-graph-granularity {self.layered_graph_granularity}:"
-                " give 1 or more layers a graph, or 0 for no graphs"
-            )
+                raise ConfigError(f"{flag_name(item.name)} {value}: choose one of {', '.join(choices)}")
+            if least is not None and value is not None and value < least[0]:
+                raise ConfigError(f"{flag_name(item.name)} {value}: give {least[1]}")
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)
             if limit is not None and not 0 < limit < inf:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} {limit:g}: give a number of milliseconds above 0"
-                )
-
-    def _check_prompt_sms(self, num_sms: int) -> None:
-        if num_sms < 1:
-            raise ConfigError(f"--layered-prompt-sms {num_sms}: give 1 or more SMs")
-        if self.layered_execution not in ("concurrent", "auto"):
+                raise ConfigError(f"{flag_name(name)} {limit:g}: give a number of milliseconds above 0")
+        if self.layered_prompt_sms is not None and self.layered_execution not in ("concurrent", "auto"):
             raise ConfigError(
-                f"--layered-prompt-sms {num_sms}: it needs --layered-execution concurrent or auto, not"
-                f" {self.layered_execution}"
+                f"--layered-prompt-sms {self.layered_prompt_sms}: it needs --layered-execution concurrent or"
+                f" auto, not {self.layered_execution}"
             )
 
     @property
@@ -194,7 +185,7 @@ class LayeredConfig:
         return self.layered_execution in ("fused", "auto")
 
     @classmethod
-    def from_server_args(cls, server_args: Any) -> LayeredConfig:
+    def from_server_args(cls, server_args: Any) -> "LayeredConfig":
         """Read the flags back from SGLang's ServerArgs; a field it lacks keeps its default."""
         given: dict[str, Any] = {
             item.name: getattr(server_args, item.name, item.default) for item in fields(cls)
@@ -244,11 +235,13 @@ class LayeredConfig:
         return capability in capabilities_of(named)
 
     def text_of(self, policy: GroupPolicy) -> str:
-        """What logs, traces and replay call a policy that these flags made."""
-        return policy_text(policy, self.layered_policy)
+        """What logs and traces call a policy that these flags made: its own text if its class has one."""
+        kind = type(policy)
+        has_text = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
+        return str(policy) if has_text else self.layered_policy
 
-    def check_policy(self) -> None:
-        """Refuse a policy that cannot be made, and flags that ask of it what it cannot.
+    def check_layered_flags(self) -> None:
+        """Refuse a policy that cannot be made, and flags of layered mode that could have no effect.
 
         Raises:
             ConfigError: with the flag, the reason and the remedy.
@@ -260,13 +253,18 @@ class LayeredConfig:
                 f" {self.layered_policy} learns no step times; use one that does, as auto, or leave the file"
                 " out"
             )
+        if not self.may_fuse and self.layered_graph_granularity is not None:
+            raise ConfigError(
+                f"--layered-graph-granularity {self.layered_graph_granularity}: with --layered-execution"
+                f" {self.layered_execution} decode rows run in SGLang's own graphs; leave it out"
+            )
 
-    def unused_flags(self, unused: Unused) -> tuple[str, ...]:
+    def unused_flags(self, unused: Literal["warn", "refuse"]) -> tuple[str, ...]:
         """Flags of layered mode that were given without it and are dealt with in that way."""
         if self.is_layered:
             return ()
         return tuple(
-            f"--{item.name.replace('_', '-')}"
+            flag_name(item.name)
             for item in fields(self)
             if item.name.startswith(LAYERED_FLAGS)
             and item.metadata["unused"] == unused
@@ -275,13 +273,8 @@ class LayeredConfig:
 
     def check_depth(self, num_layers: int) -> None:
         """Refuse a group count or layers a graph that the model has too few layers for."""
-        if self.layered_num_groups is not None and self.layered_num_groups > num_layers:
-            raise ConfigError(
-                f"--layered-num-groups {self.layered_num_groups}: the model has {num_layers} layers;"
-                f" give {num_layers} or fewer"
-            )
-        if self.layered_graph_granularity > num_layers:
-            raise ConfigError(
-                f"--layered-graph-granularity {self.layered_graph_granularity}: the model has {num_layers}"
-                f" layers; give {num_layers} or fewer"
-            )
+        for name in ("layered_num_groups", "layered_graph_granularity"):
+            value = getattr(self, name)
+            if value is not None and value > num_layers:
+                remedy = f"the model has {num_layers} layers; give {num_layers} or fewer"
+                raise ConfigError(f"{flag_name(name)} {value}: {remedy}")

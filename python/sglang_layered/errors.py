@@ -1,22 +1,4 @@
-"""Every error this package raises on purpose.
-
-LayeredPrefillError
-├── ConfigError          a flag or field is wrong; the message names it and the remedy
-├── UnsupportedError     a combination that layered mode refuses; names the flag, the reason, the remedy
-├── PlanError            layer groups that do not tile the model
-├── CohortError          a cohort asked to do what its state forbids
-├── InvariantError       the invariant checker found the KV pool and the ledger apart
-├── PatchError           the patch set cannot be applied, reverted or verified
-├── CpuKernelError       a CPU reference kernel that is missing or was called wrongly
-├── KernelError          a kernel was called wrongly, or cannot run or be timed here
-├── ModelRecipeError     `make-model` or `calibrate-router` was asked for something it cannot make
-├── QuickstartError      the quickstart cannot go on
-├── BenchError           a benchmark's spec, record or trace cannot be used
-├── EnergyError          an energy source cannot be read
-├── TopError             `top` cannot read a server's metrics page
-├── MonitoringError      a Prometheus cannot be asked, or the dashboard cannot be written or drawn
-└── GpuHostError         a bundle cannot be made, or a stage of the GPU suite cannot go on
-"""
+"""Every error that this package raises on purpose; all are a LayeredPrefillError."""
 
 
 class LayeredPrefillError(Exception):
@@ -24,11 +6,11 @@ class LayeredPrefillError(Exception):
 
 
 class ConfigError(LayeredPrefillError, ValueError):
-    """A flag or field holds a bad value."""
+    """A flag or field holds a bad value; the message names it and the remedy."""
 
 
 class UnsupportedError(LayeredPrefillError, ValueError):
-    """Layered mode refuses this combination of flags or this model."""
+    """Layered mode refuses this combination of flags or this model; the message has reason and remedy."""
 
 
 class PlanError(LayeredPrefillError, ValueError):
@@ -59,10 +41,6 @@ class ModelRecipeError(LayeredPrefillError, ValueError):
     """`make-model` or `calibrate-router` was asked for something it cannot make."""
 
 
-class QuickstartError(LayeredPrefillError, RuntimeError):
-    """The quickstart cannot go on."""
-
-
 class BenchError(LayeredPrefillError, ValueError):
     """A benchmark's spec, record or trace cannot be used."""
 
@@ -71,13 +49,5 @@ class EnergyError(LayeredPrefillError, RuntimeError):
     """An energy source cannot be read."""
 
 
-class TopError(LayeredPrefillError, RuntimeError):
-    """`top` cannot read a server's metrics page."""
-
-
-class MonitoringError(LayeredPrefillError, RuntimeError):
-    """A Prometheus cannot be asked, or the dashboard cannot be written or drawn."""
-
-
-class GpuHostError(LayeredPrefillError, RuntimeError):
-    """A bundle cannot be made, or a stage of the GPU suite cannot go on."""
+class LabError(LayeredPrefillError, RuntimeError):
+    """A command of the laboratory cannot go on: it cannot read, ask, make or draw what it needs."""

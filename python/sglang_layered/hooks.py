@@ -5,64 +5,34 @@ A policy is chosen by `--layered-policy NAME` (an entry point of group `sglang_l
 `module:Class=ARGUMENT`. examples/ has one of each; docs/research.md says what is promised.
 """
 
-from sglang_layered.core.capability import Capability
+# ruff: noqa: I001 - `X as X` exports X, in one list for each module
+from sglang_layered.core.capability import Capability as Capability
 from sglang_layered.core.events import (
-    CohortAdmitted,
-    CohortDropped,
-    CohortFinished,
-    DropReason,
-    Event,
-    GroupDone,
-    ModeChanged,
-    RequestsLeft,
-    ServingStarted,
-    StepDone,
+    CohortAdmitted as CohortAdmitted,
+    CohortDropped as CohortDropped,
+    CohortFinished as CohortFinished,
+    DropReason as DropReason,
+    Event as Event,
+    GroupDone as GroupDone,
+    ModeChanged as ModeChanged,
+    RequestsLeft as RequestsLeft,
+    ServingStarted as ServingStarted,
+    StepDone as StepDone,
 )
-from sglang_layered.core.layer_shape import LayerShape
+from sglang_layered.core.layer_shape import LayerShape as LayerShape
 from sglang_layered.core.pacing import (
-    Decision,
-    DeviceRates,
-    ModelSizes,
-    Option,
-    PaceView,
-    QueueView,
-    Start,
-    StepLoad,
-    StepPolicy,
+    Decision as Decision,
+    DeviceRates as DeviceRates,
+    ModelSizes as ModelSizes,
+    Option as Option,
+    PaceView as PaceView,
+    QueueView as QueueView,
+    Start as Start,
+    StepLoad as StepLoad,
+    StepPolicy as StepPolicy,
 )
-from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
-from sglang_layered.core.policy import GroupPolicy
-from sglang_layered.core.view import SchedulerView, StepTiming
-from sglang_layered.errors import ConfigError
-from sglang_layered.listeners.dispatch import Listener
-
-__all__ = [
-    "Capability",
-    "CohortAdmitted",
-    "CohortDropped",
-    "CohortFinished",
-    "ConfigError",
-    "Decision",
-    "DeviceRates",
-    "DropReason",
-    "Event",
-    "GroupDone",
-    "GroupPolicy",
-    "LayerGroup",
-    "LayerGroupPlan",
-    "LayerShape",
-    "Listener",
-    "ModeChanged",
-    "ModelSizes",
-    "Option",
-    "PaceView",
-    "QueueView",
-    "RequestsLeft",
-    "SchedulerView",
-    "ServingStarted",
-    "Start",
-    "StepDone",
-    "StepLoad",
-    "StepPolicy",
-    "StepTiming",
-]
+from sglang_layered.core.plan import LayerGroup as LayerGroup, LayerGroupPlan as LayerGroupPlan
+from sglang_layered.core.policy import GroupPolicy as GroupPolicy
+from sglang_layered.core.view import SchedulerView as SchedulerView, StepTiming as StepTiming
+from sglang_layered.errors import ConfigError as ConfigError
+from sglang_layered.listeners.dispatch import Listener as Listener

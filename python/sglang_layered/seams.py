@@ -9,8 +9,6 @@ one of them, none is called: each is then a function that returns None (`server_
 that must leave SGLang as released. A function whose arguments or meaning change gets a new name.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 ServerArgsClass = TypeVar("ServerArgsClass", bound=type)
@@ -18,7 +16,7 @@ ServerArgsClass = TypeVar("ServerArgsClass", bound=type)
 
 def offer_cpu_kernels() -> None:
     """`sglang/__init__.py`: offer kernels/cpu as `sgl_kernel` where no CUDA driver exists."""
-    from sglang_layered import cpu_kernels
+    from sglang_layered.upstream import cpu_kernels
 
     cpu_kernels.offer_cpu_kernels()
 
@@ -105,6 +103,14 @@ def before_graphs(model_runner: Any) -> None:
         ExpertWatch.install(model_runner)
 
 
+def after_graphs(model_runner: Any) -> None:
+    """`ModelRunner.init_cuda_graphs`, its end: make what runs layered steps, with graphs of its own."""
+    if model_runner.server_args.prefill_mode == "layered":
+        from sglang_layered.runner.at_start import make_runner
+
+        make_runner(model_runner)
+
+
 def before_results(scheduler: Any, batch: Any) -> None:
     """`Scheduler.process_batch_result`: charge what the step loaded, before its tokens are streamed."""
     observer = getattr(scheduler, "layered_observer", None)
@@ -127,10 +133,15 @@ def add_state(scheduler: Any, state: dict[str, Any]) -> None:
 
 
 def clean_request(scheduler: Any, request: Any) -> None:
-    """`Scheduler.handle_generate_request`: drop fields that have no meaning on this server."""
-    from sglang_layered.guards import drop_disaggregation_fields
+    """`Scheduler.handle_generate_request`: drop the fields of disaggregation where it is off.
 
-    drop_disaggregation_fields(scheduler, request)
+    The address of SGLang's own fake sender, 2.2.2.2, keeps a prompt out of the prefix cache; one of several
+    chunks then begins again with every chunk, in other slots, until the pool is empty.
+    """
+    if scheduler.disaggregation_mode.value == "null":
+        for name in ("host", "port", "room", "pair_key"):
+            setattr(request, f"bootstrap_{name}", None)
+        request.disagg_prefill_dp_rank = None
 
 
 def must_run_apart(chosen: list[Any], req: Any) -> bool:

@@ -1,7 +1,5 @@
 """LayeredConfig's flags as fields of SGLang's ServerArgs, and the checks made before a server starts."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from dataclasses import fields
@@ -9,9 +7,12 @@ from typing import Any, get_type_hints
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, LayeredPrefillError
+from sglang_layered.files import check_writable
+from sglang_layered.listeners.dispatch import check_listeners
 
 logger = logging.getLogger(__name__)
 
+TEXT_ONLY = {"image": 0, "video": 0, "audio": 0}
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
 
@@ -57,27 +58,34 @@ def check(server_args: Any) -> None:
 def _check(server_args: Any) -> None:
     config = LayeredConfig.from_server_args(server_args)
     _check_unused(config)
-    if config.observes:
-        from sglang_layered.metrics.refusals import refuse_observing
-
-        refuse_observing(config, server_args)
-    if config.is_layered or config.observes:
-        from sglang_layered.patching import verify_patched
-
-        verify_patched()
-    if not config.is_layered:
+    if not config.is_layered and not config.observes:
         return
-    from sglang_layered.listeners.dispatch import check_listeners
-    from sglang_layered.refusals import refuse_group_attention, refuse_unsupported
+    from sglang_layered.patching import verify_patched
+    from sglang_layered.refusals import refuse
 
-    config.check_policy()
-    check_listeners(config.layered_listeners or ())
-    _check_stages(config, server_args.pp_size)
-    refuse_unsupported(server_args)
-    if server_args.node_rank == 0:  # tensor rank 0, which writes, runs there
-        _check_files(config)
-    refuse_group_attention(config.group_attention, server_args)
-    config.check_depth(server_args.get_model_config().num_hidden_layers)
+    verify_patched()
+    if config.is_layered:
+        config.check_layered_flags()
+        _check_files(config, may_write=server_args.node_rank == 0)  # tensor rank 0, which writes, runs there
+    refuse(config, server_args)
+    if config.is_layered:
+        serve_text_only(server_args)
+        config.check_depth(server_args.get_model_config().num_hidden_layers)
+
+
+def serve_text_only(server_args: Any) -> None:
+    """Let SGLang answer images, videos and audio with 400: layer ranges would lose what an encoder adds.
+
+    Its warm-up would send an image and end the server because of the answer, so it is left out.
+    """
+    if not server_args.get_model_config().is_multimodal:
+        return
+    server_args.override("layered prefill", limit_mm_data_per_request=TEXT_ONLY, skip_server_warmup=True)
+    logger.warning(
+        "Layered mode serves text only of %s: requests with images, video or audio are answered with 400, and"
+        " the server's warm-up, which sends an image, is left out",
+        server_args.model_path,
+    )
 
 
 def _check_unused(config: LayeredConfig) -> None:
@@ -96,30 +104,12 @@ def _check_unused(config: LayeredConfig) -> None:
         )
 
 
-def _check_files(config: LayeredConfig) -> None:
-    """Refuse files that cannot be written, while nothing is lost yet."""
-    from sglang_layered.listeners.dispatch import check_listener_files
-    from sglang_layered.listeners.files import check_writable
-
-    check_listener_files(config.layered_listeners or ())
-    if config.layered_calibration_file is not None:
+def _check_files(config: LayeredConfig, may_write: bool) -> None:
+    """Refuse listeners that are not there and files that cannot be written, while nothing is lost yet."""
+    check_listeners(config.layered_listeners or (), may_write)
+    if may_write and config.layered_calibration_file is not None:
         where = f"--layered-calibration-file {config.layered_calibration_file}"
         check_writable(config.layered_calibration_file, where)
-
-
-def _check_stages(config: LayeredConfig, num_stages: int) -> None:
-    """Every pipeline stage is a process with listeners of its own, and none learns."""
-    if num_stages > 1 and config.layered_calibration_file is not None:
-        raise ConfigError(
-            f"--layered-calibration-file {config.layered_calibration_file}: with --pp-size {num_stages} no"
-            " policy hears what steps took; leave the file out"
-        )
-    for spec in config.layered_listeners or ():
-        if num_stages > 1 and "=" in spec and "{pp}" not in spec:
-            raise ConfigError(
-                f"--layered-listeners {spec}: with --pp-size {num_stages} every stage writes a file of its"
-                " own; put {pp} into the path"
-            )
 
 
 def _started_as_server() -> bool:

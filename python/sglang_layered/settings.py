@@ -4,8 +4,6 @@
 HTTP server answers a refusal with 400 and the reason. A request that names none of our keys is SGLang's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ started: the server leads a session of its own and is reaped only after its proc
 number cannot come to name a stranger.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -21,8 +19,8 @@ from pathlib import Path
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from sglang_layered.cpu_kernels import cuda_driver_available
-from sglang_layered.errors import QuickstartError
+from sglang_layered.errors import LabError
+from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)
@@ -40,7 +38,7 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
             return port
-    raise QuickstartError(f"no free port in {PORTS.start} to {PORTS.stop - 1}; end other servers")
+    raise LabError(f"no free port in {PORTS.start} to {PORTS.stop - 1}; end other servers")
 
 
 def server_command(python: str, model_path: Path, port: int, args: Sequence[str]) -> list[str]:
@@ -72,7 +70,7 @@ class ServerProcess:
     """One SGLang server on loopback, alive inside a `with` block.
 
     `start()` returns once GET /health answers 200; a server that dies, or is not ready in time, raises
-    QuickstartError with the end of its log. `start()` and `stop()` can also be called outside a `with` block.
+    LabError with the end of its log. `start()` and `stop()` can also be called outside a `with` block.
     `command` replaces the whole command line, `model_path`, `args` and `python` included; tests use that.
     """
 
@@ -105,10 +103,10 @@ class ServerProcess:
     def pid(self) -> int:
         """Process id of the server's first process, which is also its process group."""
         if self._process is None:
-            raise QuickstartError("the server is not running")
+            raise LabError("the server is not running")
         return self._process.pid
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> "ServerProcess":
         """Start the server and wait until it answers."""
         self.start()
         return self
@@ -124,7 +122,7 @@ class ServerProcess:
             try:
                 probe.bind((HOST, self.port))
             except OSError as error:
-                raise QuickstartError(f"port {self.port} cannot be used ({error}); choose another") from error
+                raise LabError(f"port {self.port} cannot be used ({error}); choose another") from error
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -187,7 +185,7 @@ class ServerProcess:
         url = f"{self.base_url}/flush_cache"
         reply = httpx.post(url, params={"timeout": timeout_s}, timeout=timeout_s + 10, trust_env=False)
         if reply.status_code != 200:
-            raise QuickstartError(f"the server would not flush its cache: {reply.text.strip()}")
+            raise LabError(f"the server would not flush its cache: {reply.text.strip()}")
 
     def log_tail(self) -> str:
         """Last lines of the log."""
@@ -206,7 +204,7 @@ class ServerProcess:
             late = time.monotonic() >= deadline
             if late or self.has_exited():
                 what = f"not ready after {self.ready_timeout_s:g} s" if late else "ended before it was ready"
-                raise QuickstartError(f"server {what}; {self.log_path} ends with\n{self.log_tail()}")
+                raise LabError(f"server {what}; {self.log_path} ends with\n{self.log_tail()}")
             time.sleep(POLL_S)
 
     def _is_healthy(self, timeout_s: float) -> bool:

@@ -36,9 +36,10 @@ from bench_checks.fake_server import Kind, Script
 from bench_checks.other_load import OtherLoad
 
 from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench import client_data
 from sglang_layered_lab.bench.client import run_client
 from sglang_layered_lab.bench.client_data import ClientResult, PlannedRequest
-from sglang_layered_lab.bench.metrics import Latencies, RequestMetrics
+from sglang_layered_lab.bench.metrics import latencies_of, requests_of, tokens_of
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
 
 Times = npt.NDArray[np.float64]
@@ -103,12 +104,12 @@ def metrics_ms(result: ClientResult, written: Written) -> dict[str, dict[str, fl
     zero_s = result.times.zero_monotonic_s
     known = [_known(trace, zero_s, written[trace.request_id]) for trace in result.traces]
     sides = [
-        Latencies.of([RequestMetrics.of(trace, since="sent") for trace in traces], None)
+        latencies_of(requests_of(traces, since="sent"), tokens_of(traces))
         for traces in (result.traces, known)
     ]
     found: dict[str, dict[str, float]] = {}
     for name in METRICS:
-        measured, true = (getattr(side, f"{name}_s") for side in sides)
+        measured, true = (side[name] for side in sides)
         found[name] = {
             part: round(1e3 * (getattr(measured, part) - getattr(true, part)), 4) for part in PARTS
         }
@@ -214,7 +215,7 @@ def measure(planned: Sequence[PlannedRequest], timeout_s: float) -> dict[str, An
     return {
         "tokens": num_tokens,
         "tokens_per_s": round(num_tokens / span_s, 1),
-        "client": result.report.to_json(),
+        "client": client_data.rounded(result.report),
         "errors_ms": errors,
         "metrics_off_ms": metrics,
         "a_core_each": pinned,

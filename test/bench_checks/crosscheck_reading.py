@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.metrics import RequestMetrics, Window, throughput_of
+from sglang_layered_lab.bench.metrics import Window, requests_of, throughput_of, tokens_of
 from sglang_layered_lab.bench.trace import RequestTrace
 
 # all gaps: the median of all gaps of all requests together, our TBT.
@@ -77,15 +77,14 @@ def our_reading(traces: Sequence[RequestTrace], itl: Itl) -> Reading:
     failed = [trace for trace in traces if trace.error is not None]
     if failed:
         raise BenchError(f"{len(failed)} requests failed, the first: {failed[0].error}")
-    requests = [RequestMetrics.of(trace, "sent") for trace in traces]
+    requests, gaps_s = requests_of(traces, since="sent"), tokens_of(traces).gap_s.dropna()
     first_s = min(trace.sent_s for trace in traces)
     last_s = max(trace.arrivals[-1].time_s for trace in traces)
     whole = Window(first_s, nextafter(last_s, inf))
-    gaps_s = np.concatenate([each.gaps_s for each in requests])
-    means_s = np.concatenate([np.full(len(each.gaps_s), each.tpot_s or 0.0) for each in requests])
+    means_s = requests.tpot_s.repeat(requests.num_tokens.astype(int) - 1)
     return Reading(
         output_tokens_per_s=throughput_of(traces, whole).output_tokens_per_s or 0.0,
-        ttft_ms=1e3 * float(np.median([each.ttft_s for each in requests])),
+        ttft_ms=1e3 * float(np.median(requests.ttft_s)),
         itl_ms=1e3 * float(np.median(gaps_s if itl == "all gaps" else means_s)),
         num_requests=len(traces),
         prompt_tokens=sum(trace.prompt_tokens for trace in traces),

@@ -21,7 +21,7 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from sglang_layered_lab.bench.clock import reserve_files
+from sglang_layered_lab.bench.client_data import reserve_files
 
 Kind = Literal["scattered", "lockstep"]
 Fault = Literal["status", "cut", "short", "error-event", "hang", "back"]

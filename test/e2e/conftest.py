@@ -80,10 +80,11 @@ def stock_llama(
 
 @pytest.fixture(scope="session")
 def layered_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Started through the other door, `sglang serve`."""
+    """Started through the other door, `sglang serve`, and by nothing but SGLang's own means."""
     folder = tmp_path_factory.mktemp("layered-llama")
     steps = folder / "steps.jsonl"
-    server = serve(folder, tiny_llama, *LAYERED, "--layered-listeners", f"jsonl={steps}")
+    flags = (*LAYERED, "--layered-listeners", f"jsonl={steps}")
+    server = serve(folder, tiny_llama, *flags, is_forked=False)
     start = server.command.index("-m")
     server.command[start - 1 : start + 2] = [str(Path(sys.executable).with_name("sglang")), "serve"]
     with server:

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import servers
 from servers import Served
 from sglang_layered_lab.serving import ServerProcess
 
-COMMON = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
-COMMON += ("--sleep-on-idle", "--disable-overlap-schedule")
+COMMON = (*servers.COMMON, "--disable-overlap-schedule")
 FLAGS = ("--grammar-backend", "llguidance", "--enable-metrics", "--enable-priority-scheduling")
 FLAGS += ("--enable-return-hidden-states", "--enable-custom-logit-processor")
 FLAGS += ("--chunked-prefill-size", "1024")
@@ -31,13 +31,17 @@ def serve_both(
     steps = folder / "steps.jsonl"
     listener = ("--layered-listeners", f"jsonl={steps}")
     layered = ServerProcess(
-        model, [*COMMON, *flags, *LAYERED, *listener], log_path=folder / "layered.log", grace_s=3
+        model,
+        [*COMMON, *flags, *LAYERED, *listener],
+        log_path=folder / "layered.log",
+        env=servers.forked(),
+        grace_s=3,
     )
     stock = ServerProcess(
         model,
         [*COMMON, *flags],
         log_path=folder / "stock.log",
-        env={"PYTHONPATH": str(release)},
+        env=servers.forked({"PYTHONPATH": str(release)}),
         grace_s=3,
     )
     with ThreadPoolExecutor(2) as pool:

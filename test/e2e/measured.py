@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from energy_replay import environment_of
 from prometheus_client.parser import text_string_to_metric_families
-
-from sglang_layered.energy.replay import REPLAY_VARIABLE
 
 MEASURING = ("--enable-metrics", "--enable-expert-traffic-metrics", "--enable-energy-metrics")
 WATTS = 100.0
@@ -21,7 +20,7 @@ def replayed_energy(folder: Path) -> dict[str, str]:
     path = folder / "energy.json"
     samples = [{"at_s": 0, "watts": WATTS}]
     path.write_text(json.dumps({"devices": [{"device": "replayed", "samples": samples}]}))
-    return {REPLAY_VARIABLE: str(path)}
+    return environment_of(path)
 
 
 def series(url: str, name: str) -> list[dict[str, Any]]:

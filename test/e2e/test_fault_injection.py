@@ -10,20 +10,21 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from tiny_models import EXACT
 
 from crowd import crowd, survivors
-from sglang_layered.errors import QuickstartError
+from sglang_layered.errors import LabError
 from sglang_layered_lab.serving import ServerProcess
 from workload import Ask, answers, output_tokens, prompt, read_steps
 
 pytestmark = pytest.mark.server
 
 HERE = Path(__file__).parent
-FLAGS = ("--dtype", "float32", "--max-total-tokens", "40000", "--random-seed", "1", "--skip-server-warmup")
+FLAGS = (*EXACT, "--max-total-tokens", "40000")
 FLAGS += ("--prefill-mode", "layered", "--layered-group-tokens", "64", "--layered-check-invariants", "full")
 MANY = 3000  # outputs; longer than any of these servers lives
-ERRORS_WITHIN_S = 10.0
-GONE_WITHIN_S = 15.0
+ERRORS_WITHIN_S = 60.0  # a client that hears nothing waits for ever; machines are shared and slow
+GONE_WITHIN_S = 60.0
 Trigger = Callable[[ServerProcess], Awaitable[None]]
 
 
@@ -104,7 +105,7 @@ def test_a_seam_that_raises(tiny_llama: Path, tmp_path: Path, name: str) -> None
 
 def test_a_loop_that_cannot_start_ends_the_server(tiny_llama: Path, tmp_path: Path) -> None:
     server = faulty(tmp_path, tiny_llama, "sglang_layered.seams:run_event_loop:1")
-    with pytest.raises(QuickstartError, match="ended before it was ready"):
+    with pytest.raises(LabError, match="ended before it was ready"):
         server.start()
     assert "injected fault in run_event_loop" in log_of(server)
 

@@ -41,7 +41,7 @@ from features_requests import (
     STREAMS,
     STRUCTURED,
 )
-from features_servers import BFLOAT16_FLAGS, FLAGS, GROUP_TOKENS, SESSION_FLAGS, serve_both
+from features_servers import FLAGS, GROUP_TOKENS, serve_both
 from features_text import joined_text, log_fields, metric_names, stream_events
 from sglang_layered_lab.models import make_model
 from workload import prompt
@@ -56,19 +56,6 @@ def servers(
     tiny_qwen3_moe: Path, pristine_site: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     with serve_both(tmp_path_factory.mktemp("features"), tiny_qwen3_moe, pristine_site, FLAGS) as served:
-        yield Pair(*served)
-
-
-@pytest.fixture
-def bfloat16(tiny_llama: Path, pristine_site: Path, tmp_path: Path) -> Iterator[Pair]:
-    """A dense model: with experts the last bit depends on which of them the neighbours chose just then."""
-    with serve_both(tmp_path, tiny_llama, pristine_site, BFLOAT16_FLAGS) as served:
-        yield Pair(*served)
-
-
-@pytest.fixture
-def streaming(tiny_qwen3_moe: Path, pristine_site: Path, tmp_path: Path) -> Iterator[Pair]:
-    with serve_both(tmp_path, tiny_qwen3_moe, pristine_site, SESSION_FLAGS) as served:
         yield Pair(*served)
 
 
@@ -286,20 +273,3 @@ def test_server_info(pair: Pair) -> None:
     mine, theirs = get(pair.layered, "/server_info").json(), get(pair.stock, "/server_info").json()
     assert (mine["prefill_mode"], mine["layered_group_tokens"]) == ("layered", GROUP_TOKENS)
     assert mine.keys() >= theirs.keys()
-
-
-def test_input_embeds(bfloat16: Pair) -> None:
-    for seed in range(3):
-        inputs = scenarios.embeds(300, seed)
-        body = {"input_embeds": inputs, "sampling_params": GREEDY, "return_logprob": True}
-        assert_same(*bfloat16.both_beside(lambda served, body=body: generate(served, body)))
-
-
-def test_streaming_sessions(streaming: Pair) -> None:
-    assert_same(*streaming.both_beside(scenarios.streaming_conversation))
-
-
-def test_streaming_session_goes_on_after_an_aborted_turn(streaming: Pair) -> None:
-    already = len(events(streaming.layered))
-    assert_same(*streaming.both_beside(scenarios.interrupted_conversation, each_layered=False))
-    assert scenarios.drops_of(events(streaming.layered)[already:], "interrupted") == ["aborted"]

@@ -1,4 +1,4 @@
-"""Duels that never ran: folders as `bench sweep` writes them; each step takes what a known law says."""
+"""Duels that never ran: folders as `bench sweep` writes them; each step takes what a known machine takes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,34 @@ from typing import Any
 
 import numpy as np
 
+from sglang_layered.auto.step_times import amounts
+from sglang_layered.core.pacing import StepLoad
 from sglang_layered_lab.bench.metrics import Window
 from sglang_layered_lab.bench.record import BenchRecord, Repetition
 from sglang_layered_lab.bench.sweep_result import FORMAT, MANIFEST, SweepResult
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
-from sglang_layered_lab.cost.costs import StepCosts
-from sglang_layered_lab.cost.coverage import uniform_coverage
-from sglang_layered_lab.cost.model import StepModel
 from sglang_layered_lab.cost.records import shape_of
-from sglang_layered_lab.cost.step import Step
+from sglang_layered_lab.cost.sizes import sizes_of
 from sglang_layered_lab.cost.ways import Beside, Way, prompt_steps
 
 SERVER: dict[str, Any] = {"model": {"arch": "qwen3_moe", "preset": "bench"}, "flags": ["--dtype", "bfloat16"]}
 BENCH = shape_of(BenchRecord({"server": SERVER}, {}))
-LAW = StepCosts("sum", 1 / 10e9, 1 / 120e9, 1 / 40e9, 600e-6, 300e-6, 50e-6, request=8e-3)
-MODEL = StepModel(BENCH, uniform_coverage, LAW, "padded")
 PROMPT_TOKENS, OUTPUT_TOKENS, STREAM_TOKENS = 1024, 6, 64
+REQUEST_S = 8e-3  # what a request waits for besides steps
+
+
+class Law:
+    """A machine whose steps take what the scheduler's model says, with these seconds per amount."""
+
+    shape = BENCH
+    sizes = sizes_of(BENCH, is_padded=True)
+    coefficients = (4e-3, 20e-3, 0.3e-3, 2e-6, 60e-6, 40e-9, 3e-3, 1e-3)
+
+    def step_s(self, load: StepLoad) -> float:
+        return float(np.dot(self.coefficients, amounts(self.sizes, load)))
+
+
+MODEL = Law()
 ARMS: Mapping[str, tuple[Way, tuple[str, ...]]] = {
     "whole": (Way("whole"), ()),
     **{
@@ -46,7 +58,7 @@ ARMS: Mapping[str, tuple[Way, tuple[str, ...]]] = {
 class Clock:
     """A server that only knows time. With overlap a step's tokens leave when the next step has run."""
 
-    model: StepModel
+    model: Law
     num_streams: int
     overlap: bool
     noise: Callable[[], float]
@@ -61,11 +73,17 @@ class Clock:
     def beside(self) -> Beside:
         return Beside(self.num_streams, STREAM_TOKENS + self.tokens) if self.streams else Beside()
 
-    def step(self, step: Step, own: Sequence[tuple[list[Arrival], int]] = ()) -> None:
-        """Compute a step; the streams are in it if it has decode rows."""
+    def decode(self) -> None:
+        """A step of the streams alone."""
+        self.step(self.beside().step())
+
+    def step(
+        self, step: StepLoad, own: Sequence[tuple[list[Arrival], int]] = (), with_streams: bool = True
+    ) -> None:
+        """Compute a step, most often with the streams in it."""
         self.now_s += self.model.step_s(step) * self.noise()
         made = list(own)
-        if step.decode_rows and self.streams:
+        if with_streams and self.streams:
             self.tokens += 1
             made += [(arrivals, self.tokens) for arrivals in self.streams]
         leaving, self.pending = (self.pending, made) if self.overlap else (made, [])
@@ -87,8 +105,7 @@ class Recipe:
     num_prompts: int = 5
     noise: float = 0.0
     overlap: bool = True
-    model: StepModel = MODEL
-    counters: Callable[[Way, int], Mapping[str, float]] | None = None
+    model: Law = MODEL
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # instead of the arm's
 
 
@@ -128,33 +145,33 @@ def _repetition(recipe: Recipe, way: Way, rows: int, index: int, source: np.rand
     noise = lambda: float(np.exp(recipe.noise * source.standard_normal()))  # noqa: E731
     clock = Clock(recipe.model, rows, recipe.overlap, noise)
     for _ in range(3 if rows else 0):
-        clock.step(clock.beside().step())
+        clock.decode()
     prompts = tuple(_prompt(clock, way, number, source) for number in range(recipe.num_prompts))
     background = tuple(
         RequestTrace(f"beside-{number}", 0, 0, STREAM_TOKENS, 9999, tuple(arrivals))
         for number, arrivals in enumerate(clock.streams)
     )
-    usage = {"counters": recipe.counters(way, rows) if recipe.counters else None}
-    return Repetition(index, prompts, Window(0.0, clock.now_s), {}, {}, usage, background)
+    return Repetition(index, prompts, Window(0.0, clock.now_s), {}, {}, {}, background)
 
 
 def _prompt(clock: Clock, way: Way, number: int, source: np.random.Generator) -> RequestTrace:
     """Send a prompt at any moment of a decode step; run it, then decode beside the streams."""
     start_s, arrivals = clock.now_s, list[Arrival]()
     if clock.streams:
-        clock.step(clock.beside().step())
+        clock.decode()
     sent_s = start_s + source.uniform(0.1, 0.9) * (clock.now_s - start_s)
     if not clock.streams:
-        clock.now_s += LAW.request
-    steps = prompt_steps(BENCH.num_layers, way, PROMPT_TOKENS, clock.beside())
+        clock.now_s += REQUEST_S
+    steps = prompt_steps(BENCH.num_layers, way, PROMPT_TOKENS, clock.beside(), is_padded=True)
     for index, step in enumerate(steps):
         if step.decode_rows:
-            step = replace(step, context_tokens=clock.beside().context_tokens)
-        clock.step(step, [(arrivals, 1)] if index + 1 == len(steps) else [])
+            step = replace(step, decode_tokens=clock.beside().step().decode_tokens)
+        first = [(arrivals, 1)] if index + 1 == len(steps) else []
+        clock.step(step, first, with_streams=not way.decodes_wait)
     for token in range(1, OUTPUT_TOKENS):
         clock.step(clock.beside().joined_by(PROMPT_TOKENS + token).step(), [(arrivals, token + 1)])
     if clock.streams:
-        clock.step(clock.beside().step())
+        clock.decode()
     else:
         clock.send(clock.pending)
         clock.pending = []

@@ -17,7 +17,7 @@ from sglang_layered_lab.bench.beside import gaps_beside
 from sglang_layered_lab.bench.limits import DEFAULT_SHARE, LimitRow, Rival, kept_of, limit_of, limit_rows
 from sglang_layered_lab.bench.ratios import Ratio, ratio
 from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
-from sglang_layered_lab.traces.replay import Replay, Served, requests_of, served_of
+from sglang_layered_lab.traces.replay import Replay, Request, requests_of, served_of
 from sglang_layered_lab.traces.run_model import RunModel
 from sglang_layered_lab.traces.trace import Trace, read_trace
 
@@ -137,7 +137,7 @@ def halves(cells: list[CellResult]) -> Iterator[tuple[bool, bool]]:
         for seen, other in (parts, parts[::-1]):
             kept = [cell for cell in fixed if share_of(cell, limit_s, seen) >= DEFAULT_SHARE]
             if kept:
-                best = min(kept, key=lambda cell: np.mean([cell.values("ttft_mean")[i] for i in seen]))
+                best = min(kept, key=lambda cell: cell.rounds.ttft_mean.iloc[list(seen)].mean())
                 held = [share_of(cell, limit_s, other) >= DEFAULT_SHARE for cell in (best, auto)]
                 yield held[0], held[1]
 
@@ -249,7 +249,7 @@ def errors(model: RunModel, trace: Trace, truth: dict[str, float], wanted: int) 
     return {name: found[name] / truth[name] - 1 for name in truth}
 
 
-def times_of(served: dict[str, Served]) -> dict[str, float]:
+def times_of(served: dict[str, Request]) -> dict[str, float]:
     values = {
         "TTFT": [each.ttft_s for each in served.values()],
         "TBT": [gap_s for each in served.values() for gap_s in each.gaps_s],

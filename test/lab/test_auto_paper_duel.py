@@ -20,11 +20,11 @@ from sglang_layered_lab.traces.paper_duel import (
     Outcome,
     Point,
     Setting,
-    Tally,
     duel,
+    duels,
     fixed_settings,
     surprises_of,
-    tallies,
+    verdict,
 )
 from sglang_layered_lab.traces.trace import Trace, TracedStep
 
@@ -81,25 +81,23 @@ def test_the_same_seed_gives_the_same_duel_and_another_one_another() -> None:
 
 def test_auto_keeps_what_a_fixed_setting_keeps() -> None:
     limits_s = (0.012, 0.02, 0.04)
-    found = tallies(restless(), [POINT, Point(512, 8)], limits_s, (256,), rounds=4, seeds=3)
-    for tally in found.values():
-        assert tally.num_both >= tally.num_fixed - 1
-        assert tally.num_late <= 0.01 * tally.num_gaps
-    assert np.mean([ratio for tally in found.values() for ratio in tally.ratios]) < 1.1
+    found = duels(restless(), [POINT, Point(512, 8)], limits_s, (256,), rounds=4, seeds=3)
+    for _, each in found.groupby(["tokens", "streams", "limit_s"]):
+        assert (each.holds & each.fixed).sum() >= each.fixed.sum() - 1
+        assert each.late.sum() <= 0.01 * each.gaps.sum()
+    assert found.ratio.mean() < 1.1
 
 
-def test_a_tally_counts_who_holds_and_takes_the_soonest_of_those_that_do() -> None:
+def test_a_verdict_says_who_holds_and_takes_the_soonest_of_those_that_do() -> None:
     own, slow, quick = (
         Outcome([ttft_s], [0.01] * 99 + [last]) for ttft_s, last in ((3, 0.03), (4, 0.01), (2, 0.05))
     )
     quick.gaps_s[0] = 0.05
-    tally = Tally()
-    tally.add(own, [slow, quick], 0.02)
     assert own.share(0.02) == HELD and quick.share(0.02) < HELD
-    assert (tally.num_held, tally.num_fixed, tally.num_both) == (1, 1, 1)
-    assert tally.ratios == [0.75] and (tally.num_late, tally.num_gaps) == (1, 100)
-    tally.add(slow, [quick], 0.02)
-    assert (tally.num_held, tally.num_fixed) == (2, 1) and len(tally.ratios) == 1
+    held = {"holds": True, "fixed": True, "late": 1, "gaps": 100, "ratio": 0.75}
+    assert verdict(own, [slow, quick], 0.02) == held
+    alone = verdict(slow, [quick], 0.02)
+    assert alone["holds"] and not alone["fixed"] and np.isnan(alone["ratio"])
 
 
 def test_the_command_needs_a_limit_and_a_trace(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import BenchError
 from sglang_layered.listeners.jsonl import JsonlListener
 from sglang_layered_lab.traces.explain import explain_table, summary
-from sglang_layered_lab.traces.replay import Replay, Served, requests_of, served_of
+from sglang_layered_lab.traces.replay import Replay, Request, requests_of, served_of
 from sglang_layered_lab.traces.run_model import RunModel
 from sglang_layered_lab.traces.trace import TracedStep, read_trace
 
@@ -96,7 +96,7 @@ def serve(policy: GroupPolicy, path: Path) -> Path:
     return path
 
 
-def ttfts(served: dict[str, Served], names: Iterable[str]) -> list[float]:
+def ttfts(served: dict[str, Request], names: Iterable[str]) -> list[float]:
     return [served[name].ttft_s for name in names]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_layered_lab.bench.client_events import EventScan
+from sglang_layered_lab.bench.client_stream import EventScan
 
 DONE = b"data: [DONE]\n\n"
 

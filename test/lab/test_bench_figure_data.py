@@ -12,8 +12,8 @@ import pytest
 
 from bench_sweeps import ARMS, write_sweep
 from sglang_layered_lab.bench import figure_data
-from sglang_layered_lab.bench.figure_data_streams import SINCE_DUE, SINCE_SENT, token_streams
-from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
+from sglang_layered_lab.bench.figure_data import SINCE_DUE, SINCE_SENT, token_streams
+from sglang_layered_lab.bench.sweep_result import LIMITS, CellResult, SweepResult
 
 THREE = {name: ARMS[name] for name in ("default", "mixed-512", "layered-4")}
 
@@ -59,11 +59,11 @@ def p99(values: list[float]) -> float:
 
 def test_pareto_points_are_means_over_rounds_of_raw_times(rates: SweepResult) -> None:
     point = {"load.rate_per_s": 1.7}
-    data = figure_data.pareto_points(rates, point)
-    assert [each["label"] for each in data.points] == ["8192", "chunk 512", "G=4"]
-    assert not data.left_out and list(data.gaps) == ["tbt_worst", "tbt_p99"]
+    points = figure_data.pareto_points(rates.at(point)).to_dict("records")
+    assert [each["label"] for each in points] == ["8192", "chunk 512", "G=4"]
+    assert list(figure_data.gap_scalars(rates.at(point))) == ["tbt_worst", "tbt_p99"]
     seen = {}
-    for cell, drawn in zip(rates.at(point), data.points, strict=True):
+    for cell, drawn in zip(rates.at(point), points, strict=True):
         rounds = [finished(each) for each in raw(cell)]
         gaps = [[gap for request in each for gap in gaps_of(request)] for each in rounds]
         expected = (
@@ -74,7 +74,7 @@ def test_pareto_points_are_means_over_rounds_of_raw_times(rates: SweepResult) ->
         seen[cell.arm] = expected
         assert (drawn["ttft_s"], drawn["worst_tbt_s"], drawn["p99_tbt_s"]) == pytest.approx(expected)
     for place, key in ((1, "worst_tbt_s"), (2, "p99_tbt_s")):
-        for (arm, ours), drawn in zip(seen.items(), data.points, strict=True):
+        for (arm, ours), drawn in zip(seen.items(), points, strict=True):
             beaten = any(
                 theirs[0] <= ours[0] and theirs[place] <= ours[place]
                 for other, theirs in seen.items()
@@ -84,9 +84,9 @@ def test_pareto_points_are_means_over_rounds_of_raw_times(rates: SweepResult) ->
 
 
 def test_pareto_is_of_the_background_where_there_is_one(beside: SweepResult) -> None:
-    data = figure_data.pareto_points(beside, {})
-    assert list(data.gaps) == ["beside_worst", "beside_p99"]
-    for cell, drawn in zip(beside.at({}), data.points, strict=True):
+    points = figure_data.pareto_points(beside.cells)
+    assert list(figure_data.gap_scalars(beside.cells)) == ["beside_worst", "beside_p99"]
+    for cell, drawn_s in zip(beside.cells, points.worst_tbt_s, strict=True):
         worst = []
         for repetition in raw(cell):
             spans = [(each["sent_s"], each["arrivals"][0][0]) for each in repetition["requests"]]
@@ -98,7 +98,7 @@ def test_pareto_is_of_the_background_where_there_is_one(beside: SweepResult) -> 
                 if any(later > sent and earlier < first for sent, first in spans)
             ]
             worst.append(max(gaps))
-        assert drawn["worst_tbt_s"] == pytest.approx(mean(worst))
+        assert drawn_s == pytest.approx(mean(worst))
 
 
 def test_one_late_token_beats_an_arm_in_the_worst_gap_alone(tmp_path: Path) -> None:
@@ -107,31 +107,27 @@ def test_one_late_token_beats_an_arm_in_the_worst_gap_alone(tmp_path: Path) -> N
     record = json.loads(gzip.decompress(path.read_bytes()))
     record["repetitions"][0]["requests"][0]["arrivals"][-1][0] += 5.0
     path.write_bytes(gzip.compress(json.dumps(record).encode()))
-    drawn = figure_data.pareto_points(SweepResult.read(tmp_path / "sweep"), {}).points[2]
+    drawn = figure_data.pareto_points(SweepResult.read(tmp_path / "sweep").cells).iloc[2]
     assert drawn["worst_tbt_s"] > 5 > drawn["p99_tbt_s"]
     assert drawn["on_front"] == {"worst_tbt_s": False, "p99_tbt_s": True}
 
 
-def test_an_arm_without_a_value_is_named(tmp_path: Path) -> None:
+def test_an_arm_without_a_value_has_no_place(tmp_path: Path) -> None:
     fail = [("default", index, request) for index in range(2) for request in range(3)]
     result = write_sweep(tmp_path / "sweep", arms=THREE, rounds=2, num_requests=3, fail=fail)
-    data = figure_data.pareto_points(result, {})
-    assert data.left_out == ("default",)
-    assert len(data.points) == 2
+    points = figure_data.pareto_points(result.cells)
+    assert points.arm[points.ttft_s.isna()].tolist() == ["default"]
 
 
 def test_attainment_counts_requests_of_all_rounds(rates: SweepResult) -> None:
     [group] = figure_data.rate_groups(rates)
-    curves = figure_data.attainment_curves(rates, group)
-    assert group == {} and [curve["label"] for curve in curves] == [
-        "default 8192",
-        "mixed chunk 512",
-        "layered G=4",
-    ]
-    for arm, curve in zip(rates.arms, curves, strict=True):
-        assert curve["rates_rps"] == [0.8, 1.7]
-        for place, rate in enumerate(curve["rates_rps"]):
-            [cell] = [each for each in rates.of_arm(arm) if each.point["load.rate_per_s"] == rate]
+    rows = figure_data.over_rates(rates, group, "attainment")
+    assert group == {}
+    assert list(dict.fromkeys(rows.label)) == ["default 8192", "mixed chunk 512", "layered G=4"]
+    for arm, of_arm in rows.groupby("arm", sort=False):
+        assert of_arm["load.rate_per_s"].tolist() == [0.8, 1.7]
+        for _, drawn in of_arm.iterrows():
+            [cell] = rates.at({"load.rate_per_s": drawn["load.rate_per_s"]})[rates.arms.index(arm) :][:1]
             num_met = num_due = 0
             for repetition in raw(cell):
                 start_s, end_s = repetition["window_s"]
@@ -140,12 +136,10 @@ def test_attainment_counts_requests_of_all_rounds(rates: SweepResult) -> None:
                         num_due += 1
                         in_time = ttft_of(request) <= 2.5 and all(gap <= 0.35 for gap in gaps_of(request))
                         num_met += request["error"] is None and in_time
-            assert figure_data.counts_within(cell) == (num_met, num_due) == (num_met, 24)
-            assert curve["attainment"][place] == pytest.approx(num_met / num_due)
-            assert curve["low"][place] <= num_met / num_due <= curve["high"][place]
-            low, high = wilson(num_met, num_due)
-            assert (curve["low"][place], curve["high"][place]) == pytest.approx((low, high), abs=1e-6)
-        assert len(curve["batch"]) == 2
+            assert cell.counts_within("attainment") == (num_met, num_due) == (num_met, 24)
+            assert drawn["attainment"] == pytest.approx(num_met / num_due)
+            ends = drawn["attainment_low"], drawn["attainment_high"]
+            assert ends == pytest.approx(wilson(num_met, num_due), abs=1e-6)
 
 
 def wilson(num_met: int, num_total: int) -> tuple[float, float]:
@@ -158,7 +152,7 @@ def wilson(num_met: int, num_total: int) -> tuple[float, float]:
 
 
 def test_average_batch_is_time_spent_decoding_over_time(rates: SweepResult) -> None:
-    curve = figure_data.attainment_curves(rates, {})[0]
+    drawn = figure_data.over_rates(rates, {}, "attainment").iloc[0]
     [cell] = [each for each in rates.of_arm("default") if each.point["load.rate_per_s"] == 0.8]
     batches = []
     for repetition in raw(cell):
@@ -166,48 +160,41 @@ def test_average_batch_is_time_spent_decoding_over_time(rates: SweepResult) -> N
         spans = [(each["arrivals"][0][0], each["arrivals"][-1][0]) for each in repetition["requests"]]
         held_s = sum(max(0.0, min(last, end_s) - max(first, start_s)) for first, last in spans)
         batches.append(held_s / (end_s - start_s))
-    assert curve["batch"][0] == pytest.approx(mean(batches))
+    assert drawn["decode_batch"] == pytest.approx(mean(batches))
 
 
-def test_limits_apart_are_counted_apart(rates: SweepResult, beside: SweepResult) -> None:
-    cell = rates.cells[0]
-    within = {limit: figure_data.counts_within(cell, limit)[0] for limit in ("ttft", "tbt", "both")}
-    assert within["both"] <= min(within["ttft"], within["tbt"])
-    assert figure_data.counts_within(cell, "both") == figure_data.counts_within(cell)
-    assert figure_data.counts_within(cell, "none such") == (0, 0)
+def test_limits_apart_are_counted_apart(rates: SweepResult, tmp_path: Path) -> None:
+    within = {name: rates.cells[0].counts_within(name)[0] for name in LIMITS}
+    assert within["attainment"] <= min(within["attainment_ttft"], within["attainment_tbt"])
+    without = write_sweep(tmp_path / "s", arms=THREE, rounds=1, num_requests=2, with_limits=False).cells[0]
+    assert without.counts_within("attainment") == (0, 0) and without.interval("attainment") is None
 
 
 def test_ttft_over_the_rate(rates: SweepResult) -> None:
-    for arm, curve in zip(rates.arms, figure_data.ttft_curves(rates, {}), strict=True):
+    for arm, drawn in figure_data.over_rates(rates, {}, "ttft_mean").groupby("arm", sort=False):
         cells = sorted(rates.of_arm(arm), key=lambda cell: cell.point["load.rate_per_s"])
         expected = [mean(mean(map(ttft_of, finished(each))) for each in raw(cell)) for cell in cells]
-        assert curve["rates_rps"] == [0.8, 1.7]
-        assert curve["ttft_s"] == pytest.approx(expected)
-        assert all(
-            low <= value <= high
-            for low, value, high in zip(curve["low"], curve["ttft_s"], curve["high"], strict=True)
-        )
+        assert drawn["load.rate_per_s"].tolist() == [0.8, 1.7]
+        assert drawn.ttft_mean.tolist() == pytest.approx(expected)
+        assert drawn.ttft_mean.between(drawn.ttft_mean_low, drawn.ttft_mean_high).all()
 
 
 def test_expert_bytes_are_per_request_by_phase(rates: SweepResult) -> None:
-    bars = figure_data.expert_bytes_bars(rates, {"load.rate_per_s": 0.8})
-    for name, bar in zip(THREE, bars, strict=True):
+    rows = figure_data.expert_bytes_of(rates.at({"load.rate_per_s": 0.8})).set_index("arm")
+    for name in THREE:
         for phase in ("prompt", "hybrid", "decode"):
-            assert bar[phase] == pytest.approx(1e9 * ARMS[name].gigabytes.get(phase, 0.0))
-        assert bar["total"] == pytest.approx(bar["prompt"] + bar["hybrid"] + bar["decode"])
+            assert rows[phase][name] == pytest.approx(1e9 * ARMS[name].gigabytes.get(phase, 0.0))
+    assert rows.expert_bytes.tolist() == pytest.approx((rows.prompt + rows.hybrid + rows.decode).tolist())
 
 
 def test_joules_are_over_tokens_and_absent_without_a_counter(rates: SweepResult, beside: SweepResult) -> None:
-    assert figure_data.energy_bars(rates, {"load.rate_per_s": 0.8}) == []
-    for name, bar in zip(ARMS, figure_data.energy_bars(beside, {}), strict=True):
+    names = list(figure_data.JOULES.values())
+    assert figure_data.arm_frame(rates.cells, names)[names].isna().all(axis=None)
+    for name, (_, bar) in zip(ARMS, figure_data.arm_frame(beside.cells, names).iterrows(), strict=True):
         joules, prompt, output = 9.0 * (1 + ARMS[name].pause_s), 6 * 2048, 6 * 24
-        expected = {
-            "prompt token": joules / prompt,
-            "output token": joules / output,
-            "token": joules / (prompt + output),
-        }
-        assert bar["joules"] == pytest.approx(expected)
-        assert set(bar["low"]) == set(bar["high"]) == set(expected)
+        expected = [joules / prompt, joules / output, joules / (prompt + output)]
+        for end in ("", "_low", "_high"):
+            assert [bar[f"{each}{end}"] for each in names] == pytest.approx(expected)
 
 
 def test_the_stream_is_the_one_with_the_longest_pause_under_the_baseline(rates: SweepResult) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_layered.errors import BenchError
 from sglang_layered.metrics.slo import SloLimits
-from sglang_layered_lab.bench.metrics import Distribution, RequestMetrics, Window, measure, verdicts
+from sglang_layered_lab.bench.metrics import Distribution, Window, measure, requests_of, tokens_of
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
 
 WINDOW = Window(2.0, 7.0)
@@ -56,18 +56,24 @@ def due_inside(run: list[RequestTrace]) -> list[RequestTrace]:
 
 @given(traces(), st.sampled_from(["due", "sent"]))
 def test_one_request_equals_its_exploded_times(trace: RequestTrace, since: str) -> None:
-    if not trace.arrivals:
-        with pytest.raises(BenchError, match="no token"):
-            RequestMetrics.of(trace)
-        return
     times_s, gaps_s = exploded(trace), gaps_of(trace)
+    seen, tokens = requests_of([trace], LIMITS, since).iloc[0], tokens_of([trace])
+    assert (tokens.time_s.tolist(), tokens.gap_s.dropna().tolist()) == (times_s, gaps_s)
+    if not trace.arrivals:
+        assert seen[["first_s", "num_tokens", "ttft_s", "e2e_s", "tpot_s"]].isna().all()
+        return
     zero_s = trace.due_s if since == "due" else trace.sent_s
-    seen = RequestMetrics.of(trace, since)
     assert (seen.ttft_s, seen.e2e_s) == (times_s[0] - zero_s, times_s[-1] - zero_s)
-    assert seen.gaps_s.tolist() == gaps_s
     assert seen.worst_gap_s == max(gaps_s, default=0.0)
-    assert seen.tpot_s == (pytest.approx(sum(gaps_s) / len(gaps_s)) if gaps_s else None)
-    assert seen.stall_s(0.5) == sum(gap - 0.5 for gap in gaps_s if gap > 0.5)
+    assert seen.tpot_s == pytest.approx(sum(gaps_s) / len(gaps_s) if gaps_s else np.nan, nan_ok=True)
+    assert seen.stall_s == sum(gap - 0.5 for gap in gaps_s if gap > 0.5)
+
+
+@settings(max_examples=20)
+@given(runs)
+def test_requests_measured_together_are_as_each_alone(run: list[RequestTrace]) -> None:
+    alone = pd.concat([requests_of([trace], LIMITS) for trace in run], ignore_index=True)
+    pd.testing.assert_frame_equal(requests_of(run, LIMITS), alone, check_dtype=False)
 
 
 @given(runs)
@@ -97,16 +103,15 @@ def test_latencies_are_of_finished_requests_due_in_the_window(run: list[RequestT
         return
     done = [trace for trace in due if trace.error is None]
     seen = measure(run, WINDOW, LIMITS)
-    latencies = seen.latencies
-    assert latencies.ttft_s == Distribution.of([exploded(trace)[0] - trace.due_s for trace in done])
-    assert latencies.worst_gap_s == Distribution.of([max(gaps_of(trace), default=0.0) for trace in done])
+    found = seen.latencies
+    assert found.get("ttft") == Distribution.of([exploded(trace)[0] - trace.due_s for trace in done])
+    assert found.get("worst_gap") == Distribution.of([max(gaps_of(trace), default=0.0) for trace in done])
     pooled = [gap for trace in done for gap in gaps_of(trace)]
-    assert (latencies.tbt_s is None) == (not pooled)
-    if latencies.tbt_s is not None:
-        assert latencies.tbt_s.count == len(pooled)
-        assert latencies.tbt_s.p99 == pytest.approx(np.percentile(pooled, 99))
-        assert latencies.tbt_s.mean == pytest.approx(sum(pooled) / len(pooled))
-    assert seen.lateness_s == Distribution.of([trace.sent_s - trace.due_s for trace in due])
+    assert ("tbt" in found) == bool(pooled)
+    if pooled:
+        assert found["tbt"].count == len(pooled)
+        assert found["tbt"].p99 == pytest.approx(np.percentile(pooled, 99))
+        assert found["tbt"].mean == pytest.approx(sum(pooled) / len(pooled))
 
 
 @given(runs)
@@ -128,38 +133,13 @@ def test_throughput_equals_a_recount_of_tokens(run: list[RequestTrace]) -> None:
 
 
 @given(runs)
-def test_batches_equal_a_walk_over_the_clock(run: list[RequestTrace]) -> None:
+def test_the_decode_batch_equals_a_walk_over_the_clock(run: list[RequestTrace]) -> None:
     if not due_inside(run):
         return
     spans = [(times[0], times[-1]) for trace in run if (times := exploded(trace))]
     instants = np.arange(2.0, 7.0, TICK_S) + TICK_S / 2  # nothing changes within a tick
     held = [sum(first <= instant < last for first, last in spans) for instant in instants]
-    seen_by_tokens = [
-        sum(first < time_s <= last for first, last in spans)
-        for trace in run
-        for time_s in exploded(trace)
-        if 2.0 <= time_s < 7.0 and time_s > exploded(trace)[0]
-    ]
-    batch = measure(run, WINDOW, LIMITS).batch
-    assert batch.time_weighted == pytest.approx(sum(held) / len(held))
-    if seen_by_tokens:
-        assert batch.token_weighted == pytest.approx(sum(seen_by_tokens) / len(seen_by_tokens))
-        assert batch.token_weighted >= 1
-    else:
-        assert batch.token_weighted is None
-
-
-@given(runs)
-def test_batch_seen_by_arrivals_is_who_is_there_when_one_is_sent(run: list[RequestTrace]) -> None:
-    if not due_inside(run):
-        return
-    counts = [
-        sum(other.sent_s <= trace.sent_s < (exploded(other) or [other.sent_s])[-1] for other in run)
-        for trace in run
-        if 2.0 <= trace.sent_s < 7.0
-    ]
-    seen = measure(run, WINDOW, LIMITS).batch.seen_by_arrivals
-    assert seen == (pytest.approx(sum(counts) / len(counts)) if counts else None)
+    assert measure(run, WINDOW, LIMITS).decode_batch == pytest.approx(sum(held) / len(held))
 
 
 def two_streams() -> list[RequestTrace]:
@@ -171,33 +151,32 @@ def two_streams() -> list[RequestTrace]:
 
 def test_a_run_by_hand() -> None:
     seen = measure(two_streams(), WINDOW, SloLimits(tbt_s=0.75))
-    assert seen.latencies.ttft_s == Distribution(2, 0.75, 0.75, 0.95, 0.975, 0.995, 1.0)
-    assert seen.latencies.stall_s is not None and seen.latencies.stall_s.max == pytest.approx(0.75)
-    assert seen.batch.time_weighted == pytest.approx((3 + 2) / 5)
-    assert seen.batch.token_weighted == pytest.approx((4 * 2 + 1) / 5)
-    assert seen.batch.seen_by_arrivals == 2.0  # sent together
+    assert seen.latencies["ttft"] == Distribution(2, 0.75, 0.75, 0.95, 0.975, 0.995, 1.0)
+    assert seen.latencies["stall"].max == pytest.approx(0.75)
+    assert seen.decode_batch == pytest.approx((3 + 2) / 5)
     assert seen.throughput.total_tokens_per_s == pytest.approx((7 + 30) / 5)
     assert seen.attainment == {"tbt": 0.0} and seen.goodput_rps == 0.0
-    assert measure(two_streams(), WINDOW, LIMITS, since="sent").latencies.ttft_s.max == 0.5
+    assert measure(two_streams(), WINDOW, LIMITS, since="sent").latencies["ttft"].max == 0.5
 
 
 def test_without_limits_there_is_no_attainment() -> None:
     seen = measure(two_streams(), WINDOW, SloLimits())
-    assert seen.attainment == {} and seen.goodput_rps is None and seen.latencies.stall_s is None
-    assert json.loads(json.dumps(seen.to_json()))["latencies"]["tbt_s"]["p50"] == 1.0
+    assert seen.attainment == {} and seen.goodput_rps is None and "stall" not in seen.latencies
 
 
 def test_tokens_that_come_together_have_no_gap_between_them() -> None:
     lumps = (Arrival(1.0, 2), Arrival(4.0, 5))
-    assert RequestMetrics.of(RequestTrace("r", 0.0, 0.0, 1, 5, lumps)).gaps_s.tolist() == [0, 3, 0, 0]
+    gaps_s = tokens_of([RequestTrace("r", 0.0, 0.0, 1, 5, lumps)]).gap_s
+    assert gaps_s.isna().tolist() == [True, False, False, False, False]
+    assert gaps_s.dropna().tolist() == [0, 3, 0, 0]
 
 
 def test_a_failed_request_met_nothing() -> None:
     trace = RequestTrace("r", 0.0, 0.0, 1, 9, (Arrival(0.1, 1),), error="timeout")
-    assert verdicts(trace, LIMITS) == {"ttft": False, "tbt": False, "both": False}
-    assert verdicts(trace, SloLimits(tbt_s=9.0)) == {"tbt": False}
     only_failed = measure([trace], Window(0.0, 1.0), LIMITS)
-    assert only_failed.latencies.ttft_s is None and only_failed.num_failed == 1
+    assert only_failed.attainment == {"ttft": 0.0, "tbt": 0.0, "both": 0.0}
+    assert measure([trace], Window(0.0, 1.0), SloLimits(tbt_s=9.0)).attainment == {"tbt": 0.0}
+    assert only_failed.latencies == {} and only_failed.num_failed == 1
 
 
 @pytest.mark.parametrize(

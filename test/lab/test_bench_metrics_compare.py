@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.compare import Point, best_ttft, compare, duels, pareto_set
+from sglang_layered_lab.bench.compare import Point, best_ttft, pareto_set
+from sglang_layered_lab.bench.intervals import Interval
+from sglang_layered_lab.bench.ratios import Ratio, Versus, versus
 
 places = st.tuples(st.integers(1, 6), st.integers(1, 6))
 clouds = st.lists(places, max_size=12).map(
@@ -27,36 +29,33 @@ def arms(num_rounds: int, noise: float, seed: int) -> dict[str, list[float]]:
     }
 
 
+def compared(runs: dict[str, list[float]], arm: str, better: str = "lower") -> Versus:
+    return versus(pd.Series(runs[arm]), pd.Series(runs["base"]), better)
+
+
 def test_the_same_arm_twice_is_undecided_at_the_stated_rate() -> None:
-    verdicts = [compare(arms(4, 0.02, seed), "base")[0].verdict for seed in range(600)]
+    verdicts = [compared(arms(4, 0.02, seed), "same").verdict for seed in range(600)]
     assert 0.93 <= verdicts.count("undecided") / len(verdicts) <= 0.97
     assert verdicts.count("better") and verdicts.count("worse")
 
 
 @pytest.mark.parametrize(("better", "verdict"), [("lower", "better"), ("higher", "worse")])
 def test_half_the_value_is_seen_in_the_metrics_direction(better: str, verdict: str) -> None:
-    same, half = compare(arms(4, 0.02, 0), "base", better=better)
-    assert (same.arm, same.verdict, half.arm, half.verdict) == ("same", "undecided", "half", verdict)
-    assert half.baseline == "base" and half.ratio.value == pytest.approx(0.5, rel=0.05)
-    [double] = compare({"a": [2.0, 2.1, 2.2], "b": [1.0, 1.1, 1.0]}, "b", better=better)
+    runs = arms(4, 0.02, 0)
+    half = compared(runs, "half", better)
+    assert (compared(runs, "same", better).verdict, half.verdict) == ("undecided", verdict)
+    assert half.ratio.value == pytest.approx(0.5, rel=0.05)
+    double = compared({"a": [2.0, 2.1, 2.2], "base": [1.0, 1.1, 1.0]}, "a", better)
     assert double.verdict == {"lower": "worse", "higher": "better"}[better]
 
 
 def test_precise_means_within_the_limit_both_ways() -> None:
-    _, quiet = compare(arms(6, 0.01, 0), "base")
-    _, loud = compare(arms(6, 0.4, 0), "base")
-    assert quiet.is_precise and not loud.is_precise
-    assert not compare(arms(6, 0.01, 0), "base", width_limit=0.001)[1].is_precise
-    reach = max(quiet.ratio.high / quiet.ratio.value, quiet.ratio.value / quiet.ratio.low) - 1
-    assert compare(arms(6, 0.01, 0), "base", width_limit=reach * 1.001)[1].is_precise
-    assert not compare(arms(6, 0.01, 0), "base", width_limit=reach * 0.999)[1].is_precise
-
-
-def test_the_longer_side_of_an_interval_decides() -> None:
-    runs = {"a": [1.0, 1.0, 1.0, 1.0, 1.0, 0.5], "b": [1.0] * 6}
-    [skewed] = compare(runs, "b", of="mean", width_limit=0.15)
-    assert skewed.ratio.high / skewed.ratio.value < 1.15 < skewed.ratio.value / skewed.ratio.low
-    assert not skewed.is_precise
+    assert compared(arms(6, 0.01, 0), "half").ratio.is_precise
+    assert not compared(arms(6, 0.4, 0), "half").ratio.is_precise
+    for low, high, is_precise in ((0.953, 1.049, True), (0.951, 1.0, False), (1.0, 1.051, False)):
+        interval = Interval(1.0, low, high, 0.95, "Student t of logs", 3)
+        assert Ratio(1.0, interval).is_precise == is_precise
+    assert not Ratio(1.0, None).is_precise
 
 
 @given(clouds)
@@ -71,30 +70,14 @@ def test_pareto_set_is_what_no_point_beats(points: list[Point]) -> None:
     assert [point.ttft_s for point in found] == sorted(point.ttft_s for point in found)
 
 
-@given(clouds, clouds)
-def test_duels_pick_the_lowest_ttft_at_equal_or_better_tbt(
-    baselines: list[Point], rivals: list[Point]
-) -> None:
-    found = duels(baselines, rivals)
-    assert [duel.baseline for duel in found] == baselines
-    for duel in found:
-        allowed = [point.ttft_s for point in rivals if point.tbt_s <= duel.baseline.tbt_s]
-        assert (duel.rival is None) == (duel.ttft_ratio is None) == (not allowed)
-        if duel.rival is not None:
-            assert duel.rival.tbt_s <= duel.baseline.tbt_s
-            assert duel.ttft_ratio == min(allowed) / duel.baseline.ttft_s
+@given(clouds, places)
+def test_the_best_has_the_lowest_ttft_at_equal_or_better_tbt(rivals: list[Point], place: tuple) -> None:
+    limit_s = float(place[1])
+    allowed = [point.ttft_s for point in rivals if point.tbt_s <= limit_s]
+    best = best_ttft(rivals, limit_s)
+    assert (best is None) == (not allowed)
+    assert best is None or (best.tbt_s <= limit_s and best.ttft_s == min(allowed))
 
 
 def test_a_tie_goes_to_the_lower_tbt() -> None:
     assert best_ttft([Point("a", 1.0, 0.3), Point("b", 1.0, 0.2), Point("c", 0.5, 0.9)], 0.3).arm == "b"
-
-
-def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(BenchError, match="baseline"):
-        compare({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "c")
-    with pytest.raises(BenchError, match="another arm"):
-        compare({"a": [1.0, 2.0]}, "a")
-    with pytest.raises(BenchError, match="as many of both"):
-        compare({"a": [1.0, 2.0], "b": [1.0, 2.0, 3.0]}, "a")
-    with pytest.raises(BenchError, match="width_limit"):
-        compare({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "a", width_limit=0.0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from sglang_layered_lab.bench import plots
-from sglang_layered_lab.bench.plots_style import LOG_FROM, looks_of, new_figure
+from sglang_layered_lab.bench.plots import LOG_FROM, looks_of, new_figure
 
 NONE = {"worst_tbt_s": False, "p99_tbt_s": False}
 
@@ -61,9 +62,11 @@ def test_values_far_apart_are_drawn_on_a_logarithmic_axis_that_says_so(factor: f
 
 
 def test_ttft_over_the_rate_draws_every_curve_and_its_interval() -> None:
-    curve = {"mode": "mixed", "label": "mixed 512", "rates_rps": [1.0, 2.0], "ttft_s": [0.5, 0.9]}
-    shaded = {**curve, "mode": "layered", "label": "layered", "low": [0.4, 0.8], "high": [0.6, 1.0]}
-    [axis] = plots.ttft_over_rate([curve, shaded], "t").axes
+    curve = {"mode": "mixed", "label": "mixed 512", "load.rate_per_s": [1.0, 2.0], "ttft_mean": [0.5, 0.9]}
+    ends = {"ttft_mean_low": [0.4, 0.8], "ttft_mean_high": [0.6, 1.0]}
+    shaded = {**curve, "mode": "layered", "label": "layered", **ends}
+    rows = pd.concat([pd.DataFrame(curve), pd.DataFrame(shaded)])
+    [axis] = plots.ttft_over_rate(rows, "t").axes
     assert [list(line.get_ydata()) for line in axis.lines] == [[0.5, 0.9], [0.5, 0.9]]
     [shade] = axis.collections
     assert {tuple(corner) for corner in shade.get_paths()[0].vertices} >= {(1.0, 0.4), (2.0, 1.0)}

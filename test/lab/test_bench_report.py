@@ -112,7 +112,7 @@ def test_what_is_missing_is_announced(page: Page) -> None:
     said = " ".join(page.seen["missing"])
     assert "Energy a token" in said and "energy was not asked for" in said
     assert "the grid has no two values of load.rate_per_s" in said
-    assert any(text.startswith("Not measured: ") and "energy" in text for text in page.seen["note"])
+    assert any(text.startswith("Not measured here: ") and "energy" in text for text in page.seen["note"])
 
 
 def test_versions_machine_and_coverage_are_there(page: Page) -> None:

@@ -19,18 +19,18 @@ from bench_checks.client_honesty import fake_server
 from click.testing import CliRunner
 
 from sglang_layered.errors import BenchError, ConfigError, LayeredPrefillError
+from sglang_layered.files import check_output
 from sglang_layered.metrics.slo import SloLimits
-from sglang_layered.writable import check_writable
+from sglang_layered_lab.bench.load import Load
 from sglang_layered_lab.bench.metrics import Window, measure
 from sglang_layered_lab.bench.record import BenchRecord
-from sglang_layered_lab.bench.run import Load
-from sglang_layered_lab.bench.server_state import check_answers, flush_cache, put_in_force
+from sglang_layered_lab.bench.server_state import flush_cache, put_in_force
 from sglang_layered_lab.bench.spec import spec_from
 from sglang_layered_lab.bench.spec_errors import SpecError
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
+from sglang_layered_lab.bench.workload import Server
 from sglang_layered_lab.cli.bench import bench
-from sglang_layered_lab.cli.bench_run import kept_text
-from sglang_layered_lab.cli.bench_sweep import sweep
+from sglang_layered_lab.cli.bench_run import kept_text, sweep
 from sglang_layered_lab.serving import free_port
 from test_bench_inputs import SPEC, problems_of, values_of
 
@@ -67,18 +67,18 @@ def test_a_url_where_nobody_listens_is_one_line(tmp_path: Path) -> None:
 
 def test_no_question_to_a_server_ends_in_a_traceback() -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    for ask in (check_answers, flush_cache, lambda url: put_in_force(url, {"layered_num_groups": 2})):
+    for ask in (flush_cache, lambda url: put_in_force(url, {"layered_num_groups": 2})):
         with pytest.raises(BenchError, match="no server answers"):
             ask(nobody)
 
 
 def test_a_server_that_speaks_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(httpx, "post", lambda *_, **__: httpx.Response(200, text="<html>"))
-    with pytest.raises(BenchError, match="http://x does not answer as SGLang does"):
+    monkeypatch.setattr(httpx, "request", lambda *_, **__: httpx.Response(200, text="<html>"))
+    with pytest.raises(BenchError, match=r"http://x/set_internal_state answers <html>; it refused"):
         put_in_force("http://x", {"layered_num_groups": 2})
-    monkeypatch.setattr(httpx, "get", lambda *_, **__: httpx.Response(404, text="<html>"))
-    with pytest.raises(BenchError, match="status 404"):
-        check_answers("http://x")
+    monkeypatch.setattr(httpx, "request", lambda *_, **__: httpx.Response(404, text="<html>"))
+    with pytest.raises(BenchError, match=r"status 404 .*; see that it is an SGLang server"):
+        flush_cache("http://x")
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_first_request(
@@ -89,23 +89,21 @@ def test_an_output_that_cannot_be_written_is_found_before_the_first_request(
     before = httpx.get(f"{url}/written").json()
     for out in (Path("/proc/x/o.json"), tmp_path / "file" / "o.json", tmp_path / "folder"):
         assert re.fullmatch(
-            r"--out: .* cannot be written \(.+\); .*", refused("run", spec_path, "--out", out)
+            r"--out /.*: .+; give a path that can be written", refused("run", spec_path, "--out", out)
         )
     assert httpx.get(f"{url}/written").json() == before
     spec = spec_path.read_text().replace('[run]\nname = "plain"', "[slo]\ntbt_ms = 50")
-    (tmp_path / "c.toml").write_text('[run]\nname = "c"\n' + spec)
-    assert "cannot be written" in refused("capacity", tmp_path / "c.toml", "--out", tmp_path / "file" / "c")
     (tmp_path / "w.toml").write_text(spec + '[sweep]\nname = "w"\n[[arms]]\nname = "a"\nmode = "m"\n')
-    assert "cannot be written" in refused("sweep", tmp_path / "w.toml", "--out", tmp_path / "file")
-    assert "cannot be written" in refused("kernels", "--out", tmp_path / "file" / "k.json")
+    assert "can be written" in refused("sweep", tmp_path / "w.toml", "--out", tmp_path / "file")
+    assert "can be written" in refused("kernels", "--out", tmp_path / "file" / "k.json")
     assert httpx.get(f"{url}/written").json() == before
 
 
 def test_trying_to_write_leaves_nothing_but_the_folder(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a" / "b.json")
+    check_output(tmp_path / "a" / "b.json")
     assert [each.name for each in tmp_path.rglob("*")] == ["a"]
-    with pytest.raises(ConfigError, match=r"^--publish: .*it is a folder"):
-        check_writable(tmp_path / "a", "--publish")
+    with pytest.raises(ConfigError, match=r"^--publish .*: Is a directory; give a path"):
+        check_output(tmp_path / "a", "--publish")
 
 
 def test_a_record_that_no_longer_fits_on_the_disk_says_what_is_kept(
@@ -153,11 +151,11 @@ def test_a_window_that_holds_nothing_is_told_before_the_load(url: str) -> None:
             load={"arrivals": "constant", "rate_per_s": 100.0, "num_requests": 2, "warmup_s": 5.0},
         )
     )
-    from sglang_layered_lab.bench.run import run_repetition, serving
+    from sglang_layered_lab.bench.run import run_repetition
 
     before = httpx.get(f"{url}/written").json()
-    with serving(spec, Path("unused.log")) as server, pytest.raises(SpecError, match=r"load\.num_requests"):
-        run_repetition(Load.of(spec), server, 0)
+    with pytest.raises(SpecError, match=r"load\.num_requests"):
+        run_repetition(Load.of(spec), Server(url, 9), 0)
     assert httpx.get(f"{url}/written").json() == before
 
 
@@ -198,12 +196,10 @@ def test_a_run_says_its_whole_throughput_and_knows_its_total(
 
 def test_a_load_by_the_clock_tells_its_total_while_it_runs(url: str) -> None:
     from sglang_layered_lab.bench.client import BenchClient
-    from sglang_layered_lab.bench.client_data import PlannedRequest
+    from sglang_layered_lab.bench.client_data import PlannedRequest, RunClock
 
     client = BenchClient.__new__(BenchClient)
     BenchClient.__init__(client, url, [PlannedRequest("a", 0.0, (1,), 1), PlannedRequest("b", 0.0, (1,), 1)])
-    from sglang_layered_lab.bench.clock import RunClock
-
     client.clock = RunClock()
     client.clock.start()
     assert client._progress().num_requests == 2

@@ -8,22 +8,28 @@ import pytest
 from rich.console import Console
 
 from sglang_layered_lab.bench.arrivals import arrival_times, measuring_window
-from sglang_layered_lab.bench.lengths import RequestSize
+from sglang_layered_lab.bench.lengths import RequestSize, load_lengths
+from sglang_layered_lab.bench.load import Load
 from sglang_layered_lab.bench.spec import BenchSpec, ServerSpec, SloSpec
 from sglang_layered_lab.bench.spec_describe import describe, outline
 from sglang_layered_lab.bench.spec_load import LengthsSpec, LoadSpec, PrefixSpec, WorkloadSpec
 from test_bench_workload import LENGTHS, PREFIXES, requests_of, spec_of, workload_of
 
 
+def load_of(spec: BenchSpec) -> Load:
+    """Its model is not looked at."""
+    return Load(spec, load_lengths(spec.workload.lengths, spec.folder), ())
+
+
 @pytest.mark.parametrize("prefixes", [None, PREFIXES])
 def test_the_outline_counts_the_very_requests(prefixes: PrefixSpec | None) -> None:
     load = LoadSpec("poisson", rate_per_s=2.0, duration_s=60.0, warmup_s=10.0, cooldown_s=5.0)
     spec = spec_of(WorkloadSpec(LENGTHS, prefixes), load)
-    drawn = outline(spec)
+    drawn = outline(load_of(spec))
     times = arrival_times(load, 0)
     requests = requests_of(workload_of(spec.workload), range(len(times)))
     assert drawn.sizes == tuple(RequestSize(each.prompt_tokens, each.output_tokens) for each in requests)
-    assert (drawn.num_requests, drawn.last_due_s) == (len(times), times[-1])
+    assert (len(drawn.sizes), drawn.last_due_s) == (len(times), times[-1])
     assert drawn.window_s == measuring_window(load, times) == (10.0, 55.0)
     assert drawn.num_measured == len([each for each in times if 10 <= each < 55])
     own = [
@@ -37,7 +43,7 @@ def test_the_outline_counts_the_very_requests(prefixes: PrefixSpec | None) -> No
 def shown(spec: BenchSpec) -> str:
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(describe(spec))
+        console.print(describe(load_of(spec)))
     return " ".join(capture.get().replace("│", " ").split())
 
 
@@ -49,8 +55,8 @@ def test_a_dry_run_says_what_would_be_sent() -> None:
     spec = replace(spec, server=ServerSpec(model="m", flags=flags, env={"A": "1"}))
     text = shown(spec)
     for part in (
-        'start m A=1 --json-model-override-args {"a": [1, "[b]"]}',
-        "constant, 2 requests/s",
+        'model: m, flags: --json-model-override-args {"a": [1, "[b]"]}, env: A=1',
+        "arrivals: constant, rate_per_s: 2.0, num_requests: 8",
         "8 each repetition",
         "last request due 3.5 s (cut off at 600 s)",
         "due from 1.0 s to 3.5 s: 6 requests",
@@ -65,5 +71,5 @@ def test_a_dry_run_says_what_would_be_sent() -> None:
 
 def test_a_closed_load_says_what_is_not_known() -> None:
     counted = shown(spec_of(WorkloadSpec(LENGTHS), LoadSpec("closed", num_clients=3, num_requests=20)))
-    assert "closed, 3 clients" in counted
+    assert "arrivals: closed, num_clients: 3" in counted
     assert "20 each repetition" in counted and "last request due" not in counted

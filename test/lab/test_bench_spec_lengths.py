@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sglang_layered_lab.bench.lengths import DrawnLengths, FileLengths, draw_length, load_lengths
-from sglang_layered_lab.bench.lengths_fit import Lognormal
 from sglang_layered_lab.bench.spec_errors import SpecError
-from sglang_layered_lab.bench.spec_load import DistributionSpec, LengthsSpec
+from sglang_layered_lab.bench.spec_load import DistributionSpec, LengthsSpec, Lognormal
 
 SAMPLES = Path(__file__).parents[2] / "scripts" / "bench"
 UNIFORM = DistributionSpec("uniform", min_tokens=1, max_tokens=300)
@@ -30,7 +29,6 @@ def test_any_two_figures_give_back_the_lognormal(mu: float, sigma: float, pair: 
     figures[pair] = None
     fitted = Lognormal.fit(**figures)
     assert (fitted.mu, fitted.sigma) == (pytest.approx(mu), pytest.approx(sigma, rel=1e-6))
-    assert fitted.mean == pytest.approx(known.mean())
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,7 @@ def test_any_two_figures_give_back_the_lognormal(mu: float, sigma: float, pair: 
     ],
 )
 def test_a_lognormal_that_does_not_exist_is_refused(figures: dict[str, float], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(ValueError, match=message):
         DistributionSpec("lognormal", **figures)  # type: ignore[arg-type]
 
 

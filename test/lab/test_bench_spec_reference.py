@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sglang_layered_lab.bench.spec import BenchSpec
-from sglang_layered_lab.bench.spec_errors import fields_of, marks_of, meaning_of, options_of, unit_of
-from sglang_layered_lab.bench.spec_reference import DOCUMENT, END, START, with_reference
+from sglang_layered_lab.bench.spec_keys import Unit
 from sglang_layered_lab.bench.sweep_spec import Arm, SweepSettings
-
-ROOT = Path(__file__).resolve().parents[2]
+from spec_reference import DOCUMENT, END, START, fields_of, mark_of, marks_of, options_of, with_reference
 
 
 def kinds(kind: Any) -> set[Any]:
@@ -28,15 +25,15 @@ def kinds(kind: Any) -> set[Any]:
 
 
 def test_making_it_again_changes_nothing() -> None:
-    text = (ROOT / DOCUMENT).read_text()
+    text = DOCUMENT.read_text()
     assert text.count(START) == text.count(END) == 1
-    assert with_reference(text) == text, "run `python -m sglang_layered_lab.bench.spec_reference`"
+    assert with_reference(text) == text, "run scripts/spec-keys"
 
 
 @pytest.mark.parametrize("kind", sorted(kinds(BenchSpec) - {BenchSpec} | {Arm, SweepSettings}, key=str))
 def test_every_key_says_what_it_means_and_every_number_has_both_ends(kind: Any) -> None:
     for name, field in fields_of(kind).items():
-        assert meaning_of(field), name
+        assert mark_of(field, str), name
         if {int, float} & set(options_of(field.annotation)):
             ends = {end for each in marks_of(field) for end in ("ge", "gt", "le") if hasattr(each, end)}
-            assert unit_of(field) and "le" in ends and len(ends) == 2, name
+            assert mark_of(field, Unit) and "le" in ends and len(ends) == 2, name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 from bench_checks.client_honesty import fake_server
 
 from sglang_layered.errors import BenchError
 from sglang_layered.metrics.slo import SloLimits
+from sglang_layered_lab.bench import sweep as sweeps
 from sglang_layered_lab.bench.metrics import Window
 from sglang_layered_lab.bench.record import Repetition
-from sglang_layered_lab.bench.scalars import SCALARS
+from sglang_layered_lab.bench.scalars import SCALARS, scalars_of
 from sglang_layered_lab.bench.spec_errors import SpecError
-from sglang_layered_lab.bench.sweep import Turn, order, run_sweep
+from sglang_layered_lab.bench.sweep import Turn, order, pool_for
 from sglang_layered_lab.bench.sweep_result import SweepResult
 from sglang_layered_lab.bench.sweep_spec import SweepSpec, read_sweep, sweep_from
 from sglang_layered_lab.bench.trace import Arrival, RequestTrace
@@ -47,6 +51,11 @@ def values(**more: Any) -> dict[str, Any]:
 
 def sweep_of(**more: Any) -> SweepSpec:
     return sweep_from(values(**more), Path("."))
+
+
+def run_sweep(spec: SweepSpec, folder: Path, **more: Any) -> SweepResult:
+    with pool_for([spec], folder) as pool:
+        return sweeps.run_sweep(spec, folder, pool, **more)
 
 
 def test_cells_are_arms_times_points_and_whole_specs() -> None:
@@ -93,6 +102,21 @@ def test_servers_that_do_not_fit_at_once_start_once_a_round() -> None:
     names = [cell.arm.name for cell in order(spec, 0)]
     assert Counter(names) == Counter({f"arm{index}": 4 for index in range(4)})
     assert sum(first != second for first, second in pairwise(names)) == 3
+
+
+def test_arms_that_share_a_server_have_their_turns_one_after_the_other() -> None:
+    arms = [
+        {"name": f"arm{index}", "mode": "x", "flags": [f"--flag{index % 3}"]}
+        | {"changes": {"server.settings": {"layered_num_groups": index}}}
+        for index in range(9)
+    ]
+    settings = {"name": "small", "rounds": 2, "timeout_s": 60, "max_servers": 1}
+    workload = {"lengths": values()["workload"]["lengths"]}
+    spec = sweep_of(arms=arms, sweep=settings, server={"model": {"arch": "qwen3_moe"}}, workload=workload)
+    for index in range(2):
+        flags = [cell.spec.server.flags for cell in order(spec, index)]
+        assert Counter(flags) == Counter({(f"--flag{each}",): 3 * 4 for each in range(3)})
+        assert sum(first != second for first, second in pairwise(flags)) == 2
 
 
 @pytest.mark.parametrize(
@@ -143,7 +167,7 @@ def test_a_sweep_goes_on_where_it_ended(url: str, tmp_path: Path) -> None:
     for cell in found.cells:
         assert [each.index for each in cell.record.repetitions] == [0, 1]
         assert len(cell.record.repetitions[0].traces) == (4 if cell.arm == "second" else 2)
-        assert all(value is not None and value > 0 for value in cell.values("ttft_mean"))
+        assert (cell.rounds.ttft_mean > 0).all()
     one = found.of_arm("second")[0].record_path
     before = one.read_bytes()
     one.unlink()
@@ -155,6 +179,18 @@ def test_a_sweep_goes_on_where_it_ended(url: str, tmp_path: Path) -> None:
         run_sweep(replace(spec(2), grid={}), tmp_path / "s")
     run_sweep(spec(1), tmp_path / "s", restart=True)
     assert [len(cell.record.repetitions) for cell in SweepResult.read(tmp_path / "s").cells] == [1] * 4
+
+
+def test_a_sweep_ends_within_its_budget_and_says_how_to_go_on(url: str, tmp_path: Path) -> None:
+    spec = values(server={"url": url}, sweep={"name": "long"})
+    spec["load"] |= {"num_requests": 10**6}
+    path = tmp_path / "long.toml"
+    path.write_text(tomlkit.dumps(spec))
+    command = [sys.executable, "-m", "sglang_layered", "bench", "sweep", str(path), "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--budget-s", "2"], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "The same command goes on" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "long" / "sweep.json").exists()
 
 
 def test_a_sweep_takes_more_rounds_and_not_fewer(url: str, tmp_path: Path) -> None:
@@ -213,5 +249,5 @@ def test_a_whole_run_ends_with_its_last_token_and_not_with_its_last_sending() ->
         for index, sent in enumerate((1.0, 1.0, 3.0, 3.0))
     ]
     run = Repetition(0, tuple(traces), Window(0.0, 3.0), client={}, times={}, usage={})
-    assert SCALARS["whole_rate"].of(run, SloLimits()) == pytest.approx(16 / 4)
-    assert SCALARS["output_rate"].of(run, SloLimits()) == pytest.approx(6 / 3)
+    seen = scalars_of(run, run.metrics(SloLimits()))
+    assert (seen["whole_rate"], seen["output_rate"]) == (pytest.approx(16 / 4), pytest.approx(6 / 3))

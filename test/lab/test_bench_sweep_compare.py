@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from statistics import mean, stdev
 
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -15,13 +16,13 @@ from bench_sweeps import ARMS, Made, write_sweep
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench import tables
 from sglang_layered_lab.bench.compare import Point
+from sglang_layered_lab.bench.ratios import versus
 from sglang_layered_lab.bench.record import BenchRecord
 from sglang_layered_lab.bench.sweep_compare import (
     baseline_of,
     check_baseline,
     point_duels,
     point_values,
-    versus,
 )
 from sglang_layered_lab.bench.sweep_result import SweepResult
 
@@ -52,10 +53,10 @@ def test_values_are_means_and_ratios_are_paired_by_rounds(result: SweepResult) -
         ratios = [one / other for one, other in zip(values, base, strict=True)]
         middle = prod(ratios) ** (1 / 3)
         spread = [ratio / middle for ratio in ratios]
-        assert value.versus.ratio == pytest.approx(middle)
+        assert value.versus.ratio.value == pytest.approx(middle)
         assert value.versus.num_pairs == 3 and value.versus.num_dropped == 0
         reach = stats.t.ppf(0.975, 2) * stdev([ratio - 1 for ratio in spread]) / 3**0.5
-        assert value.versus.comparison.ratio.high == pytest.approx(middle * (1 + reach), rel=0.02)
+        assert value.versus.ratio.interval.high == pytest.approx(middle * (1 + reach), rel=0.02)
 
 
 def test_a_losing_arm_loses_and_a_winning_one_wins(result: SweepResult) -> None:
@@ -81,17 +82,17 @@ def test_a_losing_arm_loses_and_a_winning_one_wins(result: SweepResult) -> None:
     ],
 )
 def test_rounds_that_one_arm_lacks_are_dropped(ours: dict, theirs: dict, expected: tuple) -> None:
-    found = versus({"a": ours, "b": theirs}, "a", "b", "lower")
+    found = versus(pd.Series(ours, dtype=float), pd.Series(theirs, dtype=float), "lower")
     assert (found.num_pairs, found.num_dropped, found.is_behind) == expected
-    assert (found.comparison is not None) == (expected[0] > 1 and all(value != 0 for value in ours.values()))
+    assert (found.verdict is not None) == (expected[0] > 1 and all(value != 0 for value in ours.values()))
     shown = tables.versus_text(found)
     assert ("dropped" in shown) == (expected[1] > 0)
     if expected[0] == 1:
-        assert "one round: no interval" in shown and found.ratio == ours[0] / theirs[0]
+        assert "one round: no interval" in shown and found.ratio.value == ours[0] / theirs[0]
 
 
 def test_zero_is_behind_where_more_is_better() -> None:
-    found = versus({"a": {0: 0.0, 1: 0.0}, "b": {0: 0.9, 1: 0.8}}, "a", "b", "higher")
+    found = versus(pd.Series([0.0, 0.0]), pd.Series([0.9, 0.8]), "higher")
     assert found.ratio is None and found.is_behind
     assert tables.versus_text(found) == "no ratio: a value is 0; behind"
 
@@ -105,7 +106,7 @@ def test_shares_have_wilsons_interval(result: SweepResult) -> None:
 
 
 def test_duels_pick_the_best_layered_arm_and_show_the_lost_ones(result: SweepResult) -> None:
-    found = {duel.duel.baseline.arm: duel for duel in point_duels(result, {})}
+    found = {duel.baseline.arm: duel for duel in point_duels(result, {})}
     places = {
         cell.arm: Point(cell.arm, cell.mean("ttft_mean"), cell.mean("tbt_worst")) for cell in result.cells
     }
@@ -115,26 +116,22 @@ def test_duels_pick_the_best_layered_arm_and_show_the_lost_ones(result: SweepRes
             places[name] for name in ("layered-8", "layered-slow") if places[name].tbt_s <= places[arm].tbt_s
         ]
         best = min(allowed, key=lambda place: place.ttft_s)
-        assert duel.duel.rival == best
-        assert duel.duel.ttft_ratio == pytest.approx(best.ttft_s / places[arm].ttft_s)
+        assert (duel.baseline, duel.rival) == (places[arm], best)
         assert duel.is_lost == (best.ttft_s > places[arm].ttft_s)
     assert found["default"].is_lost and not found["mixed-512"].is_lost
     table = tables.duel_table(result, {})
-    assert [row[-1] for row in table.rows] == ["loses", "wins"]
+    assert [row[7].text for row in table.rows] == ["loses", "wins"]
+    assert [row[-2].text for row in table.rows] == ["75 / - / 75", "- / 75 / 75"]
 
 
 def test_a_duel_without_a_rival_is_lost(tmp_path: Path) -> None:
     arms = {"fine": Made("mixed", "fine", 1.0, 0.05), "layered-2": ARMS["layered-2"]}
     result = write_sweep(tmp_path / "sweep", arms=arms, rounds=1, num_requests=3)
     [duel] = point_duels(result, {})
-    assert duel.duel.rival is None and duel.is_lost
-    assert tables.duel_table(result, {}).rows[0][3:] == (
-        "none",
-        "-",
-        "-",
-        "-",
-        "loses: no rival has such a TBT",
-    )
+    assert duel.rival is None and duel.is_lost
+    [row] = tables.duel_table(result, {}).rows
+    texts = [cell.text for cell in row[3:]]
+    assert texts == ["none", "-", "-", "-", "loses: no rival has such a TBT", "not measured", "-"]
 
 
 def test_no_duels_without_rivals(tmp_path: Path) -> None:
@@ -164,9 +161,10 @@ def test_an_arm_that_is_a_round_behind_is_said(tmp_path: Path) -> None:
     record = BenchRecord.read(path)
     replace(record, repetitions=record.repetitions[:2]).write(path)
     result = SweepResult.read(folder)
-    table = tables.ratio_table(result, {}, "default", ("ttft_mean",))
-    assert "1 round(s) dropped" in table.rows[1][1] and "dropped" not in table.rows[2][1]
-    assert "Arms have 2 to 3 rounds." in table.notes
+    values = point_values(result, {}, "default", ("ttft_mean",))["ttft_mean"]
+    texts = [tables.versus_text(each.versus) for each in values]
+    assert "1 round(s) dropped" in texts[1] and "dropped" not in texts[2]
+    assert "Arms have 2 to 3 rounds." in tables.scalar_table(result, {}, "default").notes
     one = write_sweep(tmp_path / "one", arms=FOUR, rounds=1, num_requests=3)
     assert "One round: no interval." in tables.scalar_table(one, {}, "default").notes
 
@@ -182,21 +180,20 @@ def test_tables_have_coverage_failures_and_units(result: SweepResult) -> None:
         "failed of due",
         "expert coverage %: prompt / hybrid / decode",
     )
-    assert [row[-2:] for row in table.rows][:2] == [("0 of 18", "75 / - / 75"), ("0 of 18", "- / 75 / 75")]
-    assert table.rows[0][0] == "default 8192"
+    ends = [[cell.text for cell in row[-2:]] for row in table.rows]
+    assert ends[:2] == [["0 of 18", "75 / - / 75"], ["0 of 18", "- / 75 / 75"]]
+    assert table.rows[0][0].text == "default 8192"
     assert "Not measured here: energy a token." in table.notes
     worst = result.cells[0].mean("tbt_worst")
-    assert table.rows[0][2].startswith(f"{1e3 * worst:.0f} [")
-    ratios = tables.ratio_table(result, {}, "default", ("ttft_mean", "coverage_decode"))
-    assert ratios.header[:2] == ("arm", "TTFT, mean") and "coverage" not in ratios.header[2]
-    assert ratios.rows[0][1] == "" and "worse" in ratios.rows[1][1]
-    assert "Ratios are to default 8192, paired by rounds." in ratios.notes
+    assert table.rows[0][2].text.startswith(f"{1e3 * worst:.0f} [")
+    assert table.rows[0][1].detail == "" and "worse" in table.rows[1][1].detail
+    assert [row[1].kind for row in table.rows][:2] == ["", "loses"]
 
 
 def test_markdown_has_a_line_a_row_and_no_broken_cells() -> None:
     text = tables.to_markdown(("a|b", "c"), [("1", "x\ny"), ("2", "<z>")])
     assert text.splitlines() == ["| a\\|b | c |", "| --- | --- |", "| 1 | x y |", "| 2 | <z> |"]
-    table = tables.Table(("a",), (("1",),), ("Note.",))
+    table = tables.Table("", ("a",), ((tables.Cell("1", "detail"),),), ("Note.",))
     assert table.markdown() == "| a |\n| --- |\n| 1 |\n\nNote."
 
 

@@ -24,7 +24,7 @@ from sglang_layered_lab.bench.spec_load import (
     PrefixSpec,
     WorkloadSpec,
 )
-from sglang_layered_lab.bench.workload import RequestContent, Workload
+from sglang_layered_lab.bench.workload import RequestContent, Server, Workload
 from sglang_layered_lab.models.tokenizer import train_tokenizer
 
 SAMPLES = Path(__file__).parents[2] / "scripts" / "bench"
@@ -40,7 +40,7 @@ def spec_of(workload: WorkloadSpec, load: LoadSpec | None = None, seed: int = 0)
 def workload_of(workload: WorkloadSpec, *, seed: int = 0, repetition: int = 0, **model: Any) -> Workload:
     lengths = load_lengths(workload.lengths, SAMPLES)
     given_model = {"vocab_size": 800} | model
-    return Workload.of(spec_of(workload, seed=seed), lengths, repetition=repetition, **given_model)
+    return Workload(spec_of(workload, seed=seed), lengths, Server("", **given_model), repetition)
 
 
 def requests_of(workload: Workload, indices: Sequence[int]) -> list[RequestContent]:
@@ -157,7 +157,7 @@ def test_text_has_about_the_tokens_asked_for(byte_level: Adapter) -> None:
             counted = len(tokenizer.encode(request.prompt, add_special_tokens=False))
             assert request.prompt_tokens == counted
             num_own = asked[index].prompt_tokens - (0 if request.prefix is None else 100)
-            longest = max(map(len, workload.words.words)) if workload.words and num_own < 20 else 1
+            longest = max(map(len, workload._words.words)) if workload._words and num_own < 20 else 1
             assert 0 <= counted - asked[index].prompt_tokens < longest
             assert (request.prefix, request.output_tokens) == (asked[index].prefix, 7)
 

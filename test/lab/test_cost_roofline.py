@@ -2,59 +2,82 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 
-from sglang_layered.core.plan import LayerGroupPlan
-from sglang_layered_lab.cost.costs import StepCosts
+from sglang_layered.core.pacing import StepLoad
+from sglang_layered.errors import ConfigError
 from sglang_layered_lab.cost.coverage import COVERAGES, uniform_coverage
-from sglang_layered_lab.cost.devices import DEVICES, H200, TWO_H100, scaled
-from sglang_layered_lab.cost.model import StepModel
-from sglang_layered_lab.cost.predict import Prediction, predict_prompt
-from sglang_layered_lab.cost.shape import GPT_OSS_20B, QWEN3_30B_A3B, ModelShape
-from sglang_layered_lab.cost.step import PromptRows, Step
-from sglang_layered_lab.cost.ways import Beside, Way, layered_steps
+from sglang_layered_lab.cost.roofline import DEVICES, H200, Device, Roofline
+from sglang_layered_lab.cost.sizes import GPT_OSS_20B, QWEN3_30B_A3B, from_config, layer_of
+from sglang_layered_lab.cost.ways import Beside, Prediction, Waits, Way, predict_prompt
+from sglang_layered_lab.models.recipe import ExpertShape, ModelRecipe
 
-TOY = ModelShape(
-    num_layers=2,
-    hidden_size=10,
-    num_experts=4,
-    num_experts_per_token=1,
-    expert_size=5,
-    num_heads=2,
-    num_kv_heads=1,
-    head_size=3,
-    vocab_size=100,
-)
+TOY = ModelRecipe(
+    arch="", preset="", dtype="bfloat16", num_layers=2, hidden_size=10, num_heads=2, num_kv_heads=1,
+    head_size=3, intermediate_size=0, vocab_size=100, experts=ExpertShape(4, 1, 5),
+)  # fmt: skip
+SLOW_MEMORY = Device(1.0, math.inf, None)  # a byte takes 1 s, a FLOP nothing
+SLOW_ARITHMETIC = Device(math.inf, 1.0, None)  # a FLOP takes 1 s, a byte nothing
 
 
-def on_h200(coverage: str) -> StepModel:
-    return StepModel(QWEN3_30B_A3B, COVERAGES[coverage], H200.costs())
+def on_h200(coverage: str) -> Roofline:
+    return Roofline(QWEN3_30B_A3B, COVERAGES[coverage], H200)
 
 
 def test_sizes_of_the_two_models() -> None:
-    assert QWEN3_30B_A3B.layer.expert_params * 2 == 9_437_184  # 3 * 2048 * 768 * 2 bytes
-    assert QWEN3_30B_A3B.layer.expert_bytes == 128 * 9_437_184  # 1.208 GB
-    assert 48 * QWEN3_30B_A3B.layer.expert_bytes == pytest.approx(57.98e9, rel=1e-4)
-    assert 48 * QWEN3_30B_A3B.kv_layer_bytes == 96 * 1024
-    assert 48 * QWEN3_30B_A3B.layer.flop(1, 0.0) == pytest.approx(5.46e9, rel=1e-3)
-    assert 24 * GPT_OSS_20B.layer.expert_bytes == pytest.approx(38.22e9, rel=1e-3)
+    layer = layer_of(QWEN3_30B_A3B)
+    assert layer.expert_params * 2 == 9_437_184  # 3 * 2048 * 768 * 2 bytes
+    assert layer.expert_bytes == 128 * 9_437_184  # 1.208 GB
+    assert 48 * layer.expert_bytes == pytest.approx(57.98e9, rel=1e-4)
+    assert 48 * layer.flop(1, 0.0) == pytest.approx(5.46e9, rel=1e-3)
+    assert 24 * layer_of(GPT_OSS_20B).expert_bytes == pytest.approx(38.22e9, rel=1e-3)
+
+
+def bytes_by_part(shape: ModelRecipe) -> dict[str, float]:
+    parts = Roofline(shape, uniform_coverage, H200).work(StepLoad(1, 7))
+    return {part.kind: part.num_bytes for part in parts}
+
+
+def test_quantized_weights_are_as_wide_as_the_config_declares() -> None:
+    file = Path(__file__).parents[2] / "scripts/gpu/models/gpt-oss-20b/config.json"
+    config = json.loads(file.read_text())
+    released = from_config(config | {"quantization_config": {"quant_method": "mxfp4"}})
+    read, wide = bytes_by_part(released), bytes_by_part(from_config(config))
+    assert read["experts"] == wide["experts"] * (1 / 2 + 1 / 32) / 2
+    assert {**read, "experts": 0} == {**wide, "experts": 0}
+    narrow = bytes_by_part(from_config(config | {"quantization_config": {"quant_method": "fp8"}}))
+    assert {kind: num_bytes / wide[kind] for kind, num_bytes in narrow.items()} == {
+        "dense": 1 / 2,
+        "experts": 1 / 2,
+        "attention": 1,
+        "head": 1,
+    }
+    with pytest.raises(ConfigError, match="does not tell bytes a weight"):
+        from_config(config | {"quantization_config": {"quant_method": "quark"}})
 
 
 def test_toy_decode_step_by_hand() -> None:
-    """Slow memory: a byte takes 1 s, a FLOP nothing."""
-    model = StepModel(TOY, uniform_coverage, StepCosts("max", byte=1.0, flop=0.0, attention_flop=0.0))
+    model = Roofline(TOY, uniform_coverage, SLOW_MEMORY)
     # dense: 2*10*3*(2+1) + 4*10 = 220 parameters, 440 bytes; experts: one row touches 1/4 of 4*150*2 = 1200;
     # KV: 7 tokens * 2*1*3*2 bytes = 84; twice, then 2*100*10 bytes of the output matrix
-    assert model.step_s(Step(1, 7)) == 2 * (440 + 300 + 84) + 2000
-    assert model.work(Step(1, 7)).expert_bytes == 600
+    assert model.step_s(StepLoad(1, 7)) == 2 * (440 + 300 + 84) + 2000
+    assert model.expert_bytes(StepLoad(1, 7)) == 600
 
 
 def test_toy_prompt_step_by_hand() -> None:
-    """Slow arithmetic. The prompt's 4 rows go through one of the two layers, alone."""
-    model = StepModel(TOY, uniform_coverage, StepCosts("max", byte=0.0, flop=1.0, attention_flop=1.0))
-    step = Step(prompt=PromptRows.of(num_rows=4, num_layers=1))
+    """The prompt's 4 rows go through one of the two layers, alone."""
+    model = Roofline(TOY, uniform_coverage, SLOW_ARITHMETIC)
     # 4 rows: 2*220*4 dense, 2*1*150*4 experts, attention 4*2*3 * 4 rows * 2 tokens, one row's output 2*1000
-    assert model.step_s(step) == 1760 + 1200 + 192 + 2000
+    assert model.step_s(StepLoad(0, 0, (4,), (0,), 1.0)) == 1760 + 1200 + 192 + 2000
+
+
+def test_several_devices_sum_up_what_the_layers_give() -> None:
+    model = Roofline(TOY, uniform_coverage, Device(math.inf, math.inf, 1.0))
+    assert model.step_s(StepLoad(3, 9, (4,), (0,), 1.0)) == 2 * 10 * 2 * (2 * 3 + 4)  # 2 sums of 2 bytes
 
 
 @pytest.mark.parametrize(
@@ -70,7 +93,7 @@ def test_toy_prompt_step_by_hand() -> None:
     ],
 )
 def test_decode_step_of_the_anchors(coverage: str, rows: int, milliseconds: float) -> None:
-    assert 1000 * on_h200(coverage).step_s(Step(rows, 2048)) == pytest.approx(milliseconds, abs=0.06)
+    assert 1000 * on_h200(coverage).step_s(Beside(rows, 2048).step()) == pytest.approx(milliseconds, abs=0.06)
 
 
 def in_the_units_of_the_anchors(seen: Prediction) -> tuple[float, float, float]:
@@ -102,9 +125,7 @@ def test_layered_prompt_of_the_anchors(
 def test_groups_beside_nothing_of_the_anchors() -> None:
     """What groups would cost where nothing decodes; the runtime then takes the prompt whole."""
     model = on_h200("paper")
-    steps = list(layered_steps(LayerGroupPlan.even(48, 16), 8192, Beside()))
-    assert 1000 * sum(map(model.step_s, steps)) == pytest.approx(92, abs=0.6)
-    assert 1000 * max(map(model.step_s, steps)) == pytest.approx(5.8, abs=0.06)
+    assert 16_000 * model.step_s(StepLoad(0, 0, (8192,), (0,), 3.0)) == pytest.approx(92, abs=0.6)
     assert predict_prompt(model, Way("layered", 16), 8192).num_steps == 1
 
 
@@ -130,20 +151,15 @@ def test_chunked_prompt_of_the_anchors(
 
 def test_a_whole_prompt_makes_the_decodes_wait() -> None:
     model = on_h200("paper")
-    seen = predict_prompt(model, Way("whole"), 8192, Beside(16, 2048), wait_steps=0.5)
-    decode_s = model.step_s(Step(16, 2048))
+    seen = predict_prompt(model, Way("whole"), 8192, Beside(16, 2048), Waits(before_steps=0.5))
+    decode_s = model.step_s(StepLoad(16, 16 * 2048))
     assert 1000 * seen.ttft_s == pytest.approx(90.2 + 500 * decode_s, abs=0.1)
-    assert seen.worst_gap_s == pytest.approx(
-        seen.worst_step_s + model.step_s(Step(17, (16 * 2048 + 8192) / 17))
-    )
+    assert seen.worst_gap_s == pytest.approx(seen.worst_step_s + model.step_s(StepLoad(17, 16 * 2048 + 8192)))
     assert predict_prompt(model, Way("whole"), 8192).worst_gap_s is None
 
 
-def test_devices_and_what_carries_over() -> None:
-    assert DEVICES["h200"].costs() == StepCosts("max", 1 / 4.3e12, 1 / 790e12, 1 / 790e12)
-    fitted = StepCosts("sum", 2e-12, 3e-15, 4e-15, decode_layer_call=5e-6, step=6e-3, request=7e-3)
-    there = scaled(fitted, H200, TWO_H100)
-    assert there.byte == pytest.approx(2e-12 * 4.3 / 6.03)
-    assert there.flop == pytest.approx(3e-15 * 790 / 1582.4)
-    assert (there.law, there.decode_layer_call, there.step, there.request) == ("sum", 5e-6, 6e-3, 7e-3)
-    assert there.link_byte == pytest.approx(1 / 360e9)
+def test_rates_of_the_devices() -> None:
+    one, two = DEVICES["h200"], DEVICES["2xh100"]
+    assert (one.bytes_per_s, one.flop_per_s, one.link_bytes_per_s) == (4.3e12, 790e12, None)
+    assert (two.bytes_per_s, two.flop_per_s) == pytest.approx((6.03e12, 1582.4e12))
+    assert two.link_bytes_per_s == pytest.approx(360e9)

@@ -5,21 +5,36 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_layered.auto.step_times import NAMES, amounts
+from sglang_layered.core.pacing import StepLoad
 from sglang_layered.errors import ConfigError
-from sglang_layered_lab.cost.coverage import PAPER_COVERAGE, CoverageTable, uniform_coverage
-from sglang_layered_lab.cost.shape import MODELS, QWEN3_30B_A3B, ModelShape, from_config, named
-from sglang_layered_lab.cost.step import PromptRows, Step, work_of
+from sglang_layered_lab.cost.coverage import paper_coverage, uniform_coverage
+from sglang_layered_lab.cost.roofline import H200, Part, Roofline
+from sglang_layered_lab.cost.sizes import MODELS, QWEN3_30B_A3B, from_config, layer_of, named, sizes_of
 from sglang_layered_lab.cost.ways import Beside, Way, prompt_steps
+from sglang_layered_lab.models.recipe import ExpertShape, ModelRecipe
 
 REPO = Path(__file__).resolve().parents[2]
-SMALL = ModelShape(7, 16, 8, 2, 4, 4, 2, 4, 32)
-DENSE = ModelShape(7, 16, 1, 1, 4, 4, 2, 4, 32)
+SMALL = ModelRecipe(
+    arch="", preset="", dtype="bfloat16", num_layers=7, hidden_size=16, num_heads=4, num_kv_heads=2,
+    head_size=4, intermediate_size=4, vocab_size=32, experts=ExpertShape(8, 2, 4),
+)  # fmt: skip
+DENSE = replace(SMALL, experts=None)
+
+
+def work_of(load: StepLoad) -> tuple[Part, ...]:
+    return Roofline(SMALL, uniform_coverage, H200).work(load)
+
+
+def bytes_of_experts(load: StepLoad) -> float:
+    return Roofline(SMALL, uniform_coverage, H200).expert_bytes(load)
 
 
 def walk(way: Way, prompt_tokens: int, decode_rows: int, num_layers: int) -> list[Counter[tuple[str, int]]]:
@@ -68,64 +83,55 @@ def test_steps_are_those_of_single_tokens(case: tuple[Way, int, int]) -> None:
     expected = walk(way, prompt_tokens, decode_rows, SMALL.num_layers)
     assert len(steps) == len(expected)
     for step, seen in zip(steps, expected, strict=True):
-        assert step.prompt is not None
         prompt_layers = [count for (kind, _), count in seen.items() if kind == "prompt"]
-        assert prompt_layers == [step.prompt.num_rows] * step.prompt.num_layers
+        assert prompt_layers == [step.prompt_rows] * int(step.prompt_layers)
         assert sum(count for (kind, _), count in seen.items() if kind == "decode") == (
             step.decode_rows * SMALL.num_layers
         )
 
 
-@given(cases(), st.sampled_from(["exact", "padded"]))
-def test_prompt_work_adds_up_to_that_of_single_rows(case: tuple[Way, int, int], attention: str) -> None:
-    """Linear FLOP are the same in every way; exact attention too: a row sees half of its own token."""
+@given(cases())
+def test_prompt_work_adds_up_to_that_of_single_rows(case: tuple[Way, int, int]) -> None:
+    """FLOP are the same in every way, those of attention too: a row sees half of its own token."""
     way, prompt_tokens, _ = case
     steps = prompt_steps(SMALL.num_layers, way, prompt_tokens, Beside())
-    works = [work_of(SMALL, uniform_coverage, step, attention) for step in steps]
-    parts = [part for work in works for part in work.parts if part.kind != "head"]
-    assert sum(part.flop for part in parts) == prompt_tokens * SMALL.num_layers * SMALL.layer.flop(1, 0.0)
+    parts = [part for step in steps for part in work_of(step) if part.kind != "head"]
+    rows = sum(part.flop for part in parts if part.kind != "attention")
+    assert rows == prompt_tokens * SMALL.num_layers * layer_of(SMALL).flop(1, 0.0)
     pairs = sum(token + 0.5 for token in range(prompt_tokens))
-    if attention == "padded":  # the square's half over all tokens so far, chunk by chunk
-        ends = itertools.accumulate(step.prompt.num_rows for step in steps if step.prompt)
-        pairs = sum(end * end / 2 for end in ends)
     flop = 4 * SMALL.num_heads * SMALL.head_size * SMALL.num_layers * pairs
-    assert sum(part.attention_flop for part in parts) == pytest.approx(flop)
+    assert sum(part.flop for part in parts if part.kind == "attention") == pytest.approx(flop)
 
 
 def test_joined_forwards_share_experts_and_forwards_apart_do_not() -> None:
-    rows = PromptRows.of(6, 3)
-    decode = work_of(SMALL, uniform_coverage, Step(2, 10.0))
-    alone = work_of(SMALL, uniform_coverage, Step(prompt=rows))
-    apart = work_of(SMALL, uniform_coverage, Step(2, 10.0, rows, "apart"))
-    fused = work_of(SMALL, uniform_coverage, Step(2, 10.0, rows))
-    assert apart.expert_bytes == pytest.approx(decode.expert_bytes + alone.expert_bytes)
-    assert (apart.prompt_layer_calls, apart.decode_layer_calls) == (3, 7)
-    assert (fused.prompt_layer_calls, fused.decode_layer_calls) == (3, 4)
-    assert fused.sequence_calls == apart.sequence_calls == 7 * 2 + 3
-    assert decode.expert_bytes < fused.expert_bytes < apart.expert_bytes
-    assert fused.flop == pytest.approx(apart.flop)
-    assert fused.link_bytes == 2 * 16 * 2 * (7 * 2 + 3 * 6)
+    decode, alone = StepLoad(2, 20), StepLoad(0, 0, (6,), (0,), 3.0)
+    fused, apart = (StepLoad(2, 20, (6,), (0,), 3.0, is_apart) for is_apart in (False, True))
+    assert bytes_of_experts(apart) == pytest.approx(bytes_of_experts(decode) + bytes_of_experts(alone))
+    assert bytes_of_experts(decode) < bytes_of_experts(fused) < bytes_of_experts(apart)
+    assert sum(part.flop for part in work_of(fused)) == pytest.approx(
+        sum(part.flop for part in work_of(apart))
+    )
 
 
 def test_padded_attention_extends_the_decode_rows_of_mixed_chunks() -> None:
-    rows = PromptRows.of(4, SMALL.num_layers, tokens_before=8)
-    mixed = Step(2, 10.0, rows, "mixed")
-    exact, padded = (work_of(SMALL, uniform_coverage, mixed, each) for each in ("exact", "padded"))
-    per_pair = 4 * SMALL.num_heads * SMALL.head_size * SMALL.num_layers
-    assert sum(part.attention_flop for part in exact.parts) == per_pair * (2 * 10 + 4 * 10)
-    assert sum(part.attention_flop for part in padded.parts) == per_pair * (2 * 10**2 / 2 + 12**2 / 2)
-    fused = Step(2, 10.0, PromptRows.of(12, SMALL.num_layers))
-    works = [work_of(SMALL, uniform_coverage, fused, each) for each in ("exact", "padded")]
-    assert works[0] == works[1]  # a prompt from its beginning, decode rows on their own attention
+    beside, way = Beside(2, 10.0), Way("mixed", 6)
+    exact = prompt_steps(SMALL.num_layers, way, 8, beside)[1]
+    padded = prompt_steps(SMALL.num_layers, way, 8, beside, is_padded=True)[1]
+    assert exact == StepLoad(2, 20, (4,), (4,), 7.0)
+    assert padded == StepLoad(0, 0, (4, 1, 1), (4, 10, 10), 7.0)
+    pairs = amounts(sizes_of(SMALL, is_padded=True), padded)[NAMES.index("prompt_pairs")]
+    assert pairs == pytest.approx(8**2 / 2 + 2 * 11**2 / 2)
+    fused = (SMALL.num_layers, Way("layered", 2), 8, beside)
+    assert prompt_steps(*fused) == prompt_steps(*fused, is_padded=True)
 
 
 def test_no_rows_are_no_work() -> None:
-    assert work_of(SMALL, uniform_coverage, Step()).parts == ()
+    assert work_of(StepLoad()) == ()
 
 
 def test_uniform_coverage_is_the_mean_over_all_draws() -> None:
     """Two rows of two of four experts each: every pair of draws."""
-    shape = ModelShape(1, 8, 4, 2, 4, 1, 1, 4, 16)
+    shape = replace(SMALL, experts=ExpertShape(4, 2, 4))
     pairs = list(itertools.combinations(range(4), 2))
     touched = [len({*one, *other}) / 4 for one in pairs for other in pairs]
     assert uniform_coverage(shape, 1, 1) == pytest.approx(sum(touched) / len(touched))
@@ -134,27 +140,28 @@ def test_uniform_coverage_is_the_mean_over_all_draws() -> None:
 
 @given(st.integers(1, 20_000), st.integers(0, 400))
 def test_tables_are_monotone_and_never_above_all(prompt_rows: int, decode_rows: int) -> None:
-    seen = PAPER_COVERAGE(QWEN3_30B_A3B, prompt_rows, decode_rows)
-    assert PAPER_COVERAGE(QWEN3_30B_A3B, prompt_rows - 1, decode_rows) <= seen <= 1
-    assert seen <= PAPER_COVERAGE(QWEN3_30B_A3B, prompt_rows, decode_rows + 1)
+    seen = paper_coverage(QWEN3_30B_A3B, prompt_rows, decode_rows)
+    assert paper_coverage(QWEN3_30B_A3B, prompt_rows - 1, decode_rows) <= seen <= 1
+    assert seen <= paper_coverage(QWEN3_30B_A3B, prompt_rows, decode_rows + 1)
 
 
-def test_tables_give_their_points_and_one_row_its_experts() -> None:
-    table = CoverageTable(prompt=((64, 0.5),), decode=((1, 0.9), (8, 0.4)))
-    assert table(QWEN3_30B_A3B, 64, 0) == table(QWEN3_30B_A3B, 999, 0) == 0.5
-    assert table(QWEN3_30B_A3B, 0, 1) == table(QWEN3_30B_A3B, 1, 0) == 8 / 128
-    assert table(QWEN3_30B_A3B, 64, 8) == pytest.approx(1 - 0.5 * 0.6)
-    assert table(QWEN3_30B_A3B, 0, 0) == 0.0
+def test_the_table_gives_its_points_and_one_row_its_experts() -> None:
+    assert paper_coverage(QWEN3_30B_A3B, 64, 0) == pytest.approx(0.52)
+    assert paper_coverage(QWEN3_30B_A3B, 8192, 0) == paper_coverage(QWEN3_30B_A3B, 99_999, 0)
+    assert paper_coverage(QWEN3_30B_A3B, 0, 1) == paper_coverage(QWEN3_30B_A3B, 1, 0) == 8 / 128
+    assert paper_coverage(QWEN3_30B_A3B, 64, 8) == pytest.approx(1 - 0.48 * 0.66)
+    assert paper_coverage(QWEN3_30B_A3B, 0, 0) == 0.0
 
 
 def test_shapes_of_configs() -> None:
     path = REPO / "scripts" / "gpu" / "models"
-    assert named(str(path / "qwen3-30b-a3b")) == QWEN3_30B_A3B
-    assert named(str(path / "gpt-oss-20b" / "config.json")) == MODELS["gpt-oss-20b"]
+    for name, known in (("qwen3-30b-a3b", QWEN3_30B_A3B), ("gpt-oss-20b", MODELS["gpt-oss-20b"])):
+        read = named(str(path / name / "config.json"))
+        assert replace(read, arch=known.arch, preset=known.preset) == known
     dense = named(str(path / "qwen3-8b"))
-    assert (dense.num_experts, dense.expert_size) == (1, 12288)
+    assert (dense.experts, dense.intermediate_size) == (None, 12288)
     config = json.loads((path / "qwen3-30b-a3b" / "config.json").read_text())
-    assert from_config(config, "float32").expert_param_bytes == 4
+    assert from_config(config | {"torch_dtype": "float32"}).dtype == "float32"
 
 
 @pytest.mark.parametrize(
@@ -181,12 +188,12 @@ def test_impossible_steps_are_refused(way: Way, prompt_tokens: int, decode_rows:
         prompt_steps(SMALL.num_layers, way, prompt_tokens, Beside(decode_rows, 5.0))
 
 
-@pytest.mark.parametrize("values", [("mixed", 0), ("layered", 0), ("sideways", 1)])
+@pytest.mark.parametrize("values", [("mixed", 0), ("layered", 0)])
 def test_impossible_ways_are_refused(values: tuple[str, int]) -> None:
     with pytest.raises(ConfigError):
         Way(*values)
 
 
 def test_names_of_ways() -> None:
-    names = [Way("whole").name, Way("mixed", 512).name, Way("layered", 4, "apart").name]
+    names = [Way("whole").name, Way("mixed", 512).name, Way("layered", 4, is_apart=True).name]
     assert names == ["whole", "mixed 512", "layered 4 apart"]

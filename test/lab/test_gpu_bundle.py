@@ -17,9 +17,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_layered.errors import GpuHostError
-from sglang_layered_lab.gpu import make_bundle
-from sglang_layered_lab.gpu.bundle import (
+import make_bundle
+from bundle import (
     END_BYTES,
     HEADER_BYTES,
     BundleSpec,
@@ -30,7 +29,8 @@ from sglang_layered_lab.gpu.bundle import (
     split,
     write_bundle,
 )
-from sglang_layered_lab.gpu.wheels import DROP, Wheel, carried_wheels, rewrite_wheel
+from sglang_layered.errors import LabError
+from wheels import DROP, Wheel, carried_wheels, rewrite_wheel
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -104,7 +104,7 @@ def test_rewritten_wheel_lacks_what_is_dropped_and_pip_installs_it(tmp_path: Pat
 def test_wheel_without_a_record_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.whl", "w") as wheel:
         wheel.writestr("toy.py", "")
-    with pytest.raises(GpuHostError, match="RECORD"):
+    with pytest.raises(LabError, match="RECORD"):
         rewrite_wheel(tmp_path / "bad.whl", tmp_path / "out.whl", (), zipfile.ZIP_DEFLATED)
 
 
@@ -124,7 +124,7 @@ def test_split_keeps_every_member_once_and_every_archive_under_the_limit(
 
 
 def test_a_member_larger_than_an_archive_is_named() -> None:
-    with pytest.raises(GpuHostError, match=r"wheels/huge takes 2.0 MiB.*--max-mib"):
+    with pytest.raises(LabError, match=r"wheels/huge takes 2.0 MiB.*--max-mib"):
         split([Member("wheels/huge", 2 * 2**20)], 2**20)
 
 
@@ -191,7 +191,7 @@ def test_dry_run_of_the_real_bundle_fits_two_archives_of_48_mib(tmp_path: Path) 
     [("nowhere", "give FOLDER:PLACE"), ("/no/such:place", "not a folder"), (".:/abs", "inside the target")],
 )
 def test_a_bad_extra_is_refused(extra: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(GpuHostError, match=message):
+    with pytest.raises(LabError, match=message):
         BundleSpec(tmp_path, (), (parse_extra(extra),), "3.12", 10**6)
 
 

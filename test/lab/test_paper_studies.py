@@ -8,7 +8,7 @@ import pytest
 
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.spec import MakeModelSpec
-from sglang_layered_lab.paper.claims import NAMES, claims
+from sglang_layered_lab.paper.claims import claims
 from sglang_layered_lab.paper.studies import Reduction, read_studies, reduced
 
 PAPER = Path(__file__).resolve().parents[2] / "scripts" / "paper"
@@ -27,7 +27,7 @@ def test_every_file_is_a_sweep_whose_name_is_its_own(profile: str) -> None:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_claim_names_a_study_with_its_arms_and_point(profile: str) -> None:
     studies = {study.name: study.spec for study in read_studies(PAPER / profile)}
-    for claim in claims(NAMES[profile]):
+    for claim in claims(profile):
         if (profile, claim.study) == ("h200", "calibrated"):
             continue  # dummy weights cannot be calibrated yet; results/h200/TODO.md
         spec = studies[claim.study]

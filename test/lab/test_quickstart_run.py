@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sglang_layered_lab.bench.sweep_result import SweepResult
 
 pytestmark = pytest.mark.server
 
@@ -27,5 +28,7 @@ def test_the_command_serves_and_says_what_it_saw(tiny_qwen3_moe: Path, tmp_path:
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("QUICKSTART OK")
-    assert [run["mode"] for run in json.loads((tmp_path / "record.json").read_text())["runs"]] == ["layered"]
+    [cell] = SweepResult.read(tmp_path).cells
+    assert cell.mode == "layered" and len(cell.record.repetitions) == 1
+    assert cell.record.made_with["server"]["memory_bytes"] > 2**28
     assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from sglang_layered.errors import GpuHostError, ModelRecipeError
+from sglang_layered.errors import ModelRecipeError
+from sglang_layered_lab.bench.run import Load, Server
+from sglang_layered_lab.bench.spec import spec_from
 from sglang_layered_lab.cli.calibrate_router import calibrate_router
-from sglang_layered_lab.gpu.client import draw_prompt
-from sglang_layered_lab.gpu.models import check_routers, environment_of, topics
-from sglang_layered_lab.gpu.profiles import PROFILES
 from sglang_layered_lab.models import make_model
 from sglang_layered_lab.models.router_coverage import draws_for, measure
 from sglang_layered_lab.models.router_targets import read_targets
+from sglang_layered_lab.models.router_topics import topics_of
 
 torch = pytest.importorskip("torch", reason="the models are made with it")
 pytest.importorskip("transformers", reason="the models are made with it")
 
-from sglang_layered_lab.models.router_dummy import FILLED, bias_of, fill, is_dummy  # noqa: E402
+from sglang_layered_lab.models.router_dummy import PACKAGE, bias_of, fill, is_dummy  # noqa: E402
 from sglang_layered_lab.models.router_record import ProbeSizes, RoutedModel  # noqa: E402
 
 ROWS = [
@@ -98,38 +97,43 @@ def test_what_a_dummy_loader_leaves_alone_chooses_alike_in_all_layers(source: Pa
     assert (seen[0] == seen[1]).all(axis=-1).mean() > 0.9
 
 
-def test_a_folder_says_what_its_server_needs(folder: Path, source: Path, tmp_path: Path) -> None:
+def test_a_folder_says_what_its_server_needs(folder: Path, source: Path) -> None:
     assert is_dummy(folder) and not is_dummy(source)
-    assert environment_of(folder)["SGLANG_EXTERNAL_MODEL_PACKAGE"] == "sglang_layered_lab.models.routed_dummy"
-    assert environment_of(source) == {} and topics(source) == ()
+    assert topics_of(folder) and topics_of(source) is None
+    assert PACKAGE == {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_layered_lab.models.routed_dummy"}
     assert not list(folder.glob("*.safetensors"))
     with pytest.raises(ModelRecipeError, match="calibrate-router --dummy"):
         bias_of(source)
-    log = tmp_path / "server.log"
-    log.write_text("Ignore import error when loading sglang_layered_lab.models.routed_dummy.qwen3_moe")
-    check_routers(source, log)
-    with pytest.raises(GpuHostError, match="does not say"):
-        check_routers(folder, log)
-    log.write_text(f"{FILLED} of {folder}")
-    check_routers(folder, log)
 
 
-def test_a_prompt_keeps_to_one_topic(folder: Path) -> None:
-    ranges = topics(folder)
-    for seed in range(20):
-        ids = draw_prompt(random.Random(seed), 50, 1024, ranges)
-        assert sum(all(first <= token < end for token in ids) for first, end in ranges) == 1
+def test_prompts_of_a_sweep_keep_to_one_topic_each(folder: Path) -> None:
+    fixed = {"distribution": "fixed", "tokens": 50}
+    values = {
+        "run": {"name": "topics"},
+        "server": {"model": str(folder)},
+        "load": {"arrivals": "closed", "num_clients": 1, "num_requests": 10}
+        | {"background": {"num_streams": 10, "output_tokens": 9, "prompt_tokens": 50}},
+        "workload": {"topics": True, "lengths": {"prompt": fixed, "output": fixed}},
+    }
+    ranges = topics_of(folder) or ()
+    load, server = Load.of(spec_from(values)), Server("http://here", 1024, None, ranges)
+    requests = [*load.planned(0, server), *load.background(0, server)]
+    held = [
+        [bounds for bounds in ranges if all(bounds[0] <= token < bounds[1] for token in each.prompt)]
+        for each in requests
+    ]
+    assert all(len(topics) == 1 for topics in held)
+    assert len({topics[0] for topics in held}) > 1
 
 
-@pytest.mark.parametrize("name", [name for name, each in PROFILES.items() if "calibrated" in name])
-def test_profiles_with_calibrated_routers_have_a_bias_within_its_tolerance(name: str) -> None:
-    profile = PROFILES[name]
-    assert profile.model_path is not None and profile.coverage == "paper"
-    bias = bias_of(profile.model_path)
-    config = json.loads((profile.model_path / "config.json").read_text())
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b-routed", "tiny-routed"])
+def test_shipped_folders_have_a_bias_within_its_tolerance(name: str) -> None:
+    model = REPO / "scripts" / "gpu" / "models" / name
+    bias = bias_of(model)
+    config = json.loads((model / "config.json").read_text())
     assert (bias.num_experts, bias.vocab_size) == (config["num_experts"], config["vocab_size"])
     assert len(bias.unit_of_layer) == config["num_hidden_layers"]
-    rows = json.loads((profile.model_path / "router_bias.json").read_text())["coverage"]
+    rows = json.loads((model / "router_bias.json").read_text())["coverage"]
     assert all(abs(row["off"]) <= 0.03 for row in rows if row["target"]["fit"])
 
 

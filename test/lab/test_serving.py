@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sglang_layered.errors import QuickstartError
+from sglang_layered.errors import LabError
 from sglang_layered_lab.serving import ServerProcess, free_port, server_command, server_environment
 
 # A server with one child; `hold` makes both deaf to SIGTERM, `away` puts the child into a session of its own.
@@ -118,7 +118,7 @@ def test_stop_twice_is_harmless_and_pid_then_refuses(tmp_path: Path) -> None:
         server.stop()
         server.stop()
         assert server.has_exited()
-    with pytest.raises(QuickstartError, match="not running"):
+    with pytest.raises(LabError, match="not running"):
         _ = server.pid
 
 
@@ -126,7 +126,7 @@ def test_dying_server_shows_the_end_of_its_log(tmp_path: Path) -> None:
     code = "import sys; [print('line', n) for n in range(40)]; sys.exit('no such model')"
     log_path = tmp_path / "server.log"
     server = ServerProcess(tmp_path, command=[sys.executable, "-c", code], log_path=log_path)
-    with pytest.raises(QuickstartError) as caught:
+    with pytest.raises(LabError) as caught:
         server.start()
     lines = str(caught.value).splitlines()
     assert "ended before it was ready" in lines[0] and str(log_path) in lines[0]
@@ -139,7 +139,7 @@ def test_server_that_never_answers_times_out_and_is_stopped(tmp_path: Path) -> N
     log_path = tmp_path / "server.log"
     command = [sys.executable, "-c", code]
     server = ServerProcess(tmp_path, command=command, log_path=log_path, ready_timeout_s=1.5)
-    with pytest.raises(QuickstartError, match=r"not ready after 1\.5 s"):
+    with pytest.raises(LabError, match=r"not ready after 1\.5 s"):
         server.start()
     assert not psutil.pid_exists(int(log_path.read_text().split()[1]))
 
@@ -147,7 +147,7 @@ def test_server_that_never_answers_times_out_and_is_stopped(tmp_path: Path) -> N
 def test_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with fake_server(tmp_path) as first:
         second = ServerProcess(tmp_path, port=first.port, command=["false"], log_path=tmp_path / "second.log")
-        with pytest.raises(QuickstartError, match=str(first.port)):
+        with pytest.raises(LabError, match=str(first.port)):
             second.start()
         assert not second.log_path.exists()
 

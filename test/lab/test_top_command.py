@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sglang_layered.errors import TopError
+from sglang_layered.errors import LabError
 from sglang_layered_lab.watch import cli
 from sglang_layered_lab.watch.cli import top
 from sglang_layered_lab.watch.page import frames
@@ -103,7 +103,7 @@ def test_plain_prints_page_after_page_until_ctrl_c(monkeypatch: pytest.MonkeyPat
 def test_a_page_of_another_kind_is_one_error_with_a_remedy(status: int, body: str, said: str) -> None:
     with serving(lambda _: (status, body)) as url:
         result = CliRunner().invoke(top, [url, "--once"])
-    assert isinstance(result.exception, TopError)
+    assert isinstance(result.exception, LabError)
     assert said in str(result.exception)
     assert f"{url}/metrics" in str(result.exception)
 
@@ -111,7 +111,7 @@ def test_a_page_of_another_kind_is_one_error_with_a_remedy(status: int, body: st
 def test_no_server_is_an_error_at_start() -> None:
     with serving(lambda _: (200, "")) as url:
         pass
-    with pytest.raises(TopError, match=r"no server at .*start it or give its URL"):
+    with pytest.raises(LabError, match=r"no server at .*start it or give its URL"):
         CliRunner().invoke(top, [url], catch_exceptions=False)
 
 
@@ -119,7 +119,7 @@ def test_no_server_is_an_error_at_start() -> None:
     "url", ["127.0.0.1:30000", "ftp://host", "http://", "http://host:port", "x", "http://[::1"]
 )
 def test_bad_url_is_an_error_that_shows_a_good_one(url: str) -> None:
-    with pytest.raises(TopError, match=r"http://127\.0\.0\.1:30000") as caught:
+    with pytest.raises(LabError, match=r"http://127\.0\.0\.1:30000") as caught:
         metrics_url(url)
     assert repr(url) in str(caught.value)
 

@@ -24,6 +24,7 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "EXAONE-MoE",
         "experts in every second layer, a router bias, rotary embedding in two of three layers",
     ),
+    "qwen3_vl_moe": ("Qwen3-VL-MoE, text", "a vision encoder, three positions a token"),
     "llama": ("Llama", "dense"),
     "qwen3": ("Qwen3", "dense"),
     "gemma2": ("Gemma 2", "dense, sliding and full attention, soft caps, tied embeddings"),

@@ -14,7 +14,7 @@ from sglang.srt.layers.moe.topk import TopK
 
 from harness import SteppedScheduler
 from prompts import prompt
-from sglang_layered.core.choice import FixedChoice
+from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.core.events import StepDone
 
 NUM_OUTPUTS = 10
@@ -166,7 +166,7 @@ class ExpertOracle:
 @contextmanager
 def sequential(stepped: SteppedScheduler) -> Iterator[None]:
     execution = stepped.loop._execution
-    before, execution.choice = execution.choice, FixedChoice("sequential")
+    before, execution.choice = execution.choice, StrategyChoice("sequential")
     yield
     execution.choice = before
 
@@ -178,11 +178,11 @@ def chunks_of(seen: Run, rid: str) -> int:
 
 
 def hugging_face(model: Path, asked: list[list[int]]) -> list[list[int]]:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    oracle = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    has_encoder = hasattr(AutoConfig.from_pretrained(model), "text_config")
+    auto = AutoModelForImageTextToText if has_encoder else AutoModelForCausalLM
+    oracle = auto.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
     outputs = []
     for tokens in asked:
         inputs = torch.tensor([tokens])

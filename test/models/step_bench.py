@@ -30,9 +30,9 @@ from rich.table import Table  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 from sglang_layered.core.policy import BalancedPolicy, TokenTargetPolicy  # noqa: E402
-from sglang_layered_lab.models.catalogue import Recipe, find_recipe  # noqa: E402
-from sglang_layered_lab.models.families import FAMILIES, FamilyRecipe  # noqa: E402
+from sglang_layered_lab.models.catalogue import FAMILIES, Recipe, find_recipe  # noqa: E402
 from sglang_layered_lab.models.make import make_from_recipe  # noqa: E402
+from sglang_layered_lab.models.recipe import FamilyRecipe  # noqa: E402
 from study_record import write_record  # noqa: E402
 
 RUNNING_CONTEXT = 64
@@ -113,7 +113,7 @@ def heavy_first() -> FamilyRecipe:
         "moe_intermediate_size": 256,
         "first_k_dense_replace": 4,
     }
-    return FamilyRecipe("glm4_moe", fields, preset="heavy-first", dtype="bfloat16", num_layers=12)
+    return FamilyRecipe(arch="glm4_moe", fields=fields, preset="heavy-first", dtype="bfloat16", num_layers=12)
 
 
 GROUPS = (Way("whole"), Way("mixed", 512), Way("mixed", 256), Way("even", 2), Way("even", 4))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sglang_layered_lab.quickstart.record import current_commit, installed_versions, this_machine
+from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 
 
 def write_record(out: Path, spec: dict[str, Any], rows: Sequence[Any]) -> None:

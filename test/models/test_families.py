@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_process import found_by
 
 from families_table import FAMILIES_SHOWN, families_table
 from sglang_layered_lab.models.catalogue import ARCHS
@@ -20,10 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All families in one process of their own: SGLang's global state allows one model at a time."""
     out = tmp_path_factory.mktemp("families") / "results.json"
-    command = [sys.executable, str(Path(__file__).with_name("family_run.py")), str(out)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+    return found_by(Path(__file__).with_name("family_run.py"), out)
 
 
 @pytest.fixture(params=ARCHS)

@@ -25,7 +25,7 @@ def tool(name: str) -> Path:
     """Path of `prometheus` or `promtool`; the test is skipped where neither PATH nor apt has it."""
     got = subprocess.run([str(ROOT / "scripts" / "monitoring-tools")], capture_output=True, text=True)
     if got.returncode != 0:
-        pytest.skip(got.stderr.strip())
+        pytest.skip(reason=got.stderr.strip())
     return ROOT / ".tools" / "bin" / name
 
 

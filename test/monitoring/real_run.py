@@ -1,41 +1,30 @@
-"""Real servers in both modes under traffic, scraped by a real Prometheus; as a command: their picture.
-
-.venv/bin/python test/monitoring/real_run.py --minutes 4 --out docs/dashboard.png
-"""
+"""Real servers in both modes under traffic, scraped by a real Prometheus."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import httpx
+from energy_replay import environment_of
+from tiny_models import tiny_model
 
-TEST = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TEST), str(TEST / "e2e")]
-
-from tiny_models import tiny_model, use_the_cpu  # noqa: E402
-
-from monitored import prometheus  # noqa: E402
-from otlp import Collector, collector  # noqa: E402
-from servers import LAYERED, serve  # noqa: E402
-from sglang_layered_lab.serving import ServerProcess  # noqa: E402
-from workload import prompt  # noqa: E402
+from monitored import prometheus
+from otlp import Collector, collector
+from servers import LAYERED, serve
+from sglang_layered_lab.serving import ServerProcess
+from workload import prompt
 
 METRICS = ("--enable-metrics", "--enable-expert-traffic-metrics", "--enable-energy-metrics")
 METRICS += ("--slo-ttft-ms", "1000", "--slo-tbt-ms", "40")
 MODES = {"layered": (*LAYERED, "--layered-policy", "auto"), "chunked": ("--chunked-prefill-size", "256")}
 NUM_CLIENTS = 5  # on each server
-RATE_S = 20.0  # what Grafana takes at the 5 s between scrapes of prometheus.yml
 # Made-up power of two devices, in a loop: what is tested is that joules arrive, not how many.
 ENERGY = {
     "loop": True,
@@ -114,13 +103,15 @@ def real_run(folder: Path) -> Iterator[Run]:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "energy.json"
     script.write_text(json.dumps(ENERGY))
-    environment = {"SGLANG_LAYERED_ENERGY_REPLAY": str(script)}
+    environment = environment_of(script)
     environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"
     with ExitStack() as stack:
         traces = stack.enter_context(collector())
         modes = {**MODES, "layered": (*MODES["layered"], *traces.flags)}
         started: dict[str, ServerProcess] = {
-            mode: stack.enter_context(serve(folder / mode, model, *flags, *METRICS, env=environment))
+            mode: stack.enter_context(
+                serve(folder / mode, model, *flags, *METRICS, env=environment, is_forked=False)
+            )
             for mode, flags in modes.items()
         }
         urls = {mode: server.base_url for mode, server in started.items()}
@@ -136,25 +127,3 @@ def traffic(run: Run) -> Iterator[list[Traffic]]:
         yield [
             stack.enter_context(Traffic(url, seed)) for seed, url in enumerate(run.servers.values(), start=1)
         ]
-
-
-@click.command()
-@click.option("--minutes", type=float, default=4.0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
-def main(minutes: float, out: Path) -> None:
-    """Run both servers under traffic and draw the dashboard from it."""
-    from sglang_layered_lab.dashboard.cli import dashboard
-
-    use_the_cpu()
-    with tempfile.TemporaryDirectory() as folder, real_run(Path(folder)) as run:
-        with traffic(run) as streams:
-            time.sleep(60 * minutes)
-        click.echo(f"{[stream.num_finished for stream in streams]} requests, {streams[0].problems[:1]}")
-        args = ["--prometheus", run.prometheus, "--minutes", f"{minutes:g}"]
-        smooth = ["--rate-seconds", f"{RATE_S:g}"]
-        dashboard(["render", *args, *smooth, "--out", str(out)], standalone_mode=False)
-        dashboard(["check", *args], standalone_mode=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -15,9 +15,16 @@ from monitored import CONFIG, ROOT, ask
 from sglang_layered.metrics.table import METRICS, PREFIX
 from sglang_layered.patching import locate
 from sglang_layered_lab.dashboard import cli
-from sglang_layered_lab.dashboard.check import selectors
-from sglang_layered_lab.dashboard.definition import ROWS
-from sglang_layered_lab.dashboard.model import Choice, Query, all_queries, base_name, metric_names
+from sglang_layered_lab.dashboard.definition import (
+    ROWS,
+    Choice,
+    Query,
+    all_queries,
+    base_name,
+    metric_names,
+    selectors,
+    sources,
+)
 
 QUERIES = [query for _, _, query in all_queries(ROWS)]
 RULES = [
@@ -127,15 +134,15 @@ def test_choices_reach_every_query_of_a_server() -> None:
     for query in QUERIES:
         filled = choice.filled(query.expr, 20)
         assert "$" not in filled
-        if query.sources() != {"router"} and "slo:" not in query.expr:
+        if sources(query.expr) != {"router"} and "slo:" not in query.expr:
             assert 'instance=~"a:1"' in filled and 'model_name=~"m"' in filled
             assert 'mode=~"layered"' in filled or "prefill_mode_info{" in filled or "_active" in filled
     assert "[20000ms]" in choice.filled(QUERIES[0].expr, 20)
 
 
 def test_names_and_needs_of_an_expression() -> None:
-    query = Query('rate(sglang:energy_joules_total{x="sglang:no"}[1m]) * smg_worker_health', "")
-    assert metric_names(query.expr) == {"sglang:energy_joules_total", "smg_worker_health"}
-    assert query.sources() == {"energy", "router"}
-    assert Query("sglang:token_usage", "").sources() == {"any"}
+    expr = 'rate(sglang:energy_joules_total{x="sglang:no"}[1m]) * smg_worker_health'
+    assert metric_names(expr) == {"sglang:energy_joules_total", "smg_worker_health"}
+    assert sources(expr) == {"energy", "router"}
+    assert sources("sglang:token_usage") == {"any"}
     assert selectors('a:b{c="d"} > a:b{c="d"} + smg_e') == ['a:b{c="d"}', "smg_e"]

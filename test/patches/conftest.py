@@ -3,19 +3,36 @@
 import ast
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from patch_maintenance import refresh
 from seam_trees import SeamFile
 from sglang_layered.patching import Site, apply, locate
-from sglang_layered.patching.files import sha256
-from sglang_layered.patching.maintain import refresh
-from sglang_layered.patching.manifest import PatchSet, default_root, load_patch_set, set_folder
-from sglang_layered.patching.series import remove_series
-from sglang_layered.patching.site import at_package
+from sglang_layered.patching.patch_set import (
+    Manifest,
+    Patch,
+    default_root,
+    hunks_of,
+    load_manifest,
+    load_patches,
+    remove,
+    set_folder,
+)
+from sglang_layered.patching.site import at_package, sha256
 from toy_sglang import HEADER, TOY_PRISTINE, TOY_SERIES, TOY_VERSION, Toy
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """The patch set of the installed SGLang."""
+
+    folder: Path
+    patches: tuple[Patch, ...]
+    manifest: Manifest
 
 
 @pytest.fixture
@@ -42,18 +59,19 @@ def real_site() -> Site:
 
 
 @pytest.fixture(scope="session")
-def real_set(real_site: Site) -> PatchSet:
-    return load_patch_set(set_folder(default_root(), real_site.version))
+def real_set(real_site: Site) -> RealSet:
+    folder = set_folder(default_root(), real_site.version)
+    return RealSet(folder, load_patches(folder), load_manifest(folder))
 
 
 @pytest.fixture(scope="session")
-def pristine_sglang(real_site: Site, real_set: PatchSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pristine_sglang(real_site: Site, real_set: RealSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package folder with the touched files of the installed SGLang, pristine whatever they are now."""
     package = tmp_path_factory.mktemp("pristine") / "sglang"
     for path, hashes in real_set.manifest.files.items():
         data = (real_site.package / path).read_bytes()
         if sha256(data) == hashes.after:
-            data = remove_series(real_set.diffs(path), data)
+            data = remove(hunks_of(real_set.patches, path), data)
         assert sha256(data) == hashes.before, (
             f"{path} of the installed SGLang is neither pristine nor patched"
         )

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sglang_layered.patching import apply, revert
-from sglang_layered.patching.files import TEMP_PREFIX
+from sglang_layered.patching.site import TEMP_PREFIX
 from toy_sglang import TOY_PATCHED, TOY_PRISTINE
 
 ACTIONS = {"apply": apply, "revert": revert}

@@ -1,11 +1,14 @@
 """`lint` finds every way in which a patch set can rot; it needs no SGLang."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from sglang_layered.patching.maintain import lint
-from sglang_layered.patching.manifest import default_root
+import patch_maintenance
+from patch_maintenance import lint
+from sglang_layered.patching.patch_set import default_root
 from toy_sglang import TOY_SERIES
 
 NAMES = list(TOY_SERIES)
@@ -46,17 +49,17 @@ def test_a_missing_patch(toy):
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("@@ -1,0 +2,1 @@\n", "@@ -1,0 +2,1 @@\n import three\n", "line 4 of the diff is a context line"),
+        ("@@ -1,0 +2,1 @@\n", "@@ -1,0 +2,1 @@\n import three\n", "announces 1 lines and 0 follow"),
         ("+    ours.last(y)\n", "+    ours.last(y)\n return y\n", "line 7 of the diff is a context line"),
         ("+    ours.last(y)\n", "+    ours.last(y)\n-    return y\n", "line 7 of the diff is a removed line"),
         ("@@ -1,0 +2,1 @@\n+", "@@ -1,1 +2,1 @@\n-import three\n+", "must read @@ -LINE,0 +START,COUNT @@"),
-        ("@@ -5,0 +7,1 @@", "@@ -5,0 +7,1 @@ def run(x):", "line 5 of the diff has a section heading"),
+        ("@@ -5,0 +7,1 @@", "@@ -5,0 +7,1 @@ def run(x):", "line 5 of the diff must read @@ -LINE"),
         ("@@ -5,0 +7,1 @@", "@@ -5,0 +6,1 @@", "wrong start line"),
         ("@@ -5,0 +7,1 @@", "@@ -5,0 +7,2 @@", "announces 2 lines and 1 follow"),
         ("--- a/", "diff --git a/x b/x\n--- a/", "the header must hold exactly"),
         ("+++ b/sglang/srt/a.py", "+++ b/sglang/srt/b.py", "must name one file"),
         ("Off-path: nothing.\n", "", "the header lacks Off-path"),
-        ("Why: a toy.", "Why:", "nothing stands after Why"),
+        ("Why: a toy.", "Why:", "the header lacks Why, or nothing stands after it"),
         ("Why: a toy.", "Wherefore: a toy.", "the header lacks Why"),
         ("Why: a toy.", "Who: me.\nWhy: a toy.", "the header must hold exactly"),
         ("test/guard.py", "test/other.py", "guard test test/other.py does not exist"),
@@ -91,3 +94,14 @@ def test_a_manifest_of_another_version_or_none(toy):
 
 def test_a_folder_without_patch_sets(tmp_path):
     assert lint(tmp_path) == [f"{tmp_path}: no patch set"]
+
+
+def test_lint_and_refresh_commands(toy):
+    def exit_status(*words):
+        command = [sys.executable, patch_maintenance.__file__, "--patches", toy.root, *words]
+        return subprocess.run(command, capture_output=True, timeout=60).returncode
+
+    (toy.folder / "manifest.json").unlink()
+    assert exit_status("lint") == 1
+    assert exit_status("refresh", "--site", toy.site_packages) == 0
+    assert exit_status("lint") == 0

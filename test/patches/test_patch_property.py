@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_layered.patching import Site, apply, revert
-from sglang_layered.patching.files import sha256
+from sglang_layered.patching.site import sha256
 from toy_sglang import HEADER
 
 VERSION = "1.0.0"

@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
+from patch_maintenance import recorded_sha256, refresh
 from sglang_layered.errors import PatchError
-from sglang_layered.patching import apply, revert, status, verify, verify_patched
-from sglang_layered.patching.files import sha256
-from sglang_layered.patching.maintain import refresh
-from sglang_layered.patching.manifest import default_root
-from sglang_layered.patching.site import recorded_sha256
+from sglang_layered.patching import apply, revert, status, verify
+from sglang_layered.patching.patch_set import default_root
+from sglang_layered.patching.site import sha256
 
 
 def read_all(package, manifest):
@@ -26,9 +25,9 @@ def test_the_manifest_pins_what_the_installer_recorded(sglang_copy, real_set):
 def test_apply_verify_revert_on_the_real_files(sglang_copy, real_set):
     pristine = read_all(sglang_copy.package, real_set.manifest)
     with pytest.raises(PatchError, match="not patched"):
-        verify_patched(sglang_copy.package)
+        verify(sglang_copy)
     apply(sglang_copy)
-    verify_patched(sglang_copy.package)
+    verify(sglang_copy)
     patched = read_all(sglang_copy.package, real_set.manifest)
     for path, hashes in real_set.manifest.files.items():
         assert sha256(patched[path]) == hashes.after
@@ -74,7 +73,7 @@ def test_the_tool_imports_neither_sglang_nor_torch(sglang_copy):
     script = (
         "import sys; from pathlib import Path; from sglang_layered import patching as p;"
         "s = p.locate(site=Path(sys.argv[1])); p.apply(s); p.status(s);"
-        "p.verify_patched(s.package); p.locate();"
+        "p.verify(s); p.locate();"
         "sys.exit('sglang' in sys.modules or 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", script, str(sglang_copy.package)]

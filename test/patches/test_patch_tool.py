@@ -6,11 +6,11 @@ import stat
 
 import pytest
 
+from patch_maintenance import refresh
 from sglang_layered.errors import PatchError
-from sglang_layered.patching import apply, revert, verify, verify_patched
-from sglang_layered.patching.files import TEMP_PREFIX, sha256
-from sglang_layered.patching.maintain import refresh
-from sglang_layered.patching.manifest import load_manifest
+from sglang_layered.patching import apply, revert, verify
+from sglang_layered.patching.patch_set import load_manifest
+from sglang_layered.patching.site import TEMP_PREFIX, sha256
 from toy_sglang import TOY_PATCHED, TOY_PRISTINE, TOY_VERSION
 
 
@@ -81,9 +81,9 @@ def test_verify_names_the_pristine_file_and_the_remedy(toy):
         verify(toy.site, toy.root)
 
 
-def test_verify_patched_refuses_a_foreign_version(toy):
+def test_verify_refuses_a_version_that_this_package_has_no_set_for(toy):
     with pytest.raises(PatchError, match="no patch set for SGLang"):
-        verify_patched(toy.package)
+        verify(toy.site)
 
 
 def test_other_names_of_a_hard_linked_file_keep_their_bytes(toy, tmp_path):

@@ -8,13 +8,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from patch_maintenance import write_symbols
 from sglang_layered.cli.patch import patch
 from sglang_layered.errors import PatchError
 from sglang_layered.patching import Site
-from sglang_layered.patching.port import FILE, OURS, port, read_symbols, write_symbols
-from sglang_layered.patching.symbols import OWNERS, Release, uses
+from sglang_layered.patching.port import (
+    FILE,
+    OURS,
+    all_uses,
+    followed,
+    port,
+    read_guards,
+    read_symbols,
+    uses,
+)
+from sglang_layered.patching.symbols import Release
 
-REMEDY = "read what changed, then run `sglang-layered patch port --site PRISTINE --keep`"
+REMEDY = "read what changed, then run `scripts/patch-set refresh --symbols --site SITE`"
 REPO = Path(__file__).resolve().parents[2]
 PATCHES = ["--patches", str(REPO / "patches")]
 
@@ -25,23 +35,58 @@ def installed(real_site: Site) -> Release:
 
 
 def test_every_symbol_that_we_use_is_as_it_was(installed: Release, real_site: Site) -> None:
-    known = read_symbols(REPO / "patches" / real_site.version)
+    folder = REPO / "patches" / real_site.version
+    known, found = read_symbols(folder), all_uses(folder)
     changed = [
-        f"{use.place} uses {use.symbol}"
-        for use in uses(OURS)
-        if installed.fingerprint(use.symbol) != known.get(use.symbol)
+        f"{symbol}, for {', '.join(use.place for use in each)}"
+        for symbol, each in found.items()
+        if installed.fingerprint(symbol) != known.get(symbol)
     ]
-    assert not changed, f"{changed}: {REMEDY}"
-    assert set(known) == {use.symbol for use in uses(OURS)}, f"symbols that nothing uses any more: {REMEDY}"
+    assert not changed, "\n".join([REMEDY, *changed])
+    assert not known.keys() - found.keys(), f"symbols that nothing uses any more: {REMEDY}"
 
 
-@pytest.mark.parametrize("owner", sorted(set(OWNERS.values())))
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        "srt/managers/scheduler.py:Scheduler._apply_war_barrier",  # an attribute of an object called by name
+        "srt/model_executor/forward_batch_info.py:ForwardBatch.num_token_non_padded_cpu",  # of a parameter
+        "srt/model_executor/forward_batch_info.py:ForwardMode.MIXED",  # of what is imported
+        "srt/layers/moe/fused_moe_triton/layer.py:FusedMoE.moe_ep_rank",  # of an object of one file
+        "srt/models/deepseek_v2.py:DeepseekV2AttentionMLA.forward",  # a body that we follow
+        "srt/managers/tp_worker.py:TpModelWorker.forward_batch_generation",  # one whose calls are listed
+        "srt/managers/scheduler_components/output_streamer.py:_GenerationStreamAccumulator.accept",  # a seam
+    ],
+)
+def test_each_way_to_depend_on_sglang_is_guarded(symbol: str) -> None:
+    assert symbol in read_symbols(REPO / "patches" / "0.5.17")
+
+
+def test_no_flag_of_ours_is_taken_for_one_of_sglangs() -> None:
+    assert not [
+        use for use in uses(OURS) if use.symbol.endswith(("ServerArgs.prefill_mode", ".layered_loop"))
+    ]
+
+
+@pytest.mark.parametrize("toml", ['"other.py:gone"', '"loop.py:gone"'])
+def test_a_guard_that_names_no_function_of_ours_is_refused(tmp_path: Path, toml: str) -> None:
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "loop.py").write_text("def here():\n    pass\n")
+    (tmp_path / "upstream" / "guards.toml").write_text(
+        f'[[follows]]\nsymbols = ["srt/a.py:A.b"]\nours = [{toml}]\nwhy = "It is copied."\n'
+    )
+    with pytest.raises(PatchError, match="is not there; name what does its work now"):
+        list(followed(tmp_path))
+
+
+@pytest.mark.parametrize("owner", sorted(set(read_guards(OURS)["owners"].values())))
 def test_the_classes_of_what_we_call_by_name_are_there(installed: Release, owner: str) -> None:
     assert installed.fingerprint(owner) is not None
 
 
 OLD = {
     "srt/a.py": "from sglang.srt.base import Base\n"
+    "class Entry:\n    def take(self):\n        return 1\n"
     "class Scheduler(Base):\n    def __init__(self):\n        self.queue = []\n"
     "    def run(self, batch):\n        '''Old words.'''\n        return batch\n"
     "    def step(self, batch):\n        return 1\n    def lost(self):\n        return 2\n",
@@ -50,16 +95,17 @@ OLD = {
     "srt/tools/inner.py": "def tool():\n    return 1\ndef other():\n    return 1\n",
 }
 NEW = OLD | {
-    "srt/a.py": "from sglang.srt.base import Base\nimport x\n"
+    "srt/a.py": "from sglang.srt.base import Base\nimport x\nclass Entry:\n    num_rows: int = 1\n"
     "class Scheduler(Base):\n    def __init__(self):\n        self.queue = []\n"
     "    def run(self, batch):\n        '''New words.'''\n        x.layered_seams\n        # a comment\n"
     "        if layered_seams.on(self):\n            return None\n        return batch\n"
     "    def step(self, batch, more):\n        return 1\n",
     "srt/base.py": "class Base:\n    def above(self):\n        return 3\n",
     "srt/tools/inner.py": "def tool():\n    return 1\n",
-    "srt/other.py": "def other():\n    return 1\n",
+    "srt/other.py": "def other():\n    return 1\nclass Taker:\n    def take(self):\n        return 1\n",
 }
 OURS_TEXT = """
+from sglang.srt.a import Entry
 from sglang.srt.tools import other, tool
 
 def ours(scheduler, holder):
@@ -68,23 +114,36 @@ def ours(scheduler, holder):
     scheduler.lost()
     scheduler.above()
     holder._scheduler.queue
+
+def follower(entry: Entry | None):
+    return entry.take()
+"""
+GUARDS = """
+[owners]
+scheduler = "srt/a.py:Scheduler"
+
+[[follows]]
+symbols = ["srt/tools/inner.py:tool", "srt/a.py:Scheduler.lost"]
+ours = ["loop.py:follower"]
+why = "It is copied."
 """
 
 
 def unpacked(folder: Path, files: dict[str, str], version: str) -> Site:
-    for name, text in (files | {"version.py": f'__version__ = "{version}"\n', "__init__.py": ""}).items():
+    for name, text in (files | {"_version.py": f'__version__ = "{version}"\n', "__init__.py": ""}).items():
         (folder / "sglang" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "sglang" / name).write_text(text)
     return Site(folder / "sglang", version)
 
 
 @pytest.fixture
-def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Site, Site, Path]:
+def toys(tmp_path: Path) -> tuple[Site, Site, Path]:
     """A release, its successor and code of ours that uses both."""
-    monkeypatch.setitem(OWNERS, "scheduler", "srt/a.py:Scheduler")
     ours = tmp_path / "ours"
     ours.mkdir()
     (ours / "loop.py").write_text(OURS_TEXT)
+    (ours / "upstream").mkdir()
+    (ours / "upstream" / "guards.toml").write_text(GUARDS)
     new = NEW | {"srt/a.py": NEW["srt/a.py"].replace("        x.layered_seams\n", "")}
     return unpacked(tmp_path / "old", OLD, "1"), unpacked(tmp_path / "new", new, "2"), ours
 
@@ -95,23 +154,26 @@ def test_each_kind_of_change_is_told_with_our_places(
     old, new, ours = toys
     monkeypatch.setattr("sglang_layered.patching.port.set_folder", lambda root, version: tmp_path)
     monkeypatch.setattr("sglang_layered.patching.port.status", lambda site, root: NoPatches())
+    monkeypatch.setattr("sglang_layered.patching.port.seams", lambda folder: ())
     write_symbols(old, tmp_path, ours)
     assert port(old, tmp_path, "1", ours).is_same
     report = port(new, tmp_path, "1", ours)
-    told = {
-        entry.symbol.partition(":")[2]: (entry.change, entry.places, entry.where) for entry in report.symbols
-    }
+    told = {entry.symbol: (entry.change, entry.places, entry.where) for entry in report.symbols}
     assert told == {
-        "Scheduler.lost": ("gone", ("loop.py:7",), None),
-        "other": ("moved", ("loop.py:2",), "srt/other.py"),
-        "Scheduler.step": ("signature changed", ("loop.py:6",), None),
-        "Scheduler.above": ("body changed", ("loop.py:8",), None),
-        "Scheduler.run": ("same", ("loop.py:5",), None),  # our seam, words and comments do not count
-        "Scheduler.queue": ("same", ("loop.py:9",), None),
-        "tool": ("same", ("loop.py:2",), None),
+        "srt/a.py:Scheduler.lost": ("gone", ("loop.py:8", "loop.py:12"), None),
+        "srt/a.py:Entry.take": ("moved", ("loop.py:13",), "srt/other.py"),
+        "srt/tools.py:other": ("moved", ("loop.py:3",), "srt/other.py"),
+        "srt/a.py:Scheduler.step": ("signature changed", ("loop.py:7",), None),
+        "srt/a.py:Entry": ("body changed", ("loop.py:2",), None),
+        "srt/a.py:Scheduler.above": ("body changed", ("loop.py:9",), None),
+        "srt/a.py:Scheduler.run": ("same", ("loop.py:6",), None),  # our seam, words and comments do not count
+        "srt/a.py:Scheduler.queue": ("same", ("loop.py:10",), None),
+        "srt/tools.py:tool": ("same", ("loop.py:3",), None),
+        "srt/tools/inner.py:tool": ("same", ("loop.py:12",), None),
     }
     assert not report.is_same
-    with pytest.raises(PatchError, match=r"has not got what we use:\s+srt/a.py:Scheduler.lost \(loop.py:7\)"):
+    assert next(entry.why for entry in report.symbols if entry.symbol.endswith("lost")) == "It is copied."
+    with pytest.raises(PatchError, match=r"has not got what we use:\s+srt/a.py:Entry.take \(loop.py:13\)"):
         write_symbols(new, tmp_path, ours)
 
 

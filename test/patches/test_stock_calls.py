@@ -1,4 +1,4 @@
-"""SGLang's loops make the calls that stock_calls.toml lists, with what our loops do about each.
+"""SGLang's loops make the calls that upstream/guards.toml lists, with what our loops do about each.
 
 No text of SGLang is kept. A call that a new version gains or loses fails here until its line is written.
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 
 from sglang_layered.patching import Site
-from sglang_layered.refusals import FLAG_REFUSALS
+from sglang_layered.patching.port import read_guards
+from sglang_layered.refusals import FLAGS
 from stock_calls import calls_in, find_function, last_names
 
 OURS = Path(__file__).resolve().parents[2] / "python" / "sglang_layered"
-LISTED = tomllib.loads(Path(__file__).with_name("stock_calls.toml").read_text())["function"]
+LISTED = read_guards(OURS)["function"]
 EACH = [
     pytest.param(name, words, id=f"{function['name']}:{name}")
     for function in LISTED
@@ -92,7 +92,7 @@ def test_what_is_said_of_a_call_is_true(name: str, words: str) -> None:
         place, _, reason = rest.partition(": ")
         assert find_ours(place) and reason
     elif verb == "refused":
-        assert rest in {refusal.flag for refusal in FLAG_REFUSALS}
+        assert rest in FLAGS
     else:
         assert re.fullmatch(r"unneeded: \S.*", words)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tiny_models import EXACT
 
 from sglang_layered.patching import verify_patched
 from sglang_layered_lab.serving import ServerProcess
@@ -27,7 +28,7 @@ pytestmark = [
 REPO = Path(__file__).resolve().parents[2]
 SOURCES = ("python", "kernels", "patches", "pyproject.toml", "README.md", "LICENSE")
 WARNING = "SGLang runs as released: it is patched for sglang-layered, which cannot be used"
-FLAGS = ("--dtype", "float32", "--max-total-tokens", "4000", "--random-seed", "1", "--skip-server-warmup")
+FLAGS = (*EXACT, "--max-total-tokens", "4000")
 PROMPT = list(range(5, 205))
 
 

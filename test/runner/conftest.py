@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from energy_replay import environment_of
 from hypothesis import HealthCheck, settings
 
 from harness import SteppedScheduler
-from sglang_layered.energy.replay import REPLAY_VARIABLE
 
 settings.register_profile(
     "long",
@@ -30,7 +30,8 @@ def energy_replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     samples = [{"at_s": 0, "watts": WATTS}]
     path.write_text(json.dumps({"devices": [{"device": "replayed", "samples": samples}]}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(REPLAY_VARIABLE, str(path))
+        for name, value in environment_of(path).items():
+            patch.setenv(name, value)
         yield
 
 

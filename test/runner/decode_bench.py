@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.runner.decode_graphs.graphs import LayeredDecodeGraphs
-from sglang_layered.runner.layer_ranges import LayerCalls
+from sglang_layered.upstream.models import LayerCalls
 
 
 class Bench:

@@ -17,7 +17,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from exact_model import ExactAttention, ExactModel
 from exact_scheduler import START, ExactScheduler
-from harness import SteppedScheduler
+from harness import SteppedScheduler, listen
 from pipeline_liveness import PipelineLiveness
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.stages import PipelineStages
@@ -139,8 +139,8 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator
         with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
             loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
             loop._launcher = VirtualStages(scheduler, model, loop.stages)
-            loop.listen(stepped)
-            loop.listen(model.log)
+            listen(loop, stepped)
+            listen(loop, model.log)
             stepped.loop = scheduler.layered_loop = loop
             with closing(Ticks(scheduler)) as ticks:
                 yield ExactPipeline(stepped, model, loop, ticks)

@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 from cohort_events import open_cohorts
 from conversations import Conversations
 from exact_model import ExactAttention, ExactModel
-from harness import SteppedScheduler
+from harness import SteppedScheduler, listen
 from liveness import Liveness, assert_whole
 from sglang_layered.config import LayeredConfig
 from sglang_layered.scheduler.loop import LayeredLoop
@@ -197,8 +197,7 @@ class ExactScheduler:
 
     def _aborted_for_slots(self, rid: str) -> bool:
         """SGLang ends the last running request when not even it has room, and nothing else holds slots."""
-        req = self.stepped.reqs[rid]
-        reasons = (req.to_finish, req.finished_reason)
+        reasons = (self.stepped.reqs[rid].to_finish, self.stepped.reqs[rid].finished_reason)
         if not any(
             isinstance(reason, FINISH_ABORT) and "Out of memory" in reason.message for reason in reasons
         ):
@@ -268,8 +267,7 @@ class ExactScheduler:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""
         chunk = self.scheduler.chunked_prefill_size
         chunks = sum(-(-len(self.prompts[rid]) // chunk) + 1 for rid in self.live)
-        outputs = sum(len(self.expected[rid]) for rid in self.live)
-        return 2 * (chunks * self.model.num_layers + outputs) + 10
+        return 2 * (chunks * self.model.num_layers + sum(len(self.expected[rid]) for rid in self.live)) + 10
 
 
 @contextmanager
@@ -285,7 +283,7 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[Exac
     runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
     try:
         _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
-        stepped.loop.listen(stepped)
+        listen(stepped.loop, stepped)
         yield ExactScheduler(stepped, model)
     finally:
         stepped.limit_running(scheduler.max_running_requests)

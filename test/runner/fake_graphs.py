@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sglang_layered.runner.decode_graphs.graphs import LayeredDecodeGraphs
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets, LayerSegments
-from sglang_layered.runner.layer_ranges import LayerCalls
+from sglang_layered.upstream.models import LayerCalls
 
 NUM_WATCHED = 3
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from sglang.srt.managers import scheduler as managers
 from sglang.srt.managers.io_struct import (
     AbortReq,
     CloseSessionReqInput,
@@ -23,15 +26,19 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReqInput,
 )
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
+from sglang.srt.utils import is_cuda
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.events import Event
+from sglang_layered.listeners.dispatch import Listener
+from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.scheduler.observer import observe
+
+ON_CUDA = {"device": "cuda", "attention_backend": "triton"}  # the default there takes no float32
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,20 @@ class Outbox:
         self.sent.append(output)
 
 
+def listen(loop: BaseLoop, listener: Listener) -> None:
+    """Let one more hear a loop that was made."""
+    loop.report._listeners.attach(listener)
+    loop.stream.remove(loop.report)
+    loop.stream.add(loop.report)
+    loop.is_heard = True
+
+
 class SteppedScheduler:
     """A layered scheduler whose steps a test makes one by one."""
 
     def __init__(self, model_path: Path, rank: Rank = Rank(), **flags: Any) -> None:
-        defaults = {"device": "cpu", "dtype": "float32", "layered_check_invariants": "strict"}
+        defaults = {"dtype": "float32", "layered_check_invariants": "strict"}
+        defaults |= ON_CUDA if is_cuda() else {"device": "cpu"}
         args = ServerArgs(
             model_path=str(model_path),
             skip_tokenizer_init=True,
@@ -74,10 +90,8 @@ class SteppedScheduler:
         ports = PortArgs.init_new(args)
         if rank.port is not None:
             ports.nccl_port = rank.port
-        self.scheduler = Scheduler(args, ports, *rank.of_scheduler)
-        # As Scheduler.run_event_loop does before the loop; on CPU all streams are one.
-        self.scheduler.schedule_stream = self.scheduler.device_module.Stream(priority=0)
-        self.scheduler._war_barrier_enabled = False
+        self.scheduler = managers.Scheduler(args, ports, *rank.of_scheduler)
+        self._enter_streams()
         self.tokenizer, self.detokenizer = Outbox(), Outbox()
         channels = self.scheduler.ipc_channels
         object.__setattr__(channels, "send_to_tokenizer", self.tokenizer)
@@ -86,10 +100,17 @@ class SteppedScheduler:
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
         self.events: list[Event] = []
-        self.loop.listen(self)
+        listen(self.loop, self)
         self.num_layers = self.loop.stages.num_layers
         self.reqs: dict[str, Any] = {}
         self._names = itertools.count()
+
+    def _enter_streams(self) -> None:
+        """Streams and barrier as SGLang's own door makes them, kept: it runs its loop inside."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(managers, "dispatch_event_loop", lambda scheduler: None)
+            self.scheduler.run_event_loop()
+        self.scheduler.device_module.StreamContext(self.scheduler.schedule_stream).__enter__()
 
     def on_event(self, event: Event) -> None:
         """Listen to the loop."""
@@ -149,6 +170,26 @@ class SteppedScheduler:
         for _ in range(times):
             if not self.scheduler._engine_paused:
                 self.loop.step()
+
+    def run_stock(self, on_turn: Callable[[], bool]) -> None:
+        """Run SGLang's own overlap loop; `on_turn`, called as a turn begins, says whether more follow."""
+        scheduler = self.scheduler
+
+        def receive() -> list[Any]:
+            scheduler.gracefully_exit = not on_turn()
+            return []
+
+        self.loop.results.process_all()
+        scheduler.last_batch, queue = None, scheduler.result_queue
+        receiver, scheduler.request_receiver = (
+            scheduler.request_receiver,
+            SimpleNamespace(recv_requests=receive),
+        )
+        scheduler.event_loop_overlap()
+        scheduler.request_receiver, scheduler.gracefully_exit = receiver, False
+        for batch, result in scheduler.result_queue:
+            scheduler.process_batch_result(batch, result)
+        scheduler.result_queue, scheduler.last_batch = queue, None
 
     def step_until(self, condition: Any, limit: int = 400) -> None:
         """Step until `condition()` holds."""

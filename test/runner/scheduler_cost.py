@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -105,24 +104,13 @@ class Bench:
 
     def stock(self, count: int) -> list[float]:
         """CPU milliseconds of decode steps in SGLang's own overlap loop."""
-        scheduler, stamps = self.stepped.scheduler, []
+        stamps: list[float] = []
 
-        def receive() -> list[Any]:
+        def stamp() -> bool:
             stamps.append(time.thread_time())
-            scheduler.gracefully_exit = len(stamps) > count + 1
-            return []
+            return len(stamps) <= count + 1
 
-        self.loop.results.process_all()
-        scheduler.last_batch, queue = None, scheduler.result_queue
-        receiver, scheduler.request_receiver = (
-            scheduler.request_receiver,
-            SimpleNamespace(recv_requests=receive),
-        )
-        scheduler.event_loop_overlap()
-        scheduler.request_receiver, scheduler.gracefully_exit = receiver, False
-        for batch, result in scheduler.result_queue:
-            scheduler.process_batch_result(batch, result)
-        scheduler.result_queue, scheduler.last_batch = queue, None
+        self.stepped.run_stock(stamp)
         return [(end - start) * 1e3 for start, end in pairwise(stamps[1:])]
 
     def auto(self, cohorts: int) -> dict[str, list[float]]:

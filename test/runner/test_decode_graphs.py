@@ -13,17 +13,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
+from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
 from decode_bench import Bench, caught_decode
 from fake_graphs import FakeRecorder, fake_graphs
 from harness import SteppedScheduler
 from prompts import alone, prompt
-from sglang_layered.runner.decode_graphs import paths
-from sglang_layered.runner.decode_graphs.attention import GraphAttention
-from sglang_layered.runner.decode_graphs.buffers import StaticRows
-from sglang_layered.runner.decode_graphs.graphs import PROLOGUE, GraphedDecode, LayeredDecodeGraphs
-from sglang_layered.runner.decode_graphs.paths import DecodePaths, EagerDecode, obstacle
+from sglang_layered.runner.decode_graphs import graphs as graphs_module
+from sglang_layered.runner.decode_graphs.graphs import (
+    PROLOGUE,
+    DecodePaths,
+    EagerDecode,
+    GraphedDecode,
+    LayeredDecodeGraphs,
+    obstacle,
+    slower_than_stock,
+)
+from sglang_layered.upstream.graphs import GraphAttention, StaticRows
 
 NUM_LAYERS = 8
 SIZES = (1, 2, 4, 7)
@@ -80,12 +87,12 @@ def test_padding_never_leaks(
     spoilt: list[int] = []
 
     def spoil() -> None:
-        for rows in graphs._rows.tensors.values():
+        for rows in graphs.rows.tensors.values():
             rows[num_rows:bucket] = garbage
         graphs._batches[bucket].input_ids[num_rows:] = 999
         spoilt.append(num_rows)
 
-    graphs._recorder.before_replay = spoil
+    graphs.recorder.before_replay = spoil
 
     @some(3)
     @given(CUTS)
@@ -114,10 +121,10 @@ def test_padding_rows_get_what_sglang_keeps_for_them(bench: Bench, graphs: Layer
 
 def test_what_is_replayed_for_a_cut(bench: Bench, graphs: LayeredDecodeGraphs) -> None:
     """Bookkeeping against a list written by hand: group [2, 5) at 3 rows, so bucket 4."""
-    recorder = graphs._recorder
+    recorder = graphs.recorder
     recorder.replayed.clear()
     bench.around(graphs, bench.rows(3), 2, 5)
-    by_hand = {1: [0, 1, 5, 6, 7], 3: [2]}[graphs.segments.granularity]
+    by_hand = {1: [range(2), range(5, 6), range(6, 8)], 3: [range(2, 3)]}[graphs.segments.granularity]
     assert recorder.replayed == [(4, name) for name in [PROLOGUE, *by_hand, "epilogue"]]
 
 
@@ -203,17 +210,31 @@ def stock_runner(**changes: Any) -> Any:
         ({"backend": object()}, "not 'full'"),
         ({"is_encoder_decoder": True}, "encoder"),
         ({"require_gathered_buffer": True}, "--moe-a2a-backend"),
+        ({"enable_lora": True}, "--enable-lora"),
     ],
 )
 def test_what_layered_graphs_cannot_serve_is_said(changes: dict[str, Any], reason: str | None) -> None:
-    stock = stock_runner(**changes)
-    found = obstacle(SimpleNamespace(decode_cuda_graph_runner=stock, canary_manager=None))
+    args = SimpleNamespace(enable_lora=changes.pop("enable_lora", False))
+    runner = SimpleNamespace(
+        decode_cuda_graph_runner=stock_runner(**changes), canary_manager=None, server_args=args
+    )
+    found = obstacle(runner)
     assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("has_prefill_graphs", [False, True])
+def test_what_only_stock_steps_have_is_known(is_compiled: bool, has_prefill_graphs: bool) -> None:
+    graphs = PrefillCudaGraphRunner.__new__(PrefillCudaGraphRunner) if has_prefill_graphs else None
+    flags = SimpleNamespace(enable_torch_compile=is_compiled)
+    found = slower_than_stock(SimpleNamespace(prefill_cuda_graph_runner=graphs, server_args=flags))
+    assert list(found.values()) == [has_prefill_graphs, is_compiled]
+    assert any("--enable-torch-compile" in sentence for sentence in found)
 
 
 def test_new_stock_graphs_bring_new_layered_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(paths, "make_decode_graphs", lambda runner, calls: made.append(runner))
+    monkeypatch.setattr(graphs_module, "make_decode_graphs", lambda runner, calls: made.append(runner))
     model_runner = SimpleNamespace(decode_cuda_graph_runner=object())
     chosen, decode = DecodePaths(model_runner, None), SimpleNamespace()
     chosen.of(decode), chosen.of(decode)

@@ -9,10 +9,11 @@ import pytest
 
 from harness import SteppedScheduler
 from prompts import prompt
+from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.scheduler import launch
 from sglang_layered.scheduler.batch import LayerGroupBatch
-from sglang_layered.scheduler.launch import StepLauncher
+from sglang_layered.upstream import launch
+from sglang_layered.upstream.launch import StepLauncher
 
 Batch = tuple[str, tuple[str, ...]]
 
@@ -103,7 +104,7 @@ def test_every_batch_is_marked_as_scheduled_once(
     stepped: SteppedScheduler, ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marked: list[Batch] = []
-    for module in ("sglang.srt.managers.scheduler", "sglang_layered.scheduler.launch"):
+    for module in ("sglang.srt.managers.scheduler", "sglang_layered.upstream.launch"):
         monkeypatch.setattr(f"{module}.set_schedule_time_batch", lambda batch: marked.append(named(batch)))
     traffic(stepped)
     decodes = [batch for step in ran.steps for batch in step if batch[0] == "DECODE"]
@@ -198,3 +199,45 @@ def test_a_server_that_cannot_take_two_batches_a_step_is_refused(
     )
     with pytest.raises(UnsupportedError, match=f"--prefill-mode layered .*{message}"):
         StepLauncher(scheduler, None)
+
+
+class Waits:
+    """Stands for the schedule stream and writes down what it waits for."""
+
+    def __init__(self) -> None:
+        self.on: list[str] = []
+
+    def wait_event(self, event: object) -> None:
+        self.on.append("event")
+
+    def wait_stream(self, stream: object) -> None:
+        self.on.append("stream")
+
+
+def test_the_scheduler_waits_for_the_prompt_too(
+    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's decode graph says early that the request pool was read; the prompt beside it reads later."""
+    scheduler, execution = stepped.scheduler, stepped.loop._execution
+    if not scheduler.enable_overlap:
+        pytest.skip(reason="without overlap the scheduler has no stream of its own")
+    runner, decode_alone = scheduler.tp_worker.model_runner, execution._runner.decode_alone
+
+    def decode_early(batch: Any) -> Any:
+        runner.war_fastpath_read_done_event = object()
+        return decode_alone(batch)
+
+    waits = Waits()
+    stepped.send(prompt(10, 1), 30)
+    stepped.step(2)
+    stepped.send(prompt(300, 2), 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "choice", StrategyChoice("sequential"))
+        patch.setattr(execution._runner, "decode_alone", decode_early)
+        patch.setattr(scheduler, "_war_barrier_enabled", True)
+        patch.setattr(scheduler, "schedule_stream", waits)
+        patch.setattr(scheduler, "forward_stream", SimpleNamespace(wait_stream=lambda stream: None))
+        stepped.step()
+    assert waits.on == ["stream"]
+    assert runner.war_fastpath_read_done_event is None
+    stepped.drain()

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from harness import SteppedScheduler
 from prompts import alone, prompt
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.choice import FixedChoice, MeasuredChoice
+from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.core.events import StepDone
+from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
+from sglang_layered.upstream.runner import share_scratch
 
 
 class WrittenDown:
@@ -50,7 +53,7 @@ def test_tokens_do_not_depend_on_the_strategy(
 ) -> None:
     prompts = [prompt(15, 1), prompt(20, 2), prompt(300, 3), prompt(1200, 4)]
     expected = [alone(stepped, tokens, 12) for tokens in prompts]
-    execution.choice, execution._beside = FixedChoice(strategy), WrittenDown()
+    execution.choice, execution._beside = StrategyChoice(strategy), WrittenDown()
     running = [stepped.send(tokens, 12) for tokens in prompts[:2]]
     stepped.step(2)
     late = [stepped.send(tokens, 12) for tokens in prompts[2:]]
@@ -68,7 +71,7 @@ def test_strategies_may_change_between_the_groups_of_a_cohort(
     execution._beside = WrittenDown()
     rid = stepped.send(tokens, 6)
     for strategy in ("sequential", "fused", "concurrent", "sequential", "fused"):
-        execution.choice = FixedChoice(strategy)
+        execution.choice = StrategyChoice(strategy)
         stepped.step()
     assert stepped.next_group is None
     assert stepped.finish(rid) == [expected]
@@ -80,7 +83,7 @@ def rows_of_forwards(stepped: SteppedScheduler, strategy: str, execution: Execut
     for seed in (1, 2):
         stepped.send(prompt(12, seed), 60)
     stepped.step(2)
-    execution.choice = FixedChoice(strategy)
+    execution.choice = StrategyChoice(strategy)
     stepped.send(prompt(300, 7), 2)
     seen: list[list[int]] = [[] for _ in layers]
     hooks = [
@@ -122,7 +125,7 @@ def test_concurrent_decode_is_launched_before_the_side_and_joined(
 def test_logprobs_do_not_depend_on_the_strategy(stepped: SteppedScheduler, execution: Execution) -> None:
     logprobs = {}
     for strategy in ("fused", "sequential"):
-        execution.choice = FixedChoice(strategy)
+        execution.choice = StrategyChoice(strategy)
         first = stepped.send(prompt(12, 8), 20, return_logprob=True)
         stepped.step(2)
         late = stepped.send(prompt(200, 9), 5, return_logprob=True)
@@ -137,14 +140,13 @@ def test_auto_compares_what_the_device_can_do(stepped: SteppedScheduler) -> None
     auto = Execution.from_config(
         stepped.loop._execution._runner, LayeredConfig("layered", layered_execution="auto"), "cpu"
     )
-    assert isinstance(auto.choice, MeasuredChoice)
-    assert auto.choice._strategies == ("fused", "sequential")
+    assert auto.choice.strategies == ("fused", "sequential")
 
 
 def test_auto_runs_and_measures(stepped: SteppedScheduler, execution: Execution) -> None:
     tokens = prompt(500, 10)
     expected = alone(stepped, tokens, 3)
-    execution.choice = MeasuredChoice(("fused", "sequential"))
+    execution.choice = StrategyChoice("fused", "sequential")
     stepped.send(prompt(10, 11), 100)
     stepped.step(2)
     assert stepped.finish(stepped.send(tokens, 3)) == [expected]
@@ -152,3 +154,39 @@ def test_auto_runs_and_measures(stepped: SteppedScheduler, execution: Execution)
     assert any(
         durations for bucket in execution.choice._buckets.values() for durations in bucket.durations.values()
     )
+
+
+class OneWorkspace:
+    """A runner whose two attention backends write the same workspace."""
+
+    may_be_concurrent = False
+    fused = decode_alone = None
+
+
+def test_concurrent_is_refused_where_attention_has_one_workspace() -> None:
+    config = LayeredConfig("layered", layered_execution="concurrent")
+    with pytest.raises(UnsupportedError, match=r"concurrent.*workspace.*use fused or auto"):
+        Execution.from_config(OneWorkspace(), config, "cuda")  # type: ignore[arg-type]
+
+
+def test_auto_leaves_concurrent_out_where_attention_has_one_workspace(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = LayeredConfig("layered", layered_execution="auto")
+    auto = Execution.from_config(OneWorkspace(), config, "cuda")  # type: ignore[arg-type]
+    assert auto.choice.strategies == ("fused", "sequential")
+    assert "workspace" in caplog.text
+
+
+class Backend(AttentionBackend):
+    """An attention backend with these attributes."""
+
+    def __init__(self, **parts: object) -> None:
+        self.__dict__.update(parts)
+
+
+def test_a_shared_workspace_is_found_inside_of_backends() -> None:
+    buffer = torch.zeros(8)
+    one = Backend(prefill_backend=Backend(workspace_buffer=buffer[:4]))
+    assert share_scratch(one, Backend(workspace_buffer=buffer[4:]))
+    assert not share_scratch(one, Backend(workspace_buffer=torch.zeros(8), kv_indices=buffer))

@@ -15,7 +15,7 @@ import pytest
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.choice import FixedChoice, MeasuredChoice, StepShape, runs_apart
+from sglang_layered.core.choice import APART, StepShape, StrategyChoice
 from sglang_layered.core.events import StepDone
 from sglang_layered.scheduler.calibration import CalibrationFile
 from sglang_layered.scheduler.metrics import needs_of
@@ -187,7 +187,7 @@ def test_a_file_that_was_spoiled_later_does_not_end_a_server_that_serves(
 class Turns:
     """Strategies one after another; the next one is no secret."""
 
-    learns = True
+    learns, only = True, None
 
     def __init__(self, strategies: Sequence[str]) -> None:
         self._strategies, self._num_chosen = strategies, 0
@@ -213,7 +213,7 @@ def test_a_step_is_foreseen_and_learned_as_the_strategy_that_ran_it(
     with scripted(stepped, 9) as policy:
         serve(stepped)
         steps = layered_steps(stepped)
-        wanted = [runs_apart(each.strategy) for each in steps]
+        wanted = [each.strategy in APART for each in steps]
         assert {each.strategy for each in steps} == set(strategies) and len(steps) > 1
     assert [load.is_apart for load, _ in policy.observed if load.prompt_rows and load.decode_rows] == wanted
     assert [view.load.is_apart for view in policy.paces] == wanted
@@ -224,7 +224,7 @@ def test_a_trial_is_learned_as_what_it_was(
     stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--layered-execution auto`: two strategies take turns, and the load says which one ran."""
-    monkeypatch.setattr(stepped.loop._execution, "choice", MeasuredChoice(("fused", "sequential")))
+    monkeypatch.setattr(stepped.loop._execution, "choice", StrategyChoice("fused", "sequential"))
     with scripted(stepped, 10) as policy:
         for _ in range(3):
             serve(stepped)
@@ -237,7 +237,7 @@ def test_a_trial_is_learned_as_what_it_was(
 def test_the_queue_is_seen_by_the_strategy_that_is_expected(
     stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stepped.loop._execution, "choice", FixedChoice("sequential"))
+    monkeypatch.setattr(stepped.loop._execution, "choice", StrategyChoice("sequential"))
     with scripted(stepped, 11) as policy:
         serve(stepped)
     assert [view.is_apart for view in policy.queues if view.decode_rows] and all(

@@ -25,7 +25,7 @@ from sglang_layered.runner.flashinfer_group import (
     attention_shapes,
     make_group_attention,
 )
-from sglang_layered.runner.hybrid_attention import HybridAttention
+from sglang_layered.upstream.runner import HybridAttention
 
 
 class Emulation:

@@ -10,7 +10,7 @@ from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.events import DropReason
 from sglang_layered.errors import InvariantError
-from sglang_layered.scheduler import room
+from sglang_layered.upstream import room
 from sglang_layered.upstream.cache import session_slots_of, session_values, tree_values
 
 

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import REGISTRY
 from sglang.srt.layers.moe.topk import TopK
 from torch import nn
 
 from harness import SteppedScheduler
 from prompts import prompt
-from sglang_layered.core.choice import FixedChoice
+from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.metrics.traffic import PHASES
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.expert_watch import ExpertWatch
 
@@ -87,7 +85,7 @@ def reported(stepped: SteppedScheduler, rids: list[str], key: str) -> dict[str, 
 def test_bytes_are_those_of_the_distinct_experts_of_every_call(
     stepped: SteppedScheduler, seen: Seen, execution: Execution, strategy: str, late_tokens: int
 ) -> None:
-    execution.choice = FixedChoice(strategy)
+    execution.choice = StrategyChoice(strategy)
     before = bytes_now(stepped)
     running = [stepped.send(prompt(20, seed), 14, **ASK) for seed in (1, 2)]
     stepped.step(3)
@@ -115,7 +113,7 @@ def test_bytes_are_those_of_the_distinct_experts_of_every_call(
 def test_a_hybrid_layer_is_shared_as_the_experts_that_each_side_activated(
     stepped: SteppedScheduler, seen: Seen, execution: Execution
 ) -> None:
-    execution.choice = FixedChoice("fused")
+    execution.choice = StrategyChoice("fused")
     running = stepped.send(prompt(20, 1), 20, **ASK)
     stepped.step(4)
     late = stepped.send(prompt(200, 2), 1, **ASK)
@@ -181,65 +179,6 @@ def test_energy_of_requests_adds_up_to_the_power_times_the_busy_time(stepped: St
     assert 0 < joules <= watts * busy_s * 1.01
     after = energy.state()["tokens"]
     assert {kind: after[kind] - tokens_before[kind] for kind in after} == {"prompt": 150, "output": 18}
-
-
-def sample(stepped: SteppedScheduler, name: str, **labels: str) -> float | None:
-    base = {key: str(value) for key, value in stepped.scheduler.metrics_collector.labels.items()}
-    return REGISTRY.get_sample_value(f"sglang:{name}", {**base, **labels})
-
-
-def test_metrics_follow_steps_cohorts_and_groups(stepped: SteppedScheduler) -> None:
-    kinds = ("prefill", "decode", "layered")
-    before = {kind: sample(stepped, "layered_steps_total", kind=kind) for kind in kinds}
-    cohorts = sample(stepped, "layered_groups_per_cohort_sum") or 0
-    running = stepped.send(prompt(20, 1), 40)
-    stepped.step(3)
-    late = stepped.send(prompt(300, 2), 2)
-    stepped.step_until(lambda: stepped.next_group == 3)
-    overlapped = stepped.scheduler.enable_overlap
-    assert sample(stepped, "layered_cohorts_in_flight") == 1
-    assert sample(stepped, "layered_cohort_groups", state="done") == 3
-    assert sample(stepped, "layered_cohort_groups", state="left") == 2
-    assert sample(stepped, "layered_kv_slots", state="partial") == 300
-    hidden = stepped.scheduler.model_config.hidden_size
-    assert sample(stepped, "layered_parked_bytes") == 2 * 300 * hidden * 4
-    stepped.finish(running, late)
-    stepped.step_until(stepped.scheduler.is_fully_idle)
-    assert sample(stepped, "layered_cohorts_in_flight") == 0
-    assert sample(stepped, "layered_kv_slots", state="partial") == 0
-    assert sample(stepped, "layered_groups_per_cohort_sum") - cohorts == 5
-    assert sample(stepped, "layered_steps_total", kind="layered") - before["layered"] == 5
-    assert sample(stepped, "layered_steps_total", kind="prefill") - before["prefill"] == 1
-    assert sample(stepped, "layered_steps_total", kind="decode") - before["decode"] >= 30
-    assert overlapped is not stepped.scheduler.server_args.disable_overlap_schedule
-    used = stepped.scheduler.max_total_num_tokens
-    assert 0 <= sample(stepped, "layered_kv_slots", state="filled") <= used
-
-
-def test_coverage_and_bytes_are_in_the_registry(stepped: SteppedScheduler) -> None:
-    stepped.finish(stepped.send(prompt(64, 9), 4))
-    stepped.step_until(stepped.scheduler.is_fully_idle)
-    counted = bytes_now(stepped)
-    for phase in PHASES:
-        assert sample(stepped, "expert_load_bytes_total", phase=phase) == counted[phase]
-    assert sample(stepped, "expert_coverage_ratio_sum", phase="prompt") > 0
-    assert sample(stepped, "expert_tokens_per_active_expert_sum", phase="decode") > 0
-
-
-def test_requests_are_counted_once_against_the_limits(stepped: SteppedScheduler) -> None:
-    def met(slo: str) -> float:
-        return sample(stepped, "slo_requests_total", slo=slo, met="true") or 0
-
-    before = {slo: met(slo) for slo in ("ttft", "tbt", "both")}
-    rids = [stepped.send(prompt(20, seed), 3) for seed in range(4)]
-    aborted = stepped.send(prompt(20, 9), 50)
-    stepped.step(2)
-    stepped.abort(aborted)
-    stepped.finish(*rids)
-    stepped.step_until(stepped.scheduler.is_fully_idle)
-    assert {slo: met(slo) - before[slo] for slo in before} == {"ttft": 4, "tbt": 4, "both": 4}
-    assert sample(stepped, "slo_requests_total", slo="both", met="false") == 0
-    assert sample(stepped, "slo_limit_seconds", slo="tbt") == 1000.0
 
 
 def test_mixed_chunks_of_stock_scheduling_are_hybrid_in_every_layer(

@@ -14,7 +14,7 @@ from sanitizer import sanitized
 @pytest.fixture(autouse=True)
 def only_with_overlap(pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("--without-overlap"):
-        pytest.skip("without the overlap scheduler no step is unfinished when the next one starts")
+        pytest.skip(reason="without the overlap scheduler no step is unfinished when the next one starts")
 
 
 def test_every_result_is_late_and_every_token_right(stepped: SteppedScheduler) -> None:

@@ -10,7 +10,7 @@ import torch
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.errors import InvariantError
-from sglang_layered.scheduler.rank_check import RankCheck, describe
+from sglang_layered.scheduler.invariants import RankCheck, describe
 
 
 def two_ranks() -> SimpleNamespace:

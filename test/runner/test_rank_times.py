@@ -50,4 +50,4 @@ class Asker:
 
 def _outcome(kind: str, *reqs: Any) -> Any:
     mode = SimpleNamespace(is_decode=lambda: kind == "decode")
-    return SimpleNamespace(seen=SimpleNamespace(forward_mode=mode, reqs=reqs))
+    return SimpleNamespace(batch_at_launch=SimpleNamespace(forward_mode=mode, reqs=reqs))

@@ -68,6 +68,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     kept = Kept()
     monkeypatch.setattr(module, "abort_requests", lambda _, reqs: kept.ended.extend(req.rid for req in reqs))
     monkeypatch.setattr(module, "cut_cohort", cut)
+    monkeypatch.setattr(module, "wait_for_loads", lambda _, batch: None)
     monkeypatch.setattr(
         module, "requeue_requests", lambda _, reqs: kept.waiting.extend(req.rid for req in reqs)
     )
@@ -86,7 +87,10 @@ def step(cohorts: CohortSet) -> dict[int, tuple[str, tuple[int, int]]]:
     works = works_of(cohorts.inflight, STAGES)
     for work in works:
         cohorts.advance(work.inflight)
-    return {work.stage: (work.cohort.request_ids[0], (work.group.start, work.group.end)) for work in works}
+    return {
+        work.stage: (work.cohort.request_ids[0], (work.cohort.group.start, work.cohort.group.end))
+        for work in works
+    }
 
 
 def test_a_cohort_goes_group_by_group_and_stage_by_stage(cohorts: CohortSet) -> None:

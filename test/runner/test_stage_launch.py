@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +14,8 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.runner import stage_runner
-from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
+from sglang_layered.runner import layered_runner
+from sglang_layered.runner.layered_runner import GroupStep, StageOutput, StageRunner
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.tick import PipelineTick
 from sglang_layered.upstream import pipeline as module
@@ -33,6 +33,7 @@ def batch(mode: ForwardMode, *names: str) -> Any:
         forward_mode=mode,
         launch_ts=None,
         return_logprob=False,
+        return_hidden_states=False,
         req_pool_indices=slots,
         out_cache_loc=slots,
         extend_lens=[1] * len(reqs),
@@ -50,7 +51,9 @@ class Scheduler(SimpleNamespace):
         )
         super().__init__(
             told=self.told,
-            tp_worker=SimpleNamespace(model_runner=ModelRunner()),
+            tp_worker=SimpleNamespace(
+                model_runner=ModelRunner(server_args=SimpleNamespace(enable_lora=False))
+            ),
             ps=SimpleNamespace(pp_rank=1),
             pp_group=SimpleNamespace(is_last_rank=True),
             device="cpu",
@@ -82,7 +85,7 @@ class ModelRunner(SimpleNamespace):
 class Runner:
     """Runs nothing; the last stage gives logits of both parts."""
 
-    def run(self, step: StageStep) -> StageOutput:
+    def run(self, step: GroupStep) -> StageOutput:
         return StageOutput("decode logits", "prompt logits")
 
 
@@ -110,7 +113,7 @@ def last_tick(name: str) -> tuple[PipelineTick, Any]:
     cohort = Cohort(plan, (name,), 2)
     inflight = InFlightCohort(cohort, batch(ForwardMode.EXTEND, name))
     work: Any = SimpleNamespace(
-        inflight=inflight, cohort=cohort, group=cohort.group, stage=1, enters_stage=False, leaves_stage=True
+        inflight=inflight, cohort=cohort, rows=(), stage=1, enters_stage=False, leaves_stage=True
     )
     return PipelineTick(batch(ForwardMode.DECODE, "decode"), (work,), (inflight,)), inflight.batch
 
@@ -122,7 +125,7 @@ def told(scheduler: Scheduler, kind: str) -> list[Any]:
 def test_a_tick_counts_and_is_noted_as_one_step_of_both_batches(scheduler: Scheduler) -> None:
     tick, prompts = last_tick("prompt")
     StageLauncher(scheduler, Runner()).launch(3, tick, None)
-    assert scheduler.forward_ct == tick.number == prompts.forward_iter == tick.decode.forward_iter == 11
+    assert scheduler.forward_ct == tick.step.number == prompts.forward_iter == tick.decode.forward_iter == 11
     assert told(scheduler, "hook") == [prompts, tick.decode]
     assert told(scheduler, "profiler") == ["EXTEND"]
     assert told(scheduler, "cache") == [tick.decode, prompts]
@@ -165,9 +168,10 @@ def test_the_device_timer_measures_the_layers_of_a_tick(monkeypatch: pytest.Monk
     runner = object.__new__(StageRunner)
     timer = Timer()
     runner._model_runner = SimpleNamespace(device_timer=timer)
-    runner._prompt_backend = None
+    runner._prompt_backend = runner._ids = None
     ran: list[bool] = []
-    monkeypatch.setattr(stage_runner, "plan_attention", lambda *args: None)
-    monkeypatch.setattr(StageRunner, "_run_rows", lambda *args: ran.append(timer.is_on))
-    runner.run_group(StageStep(None, None, object(), LayerGroup(0, 2)), object())
+    runner._calls = SimpleNamespace(num_layers=4, layers=lambda *args: ran.append(timer.is_on))
+    monkeypatch.setattr(layered_runner, "plan_attention", lambda *args: None)
+    monkeypatch.setattr(layered_runner, "attend", lambda backend: nullcontext())
+    runner.run_layers(GroupStep(object(), None, LayerGroup(0, 2), object(), True), object())
     assert (ran, timer.categories) == ([True], ["extend"])

@@ -16,7 +16,7 @@ from torch import nn
 from exact_model import ExactModel, ExactStack, RowLog
 from sglang_layered.core.events import CohortDropped, Event, RequestsLeft
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.runner.stage_runner import StageRunner
+from sglang_layered.runner.layered_runner import StageRunner
 from sglang_layered.scheduler.tick import PipelineTick
 from sglang_layered.upstream.pipeline import StageLauncher
 

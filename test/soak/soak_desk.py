@@ -48,7 +48,9 @@ class Desk:
     """Sends requests, aborts and orders to one server. Without news for `hang_s` the server hangs."""
 
     def __init__(self, base_url: str, hang_s: float = HANG_S) -> None:
-        limits = httpx.Limits(max_connections=None)
+        # SGLang's HTTP server closes a connection that was idle for 5 s, which is httpx's own limit too: a
+        # request sent in that moment ends in a ReadError that is no fault of the server.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=1.0)
         self.http = httpx.AsyncClient(base_url=base_url, timeout=None, limits=limits, trust_env=False)
         self.base_url, self.hang_s = base_url, hang_s
         self.played = Played()

@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from tiny_models import tiny_model, use_the_cpu
 
-from sglang_layered_lab.quickstart.record import current_commit, installed_versions, this_machine
+from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 from soak_checks import MemoryVerdict, all_violations, memory_verdict, read_log, too_gentle
 from soak_client import SoakClient
 from soak_desk import Played
@@ -27,11 +28,9 @@ from soak_servers import (
     OVERCOMMIT_ENV,
     layered_flags,
     layered_server,
-    prepare_environment,
     release_site,
     released_server,
     scheduler_process,
-    tiny_moe,
 )
 from soak_ties import TiedModel
 
@@ -77,7 +76,7 @@ def run_soak(
     spec: SoakSpec, folder: Path, console: Console, scenes: Sequence[str] | None = None
 ) -> SoakRecord:
     """Serve, disturb, replay on SGLang as released, compare; logs and events go to `folder`."""
-    prepare_environment()
+    use_the_cpu()
     folder.mkdir(parents=True, exist_ok=True)
     plan = make_plan(spec)
     played = _play(plan, folder, console, scenes)
@@ -96,7 +95,7 @@ def run_soak(
         expected = ask_again(server.base_url, wanted, expected, doubtful)
     tied = {each.ask.prompt for each in played.outcomes if not expected[each.ask.prompt].allows(each.tokens)}
     if tied:
-        model = TiedModel(tiny_moe())
+        model = TiedModel(tiny_model("qwen3_moe"))
         for prompt in tied:
             answers = model.answers(prompt, expected[prompt].tokens)
             expected[prompt] = replace(expected[prompt], after_ties=answers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,15 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
+from tiny_models import EXACT, tiny_model
 
-from sglang_layered.cpu_kernels import cuda_driver_available
 from sglang_layered.patching import locate
-from sglang_layered_lab.models import make_model
+from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 from sglang_layered_lab.serving import ServerProcess
 from soak_plan import SoakSpec
 
-REPO = Path(__file__).resolve().parents[2]
-COMMON = ("--dtype", "float32", "--random-seed", "1", "--skip-server-warmup")
 GROUP_TOKENS = 64
 LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", str(GROUP_TOKENS))
 LAYERED += ("--layered-check-invariants", "strict", "--chunked-prefill-size", "512")
@@ -31,21 +28,9 @@ READY_S = 900.0  # a soak runs beside other work
 KERNELS = "from sglang_layered_kernels.cpu import *\nfrom sglang_layered_kernels.cpu import __getattr__\n"
 
 
-def prepare_environment() -> None:
-    """One thread for each process: the model is so small that threads only wait for each other."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if not cuda_driver_available():
-        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
-
-
-def tiny_moe() -> Path:
-    """The model of the end-to-end tests."""
-    return make_model("qwen3_moe", "tiny", REPO / "out" / "test-models" / "qwen3_moe")
-
-
 def layered_flags(spec: SoakSpec) -> list[str]:
     """Flags of a layered server whose request limit and KV pool are too small for its clients."""
-    flags = [*COMMON, *LAYERED, *OVERCOMMIT, "--max-total-tokens", str(spec.pool_tokens)]
+    flags = [*EXACT, *LAYERED, *OVERCOMMIT, "--max-total-tokens", str(spec.pool_tokens)]
     flags += ["--max-running-requests", str(spec.max_running_requests)]
     return [*flags, "--enable-streaming-session"] if spec.num_talkers else flags
 
@@ -60,12 +45,14 @@ def layered_server(spec: SoakSpec, folder: Path) -> ServerProcess:
 
 def released_server(site: Path, folder: Path) -> ServerProcess:
     """SGLang as released, with room for everything."""
-    flags = [*COMMON, "--max-total-tokens", "20000"]
+    flags = [*EXACT, "--max-total-tokens", "20000"]
     return _server(flags, folder / "released.log", {"PYTHONPATH": str(site)})
 
 
 def _server(flags: list[str], log: Path, env: dict[str, str]) -> ServerProcess:
-    return ServerProcess(tiny_moe(), flags, log_path=log, env=env, ready_timeout_s=READY_S, grace_s=20)
+    return ServerProcess(
+        tiny_model("qwen3_moe"), flags, log_path=log, env=env, ready_timeout_s=READY_S, grace_s=20
+    )
 
 
 def release_site(folder: Path) -> Path:

@@ -6,13 +6,14 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+from tiny_models import tiny_model
+
 from soak_asks import AbortAll, Ask, Outcome, abort_read_s
 from soak_checks import all_violations, memory_verdict, read_log, too_gentle, wrong_answers
 from soak_desk import MemorySample, Played
 from soak_events import EventTail, late_steps
 from soak_plan import Abort, SoakSpec, make_plan
 from soak_replay import Expected, longest_outputs
-from soak_servers import tiny_moe
 from soak_ties import TiedModel
 
 PROMPT = (1, 2)
@@ -71,7 +72,7 @@ def test_an_answer_of_the_release_in_a_larger_batch_is_right_too() -> None:
 def test_a_tie_between_experts_explains_an_answer_and_nothing_else() -> None:
     """Prompt 100 of the soak of 5,000 requests: at token 508 layer 3 finds two experts equal to 1.3e-6."""
     prompt = make_plan(SoakSpec.of(5000)).prompts[100]
-    model = TiedModel(tiny_moe())
+    model = TiedModel(tiny_model("qwen3_moe"))
     quiet = model.greedy(prompt, 9)
     assert (3, 508) in model.ties([*prompt, *quiet])
     answers = model.answers(prompt, quiet)

@@ -59,6 +59,42 @@ def awq() -> dict[str, torch.Tensor]:
     return tensors
 
 
+def nvfp4() -> dict[str, torch.Tensor]:
+    """ModelOpt: two 4-bit weights a byte, an FP8 scale for 16, a scale of each matrix, one of activations."""
+    tensors = {}
+    for expert in range(EXPERTS):
+        for name, (out, inner) in PROJECTIONS.items():
+            base = f"{LAYER}.{expert}.{name}"
+            tensors[f"{base}.weight"] = torch.zeros(out, inner // 2, dtype=torch.uint8)
+            tensors[f"{base}.weight_scale"] = torch.zeros(out, inner // 16, dtype=torch.float8_e4m3fn)
+            tensors[f"{base}.weight_scale_2"] = torch.zeros(())
+            tensors[f"{base}.input_scale"] = torch.zeros(())
+    return tensors
+
+
+def w8a8() -> dict[str, torch.Tensor]:
+    """A byte a weight, a float32 scale for each output."""
+    tensors = {}
+    for expert in range(EXPERTS):
+        for name, (out, inner) in PROJECTIONS.items():
+            base = f"{LAYER}.{expert}.{name}"
+            tensors[f"{base}.weight"] = torch.zeros(out, inner, dtype=torch.int8)
+            tensors[f"{base}.weight_scale"] = torch.zeros(out, 1)
+    return tensors
+
+
+def wna16() -> dict[str, torch.Tensor]:
+    """Compressed-tensors, symmetric: eight 4-bit weights an int32, and the shape before packing."""
+    tensors = {}
+    for expert in range(EXPERTS):
+        for name, (out, inner) in PROJECTIONS.items():
+            base = f"{LAYER}.{expert}.{name}"
+            tensors[f"{base}.weight_packed"] = torch.zeros(out, inner // 8, dtype=torch.int32)
+            tensors[f"{base}.weight_scale"] = torch.zeros(out, inner // GROUP, dtype=torch.float16)
+            tensors[f"{base}.weight_shape"] = torch.zeros(2, dtype=torch.int64)
+    return tensors
+
+
 def write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """As one safetensors file."""
     save_file(tensors, folder / "model.safetensors")

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sglang_layered.model_refusals import MODEL_REFUSALS
-from sglang_layered.refusals import FLAG_REFUSALS
+from sglang_layered.models.quantization import METHODS
+from sglang_layered.models.refused import MODELS
+from sglang_layered.refusals import FLAGS
 
 REPO = Path(__file__).resolve().parents[2]
-MARKED = re.compile(r"(<!-- refusals: begin[^>]*-->\n).*?(<!-- refusals: end -->)", re.DOTALL)
+MARKED = r"(<!-- {0}: begin[^>]*-->\n).*?(<!-- {0}: end -->)"
 
 
 def models_table() -> str:
@@ -21,24 +22,52 @@ def models_table() -> str:
 def whole_table() -> str:
     """Flags, then kinds of models."""
     head = ["| refused | why | instead |", "|---|---|---|"]
-    flags = [f"| `{item.flag}` | {item.reason} | {item.remedy} |" for item in FLAG_REFUSALS]
+    flags = [f"| `{flag}` | {cells(says)} |" for flag, says in FLAGS.items()]
     return "\n".join([*head, *flags, *_models()]) + "\n"
 
 
 def _models() -> Iterator[str]:
-    for item in MODEL_REFUSALS:
-        yield f"| {item.models} | the model {item.reason} | {item.remedy} |"
+    for kind, (_, says) in MODELS.items():
+        yield f"| {kind} | the model {cells(says)} |"
 
 
-TABLES = {"README.md": whole_table, "docs/models.md": models_table}
+def methods_table() -> str:
+    """Every method of quantization, and what layered mode does with it."""
+    return "\n".join(["| method | layered mode | how it is known |", "|---|---|---|", *_methods()]) + "\n"
+
+
+def _methods() -> Iterator[str]:
+    for name, method in METHODS.items():
+        if method.refusal is not None:
+            yield f"| `{name}` | refused: {method.refusal.replace('; ', '. Instead: ')} | |"
+        elif method.sharing is None:
+            yield f"| `{name}` | served | {method.evidence} |"
+        else:
+            where = method.sharing.where
+            warned = f"with a warning {where if where == 'always' else f'where {where}'}"
+            yield f"| `{name}` | served; {warned}: {method.sharing.text} | {method.evidence} |"
+
+
+def cells(says: str) -> str:
+    """Reason and remedy, which a semicolon parts."""
+    return " | ".join(says.rsplit("; ", 1))
+
+
+# Documents, the names of their places and what stands there.
+TABLES = {
+    "README.md": {"refusals": whole_table},
+    "docs/models.md": {"refusals": models_table, "quantization": methods_table},
+}
 
 
 def written(document: str) -> str:
-    """The text of a document with its table as the code has it now."""
-    text, table = (REPO / document).read_text(), TABLES[document]()
-    text, count = MARKED.subn(lambda match: match[1] + table + match[2], text)
-    if count != 1:
-        raise ValueError(f"{document} has {count} places for the table of refusals")
+    """The text of a document with its tables as the code has them now."""
+    text = (REPO / document).read_text()
+    for name, make in TABLES[document].items():
+        place = re.compile(MARKED.format(name), re.DOTALL)
+        text, count = place.subn(lambda match: match[1] + make() + match[2], text)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"{document} has {count} places for the table of {name}")
     return text
 
 

@@ -14,10 +14,10 @@ import pytest
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import METHODS, Capability, capabilities_of, check_capabilities
 from sglang_layered.core.plan import LayerGroupPlan
-from sglang_layered.core.policy import find_policy, policy_text
+from sglang_layered.core.policy import find_policy
 from sglang_layered.core.view import SchedulerView
-from sglang_layered.errors import ConfigError, UnsupportedError
-from sglang_layered.metrics.refusals import refuse_observing
+from sglang_layered.errors import ConfigError
+from sglang_layered.refusals import REFUSALS, Start
 from sglang_layered.server_flags import _check_unused
 
 REPO = Path(__file__).resolve().parents[2]
@@ -131,11 +131,11 @@ def test_capabilities_are_a_set_of_them() -> None:
 
 def test_a_calibration_file_needs_a_policy_that_learns() -> None:
     for name in ("auto", EVERY_STEP):
-        layered(name, layered_calibration_file="here.json").check_policy()
-        layered(name, layered_calibration_file="here.json", layered_num_groups=4).check_policy()
+        layered(name, layered_calibration_file="here.json").check_layered_flags()
+        layered(name, layered_calibration_file="here.json", layered_num_groups=4).check_layered_flags()
     for name in ("token-target", here(KeepsLimit)):
         with pytest.raises(ConfigError, match=f"--layered-calibration-file here.json: .* {name} learns no"):
-            layered(name, layered_calibration_file="here.json").check_policy()
+            layered(name, layered_calibration_file="here.json").check_layered_flags()
 
 
 def test_a_limit_is_handed_to_whoever_keeps_one() -> None:
@@ -160,12 +160,13 @@ def test_a_limit_is_handed_to_whoever_keeps_one() -> None:
 )
 def test_limits_need_metrics_or_a_policy_that_acts_on_them(policy: str, limit: str, is_refused: bool) -> None:
     config = layered(policy, **{limit: 50})
-    refuse_observing(config, SimpleNamespace(enable_metrics=True))
-    if not is_refused:
-        refuse_observing(config, SimpleNamespace(enable_metrics=False))
-        return
-    with pytest.raises(UnsupportedError, match=f"--{limit.replace('_', '-')} .* add --enable-metrics"):
-        refuse_observing(config, SimpleNamespace(enable_metrics=False))
+    asked, rows = next(iter(REFUSALS.items()))
+    assert not asked(Start(config, SimpleNamespace(enable_metrics=True)))
+    start = Start(config, SimpleNamespace(enable_metrics=False))
+    assert asked(start)
+    told = [text for text, applies in rows.items() if applies(start)]
+    assert [text.split()[0] for text in told] == [f"--{limit.replace('_', '-')}"] * is_refused
+    assert all("add --enable-metrics" in text for text in told)
 
 
 def test_capabilities_of_another_mode_are_not_asked_for() -> None:
@@ -174,7 +175,6 @@ def test_capabilities_of_another_mode_are_not_asked_for() -> None:
 
 
 def test_policies_go_by_their_own_text_or_the_name_that_found_them() -> None:
-    assert policy_text(Plain(), "mine:Plain") == "mine:Plain"
     assert layered(here(Plain)).text_of(layered(here(Plain)).make_policy()) == here(Plain)
     assert "auto(30 ms)" in layered("auto").text_of(layered("auto", slo_tbt_ms=30).make_policy())
     for name in ("token-target", "balanced", EVERY_STEP):

@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_layered.core.choice import (
+    APART,
     NUM_BETWEEN_TRIALS,
     NUM_TO_COMPARE,
-    FixedChoice,
-    MeasuredChoice,
     StepShape,
-    runs_apart,
+    StrategyChoice,
 )
 
 NAMES = ("fused", "sequential", "concurrent")
@@ -22,7 +21,7 @@ SHAPE = StepShape(16, 2048, 6)
 
 
 def run(
-    choice: MeasuredChoice, durations: dict[str, float], num_steps: int, shape: StepShape = SHAPE
+    choice: StrategyChoice, durations: dict[str, float], num_steps: int, shape: StepShape = SHAPE
 ) -> list:
     chosen = []
     for _ in range(num_steps):
@@ -32,32 +31,32 @@ def run(
     return chosen
 
 
-def learn(choice: MeasuredChoice, durations: dict[str, float], shape: StepShape = SHAPE) -> None:
+def learn(choice: StrategyChoice, durations: dict[str, float], shape: StepShape = SHAPE) -> None:
     run(choice, durations, len(NAMES) * (NUM_TO_COMPARE + 1), shape)
 
 
 def test_strategies_take_turns_until_each_is_known() -> None:
-    turns = run(MeasuredChoice(NAMES), dict.fromkeys(NAMES, 1.0), len(NAMES) * (NUM_TO_COMPARE + 1))
+    turns = run(StrategyChoice(*NAMES), dict.fromkeys(NAMES, 1.0), len(NAMES) * (NUM_TO_COMPARE + 1))
     assert set(Counter(turns).values()) == {NUM_TO_COMPARE + 1}
 
 
 @given(durations=st.permutations([0.010, 0.012, 0.020]))
 def test_the_fastest_is_used(durations: list[float]) -> None:
-    choice, known = MeasuredChoice(NAMES), dict(zip(NAMES, durations, strict=True))
+    choice, known = StrategyChoice(*NAMES), dict(zip(NAMES, durations, strict=True))
     learn(choice, known)
     fastest = min(known, key=known.__getitem__)
     assert Counter(run(choice, known, NUM_BETWEEN_TRIALS))[fastest] >= NUM_BETWEEN_TRIALS - len(NAMES)
 
 
 def test_a_first_step_that_compiles_is_not_counted() -> None:
-    choice = MeasuredChoice(NAMES)
+    choice = StrategyChoice(*NAMES)
     run(choice, {"fused": 9.0, "sequential": 0.1, "concurrent": 0.1}, len(NAMES))
     run(choice, {"fused": 0.010, "sequential": 0.012, "concurrent": 0.012}, len(NAMES) * NUM_TO_COMPARE)
     assert choice.choose(SHAPE) == "fused"
 
 
 def test_sizes_are_judged_apart() -> None:
-    choice, small = MeasuredChoice(NAMES), StepShape(16, 100, 6)
+    choice, small = StrategyChoice(*NAMES), StepShape(16, 100, 6)
     learn(choice, {"fused": 1.0, "sequential": 2.0, "concurrent": 2.0})
     learn(choice, {"fused": 2.0, "sequential": 1.0, "concurrent": 2.0}, small)
     assert (choice.choose(SHAPE), choice.choose(small)) == ("fused", "sequential")
@@ -65,7 +64,7 @@ def test_sizes_are_judged_apart() -> None:
 
 
 def test_it_changes_at_run_time_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    choice = MeasuredChoice(NAMES)
+    choice = StrategyChoice(*NAMES)
     with caplog.at_level("INFO"):
         learn(choice, {"fused": 0.010, "sequential": 0.012, "concurrent": 0.012})
         slower = {"fused": 0.020, "sequential": 0.012, "concurrent": 0.013}
@@ -77,20 +76,20 @@ def test_it_changes_at_run_time_and_says_why(caplog: pytest.LogCaptureFixture) -
 
 
 def test_noise_within_the_margin_changes_nothing() -> None:
-    choice = MeasuredChoice(NAMES)
+    choice = StrategyChoice(*NAMES)
     learn(choice, {"fused": 0.01000, "sequential": 0.01005, "concurrent": 0.02})
     run(choice, {"fused": 0.01005, "sequential": 0.01000, "concurrent": 0.02}, 500)
     assert choice.choose(SHAPE) == "fused"
 
 
-def test_a_fixed_choice_learns_nothing() -> None:
-    choice = FixedChoice("sequential")
-    choice.observe("fused", SHAPE, 0.0)
-    assert choice.choose(SHAPE) == "sequential"
+def test_of_one_strategy_there_is_no_choice() -> None:
+    choice = StrategyChoice("sequential")
+    assert choice.only == "sequential" and not choice.learns
+    assert StrategyChoice(*NAMES).only is None and StrategyChoice(*NAMES).learns
 
 
 def test_what_is_expected_is_what_is_chosen_but_for_trials_and_asking_changes_nothing() -> None:
-    choice, known = MeasuredChoice(NAMES), {"fused": 0.02, "sequential": 0.01, "concurrent": 0.03}
+    choice, known = StrategyChoice(*NAMES), {"fused": 0.02, "sequential": 0.01, "concurrent": 0.03}
     assert choice.expected(SHAPE) == "fused" and not choice._buckets
     learn(choice, known)
     chosen = []
@@ -98,8 +97,7 @@ def test_what_is_expected_is_what_is_chosen_but_for_trials_and_asking_changes_no
         assert choice.expected(SHAPE) == "sequential"
         chosen += run(choice, known, 1)
     assert 0 < sum(name != "sequential" for name in chosen) <= 2 * len(NAMES)
-    assert FixedChoice("concurrent").expected(SHAPE) == "concurrent"
 
 
 def test_prompt_and_decode_rows_run_apart_in_all_strategies_but_fused() -> None:
-    assert [runs_apart(name) for name in (*NAMES, None)] == [False, True, True, False]
+    assert [name in APART for name in (*NAMES, None)] == [False, True, True, False]

@@ -10,7 +10,7 @@ import pytest
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, UnsupportedError
-from sglang_layered.refusals import refuse_group_attention
+from sglang_layered.refusals import REFUSALS, refuse
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,13 @@ def flashinfer_args(model: dict | None = None, **changes: object) -> SimpleNames
     )
 
 
+GROUP_ATTENTION = {
+    asked: rows
+    for asked, rows in REFUSALS.items()
+    if any(text.startswith("--layered-group-attention") for text in rows)
+}
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
@@ -70,12 +77,14 @@ def flashinfer_args(model: dict | None = None, **changes: object) -> SimpleNames
 )
 @pytest.mark.parametrize("kind", ["pair", "pod"])
 def test_group_attention_refuses_what_its_kernels_cannot_serve(
-    kind: str, args: SimpleNamespace, reason: str
+    kind: str, args: SimpleNamespace, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refuse_group_attention(kind, flashinfer_args())
-    refuse_group_attention("backends", args)
+    monkeypatch.setattr("sglang_layered.refusals.REFUSALS", GROUP_ATTENTION)
+    refuse(LayeredConfig("layered", layered_group_attention=kind), flashinfer_args())
+    refuse(LayeredConfig("layered", layered_group_attention="backends"), args)
+    refuse(LayeredConfig("chunked", layered_group_attention=kind), args)
     with pytest.raises(UnsupportedError, match=f"--layered-group-attention {kind} .*{reason}"):
-        refuse_group_attention(kind, args)
+        refuse(LayeredConfig("layered", layered_group_attention=kind), args)
 
 
 def test_auto_group_attention_is_the_two_backends() -> None:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_layered_kernels import cpu
 
-from sglang_layered import cpu_kernels
-from sglang_layered.cpu_kernels import CpuKernelFinder, offer_cpu_kernels, other_build_installed
 from sglang_layered.errors import CpuKernelError
+from sglang_layered.upstream import cpu_kernels
+from sglang_layered.upstream.cpu_kernels import CpuKernelFinder, offer_cpu_kernels, other_build_installed
 
 
 def forget_sgl_kernel() -> None:
@@ -240,7 +240,7 @@ def test_a_build_for_another_device_stays_in_charge(
 
 def test_offering_imports_neither_torch_nor_sglang_and_reaches_import_statements() -> None:
     code = (
-        "import sys, sglang_layered.cpu_kernels as c\n"
+        "import sys, sglang_layered.upstream.cpu_kernels as c\n"
         "c.cuda_driver_available = c.other_build_installed = lambda: False\n"
         "c.offer_cpu_kernels()\n"
         "assert not {'torch', 'sglang', 'sgl_kernel', 'numpy'} & set(sys.modules)\n"

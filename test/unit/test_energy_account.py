@@ -9,18 +9,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_layered.energy.account import MAX_DEVICE_W, MAX_GAP_S, Account, power_increment
-from sglang_layered.energy.sources import CounterSample, EnergyError, PowerSample, Sample
+from sglang_layered.energy.account import (
+    MAX_DEVICE_W,
+    MAX_GAP_S,
+    NUM_FAILURES_TO_LOSE,
+    Account,
+    power_increment,
+)
+from sglang_layered.energy.sources import CounterSample, PowerSample, Sample
+from sglang_layered.errors import EnergyError
 
 RAPL_WRAP_UJ = 262_143_328_850
 wraps_uj = st.integers(10_000_000_000, RAPL_WRAP_UJ)
 parts = st.floats(0, 1)
 
 
-def account_of(*samples: tuple[Sample, float], idle: bool = False, after_loss: bool = False) -> Account:
-    account = Account()
+class Unread:
+    device, source = "gpu0", "replay"
+
+    def read(self) -> Sample:
+        raise AssertionError("samples are given by hand")
+
+
+def lose(account: Account, at_s: float) -> None:
+    for _ in range(NUM_FAILURES_TO_LOSE):
+        account.failed("bus error", at_s)
+
+
+def account_of(*samples: tuple[Sample, float]) -> Account:
+    account = Account(Unread())
     for sample, at_s in samples:
-        account.add(sample, at_s, idle=idle, after_loss=after_loss)
+        account.add(sample, at_s, idle=False)
     return account
 
 
@@ -40,17 +59,17 @@ def powers(*states: tuple[float, float]) -> Account:
 def test_a_counter_sums_to_the_truth_over_wraps_losses_and_clock_jumps(
     wrap_uj: int, start: float, steps: list[tuple[float, float, bool]]
 ) -> None:
-    account, truth_uj, at_s = Account(), 0, 0.0
+    account, truth_uj, at_s = Account(Unread()), 0, 0.0
     offset_uj = int(start * (wrap_uj - 1))
-    account.add(CounterSample(offset_uj, wrap_uj), at_s, idle=False, after_loss=False)
+    account.add(CounterSample(offset_uj, wrap_uj), at_s, idle=False)
     for elapsed_s, part, lost in steps:
         if lost:
-            account.note_failure(at_s, lost=True)
+            lose(account, at_s)
         at_s += elapsed_s
         drawn_uj = 0.999e6 * part * MAX_DEVICE_W * (max(elapsed_s, 0) + 1)
         truth_uj += int(min(drawn_uj, wrap_uj - 1))
         sample = CounterSample((offset_uj + truth_uj) % wrap_uj, wrap_uj)
-        account.add(sample, at_s, idle=False, after_loss=lost)
+        account.add(sample, at_s, idle=False)
     assert account.energy_uj == truth_uj
     assert account.anomalies.num_uncounted == 0
 
@@ -109,16 +128,16 @@ def test_an_unseen_peak_adds_no_more_than_documented(
     high = min(before_w + slope * peak_s, after_w + slope * (elapsed_s - peak_s))
     peak_w = low + height * (high - low)
     truth_j = (before_w + peak_w) / 2 * peak_s + (peak_w + after_w) / 2 * (elapsed_s - peak_s)
-    increment = power_increment(PowerSample(before_w), PowerSample(after_w), float(elapsed_s))
-    off_j = abs(truth_j - Fraction(increment.energy_uj, 10**6))
-    assert off_j <= Fraction(increment.error_uj, 10**6) + slope * elapsed_s**2 / 4
+    energy_uj, error_uj = power_increment(PowerSample(before_w), PowerSample(after_w), float(elapsed_s))
+    off_j = abs(truth_j - Fraction(energy_uj, 10**6))
+    assert off_j <= Fraction(error_uj, 10**6) + slope * elapsed_s**2 / 4
 
 
 @given(steps=st.lists(st.tuples(st.floats(-1e6, 1e6) | st.floats(-1, 3), st.floats(0, 2000)), min_size=2))
 def test_no_clock_makes_power_negative_or_absurd(steps: list[tuple[float, float]]) -> None:
-    account, before_uj = Account(), 0
+    account, before_uj = Account(Unread()), 0
     for at_s, (_, power_w) in zip(accumulate(step[0] for step in steps), steps, strict=True):
-        account.add(PowerSample(power_w), at_s, idle=True, after_loss=False)
+        account.add(PowerSample(power_w), at_s, idle=True)
         assert 0 <= account.energy_uj - before_uj <= MAX_DEVICE_W * MAX_GAP_S * 1e6
         before_uj = account.energy_uj
         assert account.watts is None or 0 <= account.watts <= MAX_DEVICE_W * (1 + 1e-6) + 1
@@ -163,8 +182,10 @@ def test_a_gap_of_a_counter_is_energy_and_of_power_is_not() -> None:
 
 def test_a_short_loss_is_a_gap_too() -> None:
     counter, power = counters(None, (0, 0.0)), powers((10.0, 0.0))
-    counter.add(CounterSample(15_000_000), 1.5, idle=False, after_loss=True)
-    power.add(PowerSample(10.0), 1.5, idle=False, after_loss=True)
+    lose(counter, 0.1)
+    lose(power, 0.1)
+    counter.add(CounterSample(15_000_000), 1.5, idle=False)
+    power.add(PowerSample(10.0), 1.5, idle=False)
     assert (counter.energy_uj, power.energy_uj) == (15_000_000, 0)
     assert counter.anomalies.gap_s == power.anomalies.gap_s == 1.5
 
@@ -182,7 +203,7 @@ def test_a_backward_clock_costs_a_counter_nothing_and_power_one_interval() -> No
 def test_a_power_that_no_device_draws_is_refused(power_w: float) -> None:
     account = powers((100.0, 0.0), (100.0, 0.5))
     with pytest.raises(EnergyError, match=" W; "):
-        account.add(PowerSample(power_w), 0.6, idle=False, after_loss=False)
+        account.add(PowerSample(power_w), 0.6, idle=False)
     assert account.energy_uj == 50_000_000
     assert account.anomalies.num_implausible == 1
 
@@ -201,9 +222,9 @@ def test_a_counter_states_how_late_it_may_be() -> None:
 
 
 def test_no_answer_at_first_is_a_gap() -> None:
-    account = Account()
-    account.note_failure(10.0, lost=False)
-    account.note_failure(10.1, lost=False)
-    account.add(CounterSample(5), 13.0, idle=True, after_loss=False)
+    account = Account(Unread())
+    account.failed("busy", 10.0)
+    account.failed("busy", 10.1)
+    account.add(CounterSample(5), 13.0, idle=True)
     assert (account.anomalies.num_gaps, account.anomalies.gap_s) == (1, 3.0)
     assert account.energy_uj == 0

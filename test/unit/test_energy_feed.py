@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sglang_layered.energy import EnergyMeter
-from sglang_layered.energy.sources import EnergyError, PowerSample
+from sglang_layered.energy.meter import EnergyMeter
+from sglang_layered.energy.sources import PowerSample
+from sglang_layered.errors import EnergyError
 from sglang_layered.metrics import energy_feed
 from sglang_layered.metrics.energy_feed import EnergyFeed
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from energy_replay import Entry, ReplaySource
 
 from sglang_layered.energy import meter as meter_module
-from sglang_layered.energy.meter import DeviceReading, EnergyMeter
-from sglang_layered.energy.replay import Entry, ReplaySource
-from sglang_layered.energy.sources import CounterSample, EnergyError, PowerSample, Sample
-from sglang_layered.errors import ConfigError
+from sglang_layered.energy.account import DeviceReading
+from sglang_layered.energy.meter import EnergyMeter
+from sglang_layered.energy.sources import CounterSample, PowerSample, Sample
+from sglang_layered.errors import ConfigError, EnergyError
 
 LONG_S = 60.0  # no test waits that long unless it fails
 

@@ -10,8 +10,8 @@ import pytest
 from sglang_layered.energy.find import find_sources
 from sglang_layered.energy.meter import EnergyMeter
 from sglang_layered.energy.nvml import find_gpus, nvml_indices
-from sglang_layered.energy.sources import CounterSample, EnergyError, EnergySource, PowerSample
-from sglang_layered.errors import ConfigError
+from sglang_layered.energy.sources import CounterSample, EnergySource, PowerSample
+from sglang_layered.errors import ConfigError, EnergyError
 
 UUIDS = ("GPU-aaaa-1", "GPU-aaab-2", "GPU-bbbb-3")
 

@@ -10,7 +10,8 @@ import pytest
 from sglang_layered.energy.find import find_sources
 from sglang_layered.energy.meter import EnergyMeter
 from sglang_layered.energy.rapl import find_packages
-from sglang_layered.energy.sources import CounterSample, EnergyError
+from sglang_layered.energy.sources import CounterSample
+from sglang_layered.errors import EnergyError
 
 WRAP_UJ = 262_143_328_850
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import energy_replay as replay
 import pytest
+from energy_replay import REPLAY_VARIABLE, Entry, ReplaySource, environment_of, load_replay
 
-from sglang_layered.energy import replay
 from sglang_layered.energy.find import find_sources
-from sglang_layered.energy.replay import REPLAY_VARIABLE, Entry, ReplaySource, load_replay
-from sglang_layered.energy.sources import CounterSample, EnergyError, PowerSample
-from sglang_layered.errors import ConfigError
+from sglang_layered.energy.sources import CounterSample, PowerSample
+from sglang_layered.errors import ConfigError, EnergyError
 
 
 def example() -> Any:
@@ -27,9 +27,13 @@ def written(folder: Path, record: Any) -> Path:
     return path
 
 
-def test_the_documented_file_takes_the_place_of_all_devices(tmp_path: Path) -> None:
+def test_the_documented_file_takes_the_place_of_all_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path, example())
-    found = find_sources(None, tmp_path, environ={REPLAY_VARIABLE: str(path)})
+    for name, value in environment_of(path).items():
+        monkeypatch.setenv(name, value)
+    found = find_sources(None, tmp_path)
     assert [(source.device, source.source) for source in found.sources] == [
         ("gpu0", "replay"),
         ("cpu-package-0", "replay"),
@@ -135,4 +139,4 @@ def test_what_it_cannot_mean_is_refused(tmp_path: Path, record: Any, message: st
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{REPLAY_VARIABLE}.*name a file that can be read"):
-        find_sources(None, environ={REPLAY_VARIABLE: str(tmp_path / "absent.json")})
+        load_replay(tmp_path / "absent.json")

@@ -1,28 +1,23 @@
-"""What is said of energy: doctor's lines, the JSON record, joules over windows and per token."""
+"""What is said of energy: doctor's lines, the JSON record, joules per token."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from energy_replay import Entry, ReplaySource
 
-from sglang_layered.energy import (
-    EnergyMeter,
-    Found,
-    energy_between,
-    energy_findings,
-    joules_per_token,
-    reading_record,
-)
-from sglang_layered.energy.replay import REPLAY_VARIABLE, Entry, ReplaySource
+from sglang_layered.cli import doctor
+from sglang_layered.energy.find import SOURCES_VARIABLE
+from sglang_layered.energy.meter import EnergyMeter, joules_per_token, reading_record
+from sglang_layered.energy.sources import Found
 
 
 def test_the_package_loads_nothing_heavy() -> None:
     heavy = ("torch", "sglang", "pynvml")
-    code = f"import sys, sglang_layered.energy; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, sglang_layered.energy.find; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -52,51 +47,20 @@ class Run:
         return self.meter.reading()
 
 
-def test_energy_of_a_window_by_device() -> None:
-    run = Run()
-    first, second, _ = energy_between(run.reading_at(1), run.reading_at(4))
-    assert (first.device, first.joules, first.complete) == ("gpu0", pytest.approx(300.0), True)
-    assert (second.device, second.joules, second.complete) == ("gpu1", pytest.approx(150.0), True)
-    assert first.error_j == pytest.approx(0.0, abs=1e-3)
-    assert second.error_j == pytest.approx(5.0, abs=1e-3), "a counter may be one step late"
-
-
-def test_windows_that_touch_a_loss_are_not_complete() -> None:
-    run = Run()
-    before, away, back, after = (run.reading_at(second) for second in (4, 20, 45, 50))
-    complete = {
-        name: [window.complete for window in energy_between(*ends)]
-        for name, ends in {
-            "into": (before, away),
-            "out of": (away, back),
-            "over": (before, back),
-            "after": (back, after),
-        }.items()
-    }
-    assert complete == {
-        "into": [False, True, False],
-        "out of": [False, True, False],
-        "over": [False, True, True],  # what gpu2's counter gained meanwhile is counted
-        "after": [True, True, True],
-    }
-
-
-def test_joules_per_token() -> None:
-    per_token = joules_per_token(600.0, num_prompt_tokens=200, num_output_tokens=100)
-    assert (per_token.prompt_j, per_token.output_j, per_token.total_j) == (3.0, 6.0, 2.0)
-
-
 @pytest.mark.parametrize(
     ("num_prompt_tokens", "num_output_tokens", "expected"),
-    [(0, 0, (None, None, None)), (0, 4, (None, 2.0, 2.0)), (4, 0, (2.0, None, 2.0))],
+    [
+        (4, 2, (2.0, 4.0, 8 / 6)),
+        (0, 0, (None, None, None)),
+        (0, 4, (None, 2.0, 2.0)),
+        (4, 0, (2.0, None, 2.0)),
+    ],
 )
-def test_no_tokens_no_joules_per_token(
+def test_joules_per_token_where_there_are_tokens(
     num_prompt_tokens: int, num_output_tokens: int, expected: tuple[float | None, ...]
 ) -> None:
-    per_token = joules_per_token(
-        8.0, num_prompt_tokens=num_prompt_tokens, num_output_tokens=num_output_tokens
-    )
-    assert (per_token.prompt_j, per_token.output_j, per_token.total_j) == expected
+    per_token = joules_per_token(8.0, num_prompt_tokens, num_output_tokens)
+    assert per_token == dict(zip(("prompt", "output", "total"), expected, strict=True))
 
 
 def test_a_reading_is_json() -> None:
@@ -120,23 +84,26 @@ def test_a_reading_is_json() -> None:
     }
 
 
-def test_findings_name_sources_and_reasons_without_calling_them_errors() -> None:
-    source = ReplaySource("gpu0", (Entry(0, watts=1),))
-    assert list(energy_findings(Found((source,), ("CPU: no RAPL; use a host",)))) == [
-        ("energy gpu0", "replay (from a file: no measurement)", None),
+def test_findings_name_sources_and_reasons_without_calling_them_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Found((ReplaySource("gpu0", (Entry(0, watts=1),)),), ("CPU: no RAPL; use a host",))
+    monkeypatch.setattr(doctor, "find_sources", lambda gpu_ids: found)
+    assert list(doctor.energy()) == [
+        ("energy gpu0", "replay", None),
         ("energy", "not measured: CPU: no RAPL; use a host", None),
     ]
 
 
 def test_findings_of_this_machine_are_never_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(REPLAY_VARIABLE, raising=False)
-    findings = list(energy_findings())
+    monkeypatch.delenv(SOURCES_VARIABLE, raising=False)
+    findings = list(doctor.energy())
     assert findings
     assert {remedy for _, _, remedy in findings} == {None}
 
 
-def test_a_bad_replay_file_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(REPLAY_VARIABLE, str(tmp_path / "absent.json"))
-    ((what, state, remedy),) = energy_findings()
-    assert what == "energy" and "absent.json" in state
-    assert remedy == f"correct the file or unset {REPLAY_VARIABLE}"
+def test_sources_of_the_users_that_are_not_there_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SOURCES_VARIABLE, "absent:sources")
+    ((what, state, remedy),) = doctor.energy()
+    assert what == "energy" and f"{SOURCES_VARIABLE}=absent:sources: No module named" in state
+    assert remedy == f"correct it or unset {SOURCES_VARIABLE}"

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from sglang_layered.refusals import FLAG_REFUSALS, Refusal
+from sglang_layered.config import LayeredConfig
+from sglang_layered.refusals import FLAGS, REFUSALS, Start
 
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs" / "features.md").read_text()
 FEATURES = "test/e2e/test_features.py"
-FLAGS = {refusal.flag for refusal in FLAG_REFUSALS}
+OWN_SERVERS = "test/e2e/test_features_own_servers.py"
 
 
 def rows() -> list[list[str]]:
@@ -75,9 +76,10 @@ def test_every_test_that_the_table_names_exists() -> None:
             assert rest.removesuffix("]") in find_tests(file)[name], test
 
 
-def test_every_feature_test_stands_in_the_table() -> None:
-    named = {test for file, test in named_tests() if file == FEATURES}
-    for name, ids in find_tests(FEATURES).items():
+@pytest.mark.parametrize("of", [FEATURES, OWN_SERVERS])
+def test_every_feature_test_stands_in_the_table(of: str) -> None:
+    named = {test for file, test in named_tests() if file == of}
+    for name, ids in find_tests(of).items():
         wanted = [f"{name}[{parameter}]" for parameter in ids] or [name]
         assert name in named or set(wanted) <= named, sorted(set(wanted) - named)
 
@@ -85,7 +87,7 @@ def test_every_feature_test_stands_in_the_table() -> None:
 def test_refused_rows_are_the_refusals_of_the_code() -> None:
     refused = [row[0] for row in rows() if row[1] == "refused"]
     assert all(re.search("`--", feature) for feature in refused)
-    assert {flag for feature in refused for flag in re.findall("`(--[a-z0-9-]+)`", feature)} == FLAGS
+    assert {flag for feature in refused for flag in re.findall("`(--[a-z0-9-]+)`", feature)} == FLAGS.keys()
 
 
 def test_rows_without_a_test_lead_to_the_open_gpu_checks() -> None:
@@ -104,10 +106,14 @@ class Arguments(SimpleNamespace):
         return None
 
 
-@pytest.mark.parametrize("refusal", FLAG_REFUSALS, ids=lambda refusal: refusal.flag)
-def test_every_refusal_has_a_reason_and_a_remedy(refusal: Refusal) -> None:
-    name = refusal.flag.removeprefix("--").replace("-", "_")
+TEXTS = {text: applies for rows in REFUSALS.values() for text, applies in rows.items()}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_refusal_has_a_reason_and_a_remedy(flag: str) -> None:
+    name = flag.removeprefix("--").replace("-", "_")
     value = {"load_format": "bitsandbytes"}.get(name, 2 if name.endswith("_size") else "on")
-    assert refusal.applies(Arguments(**{name: value}))
-    assert not refusal.applies(Arguments())
-    assert re.fullmatch(rf".* does not work with {refusal.flag}: \S.*; \S.*", refusal.message())
+    [text] = [text for text in TEXTS if text.startswith(f"--prefill-mode layered does not work with {flag}:")]
+    assert TEXTS[text](Start(LayeredConfig("layered"), Arguments(**{name: value})))
+    assert not TEXTS[text](Start(LayeredConfig("layered"), Arguments()))
+    assert re.fullmatch(r".*: \S.*; \S.*", text)

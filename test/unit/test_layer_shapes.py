@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.models.layer_shapes import read_layer_shapes
-from sglang_layered_lab.models.families import FAMILIES
+from sglang_layered_lab.models.catalogue import FAMILIES
 
 
 def tiny(arch: str) -> tuple[LayerShape, ...]:
@@ -74,7 +74,7 @@ def test_experts_in_every_second_layer() -> None:
 
 @pytest.mark.parametrize("arch", [arch for arch in FAMILIES if "moe" not in arch])
 def test_every_parameter_of_a_layer_is_counted_once(arch: str) -> None:
-    from sglang_layered_lab.models.family_weights import empty_model
+    from sglang_layered_lab.models.checkpoint import empty_model
 
     model = empty_model(FAMILIES[arch])
     inside = sum(parameter.numel() for name, parameter in model.named_parameters() if ".layers." in name)

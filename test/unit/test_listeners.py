@@ -173,7 +173,7 @@ def test_bad_specs_are_refused_before_anything_is_made(spec: str, message: str) 
     ],
 )
 def test_listeners_that_cannot_be_made_are_refused(spec: str, message: str, tmp_path: Path) -> None:
-    check_listeners([spec])
+    check_listeners([spec], may_write=False)
     with pytest.raises(ConfigError, match=message) as refused:
         find_listeners([f"perfetto={tmp_path / 'trace.json'}", spec])
     assert str(refused.value).startswith(f"--layered-listeners {spec}: ")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sglang_layered.cli import model_probe
+from sglang_layered.cli import doctor
 from sglang_layered.cli.main import cli
 from sglang_layered.errors import ConfigError
 from sglang_layered_lab.models import make_model
@@ -79,8 +79,19 @@ def test_gpt_oss_20b(published: Path) -> None:
 @pytest.mark.parametrize(
     "published", [GPT_OSS_20B | {"quantization_config": {"quant_method": "mxfp4"}}], indirect=True
 )
+def test_gpt_oss_20b_as_it_is_released(published: Path) -> None:
+    # 4 bits a weight, a byte for 32 of them, biases of 2 bytes: 13.24 MB an expert.
+    wanted = "32 in each of 24 layers, 4 a token: 0.424 GB a layer, 10.2 GB in all"
+    assert told(published)["experts"] == wanted
+
+
+@pytest.mark.parametrize(
+    "published", [GPT_OSS_20B | {"quantization_config": {"quant_method": "humming"}}], indirect=True
+)
 def test_a_refused_model_is_told_why(published: Path) -> None:
-    assert told(published)["layered mode"].startswith("refused: GptOssForCausalLM has quantized weights")
+    assert told(published)["layered mode"].startswith(
+        "refused: GptOssForCausalLM has weights of the method humming, which"
+    )
 
 
 def test_a_dense_model_has_no_experts(tmp_path: Path) -> None:
@@ -99,7 +110,7 @@ def test_a_name_that_nobody_knows_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     def unknown(model_path: str) -> None:
         raise OSError(f"{model_path} is not known\nCheck your connection")
 
-    monkeypatch.setattr(model_probe, "probe", unknown)
+    monkeypatch.setattr(doctor, "probe", unknown)
     result = CliRunner().invoke(cli, ["doctor", "--model-path", "some/model"])
     assert isinstance(result.exception, ConfigError)
     assert str(result.exception).startswith(

@@ -13,7 +13,7 @@ def test_writing_the_refusals_again_changes_nothing(document: str) -> None:
 
 
 def test_what_works_is_not_listed_as_refused() -> None:
-    table = TABLES["README.md"]()
+    table = TABLES["README.md"]["refusals"]()
     assert "`--speculative-algorithm`" in table
     assert "--pp-size" not in table
     assert "pipeline" not in table

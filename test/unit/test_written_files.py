@@ -10,8 +10,8 @@ import pytest
 
 from listener_story import STORY
 from sglang_layered.errors import ConfigError
-from sglang_layered.listeners.dispatch import Listeners, check_listener_files
-from sglang_layered.listeners.files import WholeFile, check_writable
+from sglang_layered.files import WholeFile, check_writable
+from sglang_layered.listeners.dispatch import Listeners, check_listeners
 from sglang_layered.listeners.jsonl import JsonlListener
 from sglang_layered.listeners.perfetto import PerfettoListener
 
@@ -45,10 +45,10 @@ def test_a_path_that_cannot_be_written_is_one_line(path: str, reason: str) -> No
 
 
 def test_listeners_that_ship_are_probed_and_others_when_they_can_be(tmp_path: Path) -> None:
-    check_listener_files([f"jsonl={tmp_path}/a", f"perfetto={tmp_path}/b", f"{__name__}:Silent=x"])
+    check_listeners([f"jsonl={tmp_path}/a", f"perfetto={tmp_path}/b", f"{__name__}:Silent=x"])
     for spec in ("jsonl=/dev/null/a", "perfetto=/", f"{__name__}:Checks=bad"):
         with pytest.raises(ConfigError, match=f"^--layered-listeners {spec}: "):
-            check_listener_files([spec])
+            check_listeners([spec])
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,5 @@
 """Margins before deadlines, and the order of prompts by theirs. Pure."""
 
-from __future__ import annotations
-
 import statistics
 from bisect import bisect_left, insort
 from collections import deque
@@ -31,7 +29,7 @@ class Surprise:
     _num_seen: int = 0
 
     @classmethod
-    def resumed(cls, ratios: Sequence[float]) -> Surprise:
+    def resumed(cls, ratios: Sequence[float]) -> "Surprise":
         """What another one had seen, as `state` gave it: all of it counts."""
         found = cls(_num_seen=len(ratios))
         for ratio in ratios:

@@ -5,8 +5,6 @@ P + nD and the longest gap is P/n + D (paper section 4): the best n is the small
 prompts are admitted the same is asked of cuts along the tokens, and the way that ends first is taken.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

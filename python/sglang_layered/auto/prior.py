@@ -1,7 +1,5 @@
 """What is thought of step times before any step ran: sizes of the model, rates of the device. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -10,8 +10,6 @@ hear of a slower machine first.
 A step itself costs a few sums of Python's floats; what needs matrices is done once in `STEPS_PER_FIT` steps.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -218,7 +216,7 @@ class StepTimes:
             kind.latest.hold(sum(duration_s for _, duration_s in mine) / said_s if said_s > 0 else 1.0)
         self._latest.hold(0.0)
 
-    def scaled(self, factor: float) -> StepTimes:
+    def scaled(self, factor: float) -> "StepTimes":
         """A copy in which every step takes `factor` times as long."""
         found = deepcopy(self)
         for latest in (found._latest, *(kind.latest for kind in found._kinds.values())):
@@ -236,7 +234,7 @@ class StepTimes:
             "most_pairs": [self._most_pairs],
         }
 
-    def resumed(self, state: Mapping[str, Sequence[float]]) -> StepTimes:
+    def resumed(self, state: Mapping[str, Sequence[float]]) -> "StepTimes":
         """The same prior with what another model has learned.
 
         Raises:

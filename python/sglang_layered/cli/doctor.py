@@ -1,27 +1,35 @@
-"""`sglang-layered doctor`: what is installed, patched and possible on this machine, and why not."""
+"""`sglang-layered doctor`: what is installed, patched and possible on this machine, and why not.
 
-from __future__ import annotations
+Of a model it says what layered prefill would do with it, read from its configuration; no weight is loaded.
+"""
 
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
 
 import click
 
 from sglang_layered import __version__, patching
-from sglang_layered.cpu_kernels import cuda_driver_available
-from sglang_layered.energy import energy_findings
+from sglang_layered.core.policy import TokenTargetPolicy
+from sglang_layered.core.view import SchedulerView
+from sglang_layered.energy.find import SOURCES_VARIABLE, find_sources
 from sglang_layered.errors import ConfigError, LayeredPrefillError
+from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
 PACKAGES = ("sglang", "torch", "flashinfer-python", "sglang-kernel", "nvidia-ml-py", "prometheus-client")
+PROMPT_TOKENS = 8192
+PARKED_TENSORS = 2  # hidden states and residual
+DEVICES = {
+    True: "CUDA driver found: SGLang uses the GPU and the real sgl_kernel",
+    False: "no CUDA driver: SGLANG_USE_CPU_ENGINE=1 and --device cpu; kernels/cpu is sgl_kernel",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report; a remedy is there exactly when something is missing."""
 
     what: str
@@ -30,45 +38,101 @@ class Finding:
 
 
 def machine() -> Iterator[Finding]:
-    """Python, cores, compiler, GPU driver."""
+    """Python, compiler, GPU driver, packages, patches, and which energy can be measured here."""
     yield Finding("sglang-layered", __version__)
     yield Finding("python", f"{platform.python_version()} ({sys.executable})")
     yield Finding("cores", str(os.cpu_count()))
     compiler = shutil.which("g++")
     remedy = None if compiler else "apt-get install g++ (SGLang compiles sampling penalties with it on CPU)"
     yield Finding("g++", compiler or "missing", remedy)
-    if cuda_driver_available():
-        yield Finding("device", "CUDA driver found: SGLang uses the GPU and the real sgl_kernel")
-    else:
-        yield Finding(
-            "device", "no CUDA driver: SGLANG_USE_CPU_ENGINE=1 and --device cpu; kernels/cpu is sgl_kernel"
-        )
-
-
-def packages() -> Iterator[Finding]:
-    """Installed versions of what the project builds on."""
+    yield Finding("device", DEVICES[cuda_driver_available()])
     for name in PACKAGES:
         try:
             yield Finding(name, version(name))
         except PackageNotFoundError:
             yield Finding(name, "missing", "scripts/setup.sh installs the pinned versions")
-
-
-def patches() -> Iterator[Finding]:
-    """State of the patch set in this interpreter's SGLang."""
     try:
         patching.verify_patched()
         yield Finding("patch set", "applied and verified by hash")
     except LayeredPrefillError as error:
         yield Finding("patch set", str(error), "as said here; `sglang-layered patch status` shows each patch")
+    yield from energy()
 
 
 def energy() -> Iterator[Finding]:
-    """Which energy can be measured here, and why not the others."""
-    yield from (Finding(*parts) for parts in energy_findings())
+    """Every energy source; a machine without any is fine, so the reasons stand in the state."""
+    try:
+        found = find_sources(None)
+    except ConfigError as error:
+        yield Finding("energy", str(error), f"correct it or unset {SOURCES_VARIABLE}")
+        return
+    yield from (Finding(f"energy {source.device}", source.source) for source in found.sources)
+    yield from (Finding("energy", f"not measured: {reason}") for reason in found.missing)
 
 
-REPORT: tuple[Callable[[], Iterator[Finding]], ...] = (machine, packages, patches, energy)
+def probe(model_path: str) -> Iterator[Finding]:
+    """Layers, groups, experts, parked bytes, attention backend, supported or why not."""
+    if not cuda_driver_available():
+        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    from sglang.srt.configs.model_config import ModelConfig
+
+    from sglang_layered.models.refused import model_refusal
+
+    config = ModelConfig(model_path)
+    dtype = str(config.dtype).removeprefix("torch.")
+    yield Finding("model", f"{', '.join(config.hf_config.architectures)}, {dtype}")
+    plan = TokenTargetPolicy().plan(SchedulerView(config.num_hidden_layers, (PROMPT_TOKENS,)))
+    sizes = " and ".join(
+        str(size) for size in sorted({each.num_layers for each in plan.groups}, reverse=True)
+    )
+    yield Finding("layers", str(config.num_hidden_layers))
+    yield Finding("groups", f"{plan.num_groups} of {sizes} layers for {PROMPT_TOKENS} prompt tokens")
+    yield Finding("experts", _experts(config))
+    parked = PARKED_TENSORS * config.hidden_size * config.dtype.itemsize
+    yield Finding(
+        "parked", f"{parked:,} B a prompt token, {parked * PROMPT_TOKENS / 1e6:.0f} MB of {PROMPT_TOKENS}"
+    )
+    try:
+        backends = _attention_backends(model_path)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        yield Finding("attention", f"SGLang: {' '.join(str(error).split())}", "a machine with another device")
+        return
+    yield Finding("attention", " and ".join(dict.fromkeys(backends)))
+    reason = model_refusal(config, backends)
+    if reason is None:
+        yield Finding("layered mode", "supported")
+    else:
+        yield Finding("layered mode", f"refused: {reason}", "chunked mode serves what SGLang serves")
+
+
+def _experts(config: Any) -> str:
+    """How many, and their bytes where these are known; takes an SGLang ModelConfig."""
+    from sglang_layered.models.layer_shapes import read_layer_shapes, served_layer_shapes
+
+    known = read_layer_shapes(config.hf_text_config)
+    if not known:
+        return "unknown: transformers does not know this model"
+    sparse = [layer for layer in known if layer.num_experts]
+    if not sparse:
+        return "none: a dense model (docs/models.md says what to expect)"
+    per_token = sparse[0].num_experts_per_token
+    counts = f"{sparse[0].num_experts} in each of {len(sparse)} layers, {per_token} a token"
+    sizes = [layer.expert_bytes for layer in served_layer_shapes(config) if layer.num_experts]
+    if not sizes:
+        return (
+            f"{counts}: bytes unknown, the weights are quantized and neither the configuration nor a"
+            " safetensors file on this machine says how wide they are"
+        )
+    return f"{counts}: {sizes[0] / 1e9:.3f} GB a layer, {sum(sizes) / 1e9:.1f} GB in all"
+
+
+def _attention_backends(model_path: str) -> tuple[str, ...]:
+    """SGLang's choice on this machine; raises what SGLang raises when it makes none."""
+    from sglang.srt.server_args import ServerArgs
+
+    device = {} if cuda_driver_available() else {"device": "cpu"}
+    backends: tuple[str, ...] = ServerArgs(model_path=model_path, **device).get_attention_backends()
+    return backends
 
 
 def _of_model(model_path: str) -> list[Finding]:
@@ -77,8 +141,6 @@ def _of_model(model_path: str) -> list[Finding]:
     is_path = model_path.startswith(("/", ".", "~")) or model_path.count("/") > 1
     if is_path and not os.path.isdir(model_path):
         raise ConfigError(f"--model-path: there is no folder {model_path}; {remedy}")
-    from sglang_layered.cli.model_probe import probe
-
     try:
         return list(probe(model_path))
     except (OSError, ValueError) as error:
@@ -90,14 +152,10 @@ def _of_model(model_path: str) -> list[Finding]:
 @click.option("--model-path", help="Say of this model instead: layers, sizes, and whether it can be served.")
 def doctor(model_path: str | None) -> None:
     """Say what is installed, patched and possible here; exit status 1 when something is missing."""
-    if model_path is None:
-        findings = [finding for part in REPORT for finding in part()]
-    else:
-        findings = _of_model(model_path)
+    findings = list(machine()) if model_path is None else _of_model(model_path)
     width = max(len(finding.what) for finding in findings)
-    for finding in findings:
-        mark = "ok" if finding.remedy is None else "!!"
-        click.echo(f"{mark}  {finding.what:<{width}}  {finding.state}")
-        if finding.remedy is not None:
-            click.echo(f"    {'':<{width}}  remedy: {finding.remedy}")
-    sys.exit(any(finding.remedy is not None for finding in findings))
+    for what, state, remedy in findings:
+        click.echo(f"{'!!' if remedy else 'ok'}  {what:<{width}}  {state}")
+        if remedy:
+            click.echo(f"    {'':<{width}}  remedy: {remedy}")
+    sys.exit(any(finding.remedy for finding in findings))

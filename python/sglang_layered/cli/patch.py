@@ -4,142 +4,104 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+import sglang_layered.patching.port as porting
 from sglang_layered import patching
-from sglang_layered.errors import PatchError
-from sglang_layered.patching.maintain import lint as find_problems
-from sglang_layered.patching.maintain import refresh as refresh_manifest
-from sglang_layered.patching.manifest import default_root, set_folder, supported_versions
-from sglang_layered.patching.port import ORDER, PortReport, write_symbols
-from sglang_layered.patching.port import port as compare
+from sglang_layered.patching import patch_set
+from sglang_layered.patching.site import Site
 
 Command = Callable[..., Any]
+path_option = partial(click.option, type=click.Path(path_type=Path))
 
 
-def where_options(command: Command) -> Command:
-    """Let a command choose which installed SGLang it works on."""
-    python = click.option(
-        "--python", type=click.Path(path_type=Path), help="Work on the SGLang of this interpreter."
-    )
-    site = click.option(
-        "--site", type=click.Path(path_type=Path), help="Work on the SGLang in this site-packages folder."
-    )
-    return python(site(command))
+def on_site(command: Command) -> Command:
+    """Let a command choose which installed SGLang it works on; it is given the patch sets and the Site."""
+
+    @path_option("--python", help="Work on the SGLang of this interpreter.")
+    @path_option("--site", help="Work on the SGLang in this site-packages folder.")
+    @click.pass_obj
+    @wraps(command)
+    def located(root: Path, python: Path | None, site: Path | None) -> None:
+        place = patching.locate(python=python, site=site)
+        words = command(root, place)
+        click.echo(f"SGLang {place.version} in {place.package}{words}")
+
+    return located
 
 
 @click.group()
-@click.option("--patches", type=click.Path(path_type=Path), hidden=True, help="Folder with the patch sets.")
+@path_option("--patches", hidden=True, help="Folder with the patch sets.")
 @click.pass_context
 def patch(context: click.Context, patches: Path | None) -> None:
     """Apply, revert, inspect or verify the patch set of an installed SGLang."""
-    context.obj = patches or default_root()
+    context.obj = patches or patch_set.default_root()
 
 
 @patch.command()
-@where_options
-@click.pass_obj
-def apply(root: Path, python: Path | None, site: Path | None) -> None:
+@on_site
+def apply(root: Path, site: Site) -> str:
     """Insert the seams; does nothing when they are in."""
-    place = patching.locate(python=python, site=site)
-    written = patching.apply(place, root)
-    done = f"patched {len(written)} files" if written else "already patched"
-    click.echo(f"SGLang {place.version} in {place.package}: {done}")
+    written = patching.apply(site, root)
+    return f": patched {len(written)} files" if written else ": already patched"
 
 
 @patch.command()
-@where_options
-@click.pass_obj
-def revert(root: Path, python: Path | None, site: Path | None) -> None:
+@on_site
+def revert(root: Path, site: Site) -> str:
     """Take the seams out; every file is then as its installer wrote it."""
-    place = patching.locate(python=python, site=site)
-    written = patching.revert(place, root)
-    done = f"reverted {len(written)} files" if written else "already pristine"
-    click.echo(f"SGLang {place.version} in {place.package}: {done}")
+    written = patching.revert(site, root)
+    return f": reverted {len(written)} files" if written else ": already pristine"
 
 
 @patch.command()
-@where_options
-@click.pass_obj
-def verify(root: Path, python: Path | None, site: Path | None) -> None:
+@on_site
+def verify(root: Path, site: Site) -> str:
     """Prove by hash that the seams are in; exit status 1 when they are not."""
-    place = patching.locate(python=python, site=site)
-    manifest = patching.verify(place, root)
-    click.echo(
-        f"SGLang {place.version} in {place.package}: patched, {len(manifest.files)} files verified by hash"
-    )
+    return f": patched, {len(patching.verify(site, root).files)} files verified by hash"
 
 
 @patch.command()
-@where_options
-@click.pass_obj
-def status(root: Path, python: Path | None, site: Path | None) -> None:
+@on_site
+def status(root: Path, site: Site) -> str:
     """Say which patches are applied, fit or do not fit; works for any SGLang and writes nothing."""
-    report = patching.status(patching.locate(python=python, site=site), root)
-    click.echo(f"SGLang {report.site.version} in {report.site.package}")
-    if not report.supported:
-        click.echo(f"No patch set for this version; compared with the one for {report.set_version}.")
+    report = patching.status(site, root)
+    lines = [""]
+    if report.set_version != site.version:
+        lines.append(f"No patch set for this version; compared with the one for {report.set_version}.")
     width = max((len(entry.name) for entry in report.patches), default=0)
-    for entry in report.patches:
-        click.echo(f"{entry.name:<{width}}  {entry.text}")
-
-
-@patch.command(hidden=True)
-@click.pass_obj
-def lint(root: Path) -> None:
-    """Check the patch sets themselves; needs no SGLang."""
-    problems = find_problems(root)
-    if problems:
-        raise PatchError("\n  ".join(["the patch set is not sound:", *problems]))
-    click.echo(f"{root}: the patch set is sound")
+    return "\n".join([*lines, *(f"{entry.name:<{width}}  {entry.text}" for entry in report.patches)])
 
 
 @patch.command()
-@click.option(
-    "--site", type=click.Path(path_type=Path), required=True, help="A pristine site-packages folder."
-)
-@click.pass_obj
-def refresh(root: Path, site: Path) -> None:
-    """Recompute manifest.json from a pristine SGLang."""
-    click.echo(f"wrote {refresh_manifest(patching.locate(site=site), root)}")
-
-
-@patch.command()
-@click.option(
-    "--site", type=click.Path(path_type=Path), required=True, help="A folder with an unpacked SGLang."
-)
+@path_option("--site", required=True, help="A folder with an unpacked SGLang.")
 @click.option("--base", help="The release that we are built on; default: the newest with a patch set.")
-@click.option("--keep", is_flag=True, help="Make its symbols those of its own patch set, and say no more.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, also what is the same.")
 @click.pass_obj
-def port(root: Path, site: Path, base: str | None, keep: bool, as_json: bool) -> None:
+def port(root: Path, site: Path, base: str | None, as_json: bool) -> None:
     """Say what of another SGLang is the same, changed or gone; exit status 1 unless all is the same.
 
     Parses it and imports nothing. docs/porting.md goes on from there.
     """
-    place = patching.locate(site=site)
-    if keep:
-        click.echo(f"wrote {write_symbols(place, set_folder(root, place.version))}")
-        return
-    report = compare(place, root, base or supported_versions(root)[-1])
-    if as_json:
-        click.echo(json.dumps(asdict(report), indent=1))
-    else:
-        _print_port(report)
+    report = porting.port(patching.locate(site=site), root, base or patch_set.supported_versions(root)[-1])
+    click.echo(json.dumps(asdict(report), indent=1) if as_json else _text_of(report))
     raise SystemExit(0 if report.is_same else 1)
 
 
-def _print_port(report: PortReport) -> None:
-    click.echo(f"SGLang {report.version} against {report.base}, on which this package is built")
+def _text_of(report: porting.PortReport) -> str:
+    lines = [f"SGLang {report.version} against {report.base}, on which this package is built"]
     for entry in report.symbols:
         if entry.change != "same":
-            change = f"moved to {entry.where}" if entry.where else entry.change
             more = f" and {len(entry.places) - 1} more" if len(entry.places) > 1 else ""
-            click.echo(f"{change:<18} {entry.symbol}  in {entry.places[0]}{more}")
+            moved = f", now in {entry.where}" if entry.where else ""
+            lines.append(f"{entry.change:<18} {entry.symbol}{moved}  for {entry.places[0]}{more}")
+            lines += [f"{'':<18} {entry.why}"] if entry.why else []
     counts = Counter(entry.change for entry in report.symbols)
-    click.echo(", ".join(f"{counts[change]} {change}" for change in ORDER if counts[change]) + " symbols")
-    for patch_entry in report.patches:
-        click.echo(f"{patch_entry.name}  {patch_entry.text}")
+    lines.append(
+        ", ".join(f"{counts[change]} {change}" for change in porting.ORDER if counts[change]) + " symbols"
+    )
+    return "\n".join([*lines, *(f"{entry.name}  {entry.text}" for entry in report.patches)])

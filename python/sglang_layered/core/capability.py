@@ -3,8 +3,6 @@
 It knows no policy, and calls none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import Enum
 
@@ -54,37 +52,25 @@ def check_capabilities(policy: object, where: str) -> None:
     Raises:
         ConfigError: it names what is missing.
     """
-    if not hasattr(policy, "can"):
-        _refuse_silent_methods(policy, where)
-        return
     can = capabilities_of(policy)
     if not isinstance(can, frozenset) or not all(isinstance(each, Capability) for each in can):
         raise ConfigError(f"{where}: its attribute can is {can!r}; give a frozenset of Capability")
-    for capability in sorted(can, key=lambda each: each.value):
-        missing = [name for name in METHODS[capability] if not callable(getattr(policy, name, None))]
-        if missing:
+    for capability, names in METHODS.items():
+        there = [name for name in names if callable(getattr(policy, name, None))]
+        if there and not hasattr(policy, "can"):  # methods that nobody would call are no plan of the author's
+            raise ConfigError(
+                f"{where}: it has a method {there[0]} and no attribute can; add can ="
+                f" frozenset({{Capability.{capability.value}}}), with every capability that it has"
+            )
+        missing = [name for name in names if name not in there]
+        if capability in can and missing:
             raise ConfigError(
                 f"{where}: it can {capability.value} and has no method {', '.join(missing)}; add it"
             )
-    if Capability.LEARNS in can:
-        _check_amounts(getattr(policy, "amounts", None), where)
-
-
-def _refuse_silent_methods(policy: object, where: str) -> None:
-    """Methods that nobody would call are no plan of the author's."""
-    for capability, names in METHODS.items():
-        for name in names:
-            if callable(getattr(policy, name, None)):
-                raise ConfigError(
-                    f"{where}: it has a method {name} and no attribute can; add can ="
-                    f" frozenset({{Capability.{capability.value}}}), with every capability that it has"
-                )
-
-
-def _check_amounts(amounts: object, where: str) -> None:
-    if isinstance(amounts, tuple) and all(isinstance(name, str) for name in amounts):
-        return
-    raise ConfigError(
-        f"{where}: it can LEARNS and its attribute amounts is {amounts!r}; give a tuple of strings that name"
-        " what it learns, which the calibration file is checked against"
-    )
+    amounts = getattr(policy, "amounts", None)
+    is_named = isinstance(amounts, tuple) and all(isinstance(name, str) for name in amounts)
+    if Capability.LEARNS in can and not is_named:
+        raise ConfigError(
+            f"{where}: it can LEARNS and its attribute amounts is {amounts!r}; give a tuple of strings that"
+            " name what it learns, which the calibration file is checked against"
+        )

@@ -3,14 +3,10 @@
 Pure: it sees sizes and durations that others measured, and knows no clock.
 """
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -18,14 +14,7 @@ NUM_KEPT = 5
 NUM_TO_COMPARE = 3
 NUM_BETWEEN_TRIALS = 64
 MARGIN = 0.03
-APART = frozenset(
-    {"sequential", "concurrent"}
-)  # strategies that run prompt and decode rows in a forward each
-
-
-def runs_apart(strategy: str | None) -> bool:
-    """True when a step in this strategy runs prompt and decode rows in a forward each."""
-    return strategy in APART
+APART = frozenset({"sequential", "concurrent"})  # prompt and decode rows run in a forward each
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,47 +26,13 @@ class StepShape:
     num_layers: int
 
     @property
-    def bucket(self) -> StepShape:
+    def bucket(self) -> "StepShape":
         """All sizes rounded down to a power of two: steps of one bucket are compared with each other."""
         return StepShape(
             _power_of_two(self.num_decode_rows),
             _power_of_two(self.num_prompt_rows),
             _power_of_two(self.num_layers),
         )
-
-
-class StrategyChoice(Protocol):
-    """Names the strategy of a step, and hears how long it took. One that does not learn need not be told."""
-
-    learns: ClassVar[bool]
-
-    def choose(self, shape: StepShape) -> str:
-        """The strategy of the next step."""
-
-    def expected(self, shape: StepShape) -> str:
-        """The strategy that steps of this size run in but for trials; asking changes nothing."""
-
-    def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
-        """A step took so long."""
-
-
-@dataclass(frozen=True, slots=True)
-class FixedChoice:
-    """Always the same."""
-
-    strategy: str
-    learns: ClassVar[bool] = False
-
-    def choose(self, shape: StepShape) -> str:
-        """The one strategy there is."""
-        return self.strategy
-
-    def expected(self, shape: StepShape) -> str:
-        """The one strategy there is."""
-        return self.strategy
-
-    def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
-        """Nothing to learn."""
 
 
 @dataclass(slots=True)
@@ -93,17 +48,21 @@ class _Bucket:
         return statistics.median(self.durations[strategy])
 
 
-class MeasuredChoice:
-    """The strategy with the lowest median step time in each bucket of sizes.
+class StrategyChoice:
+    """The strategy with the lowest median step time in each bucket of sizes; of one only there is no choice.
 
     Strategies take turns until each was measured `NUM_TO_COMPARE` times. Every `NUM_BETWEEN_TRIALS` steps the
     others are tried once more, and one that is faster by more than `MARGIN` takes over.
+
+    Attributes:
+        only: The one strategy, which need not be asked for; None with several.
+        learns: True with several, which are to be told what steps took.
     """
 
-    learns: ClassVar[bool] = True
-
-    def __init__(self, strategies: Sequence[str]) -> None:
-        self._strategies = tuple(strategies)
+    def __init__(self, *strategies: str) -> None:
+        self.strategies = strategies
+        self.only = strategies[0] if len(strategies) == 1 else None
+        self.learns = len(strategies) > 1
         self._buckets: dict[StepShape, _Bucket] = {}
 
     def choose(self, shape: StepShape) -> str:
@@ -111,14 +70,14 @@ class MeasuredChoice:
         bucket = self._bucket(shape)
         bucket.num_steps += 1
         if bucket.best is None:
-            return self._strategies[bucket.num_steps % len(self._strategies)]
-        trial = bucket.num_steps % (NUM_BETWEEN_TRIALS + len(self._strategies)) - NUM_BETWEEN_TRIALS
-        return bucket.best if trial < 0 else self._strategies[trial]
+            return self.strategies[bucket.num_steps % len(self.strategies)]
+        trial = bucket.num_steps % (NUM_BETWEEN_TRIALS + len(self.strategies)) - NUM_BETWEEN_TRIALS
+        return bucket.best if trial < 0 else self.strategies[trial]
 
     def expected(self, shape: StepShape) -> str:
         """The best so far; the first one as long as none is known to be."""
         bucket = self._buckets.get(shape.bucket)
-        return (bucket.best if bucket is not None else None) or self._strategies[0]
+        return (bucket.best if bucket is not None else None) or self.strategies[0]
 
     def observe(self, strategy: str, shape: StepShape, duration_s: float) -> None:
         """Note a duration; the best of the bucket may change, which is logged with both medians."""
@@ -127,22 +86,22 @@ class MeasuredChoice:
             bucket.warmed_up.add(strategy)
             return
         bucket.durations[strategy].append(duration_s)
-        if all(len(bucket.durations[name]) >= NUM_TO_COMPARE for name in self._strategies):
+        if all(len(bucket.durations[name]) >= NUM_TO_COMPARE for name in self.strategies):
             self._compare(shape.bucket, bucket)
 
     def _bucket(self, shape: StepShape) -> _Bucket:
         key = shape.bucket
         if key not in self._buckets:
-            self._buckets[key] = _Bucket({name: deque(maxlen=NUM_KEPT) for name in self._strategies})
+            self._buckets[key] = _Bucket({name: deque(maxlen=NUM_KEPT) for name in self.strategies})
         return self._buckets[key]
 
     def _compare(self, key: StepShape, bucket: _Bucket) -> None:
-        fastest = min(self._strategies, key=bucket.median)
+        fastest = min(self.strategies, key=bucket.median)
         if bucket.best == fastest:
             return
         if bucket.best is None or bucket.median(fastest) < bucket.median(bucket.best) * (1 - MARGIN):
             bucket.best = fastest
-            medians = ", ".join(f"{name} {1e3 * bucket.median(name):.2f} ms" for name in self._strategies)
+            medians = ", ".join(f"{name} {1e3 * bucket.median(name):.2f} ms" for name in self.strategies)
             logger.info(
                 "Layered execution: %s from %d decode rows, %d prompt rows and %d layers on (%s)",
                 fastest, key.num_decode_rows, key.num_prompt_rows, key.num_layers, medians,

@@ -1,7 +1,5 @@
 """Progress of a cohort through its layer groups, written once and as a value."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -47,7 +45,7 @@ class Cohort:
             raise CohortError(f"cohort {self.request_ids} has run all its groups")
         return groups[self.next_group]
 
-    def with_next_layers(self, num_layers: int) -> Cohort:
+    def with_next_layers(self, num_layers: int) -> "Cohort":
         """The cohort whose next group has so many layers, and what is left after it is one group."""
         start, last = self.group.start, self.plan.num_layers
         end = min(start + num_layers, last)
@@ -55,7 +53,7 @@ class Cohort:
         groups = (*self.plan.groups[: self.next_group], LayerGroup(start, end), *rest)
         return Cohort(LayerGroupPlan(last, groups), self.request_ids, self.next_group)
 
-    def without(self, request_ids: Iterable[str]) -> Cohort:
+    def without(self, request_ids: Iterable[str]) -> "Cohort":
         """The cohort after these requests have left it; others must stay."""
         leaving = set(request_ids)
         if not leaving <= set(self.request_ids):
@@ -64,7 +62,7 @@ class Cohort:
             )
         return replace(self, request_ids=tuple(name for name in self.request_ids if name not in leaving))
 
-    def advance(self) -> Cohort:
+    def advance(self) -> "Cohort":
         """The cohort after its next group has run."""
         if self.is_done:
             raise CohortError(f"cohort {self.request_ids} has run all its groups")

@@ -4,8 +4,6 @@
 half-open.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,33 +25,33 @@ class DropReason(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ServingStarted:
-    """The loop starts: what is served and how. `cohort_tokens` is None without --chunked-prefill-size."""
-
+class _Moment:
     step: int
     time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStarted(_Moment):
+    """The loop starts: what is served and how. `cohort_tokens` is None without --chunked-prefill-size."""
+
     policy: str
     cohort_tokens: int | None
     sizes: ModelSizes
 
 
 @dataclass(frozen=True, slots=True)
-class CohortAdmitted:
+class CohortAdmitted(_Moment):
     """A cohort got its KV slots and its plan. Rows are tokens to compute, prefixes come from the cache."""
 
-    step: int
-    time_s: float
     plan: LayerGroupPlan
     prompt_rows: Mapping[str, int]
     prefix_tokens: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class GroupDone:
+class GroupDone(_Moment):
     """The cohort was computed in one more layer group."""
 
-    step: int
-    time_s: float
     group: LayerGroup
     group_index: int
     num_groups: int
@@ -61,7 +59,7 @@ class GroupDone:
 
 
 @dataclass(frozen=True, slots=True)
-class StepDone:
+class StepDone(_Moment):
     """A step's results were processed.
 
     `start_s` is the launch, `duration_s` the forward's time on the device. `decode` maps each request that
@@ -72,8 +70,6 @@ class StepDone:
     of the step-time model, `decision` what a step policy thought; None with other policies.
     """
 
-    step: int
-    time_s: float
     kind: StepKind
     start_s: float
     duration_s: float
@@ -91,34 +87,28 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
-class CohortFinished:
+class CohortFinished(_Moment):
     """A cohort passed its last group: its requests have their first tokens, or their next chunk to come."""
 
-    step: int
-    time_s: float
     request_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class CohortDropped:
+class CohortDropped(_Moment):
     """A cohort left before its last group; `group_index` is the group it would have run next."""
 
-    step: int
-    time_s: float
     request_ids: tuple[str, ...]
     group_index: int
     reason: DropReason
 
 
 @dataclass(frozen=True, slots=True)
-class RequestsLeft:
+class RequestsLeft(_Moment):
     """Requests left a cohort before its last group and the others go on.
 
     `request_ids` left; `cohort_ids` were in the cohort until then; `group_index` is the group it runs next.
     """
 
-    step: int
-    time_s: float
     request_ids: tuple[str, ...]
     cohort_ids: tuple[str, ...]
     group_index: int
@@ -126,11 +116,9 @@ class RequestsLeft:
 
 
 @dataclass(frozen=True, slots=True)
-class ModeChanged:
+class ModeChanged(_Moment):
     """The server goes on in another mode: asked for by an operator, or after a broken invariant."""
 
-    step: int
-    time_s: float
     mode: str
     reason: str
 

@@ -1,11 +1,9 @@
 """Sizes of one decoder layer, and what rows cost there; it knows no model, tensor or device."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 # FLOP that an accelerator does while it reads one byte. Layers of a prompt's group do far more, so the figure
-# only matters for groups of few rows; 184 is that of an H200 (sglang_layered_lab.cost.devices).
+# only matters for groups of few rows; 184 is that of an H200 (sglang_layered_lab.cost.roofline).
 FLOP_PER_BYTE = 184.0
 
 

@@ -5,8 +5,6 @@ between admission and the last group a slot is filled in some layers only. Whate
 asks here first (`upstream/cache.py`); which layers are filled is the cohort's to say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sized
 
 from sglang_layered.errors import InvariantError

@@ -3,8 +3,6 @@
 Values only, and no clock: times are those that tensor rank 0 read and every rank was told.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -110,7 +108,7 @@ class ModelSizes:
     is_padded: bool = False
 
     @classmethod
-    def of(cls, num_layers: int, layers: tuple[LayerShape, ...], is_padded: bool = False) -> ModelSizes:
+    def of(cls, num_layers: int, layers: tuple[LayerShape, ...], is_padded: bool = False) -> "ModelSizes":
         """Sizes of a stack; of an unknown one all layers are alike and dense."""
         moe = next((layer for layer in layers if layer.num_experts), None)
         costs = [layer.cost(512, 1024) for layer in layers] if len(layers) == num_layers else [1.0]
@@ -165,12 +163,10 @@ class StepPolicy(GroupPolicy, Protocol):
     @property
     def can(self) -> frozenset[Capability]:
         """What it can, from its making on; a class attribute will do."""
-        ...
 
     @property
     def amounts(self) -> tuple[str, ...]:
         """Names of what it learns: a calibration file with other names is refused. Needed for LEARNS only."""
-        ...
 
     def begin(self, sizes: ModelSizes, layers: Sequence[LayerShape], start: Start) -> None:
         """The model that is served and its device; called once, before the methods below it.
@@ -178,38 +174,30 @@ class StepPolicy(GroupPolicy, Protocol):
         Raises:
             ValueError: what was learned is of another form.
         """
-        ...
 
     def learned(self) -> Mapping[str, Sequence[float]]:
         """What the next server may start from, as JSON values."""
-        ...
 
     def keep_tbt_limit(self, limit_s: float | None) -> None:
         """The limit between two tokens of a request, in seconds; None for none.
 
         Called before `begin`, and whenever an operator changes it.
         """
-        ...
 
     def cohort_tokens(self, view: QueueView) -> int:
         """Tokens that the next cohort may have."""
-        ...
 
     def prompt_s(self, num_tokens: int) -> float:
         """How long a prompt takes alone, predicted."""
-        ...
 
     def next_layers(self, view: PaceView) -> Decision:
         """How far the cohort in flight goes in the next step."""
-        ...
 
     def observe(self, load: StepLoad, duration_s: float) -> float:
         """A step took so long; gives the time that was predicted for it."""
-        ...
 
     def observe_gap(self, gap_s: float, was_planned: bool) -> None:
         """The longest time between two tokens that the latest step made, with all that was around it.
 
         `was_planned` tells that the policy had chosen its layers.
         """
-        ...

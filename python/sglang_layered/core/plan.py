@@ -1,7 +1,5 @@
 """Layer groups and the plan that tiles a model with them; it knows no request, tensor or clock."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,31 +44,33 @@ class LayerGroupPlan:
         return len(self.groups)
 
     @classmethod
-    def even(cls, num_layers: int, num_groups: int) -> LayerGroupPlan:
+    def even(cls, num_layers: int, num_groups: int) -> "LayerGroupPlan":
         """Split evenly; when it does not divide, the first groups get one layer more."""
-        if not 1 <= num_groups <= num_layers:
-            raise PlanError(f"cannot cut {num_layers} layers into {num_groups} groups")
+        _check_count(num_layers, num_groups)
         base, extra = divmod(num_layers, num_groups)
         cuts = [index * base + min(index, extra) for index in range(num_groups + 1)]
         return cls.from_cuts(num_layers, cuts)
 
     @classmethod
-    def balanced(cls, costs: Sequence[float], num_groups: int) -> LayerGroupPlan:
+    def balanced(cls, costs: Sequence[float], num_groups: int) -> "LayerGroupPlan":
         """Split so that the most expensive group is as cheap as can be; `costs` are those of the layers."""
-        num_layers = len(costs)
-        if not 1 <= num_groups <= num_layers:
-            raise PlanError(f"cannot cut {num_layers} layers into {num_groups} groups")
-        return cls.from_cuts(num_layers, _lightest_cuts(tuple(costs), num_groups))
+        _check_count(len(costs), num_groups)
+        return cls.from_cuts(len(costs), _lightest_cuts(tuple(costs), num_groups))
 
     @classmethod
-    def whole(cls, num_layers: int) -> LayerGroupPlan:
+    def whole(cls, num_layers: int) -> "LayerGroupPlan":
         """All layers as one group."""
         return cls.even(num_layers, 1)
 
     @classmethod
-    def from_cuts(cls, num_layers: int, cuts: Sequence[int]) -> LayerGroupPlan:
+    def from_cuts(cls, num_layers: int, cuts: Sequence[int]) -> "LayerGroupPlan":
         """Groups between neighbouring cuts; the first cut must be 0 and the last `num_layers`."""
         return cls(num_layers, tuple(LayerGroup(low, high) for low, high in pairwise(cuts)))
+
+
+def _check_count(num_layers: int, num_groups: int) -> None:
+    if not 1 <= num_groups <= num_layers:
+        raise PlanError(f"cannot cut {num_layers} layers into {num_groups} groups")
 
 
 def _lightest_cuts(costs: tuple[float, ...], num_groups: int) -> list[int]:
@@ -78,21 +78,11 @@ def _lightest_cuts(costs: tuple[float, ...], num_groups: int) -> list[int]:
     low, high = max(costs), sum(costs)
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
-        if _num_filled(costs, middle) <= num_groups:
+        if len(_fill(costs, middle, num_groups)) - 1 <= num_groups:
             high = middle
         else:
             low = middle
     return _fill(costs, high, num_groups)
-
-
-def _num_filled(costs: tuple[float, ...], limit: float) -> int:
-    """Groups that it takes when each is filled up to `limit`."""
-    count, total = 1, 0.0
-    for cost in costs:
-        total += cost
-        if total > limit:
-            count, total = count + 1, cost
-    return count
 
 
 def _fill(costs: tuple[float, ...], limit: float, num_groups: int) -> list[int]:

@@ -3,15 +3,13 @@
 A policy is pure: the same view gives the same plan on every rank. It never sees a request or a tensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from sglang_layered.core.capability import check_capabilities
-from sglang_layered.core.lookup import Lookup
+from sglang_layered.core.lookup import find_factory
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import ConfigError, PlanError
@@ -28,7 +26,6 @@ class GroupPolicy(Protocol):
 
     def plan(self, view: SchedulerView) -> LayerGroupPlan:
         """Plan for the cohort that `view` describes; it must tile all of `view.num_layers`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
         BALANCED_POLICY: partial(BalancedPolicy, group_tokens),
         AUTO_POLICY: partial(_auto, group_tokens),
     }
-    factory = Lookup("policy", ENTRY_POINT_GROUP, shipped).find(name, where=where)
+    factory = find_factory("policy", name, where=where, group=ENTRY_POINT_GROUP, shipped=shipped)
     make = getattr(factory, "from_flags", None)
     try:
         policy = make(group_tokens=group_tokens) if make else factory()
@@ -117,10 +114,3 @@ def _auto(group_tokens: int) -> GroupPolicy:
     from sglang_layered.auto.policy import AutoPolicy  # brings SciPy, which the other policies do without
 
     return AutoPolicy(group_tokens=group_tokens)
-
-
-def policy_text(policy: GroupPolicy, name: str) -> str:
-    """What logs and traces call a policy: its own text where its class has one, else its `name`."""
-    kind = type(policy)
-    has_text = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
-    return str(policy) if has_text else name

@@ -1,7 +1,5 @@
 """Pipeline stages: how a model's layers lie on them, and plans whose groups never cross a stage's edge."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

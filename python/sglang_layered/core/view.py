@@ -3,8 +3,6 @@
 Values only: a policy can neither hold on to a request nor change one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,57 +1,21 @@
-"""Samples every energy source in a thread of its own and keeps one reading ready for whoever asks.
-
-A source that fails is asked again after 1, 2, 4 ... sampling periods. After NUM_FAILURES_TO_LOSE failures in
-a row it is lost: its joules stay, its watts are None, one warning is logged. It is asked on, at least every
-MAX_BACKOFF_S, and comes back when it answers. What a counter gained meanwhile is counted, unless it was
-reset; of a power source nothing is; both state the gap.
-"""
-
-from __future__ import annotations
+"""Samples every energy source in a thread of its own and keeps one reading ready for whoever asks."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from sglang_layered.energy.account import Account, Anomalies
-from sglang_layered.energy.sources import EnergyError, EnergySource
+from sglang_layered.energy.account import Account, DeviceReading
+from sglang_layered.energy.sources import EnergySource
 from sglang_layered.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 MAX_PERIOD_S = 0.5
-NUM_FAILURES_TO_LOSE = 5
-MAX_BACKOFF_S = 5.0
+MAX_BACKOFF_S = 5.0  # a source that fails is asked again within that time
 STOP_TIMEOUT_S = 5.0  # a driver that hangs in a read does not keep a server from ending
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A source that no longer answers: the clock at its first failure in a row, and the last error."""
-
-    since_s: float
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceReading:
-    """One source, at the time of the reading it is in."""
-
-    device: str
-    source: str
-    joules: float  # since the meter's first sample of it; never falls
-    sampling_error_j: float  # of `joules`: power between samples, wraps that cannot be seen
-    edge_error_j: float  # of any window: how late a counter may be at its ends; the largest step seen
-    watts: float | None  # mean of the last second; None before two samples and while lost
-    idle_watts: float | None  # mean before the first work; None when that was too short
-    lost: Lost | None
-    anomalies: Anomalies
-
-    @property
-    def error_j(self) -> float:
-        """How far `joules` may be from the device's own figures; their accuracy is the vendor's."""
-        return self.sampling_error_j + self.edge_error_j
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +48,7 @@ class EnergyMeter:
             raise ConfigError(f"period_s must be above 0 and at most {MAX_PERIOD_S}, not {period_s}")
         self._period_s = period_s
         self._clock = clock
-        self._watched = tuple(_Watched(source, round(MAX_BACKOFF_S / period_s)) for source in sources)
+        self._accounts = tuple(Account(source, round(MAX_BACKOFF_S / period_s)) for source in sources)
         self._work_s: float | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="energy-meter", daemon=True)
@@ -110,8 +74,8 @@ class EnergyMeter:
 
     def sample(self) -> None:
         """Read every source once that is due. The thread does this; by hand only where it does not run."""
-        for watched in self._watched:
-            watched.sample(self._clock, lambda at_s: self._work_s is None or at_s <= self._work_s)
+        for account in self._accounts:
+            account.sample(self._clock, lambda at_s: self._work_s is None or at_s <= self._work_s)
         self._latest = self._read_out(self._clock())
 
     def reading(self) -> EnergyReading:
@@ -124,68 +88,31 @@ class EnergyMeter:
             self.sample()
 
     def _read_out(self, at_s: float) -> EnergyReading:
-        return EnergyReading(at_s, 0.0, tuple(watched.reading() for watched in self._watched))
+        return EnergyReading(at_s, 0.0, tuple(account.reading() for account in self._accounts))
 
 
-class _Watched:
-    """One source with its account, its failures in a row, and how many samples to leave it alone."""
+def reading_record(reading: EnergyReading) -> dict[str, Any]:
+    """The reading as JSON values; joules and watts rounded to a millionth, times to a millisecond."""
+    now_s = reading.at_s + reading.age_s
+    devices = []
+    for device in reading.devices:
+        record, lost, anomalies = asdict(device), device.lost, device.anomalies
+        for name in ("joules", "error_j", "watts", "idle_watts"):
+            record[name] = None if record[name] is None else round(record[name], 6)
+        if lost is not None:
+            record["lost"] = {"for_s": round(max(now_s - lost.since_s, 0.0), 3), "why": lost.why}
+        record["anomalies"]["gap_s"] = round(anomalies.gap_s, 3)
+        devices.append(record)
+    return {"age_s": round(reading.age_s, 3), "devices": devices}
 
-    def __init__(self, source: EnergySource, max_skipped: int) -> None:
-        self._source = source
-        self._max_skipped = max_skipped
-        self._account = Account()
-        self._num_failures = 0
-        self._failing_since_s = 0.0
-        self._num_to_skip = 0
-        self._lost: Lost | None = None
 
-    def sample(self, clock: Callable[[], float], is_idle: Callable[[float], bool]) -> None:
-        if self._num_to_skip > 0:
-            self._num_to_skip -= 1
-            return
-        try:
-            sample = self._source.read()
-            at_s = clock()
-            self._account.add(sample, at_s, idle=is_idle(at_s), after_loss=self._lost is not None)
-        except EnergyError as error:
-            self._failed(str(error), clock())
-        except Exception as error:  # whatever a driver's library raises, the other sources go on
-            self._failed(repr(error), clock())
-        else:
-            self._answered()
+def joules_per_token(
+    joules: float, num_prompt_tokens: int, num_output_tokens: int
+) -> dict[str, float | None]:
+    """Joules by the computed prompt tokens, by the output tokens, and by both; None where there were none.
 
-    def reading(self) -> DeviceReading:
-        account = self._account
-        return DeviceReading(
-            device=self._source.device,
-            source=self._source.source,
-            joules=account.energy_uj / 1e6,
-            sampling_error_j=account.sampling_error_uj / 1e6,
-            edge_error_j=account.largest_step_uj / 1e6,
-            watts=account.watts,
-            idle_watts=account.idle_watts,
-            lost=self._lost,
-            anomalies=account.anomalies,
-        )
-
-    def _answered(self) -> None:
-        if self._lost is not None:
-            logger.warning("Energy of %s (%s) is read again", self._source.device, self._source.source)
-        self._num_failures, self._lost = 0, None
-
-    def _failed(self, why: str, at_s: float) -> None:
-        self._num_failures += 1
-        if self._num_failures == 1:
-            self._failing_since_s = at_s
-        self._num_to_skip = min(2 ** min(self._num_failures - 1, 30) - 1, self._max_skipped)
-        newly_lost = self._num_failures == NUM_FAILURES_TO_LOSE
-        self._account.note_failure(at_s, lost=newly_lost)
-        if self._num_failures >= NUM_FAILURES_TO_LOSE:
-            self._lost = Lost(self._failing_since_s, why)
-        if newly_lost:
-            logger.warning(
-                "Energy of %s (%s) can no longer be read, so its joules stand still: %s",
-                self._source.device,
-                self._source.source,
-                why,
-            )
+    The same joules are divided each time: no split of energy between prompt and output is claimed.
+    """
+    counts = {"prompt": num_prompt_tokens, "output": num_output_tokens}
+    counts["total"] = num_prompt_tokens + num_output_tokens
+    return {kind: joules / count if count > 0 else None for kind, count in counts.items()}

@@ -3,16 +3,14 @@
 NVML measures a whole board, so other processes on the same GPU are in it. Its own accuracy is not known here.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from sglang_layered.energy.sources import CounterSample, EnergyError, EnergySource, Found, PowerSample
-from sglang_layered.errors import ConfigError
+from sglang_layered.energy.sources import CounterSample, EnergySource, Found, PowerSample
+from sglang_layered.errors import ConfigError, EnergyError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -42,7 +40,7 @@ class Nvml:
         self._handles: dict[str, Any] = {}
 
     @classmethod
-    def load(cls, module: Any | None = None) -> Nvml:
+    def load(cls, module: Any | None = None) -> "Nvml":
         """Import pynvml; `module` stands in for it.
 
         Raises:
@@ -68,7 +66,8 @@ class Nvml:
             return getattr(self._module, function)(*arguments)
         except self._module.NVMLError as error:
             self._stop()
-            raise EnergyError(f"NVML: {error}; {self._remedy(error)}") from error
+            remedies = {getattr(self._module, name, None): remedy for name, remedy in REMEDIES.items()}
+            raise EnergyError(f"NVML: {error}; {remedies.get(error.value, OTHER_REMEDY)}") from error
 
     def call_gpu(self, function: str, uuid: str) -> Any:
         """Call a function of the GPU with this UUID, whatever its index is by now.
@@ -96,38 +95,29 @@ class Nvml:
             with suppress(self._module.NVMLError):
                 self._module.nvmlShutdown()
 
-    def _remedy(self, error: Any) -> str:
-        remedies = {getattr(self._module, name, None): remedy for name, remedy in REMEDIES.items()}
-        return remedies.get(error.value, OTHER_REMEDY)
+
+ENERGY, POWER = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"
 
 
-class _GpuSource:
-    def __init__(self, nvml: Nvml, device: str, uuid: str) -> None:
+class GpuSource:
+    """A GPU's energy since its driver was loaded, or its power where it has no such counter.
+
+    NVML gives millijoules, in 64 bits that do not wrap; or milliwatts, which from Ampere on (but for GA100)
+    are averaged over a second.
+    """
+
+    def __init__(self, nvml: Nvml, device: str, uuid: str, has_counter: bool) -> None:
         self.device = device
+        self.source = "nvml-energy" if has_counter else "nvml-power"
         self._nvml = nvml
         self._uuid = uuid
+        self._has_counter = has_counter
 
-
-class NvmlEnergy(_GpuSource):
-    """Counter of a GPU's energy since its driver was loaded; NVML gives millijoules."""
-
-    source = "nvml-energy"
-    function = "nvmlDeviceGetTotalEnergyConsumption"
-
-    def read(self) -> CounterSample:
-        """Read the counter, which has 64 bits and does not wrap."""
-        return CounterSample(int(self._nvml.call_gpu(self.function, self._uuid)) * 1000)
-
-
-class NvmlPower(_GpuSource):
-    """Power of a GPU; NVML gives milliwatts, from Ampere on (but for GA100) averaged over a second."""
-
-    source = "nvml-power"
-    function = "nvmlDeviceGetPowerUsage"
-
-    def read(self) -> PowerSample:
-        """Read the power."""
-        return PowerSample(self._nvml.call_gpu(self.function, self._uuid) / 1e3)
+    def read(self) -> CounterSample | PowerSample:
+        """Read the counter or the power."""
+        if self._has_counter:
+            return CounterSample(int(self._nvml.call_gpu(ENERGY, self._uuid)) * 1000)
+        return PowerSample(self._nvml.call_gpu(POWER, self._uuid) / 1e3)
 
 
 def find_gpus(gpu_ids: Sequence[int] | None, module: Any | None = None) -> Found:
@@ -152,8 +142,7 @@ def find_gpus(gpu_ids: Sequence[int] | None, module: Any | None = None) -> Found
 def _find_gpu(nvml: Nvml, index: int) -> EnergySource:
     handle = nvml.call("nvmlDeviceGetHandleByIndex", index)
     uuid = str(nvml.call("nvmlDeviceGetUUID", handle))
-    kind = NvmlEnergy if nvml.offers(NvmlEnergy.function, handle) else NvmlPower
-    found: EnergySource = kind(nvml, f"gpu{index}", uuid)
+    found = GpuSource(nvml, f"gpu{index}", uuid, nvml.offers(ENERGY, handle))
     found.read()
     return found
 

@@ -4,13 +4,12 @@ A package is cores, caches and memory controller; its parts (core, uncore, dram)
 are left out, so that nothing is counted twice. AMD's packages appear under the same names.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from sglang_layered.energy.sources import CounterSample, EnergyError, EnergySource, Found
+from sglang_layered.energy.sources import CounterSample, EnergySource, Found
+from sglang_layered.errors import EnergyError
 
 POWERCAP = Path("/sys/class/powercap")
 ZONE = re.compile(r"intel-rapl:\d+")

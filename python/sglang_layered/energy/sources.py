@@ -1,13 +1,7 @@
 """What an energy source is: a named device that says how much it has used, or how much it draws now."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
-
-from sglang_layered.errors import EnergyError
-
-__all__ = ["CounterSample", "EnergyError", "EnergySource", "Found", "PowerSample", "Sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +31,10 @@ class EnergySource(Protocol):
     @property
     def device(self) -> str:
         """Name of the device, such as `gpu0` (NVML's index) or `cpu-package-0`."""
-        ...
 
     @property
     def source(self) -> str:
         """How it is read: `nvml-energy`, `nvml-power`, `rapl`; `replay` is no measurement."""
-        ...
 
     def read(self) -> Sample:
         """Read once; every sample of one source is of the same class.
@@ -50,7 +42,6 @@ class EnergySource(Protocol):
         Raises:
             EnergyError: it cannot be read now; a later read may succeed.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,6 @@ A listener can slow a server down but not stop it: one that raises is detached. 
 written any more is told of in one line, without a traceback: a full disk is no fault of the listener's.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +11,7 @@ from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 from sglang_layered.core.events import Event
-from sglang_layered.core.lookup import Factory, Lookup
+from sglang_layered.core.lookup import find_factory
 from sglang_layered.errors import ConfigError
 from sglang_layered.listeners.jsonl import JsonlListener
 from sglang_layered.listeners.perfetto import PerfettoListener
@@ -21,7 +19,7 @@ from sglang_layered.listeners.perfetto import PerfettoListener
 logger = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "sglang_layered.listeners"
-LOOKUP = Lookup("listener", ENTRY_POINT_GROUP, {"jsonl": JsonlListener, "perfetto": PerfettoListener})
+SHIPPED = {"jsonl": JsonlListener, "perfetto": PerfettoListener}
 
 
 @runtime_checkable
@@ -35,7 +33,6 @@ class Listener(Protocol):
 
     def on_event(self, event: Event) -> None:
         """Take note of `event`. An exception detaches the listener; the server goes on."""
-        ...
 
 
 class Listeners:
@@ -87,42 +84,33 @@ def find_listeners(specs: Sequence[str]) -> Listeners:
     Raises:
         ConfigError: a name is unknown, cannot be imported, is no listener, or cannot use its argument.
     """
-    made: list[Listener] = []
+    made = Listeners()
     try:
         for spec in specs:
-            made.append(_make(spec))
+            made.attach(_make(spec))
     except ConfigError:
-        Listeners(made).close()
+        made.close()
         raise
-    return Listeners(made)
+    return made
 
 
-def check_listeners(specs: Sequence[str]) -> None:
-    """Refuse what `find_listeners` would refuse before it makes a listener: no file is opened.
+def check_listeners(specs: Sequence[str], may_write: bool = True) -> None:
+    """Refuse what `find_listeners` would refuse, without making a listener.
 
-    Raises:
-        ConfigError: a name is unknown, cannot be imported, or does not take the argument as given.
-    """
-    for spec in specs:
-        _find(spec)
-
-
-def check_listener_files(specs: Sequence[str]) -> None:
-    """Refuse arguments that the listeners' own `check` refuses: files that cannot be written.
+    Where they `may_write` also what their own `check` refuses: files that cannot be written.
 
     Raises:
         ConfigError: with the flag, the reason and the remedy.
     """
     for spec in specs:
-        name, _, argument = spec.partition("=")
-        check = getattr(LOOKUP.find(name, where=_where(spec)), "check", None)
-        if argument and callable(check):
-            check(argument, _where(spec))
+        made = _find(spec)
+        check = getattr(made.func, "check", None)
+        if may_write and made.args and callable(check):
+            check(*made.args, _where(spec))
 
 
 def _make(spec: str) -> Listener:
-    make = _find(spec)
-    where = _where(spec)
+    make, where = _find(spec), _where(spec)
     try:
         listener = make()
     except OSError as error:
@@ -136,18 +124,14 @@ def _make(spec: str) -> Listener:
 
 def _find(spec: str) -> partial[Any]:
     name, _, argument = spec.partition("=")
-    factory = LOOKUP.find(name, where=_where(spec))
-    arguments = (argument,) if argument else ()
+    factory = find_factory("listener", name, where=_where(spec), group=ENTRY_POINT_GROUP, shipped=SHIPPED)
+    arguments, takes = (argument,) if argument else (), signature(factory)
     try:
-        signature(factory).bind(*arguments)
+        takes.bind(*arguments)
     except TypeError as error:
-        raise ConfigError(f"{_where(spec)}: {error}; give {_usage(name, factory)}") from error
+        usage = f"{name}={next(iter(takes.parameters)).upper()}" if takes.parameters else name
+        raise ConfigError(f"{_where(spec)}: {error}; give {usage}") from error
     return partial(factory, *arguments)
-
-
-def _usage(name: str, factory: Factory) -> str:
-    parameters = list(signature(factory).parameters)
-    return f"{name}={parameters[0].upper()}" if parameters else name
 
 
 def _where(spec: str) -> str:

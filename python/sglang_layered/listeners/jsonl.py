@@ -1,7 +1,5 @@
 """The `jsonl` listener: every event as one JSON line, for tests and research."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -11,27 +9,15 @@ from typing import Any
 from sglang_layered.core.events import Event
 from sglang_layered.core.pacing import Decision, ModelSizes, Option, StepLoad
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
-from sglang_layered.listeners.files import WholeFile, check_writable
+from sglang_layered.files import FileListener
 
 
-class JsonlListener:
+class JsonlListener(FileListener):
     """Appends events to a file, a whole line at a time, so a killed server leaves no half line."""
-
-    def __init__(self, path: str) -> None:
-        self._file = WholeFile(path, "a")
-
-    @staticmethod
-    def check(path: str, where: str) -> None:
-        """Refuse a path that cannot be written, before a server starts."""
-        check_writable(path, where)
 
     def on_event(self, event: Event) -> None:
         """Append one line."""
         self._file.write(json.dumps(event_record(event)) + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def event_record(event: Event) -> dict[str, Any]:
@@ -40,12 +26,7 @@ def event_record(event: Event) -> dict[str, Any]:
     A layer group is [start, end), a plan the list of its groups; times are rounded to microseconds.
     """
     values = {item.name: _json_value(getattr(event, item.name)) for item in fields(event)}
-    return {"event": event_name(type(event)), **values}
-
-
-def event_name(event_class: type[Event]) -> str:
-    """`step_done` for StepDone."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", event_class.__name__).lower()
+    return {"event": re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower(), **values}
 
 
 def _json_value(value: Any) -> Any:

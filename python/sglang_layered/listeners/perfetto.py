@@ -9,66 +9,53 @@ launched while the one before it still runs. It lasts `duration_s`, but ends no 
 results were there.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sglang_layered.core.events import (
-    CohortAdmitted,
-    CohortDropped,
-    CohortFinished,
-    Event,
-    ModeChanged,
-    RequestsLeft,
-    StepDone,
-)
-from sglang_layered.listeners.files import WholeFile, check_writable
+from sglang_layered.core import events
+from sglang_layered.files import FileListener
 
 PROCESS = 1
 SCHEDULER, DECODE, PREFILL, FIRST_GROUP = 1, 2, 3, 4  # track ids, in the order shown
 
 
-class PerfettoListener:
+class PerfettoListener(FileListener):
     """Writes a trace file over what was there.
 
     The file is a JSON array with one trace event a line. Until `close()` it lacks only the closing bracket,
     which the format allows, so the trace of a killed server opens too.
     """
 
+    mode = "w"
+
     def __init__(self, path: str) -> None:
-        self._file = WholeFile(path, "w")
+        super().__init__(path)
         self._file.write("[\n" + json.dumps(_metadata("process_name", SCHEDULER, "layered prefill")))
         self._tracks: set[int] = set()
         self._num_cohorts = 0
         self._open_cohorts: dict[int, frozenset[str]] = {}
         self._device_free_us = 0
 
-    @staticmethod
-    def check(path: str, where: str) -> None:
-        """Refuse a path that cannot be written, before a server starts."""
-        check_writable(path, where)
-
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: events.Event) -> None:
         """Add the event to the timeline; a GroupDone adds nothing to its step."""
         match event:
-            case StepDone():
+            case events.StepDone():
                 self._step(event)
-            case CohortAdmitted():
+            case events.CohortAdmitted():
                 self._admitted(event)
-            case CohortFinished():
+            case events.CohortFinished():
                 self._ended(event.time_s, event.request_ids)
-            case CohortDropped():
+            case events.CohortDropped():
                 ids, index = list(event.request_ids), event.group_index
                 self._instant(
                     "dropped", event.time_s, reason=event.reason, request_ids=ids, group_index=index
                 )
                 self._ended(event.time_s, event.request_ids)
-            case RequestsLeft():
+            case events.RequestsLeft():
                 self._instant("left", event.time_s, reason=event.reason, request_ids=list(event.request_ids))
                 self._shrink(event.cohort_ids, event.request_ids)
-            case ModeChanged():
+            case events.ModeChanged():
                 self._instant(f"mode: {event.mode}", event.time_s, reason=event.reason)
 
     def close(self) -> None:
@@ -76,9 +63,9 @@ class PerfettoListener:
         try:
             self._file.write("\n]\n")
         finally:
-            self._file.close()
+            super().close()
 
-    def _step(self, step: StepDone) -> None:
+    def _step(self, step: events.StepDone) -> None:
         start = max(_microseconds(step.start_s), self._device_free_us)
         end = min(start + _microseconds(step.duration_s), _microseconds(step.time_s))
         end = self._device_free_us = max(start, end)
@@ -103,7 +90,7 @@ class PerfettoListener:
         time_us = _microseconds(time_s)
         self._write({"ph": "i", "s": "t", "name": name, "tid": track, "ts": time_us, "args": args})
 
-    def _admitted(self, event: CohortAdmitted) -> None:
+    def _admitted(self, event: events.CohortAdmitted) -> None:
         rows, prefixes = dict(event.prompt_rows), dict(event.prefix_tokens)
         num_groups = event.plan.num_groups
         self._instant("admitted", event.time_s, rows=rows, prefix_tokens=prefixes, num_groups=num_groups)
@@ -113,19 +100,20 @@ class PerfettoListener:
 
     def _ended(self, time_s: float, request_ids: Sequence[str]) -> None:
         """End the oldest open cohort of these requests; two chunks of one prompt may be open at a time."""
-        ended = frozenset(request_ids)
-        number = next((number for number, ids in self._open_cohorts.items() if ids == ended), None)
+        number = self._oldest(request_ids)
         if number is not None:
             del self._open_cohorts[number]
             self._cohort("e", number, time_s)
 
     def _shrink(self, cohort_ids: Sequence[str], leaving: Sequence[str]) -> None:
         """The oldest open cohort of these requests goes on without some of them."""
-        whole = frozenset(cohort_ids)
-        for number, ids in self._open_cohorts.items():
-            if ids == whole:
-                self._open_cohorts[number] = whole - frozenset(leaving)
-                return
+        number = self._oldest(cohort_ids)
+        if number is not None:
+            self._open_cohorts[number] -= frozenset(leaving)
+
+    def _oldest(self, request_ids: Sequence[str]) -> int | None:
+        whole = frozenset(request_ids)
+        return next((number for number, ids in self._open_cohorts.items() if ids == whole), None)
 
     def _cohort(self, phase: str, number: int, time_s: float, **args: Any) -> None:
         identity = {"cat": "cohort", "id": number, "name": "cohort", "tid": SCHEDULER}
@@ -142,7 +130,7 @@ class PerfettoListener:
         self._file.write(",\n" + json.dumps({"pid": PROCESS, **record}))
 
 
-def _prompt(step: StepDone) -> dict[str, Any]:
+def _prompt(step: events.StepDone) -> dict[str, Any]:
     return {"rows": step.num_prompt_rows, "request_ids": list(step.prompt)}
 
 

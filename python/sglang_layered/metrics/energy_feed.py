@@ -3,15 +3,14 @@
 One process a node has the meter, so that no joule is counted twice; every replica counts its own tokens.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from sglang_layered.energy import EnergyMeter, find_sources, joules_per_token, reading_record
+from sglang_layered.energy.find import find_sources
+from sglang_layered.energy.meter import EnergyMeter, joules_per_token, reading_record
 from sglang_layered.energy.nvml import nvml_indices
 from sglang_layered.errors import LayeredPrefillError
 from sglang_layered.metrics.instruments import Instruments
@@ -41,8 +40,6 @@ class EnergyFeed:
         self._processed_s = 0.0
         self._exported: dict[tuple[str, str], float] = {}
         self._stopping = threading.Event()
-        for kind in ("prompt", "output"):
-            instruments.add("tokens_for_energy_total", 0, kind=kind)
         if meter is not None:
             meter.start()
             time.sleep(IDLE_S)
@@ -50,7 +47,7 @@ class EnergyFeed:
             threading.Thread(target=self._run, name="energy-export", daemon=True).start()
 
     @classmethod
-    def start(cls, scheduler: Any, instruments: Instruments) -> EnergyFeed:
+    def start(cls, scheduler: Any, instruments: Instruments) -> "EnergyFeed":
         """The feed of this scheduler, with a meter where this process is its node's first."""
         ps = scheduler.ps
         if ps.pp_rank or ps.tp_rank or (ps.dp_rank or 0):
@@ -111,14 +108,7 @@ class EnergyFeed:
         state |= reading_record(reading)
         if self._num_replicas == 1:  # else the tokens of the others are not known here; the metrics have all
             joules = sum(device.joules for device in reading.devices)
-            per_token = joules_per_token(
-                joules, num_prompt_tokens=tokens["prompt"], num_output_tokens=tokens["output"]
-            )
-            state["joules_per_token"] = {
-                "prompt": per_token.prompt_j,
-                "output": per_token.output_j,
-                "total": per_token.total_j,
-            }
+            state["joules_per_token"] = joules_per_token(joules, tokens["prompt"], tokens["output"])
         return state
 
     def stop(self) -> None:

@@ -3,44 +3,21 @@
 prometheus_client must be imported after SGLang has set PROMETHEUS_MULTIPROC_DIR, so it is imported on use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from sglang_layered.metrics.table import METRICS, PREFIX, Metric, Needs
 
 
-class Instruments(Protocol):
-    """Where metrics are written to; a name is one of the table's."""
+class Instruments:
+    """Those metrics of the table whose needs are met, each with SGLang's own labels in front of its own.
 
-    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        """Add to a counter."""
+    What is written to another metric of the table is dropped. False where no need is met: nothing is written.
+    """
 
-    def set(self, name: str, value: float, **labels: str) -> None:
-        """Set a gauge."""
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Add one value to a histogram."""
-
-
-class NoInstruments:
-    """This process writes no metrics."""
-
-    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        """Add nothing."""
-
-    def set(self, name: str, value: float, **labels: str) -> None:
-        """Set nothing."""
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Observe nothing."""
-
-
-class PrometheusInstruments:
-    """Those metrics of the table whose needs are met, each with SGLang's own labels in front of its own."""
-
-    def __init__(self, base_labels: Mapping[str, Any], needs: Collection[Needs], is_first: bool) -> None:
+    def __init__(
+        self, base_labels: Mapping[str, Any], needs: Collection[Needs] = (), is_first: bool = False
+    ) -> None:
         self._base = dict(base_labels)
         self._metrics = {
             metric.name: _make(metric, list(self._base))
@@ -48,23 +25,26 @@ class PrometheusInstruments:
             if metric.needs in needs and (is_first or metric.writer != "first")
         }
         self._children: dict[tuple[str, ...], Any] = {}
+        for metric in METRICS:
+            for values in metric.zeros if metric.labels or metric.kind != "counter" else [()]:
+                self.add(metric.name, 0, **dict(zip(metric.labels, values, strict=True)))
+
+    def __bool__(self) -> bool:
+        return bool(self._metrics)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """Add to a counter."""
-        child = self._child(name, labels)
-        if child is not None:
+        if (child := self._child(name, labels)) is not None:
             child.inc(amount)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        child = self._child(name, labels)
-        if child is not None:
+        if (child := self._child(name, labels)) is not None:
             child.set(value)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Add one value to a histogram."""
-        child = self._child(name, labels)
-        if child is not None:
+        if (child := self._child(name, labels)) is not None:
             child.observe(value)
 
     def _child(self, name: str, labels: dict[str, str]) -> Any:

@@ -3,8 +3,6 @@
 Times are of the scheduler, in seconds of one monotonic clock; docs/metrics.md says where they are taken.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +16,7 @@ class SloLimits:
     ttft_s: float | None = None
     tbt_s: float | None = None
 
-    def verdicts(self, timing: RequestTiming) -> dict[Slo, bool]:
+    def verdicts(self, timing: "RequestTiming") -> dict[Slo, bool]:
         """Which limits a finished request met; only limits that are set, and `both` when both are."""
         met: dict[Slo, bool] = {}
         if self.ttft_s is not None:

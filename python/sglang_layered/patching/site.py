@@ -1,15 +1,21 @@
-"""Finds an installed SGLang, its version and its recorded hashes, importing neither sglang nor torch."""
+"""An installed SGLang: its folder, its version, and replacing its files; imports neither sglang nor torch."""
 
-import base64
-import csv
+import fcntl
+import hashlib
+import os
 import re
+import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from sglang_layered.errors import PatchError
 
+TEMP_PREFIX = ".sglang-layered-"
 _ASK = """
 import sys
 from importlib.util import find_spec
@@ -33,28 +39,72 @@ def locate(*, python: Path | None = None, site: Path | None = None) -> Site:
     if python is not None and site is not None:
         raise PatchError("give --python or --site, not both")
     if site is not None:
-        package = _package_in(site)
-    elif python is not None:
-        package = _package_of(python)
+        return at_package(_package_in(site))
+    if python is not None:
+        origin, where = _origin_in(python), str(python)
     else:
         spec = find_spec("sglang")
-        package = _package_folder(spec.origin if spec else None, "this Python environment")
-    return at_package(package)
+        origin, where = spec.origin if spec else None, "this Python environment"
+    init = Path(origin or "")
+    if init.name != "__init__.py":
+        raise PatchError(f"sglang is not installed in {where}; run `pip install sglang-layered` there")
+    return at_package(init.parent)
 
 
 def at_package(package: Path) -> Site:
-    """Return the Site of a known package folder."""
-    return Site(package, _read_version(package))
+    """Return the Site of a known package folder; metadata beside it can be left over from another install."""
+    file = package / "_version.py"
+    version = _VERSION_LINE.search(file.read_text("utf-8", "replace") if file.is_file() else "")
+    return Site(package, version[1] if version else "unknown")
 
 
-def recorded_sha256(package: Path, path: str) -> str | None:
-    """Return the hash that the installer's RECORD gives for a file of the package, None if it gives none."""
-    for record in package.parent.glob("sglang-*.dist-info/RECORD"):
-        with record.open(newline="") as rows:
-            for row in csv.reader(rows):
-                if row[0] == f"sglang/{path}" and row[1].startswith("sha256="):
-                    return base64.urlsafe_b64decode(row[1].removeprefix("sha256=") + "==").hex()
-    return None
+def sha256(data: bytes) -> str:
+    """Return the hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep two runs of the tool from changing `folder` at once; the lock ends with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a new file with `data` in the place of the existing `path`, keeping its mode bits.
+
+    The old file is never written to: installers hard-link or symlink files from a shared cache, and the other
+    names of the old file must keep their bytes. A kill at any moment leaves the old or the new file at
+    `path`, and at worst a temporary file beside it, which `remove_leftovers` finds by its prefix.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    handle, temp = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temp)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed `replace_file` left in `folder`."""
+    for leftover in folder.glob(f"{TEMP_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
 
 
 def _package_in(site: Path) -> Path:
@@ -64,38 +114,13 @@ def _package_in(site: Path) -> Path:
     raise PatchError(f"{site} holds no sglang package; give the site-packages folder that contains sglang/")
 
 
-def _package_of(python: Path) -> Path:
+def _origin_in(python: Path) -> str | None:
+    command = [str(python), "-c", _ASK]
     try:
-        answer = subprocess.run(
-            [str(python), "-c", _ASK], capture_output=True, text=True, timeout=60, check=True
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise PatchError(
             f"{python} cannot be asked where sglang is ({error}); give a working interpreter"
         ) from error
     found = re.search(r"^sglang at: (.*)$", answer.stdout, re.MULTILINE)
-    return _package_folder(found[1] if found else None, str(python))
-
-
-def _package_folder(origin: str | None, where: str) -> Path:
-    init = Path(origin or "")
-    if init.name != "__init__.py":
-        raise PatchError(f"sglang is not installed in {where}; run `pip install sglang-layered` there")
-    return init.parent
-
-
-def _read_version(package: Path) -> str:
-    """Prefer the file that travels with the package; metadata can be left over from another install."""
-    found = _first_match(_VERSION_LINE, package / "_version.py")
-    metadata = sorted(package.parent.glob("sglang-*.dist-info/METADATA"))
-    if found is None and len(metadata) == 1:
-        found = _first_match(re.compile(r"^Version: (\S+)$", re.MULTILINE), metadata[0])
-    return found or _first_match(_VERSION_LINE, package / "version.py") or "unknown"
-
-
-def _first_match(pattern: re.Pattern[str], path: Path) -> str | None:
-    try:
-        match = pattern.search(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        return None
-    return match[1] if match else None
+    return found[1] if found else None

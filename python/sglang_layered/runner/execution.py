@@ -1,30 +1,26 @@
 """The ways to run a layered step: same rows, same layers, same tokens, other kernels side by side."""
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.choice import FixedChoice, MeasuredChoice, StepShape, StrategyChoice
+from sglang_layered.core.choice import StepShape, StrategyChoice
 from sglang_layered.core.view import StepTiming
+from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.layered_runner import GroupStep, LayeredRunner, StepOutput
 
+logger = logging.getLogger(__name__)
+
+ONE_WORKSPACE = (
+    "this attention backend has one workspace for the whole process, which prompt and decode rows would write"
+    " at the same time"
+)
 Strategy = Callable[[GroupStep], StepOutput]
-
-
-class Beside(Protocol):
-    """Runs what is launched inside `branch()` beside what was launched since `fork()`."""
-
-    def fork(self) -> None:
-        """From here on the two branches depend on nothing of each other."""
-
-    def branch(self) -> AbstractContextManager[None]:
-        """Launch on the side; when the context ends, the main branch waits for the side."""
 
 
 class SideStream:
@@ -62,7 +58,9 @@ class Execution:
     concurrent: as sequential, with the group on a second stream.
     """
 
-    def __init__(self, runner: LayeredRunner, choice: StrategyChoice, beside: Beside | None = None) -> None:
+    def __init__(
+        self, runner: LayeredRunner, choice: StrategyChoice, beside: SideStream | None = None
+    ) -> None:
         self.choice = choice
         self._runner = runner
         self._beside = beside
@@ -73,27 +71,37 @@ class Execution:
         }
 
     @classmethod
-    def from_config(cls, runner: LayeredRunner, config: LayeredConfig, device: str) -> Execution:
-        """The execution that the flags ask for; `auto` compares what the device can do."""
+    def from_config(cls, runner: LayeredRunner, config: LayeredConfig, device: str) -> "Execution":
+        """The execution that the flags ask for; `auto` compares what the device can do.
+
+        Raises:
+            UnsupportedError: prompt and decode rows cannot attend at the same time.
+        """
         wanted = config.layered_execution
         beside = None
         if device == "cuda" and wanted in ("concurrent", "auto"):
-            beside = SideStream(config.layered_prompt_sms)
+            if runner.may_be_concurrent:
+                beside = SideStream(config.layered_prompt_sms)
+            elif wanted == "concurrent":
+                raise UnsupportedError(f"--layered-execution concurrent: {ONE_WORKSPACE}; use fused or auto")
+            else:
+                logger.warning(
+                    "--layered-execution auto compares fused and sequential only: %s", ONE_WORKSPACE
+                )
         names = ("fused", "sequential") if beside is None else ("fused", "sequential", "concurrent")
-        choice = MeasuredChoice(names) if wanted == "auto" else FixedChoice(wanted)
-        return cls(runner, choice, beside)
+        return cls(runner, StrategyChoice(*(names if wanted == "auto" else (wanted,))), beside)
 
     def choose(self, shape: StepShape) -> str | None:
         """The strategy of a step, None for one without decode rows: there is nothing to choose."""
-        if isinstance(self.choice, FixedChoice):
-            return self.choice.strategy if shape.num_decode_rows else None
-        return self.choice.choose(shape) if shape.num_decode_rows else None
+        if not shape.num_decode_rows:
+            return None
+        return self.choice.only or self.choice.choose(shape)
 
     def expected(self, shape: StepShape) -> str | None:
         """The strategy that such a step will run in, unless another one is tried; asking changes nothing."""
-        if isinstance(self.choice, FixedChoice):
-            return self.choice.strategy if shape.num_decode_rows else None
-        return self.choice.expected(shape) if shape.num_decode_rows else None
+        if not shape.num_decode_rows:
+            return None
+        return self.choice.only or self.choice.expected(shape)
 
     def observe(self, strategy: str, timing: StepTiming) -> None:
         """A step with this strategy took so long."""

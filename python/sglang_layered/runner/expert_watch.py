@@ -1,32 +1,25 @@
 """Counts the experts of every forward of one ModelRunner, in any mode, without a sync in the step.
 
 Hooks on SGLang's TopK modules launch the counting kernel, also while a CUDA graph is captured. Around each
-forward SGLang calls its expert distribution recorder; ours stands in front of it, says which rows are the
-prompt's before and copies the totals to the host after. Upstream: srt/layers/moe/topk.py,
-srt/eplb/expert_distribution.py, `ModelRunner.forward`.
+forward SGLang calls its expert distribution recorder; ours stands in front of it (upstream/experts.py), says
+which rows are the prompt's before and copies the totals to the host after.
 """
-
-from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from sglang.srt.eplb.expert_distribution import (
-    get_global_expert_distribution_recorder,
-    set_global_expert_distribution_recorder,
-)
 from sglang_layered_kernels.expert_traffic import ExpertTrafficCounter
 from sglang_layered_kernels.expert_traffic.layout import TOTALS
 
 from sglang_layered.errors import KernelError, UnsupportedError
 from sglang_layered.metrics.traffic import ExpertShape, ForwardCounts
-from sglang_layered.runner.moe_layers import MoeLayer, expert_shape, find_moe_layers
+from sglang_layered.upstream.experts import MoeLayer, expert_shape, find_moe_layers, watch_forwards
 
 COLUMNS = TOTALS[:6]  # those that ForwardCounts has, in its order
 STRAYS = TOTALS.index("stray_ids")
@@ -60,15 +53,14 @@ class ExpertWatch:
     def __init__(self, layers: tuple[MoeLayer, ...], device: torch.device | str) -> None:
         self.layers = layers
         self.shape: ExpertShape = expert_shape(layers)
-        self._counter = ExpertTrafficCounter(len(layers), max(layer.num_ids for layer in layers), device)
+        self._counter = ExpertTrafficCounter(len(layers), max(layer.num_local for layer in layers), device)
         self._is_cuda = self._counter.device.type == "cuda"
         self._is_started = False
         self._split = Rows(0, 0)  # of the layers that run now
         self._graph_split = torch.zeros(2, dtype=torch.int32, device=device)
         self._copied: deque[_Copied] = deque()
-        self._heard: list[
-            tuple[int, torch.Tensor, int]
-        ] = []  # calls of a forward on the CPU, counted after it
+        # Calls of a forward on the CPU, counted after it.
+        self._heard: list[tuple[int, torch.Tensor, int]] = []
         self._running = Rows(0, 0)
         self._number: Callable[[], int] = lambda: 0
         self._decode_rows: Callable[[], int] = lambda: 0
@@ -104,8 +96,7 @@ class ExpertWatch:
         """
         self._number, self._decode_rows, self._is_started = number, mixed_decode_rows, True
         self._before = self._counter.totals.cpu().numpy()[:, : len(TOTALS)].copy()
-        watched = _WatchedForwards(get_global_expert_distribution_recorder(), self)
-        set_global_expert_distribution_recorder(watched)
+        watch_forwards(self)
 
     @contextmanager
     def rows(self, num_prompt: int, num_decode: int) -> Iterator[None]:
@@ -185,27 +176,3 @@ class ExpertWatch:
             self._counter.record(*call)
         elif self._is_started:
             self._heard.append(call)
-
-
-def group_rows(model_runner: Any, rows: tuple[int, int]) -> AbstractContextManager[None]:
-    """Layers inside are a layer group with `rows` (prompt, decode) of each kind; nothing without a watch."""
-    watch = getattr(model_runner, "layered_expert_watch", None)
-    return nullcontext() if watch is None else watch.rows(*rows)
-
-
-class _WatchedForwards:
-    """SGLang's expert distribution recorder with a watch around each forward."""
-
-    def __init__(self, recorder: Any, watch: ExpertWatch) -> None:
-        self._recorder = recorder
-        self._watch = watch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._recorder, name)
-
-    @contextmanager
-    def with_forward_pass(self, forward_pass_id: int, forward_batch: Any) -> Iterator[dict[str, Any]]:
-        self._watch.begin(forward_batch)
-        with self._recorder.with_forward_pass(forward_pass_id, forward_batch) as outputs:
-            yield outputs
-        self._watch.end()

@@ -1,7 +1,5 @@
 """Attention of a group's layers with FlashInfer's own wrappers: one plan a step for all its rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import nn
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.runner.hybrid_attention import HybridAttention
+from sglang_layered.upstream.runner import HybridAttention
 
 KERNELS: Mapping[str, Callable[[AttentionShape, WrapperFactory], GroupAttention]] = {
     "pair": PagedPairAttention,
@@ -40,22 +38,13 @@ class FlashInferGroupAttention(HybridAttention):
     buffer whose copy to the device may still wait when the overlap scheduler plans the next step.
     """
 
-    def __init__(
-        self,
-        prompt_backend: Any,
-        decode_backend: Any,
-        *,
-        req_to_token: torch.Tensor,
-        pool: Any,
-        turns: tuple[Kernels, ...],
-        page_size: int,
-    ) -> None:
-        super().__init__(prompt_backend, decode_backend)
-        self._req_to_token = req_to_token
-        self._pool = pool
+    def __init__(self, model_runner: Any, prompt_backend: Any, turns: tuple[Kernels, ...]) -> None:
+        super().__init__(prompt_backend, model_runner.attn_backend)
+        self._req_to_token = model_runner.req_to_token_pool.req_to_token
+        self._pool = model_runner.token_to_kv_pool
+        self._page_size = model_runner.page_size
         self._turns = turns
         self._turn = 0
-        self._page_size = page_size
         self._prompt_tables: dict[int, PageTables] = {}
         self._write_loc: KVWriteLoc | None = None
 
@@ -134,14 +123,7 @@ def make_group_attention(
             f"--layered-group-attention {kind} cannot serve {type(model_runner.model).__name__}: {error};"
             " use --layered-group-attention backends"
         ) from error
-    return FlashInferGroupAttention(
-        prompt_backend,
-        decode_backend,
-        req_to_token=model_runner.req_to_token_pool.req_to_token,
-        pool=model_runner.token_to_kv_pool,
-        turns=turns,
-        page_size=model_runner.page_size,
-    )
+    return FlashInferGroupAttention(model_runner, prompt_backend, turns)
 
 
 def attention_shapes(model: nn.Module, page_size: int, dtype: torch.dtype) -> set[AttentionShape]:

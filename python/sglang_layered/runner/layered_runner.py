@@ -1,24 +1,36 @@
 """Runs a layered step: decode rows through all layers, prompt rows through one layer group."""
 
-from __future__ import annotations
-
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
+import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
-from sglang_layered.runner.decode_graphs.paths import DecodePaths
+from sglang_layered.runner.decode_graphs.graphs import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
-from sglang_layered.runner.layer_ranges import LayerCalls
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
-from sglang_layered.runner.split_attention import SplitAttention
+from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.models import LayerCalls, PipelineRanges
+from sglang_layered.upstream.routed_experts import ExpertIds, with_ids, without_ids
+from sglang_layered.upstream.runner import (
+    Carried,
+    attend,
+    attend_together,
+    attention_split,
+    new_prompt_backend,
+    plan_attention,
+    share_scratch,
+)
+
+RowsOrLogits: TypeAlias = PPProxyTensors | LogitsProcessorOutput | None
 
 
 @dataclass(slots=True)
@@ -26,6 +38,9 @@ class GroupStep:
     """One step as the runner sees it. `parked` holds the prompt's activations between its groups.
 
     `is_new` tells that no group has run with this ForwardBatch of the prompt: its attention is to be planned.
+    Inside `loads()` layers wait for the prompt's KV that comes back from host memory. `decode_rows` came from
+    the pipeline stage before, as `parked` did where the prompt enters a stage; None on the first.
+    `expert_ids` [prompt rows, layers, chosen] takes the ids that requests want returned; None: nobody does.
     """
 
     prompt: ForwardBatch
@@ -33,17 +48,16 @@ class GroupStep:
     group: LayerGroup
     parked: PPProxyTensors | None
     is_new: bool
-
-    @property
-    def num_rows(self) -> tuple[int, int]:
-        """Prompt rows and decode rows of the group's layers."""
-        return num_rows_of(self.prompt, self.decode)
+    loads: Callable[[], AbstractContextManager[None]] = nullcontext
+    decode_rows: PPProxyTensors | None = None
+    expert_ids: torch.Tensor | None = None
 
 
 @dataclass(slots=True)
 class StepOutput:
     """What a step leaves: logits of the decode rows, and the prompt's parked rows or its logits.
 
+    On a pipeline stage rows for the next stage stand in the place of logits.
     The records are what SGLang noted of the forward that the rows ran in; a fused step has one for both.
     """
 
@@ -54,109 +68,130 @@ class StepOutput:
     prompt_record: ModelRunnerOutput | None = None
 
 
-class CarriedStep:
-    """Rides on a ForwardBatch into `ModelRunner.forward`; the seam in `_forward_raw` runs it there.
+@dataclass(slots=True)
+class StageOutput:
+    """What a tick leaves: rows for the next stage or, on the last, logits; a prompt's rows between groups."""
 
-    So the expert recorder, step spans, canary and dumper of `ModelRunner.forward` come as in stock.
-    """
-
-    def __init__(self, runner: LayeredRunner, step: GroupStep, rows: ForwardBatch) -> None:
-        self._runner = runner
-        self._step = step
-        self._rows = rows
-        self.num_rows = step.num_rows
-
-    def run(self, model_runner: Any) -> ModelRunnerOutput:
-        """Run the step in place of the stock forward."""
-        output = self._runner.run_layers(self._step, self._rows)
-        return ModelRunnerOutput(logits_output=output, can_run_graph=False)
+    decode: RowsOrLogits
+    prompt: RowsOrLogits
 
 
-class LayeredRunner:
-    """Runs layered steps on one SGLang ModelRunner.
+class GroupRunner(ABC):
+    """Runs steps on the layers of one SGLang ModelRunner: all of the model's, or a pipeline stage's.
 
     Raises:
         UnsupportedError: the model's layers cannot be run in ranges.
     """
 
-    def __init__(self, model_runner: Any) -> None:
+    def __init__(self, model_runner: Any, calls: LayerCalls) -> None:
         self._model_runner = model_runner
-        self._calls = LayerCalls(model_runner)
+        self._calls = calls
+        self._adapters = Adapters.of(model_runner)
         self._watch = getattr(model_runner, "layered_expert_watch", None)
-        self._prompt_backend = model_runner._get_attention_backend(init_new_workspace=True)
+        self._ids = ExpertIds.install()
+        self._prompt_backend = new_prompt_backend(model_runner)
         self._attention = make_group_attention(model_runner, self._prompt_backend)
         self._split = attention_split(model_runner, self._prompt_backend)
-        self.decode_paths = DecodePaths(model_runner, self._calls)
 
-    @property
-    def num_layers(self) -> int:
-        """Layers of the model."""
-        return self._calls.num_layers
-
-    def fused(self, step: GroupStep) -> StepOutput:
-        """Run a step in one forward: in the group's layers prompt and decode rows share the weights read."""
-        rows = replace(step.prompt) if step.decode is None else hybrid_batch(step.prompt, step.decode)
-        carrier: Any = rows
-        carrier.layered_step = CarriedStep(self, step, rows)
-        record = self._model_runner.forward(carrier)
-        output: StepOutput = record.logits_output
-        output.decode_record = output.prompt_record = record
-        return output
-
-    def decode_alone(self, batch: ForwardBatch) -> ModelRunnerOutput:
+    def decode_alone(self, batch: ForwardBatch, rows: PPProxyTensors | None = None) -> ModelRunnerOutput:
         """Run the decode rows as SGLang does, with its full graph where it has one."""
-        return self._model_runner.forward(batch)
+        if self._adapters is not None:
+            self._adapters.use(batch)
+        return self._model_runner.forward(batch, pp_proxy_tensors=rows)
+
+    def forward(self, step: GroupStep) -> ModelRunnerOutput:
+        """Run a step in one forward: in the group's layers prompt and decode rows share the weights read."""
+        if step.decode is None:
+            rows = replace(step.prompt)
+        else:
+            rows = hybrid_batch(step.prompt, step.decode)
+            if self._adapters is not None:
+                self._adapters.join(rows, step.prompt, step.decode)
+        Carried(rows, partial(self.run_layers, step, rows), num_rows_of(step.prompt, step.decode))
+        return self._model_runner.forward(rows)
 
     def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
+        calls, start, end, decode = self._calls, step.group.start, step.group.end, None
         fresh = step.prompt if step.is_new else None
         plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
+        noting: AbstractContextManager[None] = nullcontext()
+        if self._ids is not None and step.expert_ids is not None:
+            noting = self._ids.rows(step.expert_ids)
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
-            prompt = self._calls.embed(step.prompt) if step.parked is None else step.parked
+            prompt = calls.embed(step.prompt) if step.parked is None else step.parked
             if step.decode is None:
-                with self._attend(self._prompt_backend):
-                    prompt = self._calls.layers(step.prompt, step.group.start, step.group.end, prompt)
-                decode_logits = None
+                with attend(self._prompt_backend), step.loads(), noting:
+                    prompt = calls.layers(step.prompt, start, end, prompt)
             else:
-                prompt, decode_logits = self._hybrid(step, rows, prompt)
-            end = self._calls.num_layers
-            if step.group.end == end:
-                return StepOutput(decode_logits, self._calls.head(step.prompt, prompt, end), None)
-            return StepOutput(decode_logits, None, prompt)
+                below, above = self._around(step)
+                decode = below(start)
+                backend = self._attention.bind(step.prompt, step.decode)
+                attending = attend_together(self._model_runner, backend, rows)
+                watching = nullcontext()
+                if self._watch is not None:
+                    watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
+                with attending, self._split(step.prompt, step.decode), watching, step.loads(), noting:
+                    joined = calls.layers(rows, start, end, join_rows(prompt, decode))
+                prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
+                decode = above(decode, end)
+            if end == calls.num_layers:
+                return StepOutput(decode, calls.head(step.prompt, prompt, end), None)
+            return StepOutput(decode, None, prompt)
 
-    def _hybrid(
-        self, step: GroupStep, hybrid: ForwardBatch, prompt: PPProxyTensors
-    ) -> tuple[PPProxyTensors, LogitsProcessorOutput]:
-        group, decode_batch = step.group, step.decode
-        path = self.decode_paths.of(decode_batch)
-        decode = path.below(group.start)
-        self._model_runner._prepare_eager_forward_batch(hybrid)
-        backend = self._attention.bind(step.prompt, decode_batch)
-        rows = nullcontext() if self._watch is None else self._watch.rows(*step.num_rows)
-        with self._attend(backend), self._split(step.prompt, decode_batch), rows:
-            joined = self._calls.layers(hybrid, group.start, group.end, join_rows(prompt, decode))
-        prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
-        return prompt, path.above(decode, group.end)
-
-    @staticmethod
-    def _attend(backend: Any) -> AbstractContextManager[None]:
-        return forward_context(ForwardContext(attn_backend=backend))
+    @abstractmethod
+    def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
+        """What runs the decode rows up to a layer, and from one to their end."""
 
 
-def plan_attention(
-    model_runner: Any, prompt_backend: Any, prompt: ForwardBatch | None, decode: ForwardBatch | None
-) -> None:
-    """Plan a prompt before its first group, on the backend that keeps the plan; decode rows every step."""
-    for batch, backend in ((prompt, prompt_backend), (decode, model_runner.attn_backend)):
-        if batch is not None:
-            model_runner._prepare_eager_forward_batch(batch)
-            backend.init_forward_metadata(batch)
+class LayeredRunner(GroupRunner):
+    """Runs layered steps on one SGLang ModelRunner, of a model with `num_layers` layers."""
+
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__(model_runner, LayerCalls(model_runner))
+        self.num_layers = self._calls.num_layers
+        self.decode_paths = DecodePaths(model_runner, self._calls)
+
+    @property
+    def may_be_concurrent(self) -> bool:
+        """True when attention of prompt and decode rows can run at the same time."""
+        return not share_scratch(self._prompt_backend, self._model_runner.attn_backend)
+
+    def fused(self, step: GroupStep) -> StepOutput:
+        """Run a step in one forward."""
+        if self._ids is not None:
+            ids = self._ids.of_prompt(step.parked, step.prompt.input_ids.shape[0])
+            parked = None if step.parked is None else without_ids(step.parked)
+            step = replace(step, parked=parked, expert_ids=ids)
+        record = self.forward(step)
+        # In a cycle of the two, parked rows would stay in device memory until Python's collector comes by.
+        output: StepOutput
+        output, record.logits_output = record.logits_output, None
+        output.decode_record = output.prompt_record = record
+        if self._ids is not None and step.expert_ids is not None:
+            if output.parked is None:
+                done = self._ids.done(step.prompt, step.expert_ids)
+                output.prompt_record = replace(record, routed_experts_output=done)
+            else:
+                output.parked = with_ids(output.parked, step.expert_ids)
+        return output
+
+    def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
+        path = self.decode_paths.of(step.decode)
+        return path.below, path.above
 
 
-def attention_split(
-    model_runner: Any, prompt_backend: Any
-) -> Callable[[ForwardBatch, ForwardBatch], AbstractContextManager[None]]:
-    """What cuts a group's rows in the attention modules, where the attention backend cannot do it."""
-    if model_runner.use_mla_backend:
-        return SplitAttention(model_runner.model, prompt_backend, model_runner.attn_backend).bound
-    return lambda prompt, decode: nullcontext()
+class StageRunner(GroupRunner):
+    """Runs ticks on one pipeline stage: decode rows through all its layers, prompt rows through one group."""
+
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__(model_runner, LayerCalls(model_runner, PipelineRanges(model_runner.model)))
+
+    def run(self, step: GroupStep) -> StageOutput:
+        """Run a tick in which the stage has a group."""
+        left: StepOutput = self.forward(step).logits_output
+        return StageOutput(left.decode_logits, left.prompt_logits if left.parked is None else left.parked)
+
+    def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
+        below = partial(self._calls.below, step.decode, rows=step.decode_rows)
+        return below, partial(self._calls.head, step.decode)

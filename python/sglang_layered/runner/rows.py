@@ -3,8 +3,6 @@
 In every hybrid tensor the prompt rows come first: `[prompt; decode]`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,14 +23,16 @@ def join_rows(prompt: PPProxyTensors, decode: PPProxyTensors) -> PPProxyTensors:
 def cut_rows(hybrid: PPProxyTensors, num_prompt_rows: int) -> tuple[PPProxyTensors, PPProxyTensors]:
     """Views of the prompt rows and of the decode rows."""
     return (
-        _map(hybrid, lambda tensor: tensor[:num_prompt_rows]),
-        _map(hybrid, lambda tensor: tensor[num_prompt_rows:]),
+        keep_rows(hybrid, lambda tensor: tensor[:num_prompt_rows]),
+        keep_rows(hybrid, lambda tensor: tensor[num_prompt_rows:]),
     )
 
 
 def keep_rows(rows: PPProxyTensors, keep: Callable[[torch.Tensor], torch.Tensor]) -> PPProxyTensors:
     """The rows that `keep` takes out of each tensor."""
-    return _map(rows, keep)
+    return PPProxyTensors(
+        {key: None if tensor is None else keep(tensor) for key, tensor in rows.tensors.items()}
+    )
 
 
 def num_rows_of(prompt: ForwardBatch | None, decode: ForwardBatch | None) -> tuple[int, int]:
@@ -60,6 +60,12 @@ def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
         seq_lens_cpu=_join(prompt.seq_lens_cpu, decode.seq_lens_cpu),
         seq_lens_sum=None,
         orig_seq_lens=_join(prompt.orig_seq_lens, decode.orig_seq_lens),
+        # Three positions a row (time, height, width), [3, rows]; a multimodal model takes them instead.
+        mrope_positions=(
+            None
+            if prompt.mrope_positions is None
+            else torch.cat([prompt.mrope_positions, decode.mrope_positions], dim=1)
+        ),
         out_cache_loc=torch.cat([prompt.out_cache_loc, decode.out_cache_loc]),
         num_token_non_padded=_add(prompt.num_token_non_padded, decode.num_token_non_padded),
         num_token_non_padded_cpu=_add(prompt.num_token_non_padded_cpu, decode.num_token_non_padded_cpu),
@@ -78,9 +84,3 @@ def _join(prompt: torch.Tensor | None, decode: torch.Tensor | None) -> torch.Ten
 
 def _add(prompt: Any, decode: Any) -> Any:
     return None if prompt is None or decode is None else prompt + decode
-
-
-def _map(proxies: PPProxyTensors, cut: Callable[[torch.Tensor], torch.Tensor]) -> PPProxyTensors:
-    return PPProxyTensors(
-        {key: None if tensor is None else cut(tensor) for key, tensor in proxies.tensors.items()}
-    )

@@ -1,7 +1,5 @@
 """What the loop of one stage and the loop over pipeline stages share: owners, subscribers, room, results."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -12,22 +10,27 @@ from sglang_layered.core.events import DropReason
 from sglang_layered.core.pacing import ModelSizes
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.listeners.dispatch import Listener
+from sglang_layered.core.view import SchedulerView, StepTiming
+from sglang_layered.errors import PlanError
 from sglang_layered.models.layer_shapes import served_layer_shapes
+from sglang_layered.models.quantization import DEPENDS, sharing_of
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.invariants import InvariantChecker
 from sglang_layered.scheduler.loads import count_cohorts
 from sglang_layered.scheduler.metrics import LoopMetrics
-from sglang_layered.scheduler.planning import Planner, warn_of_dense
-from sglang_layered.scheduler.report import Reporter
+from sglang_layered.scheduler.report import Reporter, Spans
 from sglang_layered.scheduler.results import LaunchedStep
-from sglang_layered.scheduler.room import last_one_has_no_room, make_room_for_chunk
-from sglang_layered.scheduler.spans import Spans
 from sglang_layered.scheduler.stream import Admitted, EventStream, ResultsDue
 from sglang_layered.upstream.cache import guard_cache
+from sglang_layered.upstream.room import last_one_has_no_room, make_room_for_chunk
 
 logger = logging.getLogger(__name__)
+
+DENSE = (
+    "Layered prefill on a dense model saves no expert loads: expect steadier tokens at a later first token"
+    " (docs/models.md); a higher --layered-group-tokens gives fewer groups and an earlier first token"
+)
 
 
 class BaseLoop:
@@ -46,7 +49,6 @@ class BaseLoop:
         self.controls = Controls(scheduler, config, depth, self.stream)
         self.cohorts = CohortSet(scheduler, self.stages, self.stream)
         self.report = Reporter.of(scheduler, config)
-        self._planner = Planner(scheduler, self.controls, self.stages, self.layers)
         self._checker = InvariantChecker(scheduler, self.cohorts, config.layered_check_invariants)
         guard_cache(scheduler)
         count_cohorts(scheduler)
@@ -59,12 +61,20 @@ class BaseLoop:
         loop = cls(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
         scheduler.layered_loop = loop
         logger.info("Layered prefill: layers %s, policy %s", loop.stages.cuts, loop.controls.policy_text)
-        warn_of_dense(loop.layers)
+        loop.warn()
         loop.report.started(loop.controls.policy_text, loop.controls.admission.most_tokens, loop.sizes)
         try:
             loop.run()
         finally:
             loop.close()
+
+    def warn(self) -> None:
+        """Log what a user should know of this model."""
+        if self.layers and not any(layer.num_experts for layer in self.layers):
+            logger.warning(DENSE)
+        sharing = sharing_of(self.scheduler.model_config)
+        if sharing is not None:
+            logger.warning(DEPENDS, sharing.text)
 
     def prepare(self, config: LayeredConfig) -> PipelineStages:
         """Make what runs steps; gives how the layers lie on pipeline stages."""
@@ -84,13 +94,6 @@ class BaseLoop:
         self.stream.add(self.report)
         self.is_heard = bool(self.report.handlers())
 
-    def listen(self, listener: Listener) -> None:
-        """Let one more listen."""
-        self.report.attach(listener)
-        self.stream.remove(self.report)
-        self.stream.add(self.report)
-        self.is_heard = True
-
     def close(self) -> None:
         """The server ends."""
         self.report.close()
@@ -104,6 +107,31 @@ class BaseLoop:
 
     def settle(self) -> None:
         """Process results that are pending; over stages they come when they come."""
+
+    def plan(self, batch: ScheduleBatch, last_step: StepTiming | None) -> LayerGroupPlan:
+        """The layer groups of these prompts; the policy plans each stage as a model of its own.
+
+        Raises:
+            PlanError: the policy gave no plan for this model. Whatever else the policy raises passes.
+        """
+        running, policy, plans = self.scheduler.running_batch, self.controls.policy, []
+        for stage in self.stages.layers:
+            view = SchedulerView(
+                num_layers=stage.num_layers,
+                prompt_lens=tuple(batch.extend_lens),
+                prefix_lens=tuple(batch.prefix_lens),
+                num_running=len(running.reqs),
+                decode_kv_tokens=sum(req.seqlen for req in running.reqs),
+                num_waiting=len(self.scheduler.waiting_queue),
+                last_step=last_step,
+                layers=self.layers[stage.start : stage.end],
+            )
+            plan = policy.plan(view)
+            if not isinstance(plan, LayerGroupPlan) or plan.num_layers != stage.num_layers:
+                name = self.controls.policy_text
+                raise PlanError(f"policy {name} gave {plan} for {stage.num_layers} layers")
+            plans.append(plan)
+        return self.stages.joined(plans)
 
     def admit(self, batch: ScheduleBatch, plan: LayerGroupPlan) -> None:
         """A prompt batch that SGLang chose becomes a cohort."""
@@ -141,4 +169,4 @@ class BaseLoop:
         """SGLang processes the results of a step."""
         self.stream.emit(ResultsDue(step))
         for outcome in step.outcomes:
-            self.scheduler.process_batch_result(outcome.seen, outcome.result)
+            self.scheduler.process_batch_result(outcome.batch_at_launch, outcome.result)

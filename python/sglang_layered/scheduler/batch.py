@@ -1,18 +1,13 @@
 """What the layered loop holds between steps and hands to the runner in one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 
 from sglang_layered.core.choice import StepShape
 from sglang_layered.core.cohort import Cohort
-
-if TYPE_CHECKING:
-    from sglang_layered.core.plan import LayerGroup
+from sglang_layered.core.plan import LayerGroup
 
 
 @dataclass(slots=True)
@@ -33,8 +28,7 @@ class InFlightCohort:
     @property
     def reqs(self) -> list[Req]:
         """SGLang's request objects, in the batch's order."""
-        reqs: list[Req] = self.batch.reqs
-        return reqs
+        return self.batch.reqs
 
     @property
     def aborted(self) -> list[Req]:
@@ -44,8 +38,7 @@ class InFlightCohort:
     @property
     def num_prompt_tokens(self) -> int:
         """Prompt rows: tokens to compute, without those found in the prefix cache."""
-        num_tokens: int = self.batch.extend_num_tokens
-        return num_tokens
+        return self.batch.extend_num_tokens
 
 
 @dataclass(frozen=True, slots=True)

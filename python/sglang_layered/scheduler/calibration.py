@@ -1,7 +1,5 @@
 """What a step policy starts from: rates measured on the device at start, and the calibration file."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -63,13 +61,13 @@ class CalibrationFile:
         self._has_warned = False
 
     @classmethod
-    def of(cls, scheduler: Any, sizes: ModelSizes, path: str, policy: StepPolicy) -> CalibrationFile:
+    def of(cls, scheduler: Any, sizes: ModelSizes, path: str, policy: StepPolicy) -> "CalibrationFile":
         """The file of this scheduler's kind of server, for what this policy learns."""
         args = scheduler.server_args
         kind = {
             "policy": args.layered_policy,
             "model": Path(args.model_path).name,
-            "device": _device_name(scheduler.device),
+            "device": torch.cuda.get_device_name() if scheduler.device == "cuda" else scheduler.device,
             "dtype": str(scheduler.model_config.dtype),
             "num_layers": sizes.num_layers,
             "num_experts": sizes.num_experts,
@@ -91,22 +89,21 @@ class CalibrationFile:
         where = f"--layered-calibration-file {self._path}"
         try:
             values = json.loads(self._path.read_text())
-            learned, kind, names = values["learned"], values["kind"], values["amounts"]
-            if values["format"] != FORMAT or names != self._amounts:
-                raise ConfigError(f"{where}: it is of another version; delete it or give another path")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ConfigError):
-                raise
+            learned = {str(name): list(map(float, each)) for name, each in values["learned"].items()}
+            kind, version = dict(values["kind"]), (values["format"], values["amounts"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{where}: no calibration ({error!r}); delete it or give another path"
             ) from error
+        if version != (FORMAT, self._amounts):
+            raise ConfigError(f"{where}: it is of another version; delete it or give another path")
         for name, value in self._kind.items():
             if kind.get(name) != value:
                 raise ConfigError(
                     f"{where}: made with {name} {kind.get(name)}, this server has {value};"
                     " delete it or give another path"
                 )
-        return {str(name): list(map(float, each)) for name, each in learned.items()}
+        return learned
 
     def step_done(self, policy: StepPolicy) -> None:
         """Keep it now and then."""
@@ -150,7 +147,3 @@ def start_of(scheduler: Any, file: CalibrationFile | None) -> Start:
     """Measure the device and read the file."""
     dtype = scheduler.model_config.dtype
     return Start(measure_rates(scheduler.device, dtype), None if file is None else file.read())
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else device

@@ -1,10 +1,12 @@
 """The cohorts in flight: admitted, advanced group by group, cut, finished or dropped."""
 
-from __future__ import annotations
-
 import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from itertools import accumulate
 from typing import Any
 
+import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.core.cohort import Cohort
@@ -12,10 +14,11 @@ from sglang_layered.core.events import DropReason
 from sglang_layered.core.ledger import GroupKVLedger
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
+from sglang_layered.runner.rows import keep_rows
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.cut import cut_cohort
-from sglang_layered.scheduler.room import abort_requests, requeue_requests, room_came_free
 from sglang_layered.scheduler.stream import Dropped, EventStream, Left
+from sglang_layered.upstream.hicache import forward_stream, wait_for_loads
+from sglang_layered.upstream.room import abort_requests, requeue_requests, room_came_free
 
 logger = logging.getLogger(__name__)
 
@@ -104,13 +107,9 @@ class CohortSet:
 
     def _drop(self, item: InFlightCohort, reason: DropReason) -> None:
         cohort, aborted = item.cohort, item.aborted
-        logger.info(
-            "Cohort of %d requests dropped at group %d of %d: %s",
-            len(cohort.request_ids),
-            cohort.next_group,
-            cohort.plan.num_groups,
-            reason,
-        )
+        where = (len(item.reqs), cohort.next_group, cohort.plan.num_groups)
+        logger.info("Cohort of %d requests dropped at group %d of %d: %s", *where, reason)
+        wait_for_loads(self._scheduler, item.batch)
         abort_requests(self._scheduler, aborted)
         requeue_requests(self._scheduler, [req for req in item.reqs if req not in aborted])
         # Only now: until their slots are back in the pool, nothing may keep them.
@@ -118,3 +117,56 @@ class CohortSet:
         self.inflight.remove(item)
         self.room_came_free()
         self._stream.emit(Dropped(cohort, reason))
+
+
+def cut_cohort(scheduler: Any, inflight: InFlightCohort, leaving: Sequence[Any]) -> None:
+    """Leave these requests' rows out from the next group on; some other request stays.
+
+    The ForwardBatch is made anew at the next group, and with it the prompt's attention plan. Parked rows and
+    input tokens belong to the forward stream and are cut in its order, all else on the scheduler's.
+    """
+    keep = [index for index, req in enumerate(inflight.reqs) if req not in leaving]
+    rows = _part_of(inflight.batch.extend_lens, keep)
+    cut_batch(inflight.batch, keep, forward_stream(scheduler))
+    if inflight.parked is not None:
+        with forward_stream(scheduler):
+            inflight.parked = keep_rows(inflight.parked, rows)
+    inflight.forward = None
+    inflight.cohort = inflight.cohort.without(req.rid for req in leaving)
+
+
+def cut_batch(batch: ScheduleBatch, keep: list[int], forward_stream: AbstractContextManager[Any]) -> None:
+    """Keep the requests at these indices of a prompt batch that has been launched.
+
+    SGLang's own filter is made for decode batches: it takes one row a request and drops what is kept per
+    token, so that is cut here. Upstream: `ScheduleBatch.filter_batch`, `ScheduleBatch.prepare_for_extend`.
+    """
+    rows = _part_of(batch.extend_lens, keep)
+    tokens, slots, logprob_ids = batch.input_ids, batch.out_cache_loc, batch.extend_input_logprob_token_ids
+    if logprob_ids is not None:
+        pairs = zip(batch.extend_lens, batch.extend_logprob_start_lens, strict=True)
+        logprob_ids = _part_of([length - start for length, start in pairs], keep)(logprob_ids)
+    batch.input_ids = None
+    batch.filter_batch(keep_indices=keep)
+    batch.out_cache_loc = rows(slots)
+    if batch.prefill_input_ids_cpu is not None:  # a pipeline stage that the prompts have not come to
+        batch.prefill_input_ids_cpu = rows(batch.prefill_input_ids_cpu)
+    if tokens is not None:
+        with forward_stream:
+            batch.input_ids = rows(tokens)
+    for name in ("prefix_lens", "extend_lens", "extend_logprob_start_lens"):
+        values = getattr(batch, name)
+        setattr(batch, name, [values[index] for index in keep])
+    batch.extend_num_tokens = sum(batch.extend_lens)
+    batch.extend_input_logprob_token_ids = logprob_ids if batch.return_logprob else None
+    batch.input_embeds = batch.replace_embeds = batch.replace_positions = None  # layer 0 has had them
+    if batch.chunked_req not in batch.reqs:
+        batch.chunked_req = batch.chunked_req_next_prompt_token = None
+        batch.contains_last_prefill_chunk = True
+
+
+def _part_of(lens: Sequence[int], keep: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What takes the rows of the kept requests out of a tensor that has so many rows for each request."""
+    ends = list(accumulate(lens))
+    parts = [slice(ends[index] - lens[index], ends[index]) for index in keep]
+    return lambda tensor: torch.cat([tensor[part] for part in parts])

@@ -5,8 +5,7 @@ in neither for as many steps as it has groups, and who sends requests by load (`
 router that reads /v1/loads) would take a busy server for an idle one.
 """
 
-from __future__ import annotations
-
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -72,9 +71,8 @@ def _count_in_gauge(scheduler: Any, in_flight: Callable[[Any], list[Any]]) -> No
 
 
 def _sum(running: QueueCount, more: QueueCount) -> QueueCount:
-    if running.by_priority is None or more.by_priority is None:
-        return QueueCount(running.total + more.total, running.by_priority)
-    priorities = running.by_priority | {
-        priority: running.by_priority.get(priority, 0) + count for priority, count in more.by_priority.items()
-    }
+    priorities = running.by_priority
+    if priorities is not None and more.by_priority is not None:
+        priorities = Counter(priorities)
+        priorities.update(more.by_priority)
     return QueueCount(running.total + more.total, priorities)

@@ -4,8 +4,6 @@ Invariant: `scheduler.last_batch` is the in-flight cohort's ScheduleBatch from a
 it into the running batch. Aborts, idle checks, flushes, pool statistics and pauses then work as they are.
 """
 
-from __future__ import annotations
-
 import logging
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -15,18 +13,19 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.events import DropReason
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.core.view import StepKind, StepTiming
+from sglang_layered.core.view import StepTiming
 from sglang_layered.errors import InvariantError
+from sglang_layered.runner.at_start import take_runner
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
-from sglang_layered.scheduler.launch import StepLauncher, admit_waiting_grammars, ready_to_decode
-from sglang_layered.scheduler.rank_check import RankCheck
+from sglang_layered.scheduler.invariants import RankCheck
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults, StepTimer
-from sglang_layered.scheduler.room import filter_finished, num_running
 from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import StepDone
+from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
+from sglang_layered.upstream.room import filter_finished, somebody_decodes
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class LayeredLoop(BaseLoop):
     def prepare(self, config: LayeredConfig) -> PipelineStages:
         """All layers are on one stage."""
         scheduler = self.scheduler
-        runner = LayeredRunner(scheduler.tp_worker.model_runner)
+        runner = take_runner(scheduler.tp_worker.model_runner, LayeredRunner)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self.process)
         self._execution = Execution.from_config(runner, config, scheduler.device)
@@ -69,7 +68,7 @@ class LayeredLoop(BaseLoop):
         while not scheduler.gracefully_exit:
             try:
                 scheduler.process_input_requests(scheduler.request_receiver.recv_requests())
-                if not scheduler._engine_paused:
+                if not is_paused(scheduler):
                     self._step()
             except InvariantError as error:
                 self._recover(error)
@@ -148,9 +147,9 @@ class LayeredLoop(BaseLoop):
             return batch
         if scheduler.is_disable_overlap_for_batch(batch, last_batch=scheduler.last_batch):
             self.settle()
-        if not self.controls.is_layered or num_running(scheduler) == 0:
+        if not self.controls.is_layered or not somebody_decodes(scheduler):
             return batch
-        groups = self._plan(batch)
+        groups = self._groups_of(batch)
         if groups is None:
             return batch
         self.admit(batch, groups)
@@ -160,10 +159,7 @@ class LayeredLoop(BaseLoop):
     def _resume(self) -> LayerGroupBatch | ScheduleBatch | None:
         """A cohort is in flight: no admission, its next group beside the next decode."""
         scheduler, [inflight] = self.scheduler, self.cohorts.inflight
-        scheduler._abort_on_waiting_timeout()
-        scheduler._abort_on_running_timeout(scheduler.running_batch)
-        admit_waiting_grammars(scheduler)
-        scheduler._abort_on_running_timeout(inflight.batch)
+        tend_requests(scheduler, inflight.batch)
         if inflight.aborted:
             self.settle()
             self.cohorts.let_aborted_leave()
@@ -182,10 +178,10 @@ class LayeredLoop(BaseLoop):
             self.driver.pace(inflight, decode)
         return LayerGroupBatch(decode, inflight, inflight.cohort.group)
 
-    def _plan(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
+    def _groups_of(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
         """The policy's plan; None when the policy failed and prompts go whole from now on."""
         try:
-            return self._planner.plan(batch, self.last_timing if self._single_rank else None)
+            return self.plan(batch, self.last_timing if self._single_rank else None)
         except Exception as error:
             self._policy_failed(error)
             return None
@@ -207,20 +203,14 @@ class LayeredLoop(BaseLoop):
                 scheduler.on_idle()
             scheduler.last_batch = None
             return
-        kind: StepKind = "prefill" if batch.forward_mode.is_extend() else "decode"
-        timer = StepTimer.start(scheduler)
-        result = scheduler.run_batch(batch)
+        timer, loads = StepTimer.start(scheduler), self.driver.loads
+        result = run_stock(scheduler, batch)
         timer.stop()
-        if scheduler.enable_overlap:
-            scheduler._apply_war_barrier()
-        prompt = tuple(zip(batch.reqs, batch.extend_lens, strict=True)) if kind == "prefill" else ()
         load = None
         if self.driver.policy is not None or self.is_heard:
-            load = self.driver.loads.of_prompt(batch) if prompt else self.driver.loads.of_decode(batch)
-        outcomes = (Outcome(batch, self._seen(batch), result),)
-        self.results.launched(
-            LaunchedStep(scheduler.forward_ct, kind, outcomes, timer, prompt=prompt, load=load)
-        )
+            load = loads.of_prompt(batch) if batch.forward_mode.is_extend() else loads.of_decode(batch)
+        outcomes = (Outcome(batch, self._at_launch(batch), result),)
+        self.results.launched(LaunchedStep.stock(scheduler.forward_ct, batch, timer, outcomes, load))
         scheduler.last_batch = batch
 
     def _run_layered(self, step: LayerGroupBatch) -> None:
@@ -232,7 +222,7 @@ class LayeredLoop(BaseLoop):
             load = self.driver.loads.of_group(decode, inflight.batch, step.group, strategy)
         timer = StepTimer.start(self.scheduler)
         outcomes = tuple(
-            Outcome(batch, self._seen(batch), result)
+            Outcome(batch, self._at_launch(batch), result)
             for batch, result in self._launcher.launch(step, strategy)
         )
         timer.stop()
@@ -246,7 +236,7 @@ class LayeredLoop(BaseLoop):
             )
         )
 
-    def _seen(self, batch: ScheduleBatch) -> ScheduleBatch:
+    def _at_launch(self, batch: ScheduleBatch) -> ScheduleBatch:
         """The batch as it is at its launch: SGLang's own is changed before its results are processed."""
         return batch.copy() if self.scheduler.enable_overlap else batch
 

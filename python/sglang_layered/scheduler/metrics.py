@@ -1,41 +1,22 @@
 """What the layered loop writes into SGLang's registry: steps, cohorts, groups, slots, the mode in force."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
-from sglang_layered.core.events import DropReason
-from sglang_layered.core.view import StepKind
-from sglang_layered.metrics.instruments import Instruments, NoInstruments, PrometheusInstruments
+from sglang_layered.metrics.instruments import Instruments
 from sglang_layered.metrics.table import Needs
+from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.batch import InFlightCohort
-from sglang_layered.scheduler.stream import (
-    Admitted,
-    Dropped,
-    Handlers,
-    Paced,
-    Predicted,
-    SettingsChanged,
-    StepDone,
-)
-
-CHANGES = (
-    ("chunked", "operator"),
-    ("layered", "operator"),
-    ("chunked", DropReason.BROKEN_INVARIANT),
-    ("chunked", "policy failed"),
-)
 
 
 def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
     """The instruments of this scheduler process; none without --enable-metrics, or on a rank without."""
     reporter = scheduler.metrics_reporter
     if not getattr(reporter, "current_scheduler_metrics_enabled", False):
-        return NoInstruments()
-    return PrometheusInstruments(scheduler.metrics_collector.labels, needs_of(config), is_first(scheduler))
+        return Instruments({})
+    return Instruments(scheduler.metrics_collector.labels, needs_of(config), is_first(scheduler))
 
 
 def needs_of(config: LayeredConfig) -> list[Needs]:
@@ -70,42 +51,33 @@ class LoopMetrics:
         self, scheduler: Any, config: LayeredConfig, in_flight: Callable[[], list[InFlightCohort]]
     ) -> None:
         """`in_flight` gives the cohorts in flight, the oldest first."""
-        self._instruments: Instruments = getattr(scheduler, "layered_instruments", NoInstruments())
+        self._instruments: Instruments = getattr(scheduler, "layered_instruments", Instruments({}))
         self._scheduler = scheduler
         self._in_flight = in_flight
         self._config = config
         self._strategy: str | None = None
         self._shown: dict[tuple[str, str], int] = {}
-        self._start()
-
-    def handlers(self) -> Handlers:
-        """Nothing on a rank that writes no metrics."""
-        if isinstance(self._instruments, NoInstruments):
-            return {}
-        return {
-            Admitted: self._admitted,
-            StepDone: self._step_done,
-            Dropped: self._dropped,
-            SettingsChanged: self._settings_changed,
-            Paced: self._paced,
-            Predicted: self._predicted,
-        }
-
-    def _start(self) -> None:
-        self._instruments.set("layered_prefill_active", self._config.is_layered)
-        for kind in get_args(StepKind):
-            self._instruments.add("layered_steps_total", 0, kind=kind)
-        for reason in DropReason:
-            self._instruments.add("layered_dropped_cohorts_total", 0, reason=reason)
-        for mode, why in CHANGES:
-            self._instruments.add("layered_mode_changes_total", 0, mode=mode, reason=why)
-        self._instruments.add("layered_steps_over_budget_total", 0)
+        self._instruments.set("layered_prefill_active", config.is_layered)
         self._show_cohorts()
 
-    def _admitted(self, event: Admitted) -> None:
+    def handlers(self) -> stream.Handlers:
+        """Nothing on a rank that writes no metrics."""
+        if not self._instruments:
+            return {}
+        return {
+            stream.Admitted: self._admitted,
+            stream.StepDone: self._step_done,
+            stream.Dropped: self._dropped,
+            stream.Left: self._left,
+            stream.SettingsChanged: self._settings_changed,
+            stream.Paced: self._paced,
+            stream.Predicted: self._predicted,
+        }
+
+    def _admitted(self, event: stream.Admitted) -> None:
         self._instruments.observe("layered_cohort_tokens", event.inflight.num_prompt_tokens)
 
-    def _step_done(self, event: StepDone) -> None:
+    def _step_done(self, event: stream.StepDone) -> None:
         timing, strategy = event.timing, event.step.strategy
         self._instruments.add("layered_steps_total", kind=timing.kind)
         self._instruments.observe("layered_step_seconds", timing.duration_s, kind=timing.kind)
@@ -118,20 +90,23 @@ class LoopMetrics:
             self._strategy = strategy
         self._show_cohorts()
 
-    def _predicted(self, event: Predicted) -> None:
+    def _predicted(self, event: stream.Predicted) -> None:
         ratio = event.predicted_s / event.duration_s if event.duration_s > 0 else 1.0
         self._instruments.observe("layered_step_prediction_error_ratio", abs(ratio - 1), kind=event.kind)
 
-    def _paced(self, event: Paced) -> None:
+    def _paced(self, event: stream.Paced) -> None:
         self._instruments.observe("layered_step_budget_seconds", max(event.decision.budget_s, 0.0))
         if not event.decision.fits:
             self._instruments.add("layered_steps_over_budget_total")
 
-    def _dropped(self, event: Dropped) -> None:
+    def _dropped(self, event: stream.Dropped) -> None:
         self._instruments.add("layered_dropped_cohorts_total", reason=event.reason)
         self._show_cohorts()
 
-    def _settings_changed(self, event: SettingsChanged) -> None:
+    def _left(self, event: stream.Left) -> None:
+        self._instruments.add("layered_left_requests_total", len(event.reqs))
+
+    def _settings_changed(self, event: stream.SettingsChanged) -> None:
         if not event.has_other_mode:
             return
         config = event.config

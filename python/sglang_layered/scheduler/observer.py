@@ -2,15 +2,17 @@
 
 The seams of `process_batch_result` call it before and after SGLang's own processing. In chunked mode a step
 is one batch; the layered loop says itself what its steps held, before their results are processed.
-"""
 
-from __future__ import annotations
+A request asks for its charges with `"custom_params": {"layered_report": true}` in its sampling parameters.
+SGLang's `customized_info` holds one value a key for every output token: what was charged since the last.
+"""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.utils import is_health_check_generate_req
 
 from sglang_layered.config import LayeredConfig
@@ -18,12 +20,14 @@ from sglang_layered.errors import KernelError
 from sglang_layered.metrics.energy_feed import EnergyFeed
 from sglang_layered.metrics.instruments import Instruments
 from sglang_layered.metrics.slo import RequestTiming, SloLimits
-from sglang_layered.metrics.traffic_feed import TrafficFeed
-from sglang_layered.scheduler.charges import ENERGY_J, EXPERT_BYTES, Charges, asked, gets_token
+from sglang_layered.metrics.traffic import TrafficFeed
 from sglang_layered.scheduler.metrics import instruments_of, is_first, show_mode
 from sglang_layered.scheduler.stream import Handlers, ResultsDue
 
 logger = logging.getLogger(__name__)
+
+ASK = "layered_report"
+EXPERT_BYTES, ENERGY_J = "expert_bytes", "energy_estimate_j"
 
 Weighted = Sequence[tuple[Any, float]]
 
@@ -48,12 +52,9 @@ class Observer:
         self._energy = (
             EnergyFeed.start(scheduler, self._instruments) if config.enable_energy_metrics else None
         )
-        keys = []
-        if self._watch is not None:
-            keys.append(EXPERT_BYTES)
-        if self._energy is not None and self._energy.has_meter:
-            keys.append(ENERGY_J)
-        self._charges = Charges(keys)
+        has_meter = self._energy is not None and self._energy.has_meter
+        is_charged = {EXPERT_BYTES: self._watch is not None, ENERGY_J: has_meter}
+        self._charges = Charges([key for key, is_there in is_charged.items() if is_there])
         self._charged = 0  # the newest step that was
         self._start_limits()
 
@@ -145,7 +146,7 @@ class Observer:
         if timing.is_counted:
             return
         timing.heard(len(req.output_ids), now, req.time_stats.scheduler_recv_time)
-        if req.finished() and not _is_aborted(req):
+        if req.finished() and not isinstance(req.finished_reason, FINISH_ABORT):
             timing.is_counted = True
             for slo, met in limits.verdicts(timing).items():
                 self._instruments.add("slo_requests_total", slo=slo, met=str(met).lower())
@@ -180,5 +181,44 @@ def _of_chunked_mode(batch: Any) -> tuple[Weighted, Weighted]:
     return shares[:num_prompts], shares[num_prompts:]
 
 
-def _is_aborted(req: Any) -> bool:
-    return type(req.finished_reason).__name__ == "FINISH_ABORT"
+class Charges:
+    """Amounts that are charged but not reported yet, kept on the requests; keys are those in `meta_info`."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = tuple(keys)
+
+    def add(self, key: str, amount: float, shares: Sequence[tuple[Any, float]]) -> None:
+        """Part `amount` among requests by their weights; only those that asked are told of it."""
+        total = sum(weight for _, weight in shares)
+        for req, weight in shares:
+            if weight and asked(req):
+                due = getattr(req, "layered_due", None)
+                if due is None:
+                    due = req.layered_due = dict.fromkeys(self._keys, 0.0)
+                due[key] += amount * weight / total
+
+    def report(self, reqs: Iterable[Any]) -> None:
+        """Hand over what is due to each of these that gets a token from the results at hand."""
+        for req in reqs:
+            if asked(req) and gets_token(req):
+                due = getattr(req, "layered_due", None) or dict.fromkeys(self._keys, 0.0)
+                req.layered_due = None
+                if req.customized_info is None:
+                    req.customized_info = {}
+                for key, amount in due.items():
+                    charged = round(amount) if key == EXPERT_BYTES else round(amount, 6)
+                    req.customized_info.setdefault(key, []).append(charged)
+
+
+def asked(req: Any) -> bool:
+    """True when the request wants its charges reported."""
+    params = req.sampling_params.custom_params
+    return isinstance(params, dict) and bool(params.get(ASK))
+
+
+def gets_token(req: Any) -> bool:
+    """True when SGLang will give this request a token from results that it has not processed yet.
+
+    Upstream: srt/managers/scheduler_components/batch_result_processor.py; a middle chunk gives none.
+    """
+    return not (req.finished() or req.is_retracted) and req.inflight_middle_chunks <= 0

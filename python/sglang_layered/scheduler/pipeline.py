@@ -8,9 +8,8 @@ itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/schedul
 `event_loop_pp`.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.distributed.utils import get_pp_indices
@@ -21,15 +20,16 @@ from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.events import DropReason
 from sglang_layered.core.stages import PipelineStages
-from sglang_layered.runner.stage_runner import StageRunner
+from sglang_layered.runner.at_start import take_runner
+from sglang_layered.runner.layered_runner import StageRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
-from sglang_layered.scheduler.launch import ready_to_decode
-from sglang_layered.scheduler.results import StepTimer
-from sglang_layered.scheduler.room import filter_running
+from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepTimer
 from sglang_layered.scheduler.stream import StepDone
-from sglang_layered.scheduler.tick import LaunchedBatch, PipelineTick, TickResult, step_of, works_of
+from sglang_layered.scheduler.tick import PipelineTick, TickResult, works_of
 from sglang_layered.upstream.chunks import LaunchedChunk, stand_in
+from sglang_layered.upstream.launch import ready_to_decode
 from sglang_layered.upstream.pipeline import StageLauncher, Stock, launch_apart
+from sglang_layered.upstream.room import filter_running, is_chunk_aborted
 
 
 class PipelineLoop(BaseLoop):
@@ -38,13 +38,11 @@ class PipelineLoop(BaseLoop):
     def prepare(self, config: LayeredConfig) -> PipelineStages:
         """SGLang's own methods are kept before ours take their names."""
         scheduler = self.scheduler
-        self._launched: dict[int, LaunchedBatch] = {}  # SGLang's own batches, by id
-        self._launcher = StageLauncher(scheduler, StageRunner(scheduler.tp_worker.model_runner))
-        self._stock = Stock(scheduler)
-        scheduler.get_next_batch_to_run = self.next_batch
-        scheduler._pp_launch_batch = self.launch
-        scheduler._pp_prep_batch_result = self.results
-        scheduler._pp_process_batch_result = self.process
+        # SGLang's own batches, by id
+        self._launched: dict[int, tuple[LaunchedStep, LaunchedChunk | None]] = {}
+        runner = take_runner(scheduler.tp_worker.model_runner, StageRunner)
+        self._launcher = StageLauncher(scheduler, runner)
+        self._stock = Stock(scheduler, self)
         return pipeline_stages(scheduler)
 
     def run(self) -> None:
@@ -63,7 +61,7 @@ class PipelineLoop(BaseLoop):
         self.look_at_queue_again()
         if self._may_admit():
             self.make_room_for_chunk()
-            if self._is_chunk_aborted():
+            if is_chunk_aborted(self.scheduler):
                 self.cohorts.room_came_free()
         plan = self._next_plan(running_batch, last)
         if plan.batch_to_run is None:
@@ -85,7 +83,8 @@ class PipelineLoop(BaseLoop):
         timer = StepTimer.start(self.scheduler)
         launched = self._stock.launch(mb_id, batch, received, metadata, outputs_queue)
         timer.stop()
-        self._launched[id(batch)] = LaunchedBatch.of(batch, self.scheduler.forward_ct, timer)
+        step = LaunchedStep.stock(self.scheduler.forward_ct, batch, timer)
+        self._launched[id(batch)] = step, LaunchedChunk.of(batch) if step.prompt else None
         return launched
 
     def results(self, batch: Any, metadata: Any, outputs: PPProxyTensors) -> Any:
@@ -97,15 +96,16 @@ class PipelineLoop(BaseLoop):
     def process(self, batch: Any, result: Any) -> None:
         """Hand results to SGLang, and the step to who listens."""
         parts = result.parts if isinstance(result, TickResult) else [(batch, result)]
-        launched = batch if isinstance(batch, PipelineTick) else self._launched.pop(id(batch))
-        rank = self.scheduler.ps.pp_rank
-        step = step_of(launched, parts, rank)
+        tick = batch if isinstance(batch, PipelineTick) else None
+        step, chunk = self._launched.pop(id(batch)) if tick is None else (tick.step, tick.chunk)
+        step = replace(step, outcomes=tuple(Outcome(part, part, made) for part, made in parts))
         prompts = [part for part, _ in parts if part.forward_mode.is_extend()]
-        with stand_in(prompts[0], launched.chunk) if prompts else nullcontext():
+        with stand_in(prompts[0], chunk) if prompts else nullcontext():
             self.hand_over(step)
         if any(req.finished() for part, _ in parts for req in part.reqs):
             self.cohorts.room_came_free()
-        self.stream.emit(StepDone(step, step.timing(self.stages.layers[rank].num_layers)))
+        layers = self.stages.layers[self.scheduler.ps.pp_rank]
+        self.stream.emit(StepDone(step, step.timing(layers.num_layers)))
 
     def on_pause(self) -> None:
         """SGLang is about to retract the requests of the micro-batch whose turn it is: give it those rightly.
@@ -131,7 +131,7 @@ class PipelineLoop(BaseLoop):
             in_flight = bool(self.cohorts.inflight)
             if not self.controls.is_layered or not (in_flight or self._somebody_decodes(running)):
                 return plan
-            self.admit(batch, self._planner.plan(batch, None))
+            self.admit(batch, self.plan(batch, None))
             batch, running = self._decode(running)
         if not self.cohorts.inflight:
             return NextBatchPlan(batch_to_run=batch, running_batch=running)
@@ -139,11 +139,6 @@ class PipelineLoop(BaseLoop):
             self.cohorts.finish_in_one_step()
         works = works_of(self.cohorts.inflight, self.stages)
         return NextBatchPlan(PipelineTick(batch, works, tuple(self.cohorts.inflight)), running)
-
-    def _is_chunk_aborted(self) -> bool:
-        """SGLang is about to end a prompt between two chunks, and tells no micro-batch of the room."""
-        aborted = self.scheduler._pending_chunked_abort_req
-        return aborted is not None and aborted is self.scheduler.chunked_req
 
     def _may_admit(self) -> bool:
         """Prompts enter the first stage when it is free; a next chunk when the one before is done."""

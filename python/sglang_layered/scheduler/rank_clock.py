@@ -7,8 +7,6 @@ what rank 0 read: the time at the start of a step, and how long the steps took w
 since the last one.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,10 +77,10 @@ class LastTokenTimes:
     def collect(self, outcomes: Sequence[Outcome]) -> None:
         """SGLang is about to process these."""
         for outcome in outcomes:
-            if outcome.seen.forward_mode.is_decode():
-                self._decoded.append(list(outcome.seen.reqs))
+            if outcome.batch_at_launch.forward_mode.is_decode():
+                self._decoded.append(list(outcome.batch_at_launch.reqs))
             else:
-                self._began.update(outcome.seen.reqs)
+                self._began.update(outcome.batch_at_launch.reqs)
 
     def mark(self, now_s: float) -> float | None:
         """A step begins: all that was collected is there now. Returns the longest gap before such a token."""

@@ -1,28 +1,24 @@
-"""Tells listeners what the loop did, in values that leave the scheduler. With no listener none is built."""
+"""Tells listeners what the loop did, in values that leave the scheduler, and traces it for `--enable-trace`.
 
-from __future__ import annotations
+With no listener no value is built. Spans, one a request and layer group, lie beside SGLang's own of a
+request's life. Upstream: srt/observability/req_time_stats.py.
+"""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+from sglang.srt.observability.req_time_stats import RequestStageConfig
+from sglang.srt.observability.trace import get_global_tracing_enabled
+
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.cohort import Cohort
-from sglang_layered.core.events import (
-    CohortAdmitted,
-    CohortDropped,
-    CohortFinished,
-    DropReason,
-    Event,
-    GroupDone,
-    ModeChanged,
-    RequestsLeft,
-    ServingStarted,
-    StepDone,
-)
+from sglang_layered.core import events
 from sglang_layered.core.pacing import ModelSizes
-from sglang_layered.listeners.dispatch import Listener, Listeners, find_listeners
+from sglang_layered.listeners.dispatch import Listeners, find_listeners
 from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.results import LaunchedStep
+
+LAYER_GROUP = RequestStageConfig("layer_group", level=3)
 
 
 class Reporter:
@@ -34,13 +30,9 @@ class Reporter:
         self._decoding: list[Any] = []  # requests that get a token from the results at hand
 
     @classmethod
-    def of(cls, scheduler: Any, config: LayeredConfig) -> Reporter:
+    def of(cls, scheduler: Any, config: LayeredConfig) -> "Reporter":
         """With the listeners that the flags name."""
         return cls(scheduler, find_listeners(listener_specs(scheduler, config)))
-
-    def attach(self, listener: Listener) -> None:
-        """Let it listen from now on."""
-        self._listeners.attach(listener)
 
     def handlers(self) -> stream.Handlers:
         """What becomes of each event of the loop."""
@@ -57,28 +49,23 @@ class Reporter:
     def started(self, policy: str, cohort_tokens: int | None, sizes: ModelSizes) -> None:
         """The loop starts."""
         if self._listeners:
-            now = time.monotonic()
-            self._emit(ServingStarted(self._scheduler.forward_ct, now, policy, cohort_tokens, sizes))
+            self._tell(events.ServingStarted, policy, cohort_tokens, sizes)
 
     def close(self) -> None:
         """The server ends."""
         self._listeners.close()
 
-    def _emit(self, event: Event) -> None:
-        self._listeners.emit(event)
+    def _tell(self, kind: Callable[..., events.Event], *values: Any) -> None:
+        """Something has happened now, before the next step."""
+        self._listeners.emit(kind(self._scheduler.forward_ct, time.monotonic(), *values))
 
     def _admitted(self, event: stream.Admitted) -> None:
         batch, cohort = event.inflight.batch, event.inflight.cohort
-        ids = cohort.request_ids
-        self._emit(
-            CohortAdmitted(
-                step=self._scheduler.forward_ct,
-                time_s=time.monotonic(),
-                plan=cohort.plan,
-                prompt_rows=dict(zip(ids, batch.extend_lens, strict=True)),
-                prefix_tokens=dict(zip(ids, batch.prefix_lens, strict=True)),
-            )
+        rows, prefixes = (
+            dict(zip(cohort.request_ids, lens, strict=True))
+            for lens in (batch.extend_lens, batch.prefix_lens)
         )
+        self._tell(events.CohortAdmitted, cohort.plan, rows, prefixes)
 
     def _results_due(self, event: stream.ResultsDue) -> None:
         """Only before they are processed can be told who had not finished before."""
@@ -86,8 +73,8 @@ class Reporter:
 
     def _step_done(self, event: stream.StepDone) -> None:
         step, timing, now, cohort = event.step, event.timing, time.monotonic(), event.step.cohort
-        self._emit(
-            StepDone(
+        self._listeners.emit(
+            events.StepDone(
                 step=step.number,
                 time_s=now,
                 kind=step.kind,
@@ -108,33 +95,28 @@ class Reporter:
         )
         self._decoding = []
         if cohort is not None:
-            self._group_done(step.number, now, cohort)
-
-    def _group_done(self, number: int, now: float, cohort: Cohort) -> None:
-        index, num_groups = cohort.next_group, cohort.plan.num_groups
-        self._emit(GroupDone(number, now, cohort.group, index, num_groups, cohort.request_ids))
-        if cohort.is_last_group:
-            self._emit(CohortFinished(number, now, cohort.request_ids))
+            index, num_groups, ids = cohort.next_group, cohort.plan.num_groups, cohort.request_ids
+            self._listeners.emit(events.GroupDone(step.number, now, cohort.group, index, num_groups, ids))
+            if cohort.is_last_group:
+                self._listeners.emit(events.CohortFinished(step.number, now, ids))
 
     def _dropped(self, event: stream.Dropped) -> None:
-        step, now, cohort = self._scheduler.forward_ct, time.monotonic(), event.cohort
-        self._emit(CohortDropped(step, now, cohort.request_ids, cohort.next_group, event.reason))
+        cohort = event.cohort
+        self._tell(events.CohortDropped, cohort.request_ids, cohort.next_group, event.reason)
 
     def _left(self, event: stream.Left) -> None:
-        step, now, cohort = self._scheduler.forward_ct, time.monotonic(), event.cohort
-        ids = tuple(req.rid for req in event.reqs)
-        self._emit(RequestsLeft(step, now, ids, cohort.request_ids, cohort.next_group, DropReason.ABORTED))
+        cohort, ids = event.cohort, tuple(req.rid for req in event.reqs)
+        self._tell(events.RequestsLeft, ids, cohort.request_ids, cohort.next_group, events.DropReason.ABORTED)
 
     def _settings_changed(self, event: stream.SettingsChanged) -> None:
         if event.has_other_mode:
-            step, now = self._scheduler.forward_ct, time.monotonic()
-            self._emit(ModeChanged(step, now, event.config.prefill_mode, event.reason))
+            self._tell(events.ModeChanged, event.config.prefill_mode, event.reason)
 
 
 def _prompt_ids(step: LaunchedStep) -> tuple[str, ...]:
     if step.cohort is not None:
         return step.cohort.request_ids
-    return tuple(req.rid for req in step.outcomes[0].seen.reqs) if step.kind == "prefill" else ()
+    return tuple(req.rid for req in step.outcomes[0].batch_at_launch.reqs) if step.kind == "prefill" else ()
 
 
 def listener_specs(scheduler: Any, config: LayeredConfig) -> list[str]:
@@ -149,3 +131,26 @@ def listener_specs(scheduler: Any, config: LayeredConfig) -> list[str]:
     for name, rank in ranks.items():
         specs = [spec.replace(name, str(rank)) for spec in specs]
     return specs
+
+
+class Spans:
+    """Writes them while tracing is enabled, which SGLang decides when a server starts."""
+
+    def handlers(self) -> stream.Handlers:
+        """Nothing without tracing."""
+        return {stream.StepDone: self._step_done} if get_global_tracing_enabled() else {}
+
+    def _step_done(self, event: stream.StepDone) -> None:
+        step, cohort = event.step, event.step.cohort
+        if cohort is None:
+            return
+        attributes = {
+            "layers.start": cohort.group.start,
+            "layers.end": cohort.group.end,
+            "group.index": cohort.next_group,
+            "group.count": cohort.plan.num_groups,
+            "step": step.number,
+        }
+        end_s = step.timer.start_s + event.timing.duration_s
+        for req, _ in step.prompt:
+            req.time_stats.trace_slice(LAYER_GROUP, step.timer.start_s, end_s, attributes)

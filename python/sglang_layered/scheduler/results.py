@@ -1,20 +1,22 @@
-"""Launched steps, how long they took, and their results: processed exactly once, in launch order."""
-
-from __future__ import annotations
+"""Launched steps, what they ran, how long they took, and their results: processed once, in launch order."""
 
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 
+from sglang_layered.core.choice import APART
 from sglang_layered.core.cohort import Cohort
-from sglang_layered.core.pacing import Decision, StepLoad
+from sglang_layered.core.pacing import Decision, ModelSizes, StepLoad
+from sglang_layered.core.plan import LayerGroup
 from sglang_layered.core.view import StepKind, StepTiming
+
+STEPS_PER_COUNT = 8
 
 
 class StepTimer:
@@ -33,7 +35,7 @@ class StepTimer:
             self._events[0].record(stream)
 
     @classmethod
-    def start(cls, scheduler: Any) -> StepTimer:
+    def start(cls, scheduler: Any) -> "StepTimer":
         """Start on the stream that the scheduler's forwards run on."""
         if scheduler.device != "cuda":
             return cls(None)
@@ -58,11 +60,11 @@ class StepTimer:
 class Outcome:
     """One batch of a step and what the forward made of it.
 
-    `seen` is the batch as it was at the launch; `live` the scheduler's own, which goes on changing.
+    `batch` is the scheduler's own, which goes on changing.
     """
 
-    live: ScheduleBatch
-    seen: ScheduleBatch
+    batch: ScheduleBatch
+    batch_at_launch: ScheduleBatch
     result: GenerationBatchResult
 
 
@@ -85,10 +87,25 @@ class LaunchedStep:
     decision: Decision | None = None
     finished: Cohort | None = None
 
+    @classmethod
+    def stock(
+        cls,
+        number: int,
+        batch: ScheduleBatch,
+        timer: StepTimer,
+        outcomes: tuple[Outcome, ...] = (),
+        load: StepLoad | None = None,
+    ) -> "LaunchedStep":
+        """A batch that SGLang launched as its own."""
+        if not batch.forward_mode.is_extend():
+            return cls(number, "decode", outcomes, timer, load=load)
+        prompt = tuple(zip(batch.reqs, batch.extend_lens, strict=True))
+        return cls(number, "prefill", outcomes, timer, prompt=prompt, load=load)
+
     @property
     def decodes(self) -> list[Any]:
         """Requests that decoded, also those that had finished before."""
-        batches = [outcome.seen for outcome in self.outcomes]
+        batches = [outcome.batch_at_launch for outcome in self.outcomes]
         return [req for batch in batches if batch.forward_mode.is_decode() for req in batch.reqs]
 
     def timing(self, num_layers: int) -> StepTiming:
@@ -96,7 +113,9 @@ class LaunchedStep:
         if self.cohort is not None:
             num_layers = self.cohort.group.num_layers
         num_decode_rows = sum(
-            len(outcome.seen.reqs) for outcome in self.outcomes if outcome.seen.forward_mode.is_decode()
+            len(outcome.batch_at_launch.reqs)
+            for outcome in self.outcomes
+            if outcome.batch_at_launch.forward_mode.is_decode()
         )
         prompt_rows = sum(num_rows for _, num_rows in self.prompt)
         return StepTiming(self.kind, self.timer.duration_s(), num_decode_rows, prompt_rows, num_layers)
@@ -124,7 +143,7 @@ class StepResults:
         self._queue.append(step)
         self._take(pending if self._scheduler.enable_overlap else pending + 1)
         for outcome in step.outcomes:
-            self._scheduler.launch_batch_sample_if_needed(outcome.result, outcome.live)
+            self._scheduler.launch_batch_sample_if_needed(outcome.result, outcome.batch)
 
     def process_all(self) -> bool:
         """Process everything that is pending; False when there was nothing."""
@@ -135,3 +154,61 @@ class StepResults:
     def _take(self, count: int) -> None:
         for _ in range(count):
             self._process(self._queue.popleft())
+
+
+class StepLoads:
+    """What steps run in the terms of the step-time model: rows and context tokens of batches.
+
+    Whether a step runs its rows apart, its strategy says.
+    """
+
+    def __init__(self, sizes: ModelSizes) -> None:
+        self._sizes = sizes
+        self._context = (0, 0, 0)  # decode rows, tokens that they see, steps since these were counted
+        self._latest: tuple[ScheduleBatch, ScheduleBatch, StepLoad] | None = None
+
+    def at_rest(self, decode: ScheduleBatch, prompt: ScheduleBatch, strategy: str | None) -> StepLoad:
+        """A layered step before its layers are chosen: the prompt in no layer."""
+        rows, tokens = self._of_decode(decode)
+        lens, prefixes = tuple(prompt.extend_lens), tuple(prompt.prefix_lens)
+        load = StepLoad(rows, tokens, lens, prefixes, 0.0, strategy in APART)
+        self._latest = (decode, prompt, load)
+        return load
+
+    def of_group(
+        self, decode: ScheduleBatch | None, prompt: ScheduleBatch, group: LayerGroup, strategy: str | None
+    ) -> StepLoad:
+        """A layered step in the strategy that runs it."""
+        weight = self._sizes.weight(group.start, group.end)
+        latest, self._latest = self._latest, None
+        if decode is None:
+            return StepLoad(0, 0, tuple(prompt.extend_lens), tuple(prompt.prefix_lens), weight)
+        if latest is not None and latest[0] is decode and latest[1] is prompt:
+            load = latest[2]
+        else:
+            load = self.at_rest(decode, prompt, strategy)
+        return replace(load, prompt_layers=weight, is_apart=strategy in APART)
+
+    def of_decode(self, decode: ScheduleBatch) -> StepLoad:
+        """A decode step of SGLang's."""
+        return StepLoad(*self._of_decode(decode))
+
+    def of_prompt(self, prompt: ScheduleBatch) -> StepLoad:
+        """A prefill step of SGLang's: all layers."""
+        weight = self._sizes.weight(0, self._sizes.num_layers)
+        return StepLoad(0, 0, tuple(prompt.extend_lens), tuple(prompt.prefix_lens), weight)
+
+    def _of_decode(self, decode: ScheduleBatch) -> tuple[int, int]:
+        """Rows, and tokens that they see: a row's grow by one a step, so they are counted now and then."""
+        rows = len(decode.reqs)
+        known_rows, tokens, age = self._context
+        if rows == known_rows and age < STEPS_PER_COUNT:
+            self._context = (rows, tokens + rows, age + 1)
+        else:
+            self._context = (rows, _context_tokens(decode), 0)
+        return rows, self._context[1]
+
+
+def _context_tokens(batch: ScheduleBatch) -> int:
+    lens = batch.seq_lens_cpu
+    return sum(req.seqlen for req in batch.reqs) if lens is None else int(lens.sum())

@@ -3,8 +3,6 @@
 Every rank decides for itself, from the clock and the step times of rank 0 (`rank_clock`).
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -14,24 +12,17 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.core.capability import Capability, capabilities_of
-from sglang_layered.core.choice import StepShape, runs_apart
+from sglang_layered.core.choice import APART, StepShape
 from sglang_layered.core.pacing import Decision, PaceView, Start, StepLoad, StepPolicy
 from sglang_layered.errors import ConfigError
+from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.calibration import CalibrationFile, start_of
 from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock
-from sglang_layered.scheduler.room import running_soon
-from sglang_layered.scheduler.step_loads import StepLoads
-from sglang_layered.scheduler.stream import (
-    Handlers,
-    Paced,
-    Predicted,
-    ResultsDue,
-    SettingsChanged,
-    StepDone,
-)
+from sglang_layered.scheduler.results import StepLoads
 from sglang_layered.upstream.receiver import ClockedReceiver
+from sglang_layered.upstream.room import running_soon
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +59,11 @@ class StepPolicyDriver:
         self._has_other_ranks = self._scheduler.ps.tp_size > 1
         self._adopt(self._controls.step_policy, at_start=True)
 
-    def handlers(self) -> Handlers:
+    def handlers(self) -> stream.Handlers:
         """What it hears of the loop: with no policy that has a part in every step only of a new one."""
-        hears: dict[type, Callable[[Any], None]] = {SettingsChanged: self._settings_changed}
+        hears: dict[type, Callable[[Any], None]] = {stream.SettingsChanged: self._settings_changed}
         if self.policy is not None:
-            hears |= {ResultsDue: self._results_are_due, StepDone: self._results_are_in}
+            hears |= {stream.ResultsDue: self._results_are_due, stream.StepDone: self._results_are_in}
         return hears
 
     def step_begins(self) -> None:
@@ -96,7 +87,7 @@ class StepPolicyDriver:
         running = running_soon(self._scheduler)
         view = admission.view(running, self._due_s(running), most)
         shape = StepShape(len(running), min(sum(view.prompt_lens), most), self._sizes.num_layers)
-        view = replace(view, is_apart=runs_apart(self._expected(shape)))
+        view = replace(view, is_apart=self._expected(shape) in APART)
         try:
             admission.order_by_deadline(policy, self._now_s, self._controls.config.slo_ttft_ms)
             admission.take(policy.cohort_tokens(view))
@@ -118,7 +109,7 @@ class StepPolicyDriver:
             self._policy_failed(error)
             return
         self.decision = decision
-        self._stream.emit(Paced(decision))
+        self._stream.emit(stream.Paced(decision))
 
     def close(self) -> None:
         """The server ends: keep what was learned."""
@@ -135,15 +126,15 @@ class StepPolicyDriver:
         is_ready = self.policy is self._begun and Capability.PACES_STEPS in self._can
         return self.policy if is_ready else None
 
-    def _settings_changed(self, event: SettingsChanged) -> None:
+    def _settings_changed(self, event: stream.SettingsChanged) -> None:
         self._adopt(self._controls.step_policy)
         self._stream.remove(self)
         self._stream.add(self, is_vital=True)
 
-    def _results_are_due(self, event: ResultsDue) -> None:
+    def _results_are_due(self, event: stream.ResultsDue) -> None:
         self._last_tokens.collect(event.step.outcomes)
 
-    def _results_are_in(self, event: StepDone) -> None:
+    def _results_are_in(self, event: stream.StepDone) -> None:
         if event.step.load is not None:
             self._learning.append((event.step.load, event.step.kind))
             self._clock.step_took(event.timing.duration_s)
@@ -225,7 +216,7 @@ class StepPolicyDriver:
         if Capability.LEARNS not in self._can:
             return
         predicted_s = policy.observe(load, duration_s)
-        self._stream.emit(Predicted(kind, predicted_s, duration_s))
+        self._stream.emit(stream.Predicted(kind, predicted_s, duration_s))
         if self._file is not None:
             self._file.step_done(policy)
 

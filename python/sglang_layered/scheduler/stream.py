@@ -4,8 +4,6 @@ Events carry SGLang's live objects, so they are read at once and not kept; `core
 that leave the scheduler.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,12 +4,11 @@ Sliding-window models have one tree for both pools; its nodes name the slots of 
 of the window are mapped. A half-filled slot must be in none of these places, and `guard_cache` is their gate.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 from sglang.srt.session.streaming_session import StreamingSession
 
 from sglang_layered.errors import InvariantError
@@ -55,8 +54,20 @@ def tree_values(tree_cache: Any) -> torch.Tensor:
     root = getattr(tree, "root_node", None)
     if root is None or not root.children:
         return torch.empty(0, dtype=torch.int64)
-    values: torch.Tensor = tree.all_values_flatten()
-    return values
+    if isinstance(tree, HiRadixCache):
+        return _values_on_device(root)
+    return tree.all_values_flatten()
+
+
+def _values_on_device(root: Any) -> torch.Tensor:
+    """SGLang's own walk takes nodes without a value, whose KV is on the host, for ones with."""
+    found, nodes = [], list(root.children.values())
+    while nodes:
+        node = nodes.pop()
+        nodes.extend(node.children.values())
+        if node.value is not None:
+            found.append(node.value)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def session_values(tree_cache: Any, req_to_token: torch.Tensor) -> torch.Tensor:

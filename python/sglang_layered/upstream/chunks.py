@@ -5,8 +5,6 @@ queue (pause, no room) or ended (abort), and may even be in its first chunk agai
 chunk's row for the prompt's last one, and hands out a token that belongs to the middle of the prompt.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ class LaunchedChunk:
     num_starts: int
 
     @classmethod
-    def of(cls, batch: ScheduleBatch) -> LaunchedChunk | None:
+    def of(cls, batch: ScheduleBatch) -> "LaunchedChunk | None":
         """The batch's, if one of its prompts is not at its end."""
         req = batch.chunked_req
         return None if req is None or req not in batch.reqs else cls(req, req.retraction_count)

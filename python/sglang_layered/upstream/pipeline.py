@@ -4,8 +4,6 @@ Upstream: srt/managers/scheduler_pp_mixin.py `_pp_launch_batch`, `_pp_prep_batch
 pipeline loop calls as it is without layered mode.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,22 +18,26 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from sglang.srt.observability.req_time_stats import set_time_batch
 from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
-from sglang_layered.runner.stage_runner import StageOutput, StageRunner, StageStep
-from sglang_layered.scheduler.launch import begin_launch, refuse_unfit_server, sample
+from sglang_layered.runner.layered_runner import GroupStep, StageOutput, StageRunner
 from sglang_layered.scheduler.results import StepTimer
 from sglang_layered.scheduler.tick import GroupWork, PipelineTick, TickResult
+from sglang_layered.upstream.launch import begin_launch, forward_of, note_extends, refuse_unfit_server, sample
 
 DECODE, PROMPT = "decode.", "prompt."
 
 
 class Stock:
-    """SGLang's own methods, kept before ours take their names."""
+    """SGLang's own methods, kept before those of `loop` take their names."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, loop: Any) -> None:
         self._scheduler = scheduler
         self.next_batch = scheduler.get_next_batch_to_run
         self.launch = scheduler._pp_launch_batch
         self.results = scheduler._pp_prep_batch_result
+        scheduler.get_next_batch_to_run = loop.next_batch
+        scheduler._pp_launch_batch = loop.launch
+        scheduler._pp_prep_batch_result = loop.results
+        scheduler._pp_process_batch_result = loop.process
 
     def next_decode(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
         """SGLang's next batch without admission; a long prompt between two chunks is left alone."""
@@ -76,8 +78,10 @@ class StageLauncher:
         self, mb_id: int, tick: PipelineTick, received: PPProxyTensors | None
     ) -> tuple[GenerationBatchResult, dict[str, torch.Tensor]]:
         """Run it; gives SGLang's result with the rows to send on and, on the last stage, the outputs."""
-        reqs = [req for batch in _running(tick) for req in batch.reqs]
+        batches = _running(tick)
+        reqs = [req for batch in batches for req in batch.reqs]
         set_time_batch(reqs, "set_run_batch_cpu_start_time", trace_only=True)
+        begin_launch(self._scheduler, batches[0], batches)
         launched = self._run(tick, received)
         set_time_batch(reqs, "set_run_batch_cpu_end_time", trace_only=True, attrs={"pp_mb_id": mb_id})
         return launched
@@ -85,14 +89,11 @@ class StageLauncher:
     def _run(
         self, tick: PipelineTick, received: PPProxyTensors | None
     ) -> tuple[GenerationBatchResult, dict[str, torch.Tensor]]:
-        batches = _running(tick)
-        begin_launch(self._scheduler, batches[0], batches)
-        tick.number = self._scheduler.forward_ct
-        tick.timer = StepTimer.start(self._scheduler)
+        timer, own = StepTimer.start(self._scheduler), tick.work_on(self._rank)
+        tick.launched_as(self._scheduler.forward_ct, timer, own)
         rows = {} if received is None else received.tensors
-        own = tick.work_on(self._rank)
         decode = None if tick.decode is None else self._prepare(tick.decode)
-        output = self._runner.run(self._step(own, decode, _part(rows, DECODE)))
+        output = self._forward(own, decode, _part(rows, DECODE))
         self._take_over(tick, rows)
         to_send = self._keep_or_send(own, output) | _named(DECODE, output.decode)
         outputs = self._sample(tick, decode, output) if self._is_last else {}
@@ -102,7 +103,7 @@ class StageLauncher:
         for batch in tick.batches:
             batch.input_ids = None
             self._scheduler.update_cache_from_scheduler(batch, result)
-        tick.timer.stop()
+        timer.stop()
         return result, outputs
 
     def results(self, tick: PipelineTick, outputs: PPProxyTensors, stock: Any, metadata: Any) -> TickResult:
@@ -115,16 +116,19 @@ class StageLauncher:
             parts.append((batch, stock(batch, metadata, part)))
         return TickResult(parts)
 
-    def _step(
-        self, own: GroupWork | None, decode: ForwardBatch | None, decode_rows: PPProxyTensors | None
-    ) -> StageStep:
+    def _forward(
+        self, own: GroupWork | None, decode: ForwardBatch | None, rows: PPProxyTensors | None
+    ) -> StageOutput:
+        """The forward of this stage; without a group decode rows go as SGLang sends them."""
         if own is None:
-            return StageStep(decode, decode_rows)
-        inflight = own.inflight
+            left = None if decode is None else self._runner.decode_alone(decode, rows).logits_output
+            return StageOutput(left, None)
+        inflight, group = own.inflight, own.cohort.group
         is_new = own.enters_stage or inflight.forward is None
         if inflight.forward is None:
             inflight.forward = self._prepare(inflight.batch)
-        return StageStep(decode, decode_rows, inflight.forward, own.group, inflight.parked, is_new)
+        step = GroupStep(inflight.forward, decode, group, inflight.parked, is_new, decode_rows=rows)
+        return self._runner.run(step)
 
     def _take_over(self, tick: PipelineTick, rows: Mapping[str, Any]) -> None:
         """Park the rows of a prompt that the stage before has sent; its first group here is next."""
@@ -144,8 +148,7 @@ class StageLauncher:
 
     def _prepare(self, batch: ScheduleBatch) -> ForwardBatch:
         resolve_forward_inputs(batch, self._scheduler.future_map)
-        self._scheduler.tp_worker.set_hicache_consumer(batch.hicache_consumer_index)
-        return ForwardBatch.init_new(batch, self._model_runner, return_hidden_states_before_norm=False)
+        return forward_of(self._scheduler, batch)
 
     def _sample(
         self, tick: PipelineTick, decode: ForwardBatch | None, output: StageOutput
@@ -160,11 +163,7 @@ class StageLauncher:
             result = GenerationBatchResult(logits_output=logits, can_run_cuda_graph=False)
             result.next_token_ids = sample(self._model_runner, forward, logits)
             self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
-            if batch.return_logprob:
-                result.extend_input_len_per_req = [
-                    req.extend_range.length if req.extend_range is not None else 0 for req in batch.reqs
-                ]
-                result.extend_logprob_start_len_per_req = batch.extend_logprob_start_lens
+            note_extends(batch, result)
             outputs |= {
                 prefix + name: value
                 for name, value in self._scheduler._pp_prepare_tensor_dict(result, batch).items()

@@ -1,7 +1,5 @@
 """SGLang's request receiver, whose broadcast to the tensor-parallel ranks also carries rank 0's clock."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +18,7 @@ class ClockedReceiver(SchedulerRequestReceiver):
     clock: RankClock
 
     @classmethod
-    def of(cls, receiver: SchedulerRequestReceiver, clock: RankClock) -> ClockedReceiver:
+    def of(cls, receiver: SchedulerRequestReceiver, clock: RankClock) -> "ClockedReceiver":
         """The same receiver with a clock."""
         found = cls(**{item.name: getattr(receiver, item.name) for item in fields(receiver)})
         object.__setattr__(found, "clock", clock)  # SGLang's class is frozen, and its slots are its own

@@ -5,10 +5,8 @@ rate. So one seed gives the same points at every rate and with every ramp, and a
 shorter one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, nextafter, sqrt
 from pathlib import Path
 
@@ -21,29 +19,18 @@ from sglang_layered_lab.bench.spec_seeds import Stream, generator
 BLOCK = 1024  # points drawn at once
 
 
-@dataclass(frozen=True, slots=True)
-class Ramp:
-    """A rate that grows linearly from `start_per_s` to `rate_per_s` over `ramp_s` and then stays."""
+def time_of(load: LoadSpec, point: float) -> float:
+    """Time in s at which an open load expects `point` requests: the inverse of its cumulated rate.
 
-    start_per_s: float
-    rate_per_s: float
-    ramp_s: float
-
-    def cumulated(self, time_s: float) -> float:
-        """Requests expected in [0, time_s)."""
-        ramped_s = min(time_s, self.ramp_s)
-        growth = (self.rate_per_s - self.start_per_s) / self.ramp_s if self.ramp_s else 0.0
-        return ramped_s * (self.start_per_s + growth * ramped_s / 2) + self.rate_per_s * (time_s - ramped_s)
-
-    def time_of(self, point: float) -> float:
-        """Time in s at which `point` requests are expected: the inverse of `cumulated`."""
-        at_ramp_end = self.cumulated(self.ramp_s)
-        if point >= at_ramp_end:
-            return self.ramp_s + (point - at_ramp_end) / self.rate_per_s
-        growth = (self.rate_per_s - self.start_per_s) / self.ramp_s
-        return (
-            2 * point / (self.start_per_s + sqrt(self.start_per_s**2 + 2 * growth * point)) if point else 0.0
-        )
+    The rate grows linearly from `ramp_start_per_s` to `rate_per_s` over `ramp_s` and then stays.
+    """
+    start, ramp_s = load.ramp_start_per_s, load.ramp_s
+    assert load.rate_per_s is not None
+    growth = (load.rate_per_s - start) / ramp_s if ramp_s else 0.0
+    at_ramp_end = ramp_s * (start + growth * ramp_s / 2)
+    if point >= at_ramp_end:
+        return ramp_s + (point - at_ramp_end) / load.rate_per_s
+    return 2 * point / (start + sqrt(start**2 + 2 * growth * point)) if point else 0.0
 
 
 def arrival_times(
@@ -61,18 +48,14 @@ def arrival_times(
         return _client_starts(load)
     if load.trace is not None:
         return _replayed(load, load.trace, timestamps)
-    assert load.rate_per_s is not None
-    ramp = Ramp(load.ramp_start_per_s, load.rate_per_s, load.ramp_s)
     times: list[float] = []
     for point in _unit_points(load, seed, repetition):
-        time_s = ramp.time_of(point)
+        time_s = time_of(load, point)
         if len(times) == load.num_requests or time_s >= (inf if load.duration_s is None else load.duration_s):
             break
         times.append(time_s)
         if len(times) > MOST_REQUESTS:  # of a gamma far from its mean: the spec has looked at the mean
-            raise SpecError(
-                ("load", "duration_s"), f"more than {MOST_REQUESTS:,} requests are due; give less"
-            )
+            raise SpecError("load.duration_s", f"more than {MOST_REQUESTS:,} requests are due; give less")
     return tuple(times)
 
 
@@ -86,17 +69,16 @@ def measuring_window(load: LoadSpec, times_s: Sequence[float]) -> tuple[float, f
         SpecError: nothing is left.
     """
     if not times_s:
-        raise SpecError(("load", "duration_s"), "no request is due in it; give more, or a higher rate")
+        raise SpecError("load.duration_s", "no request is due in it; give more, or a higher rate")
     by_clock = load.duration_s is not None and load.trace is None and len(times_s) != load.num_requests
     end_s = load.duration_s if by_clock else nextafter(max(times_s), inf)
     assert end_s is not None
     window = (load.warmup_s, end_s - load.cooldown_s)
     if not any(window[0] <= each < window[1] for each in times_s):
-        raise SpecError(
-            ("load", "duration_s" if by_clock else "num_requests"),
-            f"the load ends after {end_s:.3g} s: no request is due after {load.warmup_s:g} s of warm-up and"
-            f" before {load.cooldown_s:g} s of cool-down; give more",
-        )
+        key = "load.duration_s" if by_clock else "load.num_requests"
+        margins = f"after {load.warmup_s:g} s of warm-up and before {load.cooldown_s:g} s of cool-down"
+        problem = f"the load ends after {end_s:.3g} s: no request is due {margins}; give more"
+        raise SpecError(key, problem)
     return window
 
 
@@ -109,13 +91,12 @@ def read_timestamps(trace: TraceSpec, folder: Path) -> tuple[float, ...]:
     try:
         rows = read_columns(folder / trace.file, (trace.column,))
     except ValueError as error:
-        raise SpecError(("load", "trace", "file"), f"{trace.file}: {error}") from error
+        raise SpecError("load.trace.file", f"{trace.file}: {error}") from error
     times = tuple(row[0] for row in rows)
-    for index in range(1, len(times)):
-        if times[index] < times[index - 1]:
-            raise SpecError(
-                ("load", "trace", "file"), f"{trace.file}: row {index + 1} goes back in time; sort the rows"
-            )
+    for number, (before, after) in enumerate(pairwise(times), start=2):
+        if after < before:
+            problem = f"{trace.file}: row {number} goes back in time; sort the rows"
+            raise SpecError("load.trace.file", problem)
     return times
 
 
@@ -142,9 +123,8 @@ def _client_starts(load: LoadSpec) -> tuple[float, ...]:
 
 def _replayed(load: LoadSpec, trace: TraceSpec, timestamps: Sequence[float]) -> tuple[float, ...]:
     if load.num_requests is not None and load.num_requests > len(timestamps):
-        raise SpecError(
-            ("load", "num_requests"), f"{trace.file} has {len(timestamps)} rows; give that many or fewer"
-        )
+        problem = f"{trace.file} has {len(timestamps)} rows; give that many or fewer"
+        raise SpecError("load.num_requests", problem)
     scale = trace.unit_s / trace.speed
     times = [(each - timestamps[0]) * scale for each in timestamps[: load.num_requests]]
     return tuple(each for each in times if load.duration_s is None or each < load.duration_s)

@@ -3,8 +3,6 @@
 docs/metrics.md, section *Benchmark*, defines it with symbols.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,35 +7,36 @@ it: what the client itself takes is in the times, never taken off. Arrivals are 
 collected after the run, so that no collection stops it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
 import logging
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 import aiohttp
 import numpy as np
 import uvloop
 
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.client_background import DECODING, Background, end_tasks
 from sglang_layered_lab.bench.client_data import (
+    DECODING,
     ClientReport,
     ClientResult,
+    LoopLag,
     PlannedRequest,
     Progress,
-    check_requests,
+    RunClock,
+    reserve_files,
 )
 from sglang_layered_lab.bench.client_stream import Stream
-from sglang_layered_lab.bench.clock import LoopLag, RunClock, reserve_files
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_S = 0.25
+POLL_S = 0.01
 KEEPALIVE_S = 2.0  # below the 5 s after which SGLang drops an idle connection
 CONNECT_TIMEOUT_S = 10.0
 
@@ -54,16 +55,17 @@ class BenchClient:
         background: Sequence[PlannedRequest] = (),
         tokens_before: int = DECODING,
     ) -> None:
-        check_requests([*requests, *background])
         self._base_url = base_url.rstrip("/")
         self._url = f"{self._base_url}/generate"
         self._streams = [Stream(request, request.body(), request.due_s) for request in requests]
-        self._background = Background([Stream(each, each.body()) for each in background], tokens_before)
+        self._background = [Stream(each, each.body()) for each in background]
+        self._tokens_before = tokens_before
+        self._tasks: list[asyncio.Task[None]] = []
         self._on_progress = on_progress
         self._num_open = self._max_open = 0
         self._lag = LoopLag()
 
-    async def __aenter__(self) -> BenchClient:
+    async def __aenter__(self) -> "BenchClient":
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
         self._session = aiohttp.ClientSession(
@@ -76,27 +78,33 @@ class BenchClient:
         try:
             async with self._session.get(f"{self._base_url}/v1/models") as response:
                 response.raise_for_status()
-        except (aiohttp.ClientError, OSError) as error:
+        except BaseException as error:
             await self._session.close()
-            raise BenchError(
-                f"no SGLang server at {self._base_url} ({error}); start it or give its URL"
-            ) from error
-        except BaseException:
-            await self._session.close()
-            raise
+            if not isinstance(error, aiohttp.ClientError | OSError):
+                raise
+            problem = f"no SGLang server at {self._base_url} ({error}); start it or give its URL"
+            raise BenchError(problem) from error
         self.clock = RunClock()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._end_tasks()
         await self._session.close()
 
     async def start_background(self, timeout_s: float) -> None:
-        """Send the background streams; return when each of them decodes.
+        """Send the background streams; return when each of them has its `tokens_before`.
 
         Raises:
-            BenchError: one does not.
+            BenchError: one ended before, or none of this happened in time.
         """
-        await self._background.start(self._send, timeout_s)
+        for stream in self._background:
+            self._begin(self._send(stream))
+        end_s = time.monotonic() + timeout_s
+        while any(stream.num_tokens < self._tokens_before for stream in self._background):
+            self._check_background()
+            if time.monotonic() > end_s:
+                raise BenchError(f"the background does not decode after {timeout_s:g} s")
+            await asyncio.sleep(POLL_S)
 
     async def run(self, *, timeout_s: float, num_clients: int | None = None) -> ClientResult:
         """Send all and wait for their ends, `timeout_s` at most.
@@ -105,18 +113,19 @@ class BenchClient:
         has ended (which is the next one's `due_s`); else an open loop.
         """
         start_cpu_s = time.process_time()
-        self._background.new_zero(self.clock.start())
+        self.clock.start()
         load = self._open_loop() if num_clients is None else self._closed_loop(num_clients)
-        sending = asyncio.create_task(load)
-        watchers = [asyncio.create_task(self._lag.watch()), asyncio.create_task(self._tell())]
+        sending = self._begin(load)
+        for watcher in (self._lag.watch(), self._tell()):
+            self._begin(watcher)
         try:
             with _no_collections():
                 await asyncio.wait([sending], timeout=timeout_s)
                 if sending.done():
                     sending.result()
+            self._check_background()
         finally:
-            await end_tasks([sending, *watchers])
-            await self._background.end()
+            await self._end_tasks()
         cpu_s = time.process_time() - start_cpu_s
         for stream in self._streams:
             if not stream.is_done:
@@ -125,22 +134,15 @@ class BenchClient:
         return self._result(cpu_s)
 
     async def _open_loop(self) -> None:
-        sends: list[asyncio.Task[None]] = []
-        try:
-            for stream in self._in_order():
-                await self.clock.sleep_until(stream.due_s)
-                sends.append(asyncio.create_task(self._send(stream)))
-            await asyncio.gather(*sends)
-        finally:
-            await end_tasks(sends)
+        sends = []
+        for stream in self._in_order():
+            await self.clock.sleep_until(stream.due_s)
+            sends.append(self._begin(self._send(stream)))
+        await asyncio.gather(*sends)
 
     async def _closed_loop(self, num_clients: int) -> None:
         waiting = iter(self._in_order())
-        clients = [asyncio.create_task(self._one_client(waiting)) for _ in range(num_clients)]
-        try:
-            await asyncio.gather(*clients)
-        finally:
-            await end_tasks(clients)
+        await asyncio.gather(*[self._begin(self._one_client(waiting)) for _ in range(num_clients)])
 
     async def _one_client(self, waiting: Iterator[Stream]) -> None:
         for stream in waiting:
@@ -149,7 +151,7 @@ class BenchClient:
             await self._send(stream)
 
     async def _send(self, stream: Stream) -> None:
-        stream.sent_s = self.clock.now_s()
+        stream.sent_s = time.monotonic()
         self._num_open += 1
         self._max_open = max(self._max_open, self._num_open)
         try:
@@ -165,6 +167,25 @@ class BenchClient:
         finally:
             self._num_open -= 1
         stream.is_done = True  # a cancelled one does not get here
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self._tasks.append(asyncio.create_task(work))
+        return self._tasks[-1]
+
+    async def _end_tasks(self) -> None:
+        """Cancel whatever still runs and wait for its end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _check_background(self) -> None:
+        """Refuse a stream that has ended by itself: then not all of them ran all the time."""
+        for stream in self._background:
+            if stream.is_done:
+                why = stream.error or (
+                    f"all its {stream.num_tokens} tokens had come; give load.background.output_tokens more"
+                )
+                raise BenchError(f"a background stream ended before the load did: {why}")
 
     async def _tell(self) -> None:
         while self._on_progress is not None:
@@ -190,9 +211,10 @@ class BenchClient:
         )
 
     def _result(self, cpu_s: float) -> ClientResult:
+        zero_s = self.clock.zero_s
         last_s = max((stream.times_s[-1] for stream in self._streams if stream.times_s), default=None)
-        times = self.clock.times(None if last_s is None else last_s - self.clock.zero_s)
-        late_s = [stream.sent_s - stream.due_s for stream in self._streams if stream.sent_s is not None]
+        times = self.clock.times(None if last_s is None else last_s - zero_s)
+        late_s = [each.sent_s - zero_s - each.due_s for each in self._streams if each.sent_s is not None]
         report = ClientReport(
             cpu_s=cpu_s,
             core_share=cpu_s / times.ended_s,
@@ -202,8 +224,8 @@ class BenchClient:
             lag_max_s=max(self._lag.samples_s, default=None),
             max_open_streams=self._max_open,
         )
-        traces = tuple(stream.trace(self.clock.zero_s, times.ended_s) for stream in self._streams)
-        background = self._background.traces(self.clock.zero_s, times.ended_s)
+        traces = tuple(stream.trace(zero_s, times.ended_s) for stream in self._streams)
+        background = tuple(stream.trace(zero_s, times.ended_s) for stream in self._background)
         return ClientResult(traces, report, times, background)
 
 
@@ -227,7 +249,7 @@ def run_client(
     Ctrl-C closes all connections, which makes the server abort the requests, and is raised again.
 
     Raises:
-        BenchError: a request is not well formed, no server answers, or a background stream ends by itself.
+        BenchError: no server answers, or a background stream ends by itself.
     """
 
     async def connected() -> ClientResult:
@@ -252,5 +274,5 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _p99(samples: Sequence[float] | array[float]) -> float | None:
+def _p99(samples: "Sequence[float] | array[float]") -> float | None:
     return float(np.quantile(np.asarray(samples), 0.99)) if len(samples) else None

@@ -1,16 +1,22 @@
-"""What the client is given and what it gives back. Pure; JSON out."""
+"""What the client is given and what it gives back; its clock, and what could stop its event loop. No HTTP."""
 
-from __future__ import annotations
-
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
-from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.clock import RunTimes
 from sglang_layered_lab.bench.trace import RequestTrace
+
+LAG_PERIOD_S = 0.01
+MIN_FILES = 1024
+DECODING = 2  # a stream decodes when it has its second token
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,21 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class RunTimes:
+    """Moments of a run in seconds since its zero; the zero itself on the monotonic clock and since 1970.
+
+    `ready_s` (never above 0): the requests were built and the server had answered. `last_token_s`: the last
+    token of all, None if none came. The energy window is [ready_s, last_token_s].
+    """
+
+    zero_monotonic_s: float
+    zero_unix_s: float
+    ready_s: float
+    last_token_s: float | None
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClientReport:
     """What the client itself took. Lateness is sent - due; lag is that of `LoopLag`; None without samples.
 
@@ -64,10 +85,6 @@ class ClientReport:
     lag_max_s: float | None
     max_open_streams: int
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; times to a microsecond."""
-        return {key: value if value is None else round(value, 6) for key, value in asdict(self).items()}
-
 
 @dataclass(frozen=True, slots=True)
 class ClientResult:
@@ -82,19 +99,59 @@ class ClientResult:
     background: tuple[RequestTrace, ...] = ()
 
 
-def check_requests(requests: Sequence[PlannedRequest]) -> None:
-    """Refuse what cannot be sent.
+def rounded(told: ClientReport | RunTimes) -> dict[str, Any]:
+    """JSON values; times to a microsecond."""
+    return {key: None if value is None else round(value, 6) for key, value in asdict(told).items()}
 
-    Raises:
-        BenchError: ids repeat, or a field of a request is empty or below its least value.
+
+class RunClock:
+    """Made when the client is loaded and connected; `start` sets the zero; seconds of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.zero_s = self._ready_s = time.monotonic()
+        self._zero_unix_s = time.time()
+
+    def start(self) -> None:
+        """The zero is now."""
+        self.zero_s, self._zero_unix_s = time.monotonic(), time.time()
+
+    def now_s(self) -> float:
+        """Seconds since the zero."""
+        return time.monotonic() - self.zero_s
+
+    async def sleep_until(self, due_s: float) -> None:
+        """Return at `due_s` or somewhat later, never before: timers are rounded to milliseconds."""
+        while (left_s := due_s - self.now_s()) > 0:
+            await asyncio.sleep(left_s)
+
+    def times(self, last_token_s: float | None) -> RunTimes:
+        """The run ends now."""
+        return RunTimes(
+            self.zero_s, self._zero_unix_s, self._ready_s - self.zero_s, last_token_s, self.now_s()
+        )
+
+
+class LoopLag:
+    """How late a task wakes that asks to be woken every 10 ms.
+
+    A timer's rounding (up to 1 ms) is in it. A lag bounds how late an arrival can have been noted.
     """
-    if len({request.request_id for request in requests}) != len(requests):
-        raise BenchError("request_id: two requests have the same; give each its own")
-    for request in requests:
-        where = f"request {request.request_id}"
-        if not request.prompt:
-            raise BenchError(f"{where}: its prompt is empty; give token ids or text")
-        if request.max_output_tokens < 1:
-            raise BenchError(f"{where}: max_output_tokens is {request.max_output_tokens}; give 1 or more")
-        if request.due_s < 0:
-            raise BenchError(f"{where}: due_s is {request.due_s:g}; give 0 or more")
+
+    def __init__(self) -> None:
+        self.samples_s = array("d")
+
+    async def watch(self) -> None:
+        """Sample until cancelled."""
+        while True:
+            due_s = time.monotonic() + LAG_PERIOD_S
+            await asyncio.sleep(LAG_PERIOD_S)
+            self.samples_s.append(max(time.monotonic() - due_s, 0.0))
+
+
+def reserve_files() -> None:
+    """Have the kernel enlarge the table of open files now: under load that takes some 10 ms."""
+    with (
+        contextlib.suppress(OSError),
+        open(os.devnull) as null,
+    ):  # OSError: a low limit; then it grows by itself
+        os.close(fcntl.fcntl(null, fcntl.F_DUPFD, MIN_FILES - 1))

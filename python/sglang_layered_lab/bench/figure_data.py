@@ -1,47 +1,36 @@
 """What the pictures of a sweep show, computed from its records. Pure: it draws nothing.
 
-The dicts are those that `plots` takes. Values of several rounds are means over rounds, attainment is of the
-requests of all rounds together. `figure_data_streams` has the tokens over time.
+Values of several rounds are means over rounds, attainment is of the requests of all rounds together.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from math import inf, nan
+from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from sglang_layered_lab.bench.beside import gaps_beside
 from sglang_layered_lab.bench.compare import Point, pareto_set
-from sglang_layered_lab.bench.intervals import Interval, share_interval
-from sglang_layered_lab.bench.metrics import verdicts
+from sglang_layered_lab.bench.record import Repetition
+from sglang_layered_lab.bench.scalars import PHASES
 from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
-
-if TYPE_CHECKING:
-    from sglang_layered_lab.bench.plots import (
-        AttainmentCurve,
-        Energy,
-        ExpertBytes,
-        ParetoPoint,
-        TtftCurve,
-    )
+from sglang_layered_lab.bench.trace import RequestTrace
 
 RATE = "load.rate_per_s"
-PHASES = ("prompt", "hybrid", "decode")
 JOULES = {"prompt token": "joules_prompt", "output token": "joules_output", "token": "joules_total"}
 BESIDE = {
     "beside_worst": "worst gap of running streams beside a prompt",
     "beside_p99": "p99 of gaps of running streams beside a prompt",
 }
 ALL_GAPS = {"tbt_worst": "worst gap between tokens", "tbt_p99": "p99 of all gaps between tokens"}
+TAIL = 0.25  # of the longest prefill: how much longer the background is shown
+SINCE_DUE = "seconds since the request was due   ·   mark: its first token"
+SINCE_SENT = "seconds since the prompt was sent   ·   mark: the prompt's first token"
 
-
-@dataclass(frozen=True, slots=True)
-class ParetoData:
-    """Points of a picture; `gaps` names by scalar what their two TBT are; `left_out` are arms without one."""
-
-    points: tuple[ParetoPoint, ...]
-    gaps: Mapping[str, str]
-    left_out: tuple[str, ...]
+Rounds = Mapping[str, Sequence[Repetition]]  # by arm, the rounds that all arms have
 
 
 def titles_of(cells: Sequence[CellResult]) -> dict[str, str]:
@@ -61,36 +50,40 @@ def gap_scalars(cells: Sequence[CellResult]) -> Mapping[str, str]:
     return BESIDE if any(cell.known("beside_worst") for cell in cells) else ALL_GAPS
 
 
-def pareto_points(result: SweepResult, point: Mapping[str, Any]) -> ParetoData:
-    """Every arm at a point: TTFT, worst and p99 TBT, and whether another arm beats it in either plane."""
-    cells = result.at(point)
-    gaps = gap_scalars(cells)
-    seen = {cell.arm: [cell.mean(name) for name in ("ttft_mean", *gaps)] for cell in cells}
-    known = {
-        arm: [value for value in values if value is not None]
-        for arm, values in seen.items()
-        if None not in values
+def arm_frame(cells: Sequence[CellResult], names: Sequence[str]) -> pd.DataFrame:
+    """A row a cell. Columns: `arm`, `mode`, `label`, and its rate in requests/s where the grid has rates.
+
+    Of each scalar its value, and the ends of its interval as `NAME_low`, `NAME_high`; NaN where it has none.
+    """
+    titles, rows = titles_of(cells), []
+    for cell in cells:
+        row = {"arm": cell.arm, "mode": cell.mode, "label": titles[cell.arm], RATE: cell.point.get(RATE)}
+        for name in names:
+            mean, interval = cell.mean(name), cell.interval(name)
+            row[name] = nan if mean is None else mean
+            row[f"{name}_low"] = row[f"{name}_high"] = nan
+            if interval is not None:
+                row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pareto_points(cells: Sequence[CellResult]) -> pd.DataFrame:
+    """A row an arm: `ttft_s`, `worst_tbt_s`, `p99_tbt_s`; `on_front` says by TBT if no other arm beats it.
+
+    The two TBT are `gap_scalars`; NaN where an arm has no value. Labels are those within a mode.
+    """
+    columns = dict(
+        zip(("ttft_mean", *gap_scalars(cells)), ("ttft_s", "worst_tbt_s", "p99_tbt_s"), strict=True)
+    )
+    points = arm_frame(cells, list(columns)).rename(columns=columns)
+    known = points.dropna(subset=list(columns.values()))
+    fronts = {
+        key: {each.arm for each in pareto_set(map(Point, known.arm, known.ttft_s, known[key]))}
+        for key in ("worst_tbt_s", "p99_tbt_s")
     }
-    fronts = [
-        {
-            each.arm
-            for each in pareto_set(Point(arm, values[0], values[place]) for arm, values in known.items())
-        }
-        for place in (1, 2)
-    ]
-    points: list[ParetoPoint] = [
-        {
-            "mode": cell.mode,
-            "label": cell.label,
-            "ttft_s": known[cell.arm][0],
-            "worst_tbt_s": known[cell.arm][1],
-            "p99_tbt_s": known[cell.arm][2],
-            "on_front": {"worst_tbt_s": cell.arm in fronts[0], "p99_tbt_s": cell.arm in fronts[1]},
-        }
-        for cell in cells
-        if cell.arm in known
-    ]
-    return ParetoData(tuple(points), gaps, tuple(arm for arm in seen if arm not in known))
+    on_front = [{key: arm in front for key, front in fronts.items()} for arm in points.arm]
+    return points.assign(label=[cell.label for cell in cells], on_front=on_front)
 
 
 def rate_groups(result: SweepResult) -> list[dict[str, Any]]:
@@ -101,123 +94,118 @@ def rate_groups(result: SweepResult) -> list[dict[str, Any]]:
     return [dict(zip(others, values, strict=True)) for values in product(*others.values())]
 
 
-def counts_within(cell: CellResult, limit: str | None = None) -> tuple[int, int]:
-    """Requests of all rounds that met a limit (ttft, tbt, both), and that were due; (0, 0) where it is unset.
-
-    Without `limit`: that met every limit that is set.
-    """
-    limits = cell.record.limits
-    judged = [
-        verdicts(trace, limits)
-        for repetition in cell.record.repetitions
-        for trace in repetition.traces
-        if repetition.window.holds(trace.due_s)
-    ]
-    if not judged or not judged[0] or (limit is not None and limit not in judged[0]):
-        return 0, 0
-    return sum(all(each.values()) if limit is None else each[limit] for each in judged), len(judged)
+def over_rates(result: SweepResult, group: Mapping[str, Any], name: str) -> pd.DataFrame:
+    """`arm_frame` of a scalar and the average decode batch, arm after arm by rising rate."""
+    cells = sorted(result.at(group), key=lambda cell: (result.arms.index(cell.arm), float(cell.point[RATE])))
+    return arm_frame(cells, (name, "decode_batch")).dropna(subset=[name])
 
 
-def attainment_curves(result: SweepResult, group: Mapping[str, Any]) -> list[AttainmentCurve]:
-    """Share of requests within the limits over the rate, with Wilson's interval; the average decode batch.
-
-    Cells without limits are left out.
-    """
-    curves: list[AttainmentCurve] = []
-    titles = titles_of(result.cells)
-    for cells in _by_arm(result, group):
-        counts = {cell.point[RATE]: counts_within(cell) for cell in cells}
-        shares = {rate: share_interval(*count) for rate, count in counts.items() if count[1]}
-        if not shares:
-            continue
-        curve: AttainmentCurve = {
-            "mode": cells[0].mode,
-            "label": titles[cells[0].arm],
-            "rates_rps": list(shares),
-            "attainment": [share.value for share in shares.values()],
-            "low": [share.low for share in shares.values()],
-            "high": [share.high for share in shares.values()],
-        }
-        batches = [cell.mean("decode_batch") for cell in cells if cell.point[RATE] in shares]
-        known = [batch for batch in batches if batch is not None]
-        if len(known) == len(batches):
-            curve["batch"] = known
-        curves.append(curve)
-    return curves
-
-
-def ttft_curves(result: SweepResult, group: Mapping[str, Any]) -> list[TtftCurve]:
-    """Mean TTFT over the rate, with its interval over rounds where every rate has two or more."""
-    curves: list[TtftCurve] = []
-    titles = titles_of(result.cells)
-    for cells in _by_arm(result, group):
-        means = {cell.point[RATE]: cell.mean("ttft_mean") for cell in cells}
-        known = {rate: mean for rate, mean in means.items() if mean is not None}
-        if not known:
-            continue
-        curve: TtftCurve = {
-            "mode": cells[0].mode,
-            "label": titles[cells[0].arm],
-            "rates_rps": list(known),
-            "ttft_s": list(known.values()),
-        }
-        intervals = [cell.interval("ttft_mean") for cell in cells if cell.point[RATE] in known]
-        if ends := _ends(intervals):
-            curve["low"], curve["high"] = ends
-        curves.append(curve)
-    return curves
-
-
-def expert_bytes_bars(result: SweepResult, point: Mapping[str, Any]) -> list[ExpertBytes]:
-    """Bytes of activated experts a request by phase, mean over rounds; only arms that were counted."""
-    cells = result.at(point)
-    titles = titles_of(cells)
-    found: list[ExpertBytes] = []
-    for cell in cells:
-        total = cell.mean("expert_bytes")
-        if total is None:
-            continue
-        prompt, hybrid, decode = (_mean_of_phase(cell, phase) for phase in PHASES)
-        label = titles[cell.arm]
-        found.append({"label": label, "prompt": prompt, "hybrid": hybrid, "decode": decode, "total": total})
-    return found
-
-
-def energy_bars(result: SweepResult, point: Mapping[str, Any]) -> list[Energy]:
-    """Joules a token, mean over rounds, with intervals where all of an arm's have one; only measured arms."""
-    cells = result.at(point)
-    titles = titles_of(cells)
-    found: list[Energy] = []
-    for cell in cells:
-        means = {kind: cell.mean(name) for kind, name in JOULES.items()}
-        joules = {kind: mean for kind, mean in means.items() if mean is not None}
-        if not joules:
-            continue
-        bar: Energy = {"mode": cell.mode, "label": titles[cell.arm], "joules": joules}
-        if ends := _ends([cell.interval(JOULES[kind]) for kind in joules]):
-            bar["low"], bar["high"] = (dict(zip(joules, each, strict=True)) for each in ends)
-        found.append(bar)
-    return found
+def expert_bytes_of(cells: Sequence[CellResult]) -> pd.DataFrame:
+    """Bytes of activated experts a request, `expert_bytes` and a column a phase; only counted arms."""
+    found = arm_frame(cells, ["expert_bytes"])
+    for phase in PHASES:
+        found[phase] = [_mean_of_phase(cell, phase) for cell in cells]
+    return found.dropna(subset=["expert_bytes"])
 
 
 def _mean_of_phase(cell: CellResult, phase: str) -> float:
-    shares = [
-        repetition.usage["expert_bytes"].get(phase, 0) / len(repetition.traces)
-        for repetition in cell.record.repetitions
-        if repetition.usage["expert_bytes"]
-    ]
-    return float(sum(shares)) / len(shares)
+    counted = [each for each in cell.record.repetitions if each.usage.get("expert_bytes")]
+    shares = [each.usage["expert_bytes"].get(phase, 0) / len(each.traces) for each in counted]
+    return sum(shares) / len(shares) if shares else nan
 
 
-def _by_arm(result: SweepResult, group: Mapping[str, Any]) -> list[list[CellResult]]:
-    """Cells of a group arm by arm, by rising rate."""
-    cells = sorted(result.at(group), key=lambda cell: float(cell.point[RATE]))
-    by_arm = [[cell for cell in cells if cell.arm == arm] for arm in result.arms]
-    return [found for found in by_arm if found]
+@dataclass(frozen=True, slots=True)
+class StreamData:
+    """One stream an arm: `mode`, `label`, and its course as `times_s` and `num_tokens`.
+
+    Its end is `end_s`; `mark_s` is where the prompt's first token is marked, if that is not the stream's own.
+    `which` says which stream it is and why; `since` what its times begin with.
+    """
+
+    streams: tuple[Mapping[str, Any], ...]
+    which: str
+    since: str
 
 
-def _ends(intervals: Sequence[Interval | None]) -> tuple[list[float], list[float]] | None:
-    known = [each for each in intervals if each is not None]
-    if not known or len(known) < len(intervals):
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """Seconds without a token of what lies at these places of the baseline's rounds."""
+
+    pause_s: float
+    round_place: int
+    request: int
+    background: int | None = None
+
+
+def token_streams(cells: Sequence[CellResult], baseline: str) -> StreamData | None:
+    """The stream with the longest pause under the baseline, the same one in every arm.
+
+    With streams in the background it is a background stream's pause beside a prompt, else a request's own.
+    None where all arms served no request alike.
+
+    Args:
+        cells: all arms at one point.
+        baseline: name of the arm that chooses; the first arm does where it has no record.
+    """
+    rounds = _common_rounds(cells)
+    chooser = baseline if baseline in rounds else next(iter(rounds), "")
+    longest = max(_pauses(rounds, chooser), key=lambda each: each.pause_s, default=None)
+    if longest is None:
         return None
-    return [each.low for each in known], [each.high for each in known]
+    is_own = longest.background is None
+    prompts = {arm: each[longest.round_place].traces[longest.request] for arm, each in rounds.items()}
+    titles, streams = titles_of(cells), []
+    shown_s = inf if is_own else (1 + TAIL) * max(map(_prefill_s, prompts.values()))
+    for cell in cells:
+        prompt, repetition = prompts[cell.arm], rounds[cell.arm][longest.round_place]
+        stream = prompt if longest.background is None else repetition.background[longest.background]
+        mark_s = {} if is_own else {"mark_s": _prefill_s(prompt)}
+        course = _course(stream, prompt.due_s if is_own else prompt.sent_s, shown_s)
+        streams.append({"mode": cell.mode, "label": titles[cell.arm], **course, **mark_s})
+    what = "request" if is_own else f"running stream {longest.background} beside request"
+    which = (
+        f"{what} {longest.request} (prompt of {prompts[chooser].prompt_tokens} tokens) of repetition"
+        f" {rounds[chooser][longest.round_place].index}: it has the longest pause under {titles[chooser]},"
+        f" {longest.pause_s:.3g} s"
+    )
+    return StreamData(tuple(streams), which, SINCE_DUE if is_own else SINCE_SENT)
+
+
+def _common_rounds(cells: Sequence[CellResult]) -> dict[str, list[Repetition]]:
+    by_arm = {cell.arm: {each.index: each for each in cell.record.repetitions} for cell in cells}
+    common = sorted(set.intersection(*map(set, by_arm.values()))) if by_arm else []
+    return {arm: [rounds[index] for index in common] for arm, rounds in by_arm.items()}
+
+
+def _pauses(rounds: Rounds, chooser: str) -> Iterator[_Pause]:
+    """Of every request that all arms were asked for alike and served to its end."""
+    has_background = all(each.background for repetitions in rounds.values() for each in repetitions)
+    for place, arms in enumerate(zip(*rounds.values(), strict=True)):
+        chosen = rounds[chooser][place]
+        for request, traces in enumerate(zip(*(each.traces for each in arms), strict=False)):
+            asked = {(trace.prompt_tokens, trace.max_output_tokens) for trace in traces}
+            if len(asked) > 1 or not all(trace.error is None and trace.arrivals for trace in traces):
+                continue
+            prompt = chosen.traces[request]
+            if not has_background:
+                gaps_s = np.diff([each.time_s for each in prompt.arrivals])
+                yield _Pause(float(gaps_s.max(initial=0.0)), place, request)
+                continue
+            for number, stream in enumerate(chosen.background):
+                if len(gaps_s := gaps_beside([prompt], [stream])):
+                    yield _Pause(float(gaps_s.max()), place, request, number)
+
+
+def _prefill_s(prompt: RequestTrace) -> float:
+    return prompt.arrivals[0].time_s - prompt.sent_s
+
+
+def _course(trace: RequestTrace, zero_s: float, shown_s: float) -> dict[str, Any]:
+    """What came in the first `shown_s`; where a stream was broken off before that, it ends."""
+    before = max((each.num_tokens for each in trace.arrivals if each.time_s <= zero_s), default=0)
+    shown = [each for each in trace.arrivals if zero_s < each.time_s <= zero_s + shown_s]
+    return {
+        "times_s": [each.time_s - zero_s for each in shown],
+        "num_tokens": [each.num_tokens - before for each in shown],
+        "end_s": min(shown_s, max(trace.arrivals[-1].time_s - zero_s, 0.0)),
+    }

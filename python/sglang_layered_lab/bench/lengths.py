@@ -1,14 +1,12 @@
 """Lengths of prompts and outputs: rows of a file, or draws from distributions."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,13 +23,9 @@ class RequestSize:
     prompt_tokens: int
     output_tokens: int
 
-
-class LengthSource(Protocol):
-    """Gives every request its size."""
-
-    def size_of(self, index: int, draws: np.random.Generator) -> RequestSize:
-        """Size of request `index`; `draws` is that request's own stream."""
-        ...
+    def fits(self, limit: int | None) -> bool:
+        """Whether both together are at most so many tokens."""
+        return limit is None or self.prompt_tokens + self.output_tokens <= limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +37,7 @@ class FileLengths:
     in_order: bool
 
     def size_of(self, index: int, draws: np.random.Generator) -> RequestSize:
-        """Row `index`, from the top again after the last, or one drawn with replacement."""
+        """Row `index`, from the top again after the last, or one drawn from the request's own stream."""
         return self.rows[index % len(self.rows) if self.in_order else int(draws.integers(len(self.rows)))]
 
 
@@ -63,15 +57,13 @@ class DrawnLengths:
         """
         for _ in range(MAX_DRAWS):
             size = RequestSize(draw_length(self.prompt, draws), draw_length(self.output, draws))
-            if (
-                self.max_total_tokens is None
-                or size.prompt_tokens + size.output_tokens <= self.max_total_tokens
-            ):
+            if size.fits(self.max_total_tokens):
                 return size
-        raise SpecError(
-            ("workload", "lengths", "max_total_tokens"),
-            f"{self.max_total_tokens} tokens are too few: {MAX_DRAWS} draws were longer; give more",
-        )
+        problem = f"{self.max_total_tokens} tokens are too few: {MAX_DRAWS} draws were longer; give more"
+        raise SpecError("workload.lengths.max_total_tokens", problem)
+
+
+LengthSource: TypeAlias = FileLengths | DrawnLengths
 
 
 def draw_length(spec: DistributionSpec, draws: np.random.Generator) -> int:
@@ -96,7 +88,7 @@ def load_lengths(spec: LengthsSpec, folder: Path) -> LengthSource:
     if spec.file is None:
         assert spec.prompt is not None and spec.output is not None
         return DrawnLengths(spec.prompt, spec.output, spec.max_total_tokens)
-    keys = ("workload", "lengths", "file")
+    keys = "workload.lengths.file"
     try:
         table = read_columns(folder / spec.file, (spec.prompt_column, spec.output_column))
     except ValueError as error:
@@ -107,19 +99,14 @@ def load_lengths(spec: LengthsSpec, folder: Path) -> LengthSource:
         RequestSize(max(1, round(prompt * spec.prompt_scale)), max(1, round(output * spec.output_scale)))
         for prompt, output in table
     ]
-    limit = spec.max_total_tokens
-    kept = tuple(size for size in sizes if limit is None or size.prompt_tokens + size.output_tokens <= limit)
+    kept = tuple(size for size in sizes if size.fits(spec.max_total_tokens))
     if not kept:
-        raise SpecError(
-            (*keys[:2], "max_total_tokens"), f"no row of {spec.file} is within {limit} tokens; give more"
-        )
+        problem = f"no row of {spec.file} is within {spec.max_total_tokens} tokens; give more"
+        raise SpecError("workload.lengths.max_total_tokens", problem)
     return FileLengths(kept, len(sizes) - len(kept), spec.order == "file")
 
 
-Rows: TypeAlias = tuple[tuple[float, ...], ...]
-
-
-def read_columns(path: Path, columns: Sequence[str]) -> Rows:
+def read_columns(path: Path, columns: Sequence[str]) -> tuple[tuple[float, ...], ...]:
     """Numbers of some columns of a CSV with a header, or of a file of JSON objects, one a line (.jsonl).
 
     Raises:

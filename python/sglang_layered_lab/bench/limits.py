@@ -1,7 +1,5 @@
 """Arms that name a limit on the time between tokens, against the best arms that happen to keep it. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,21 +73,15 @@ def _rows(sweep: SweepResult, point: Mapping[str, Any], share: float) -> Iterato
     cells = sweep.at(point)
     for cell in cells:
         limit_s = limit_of(cell)
-        if limit_s is None:
+        if limit_s is None or (own := kept_of(cell, limit_s)) is None:
             continue
-        by_mode: dict[str, list[Kept]] = {}
-        for other in cells:
-            if other.mode != cell.mode and (kept := kept_of(other, limit_s)):
-                by_mode.setdefault(other.mode, []).append(kept)
-        own = kept_of(cell, limit_s)
-        if own is not None:
-            best = {mode: soonest(kept, lambda each: each.share >= share) for mode, kept in by_mode.items()}
-            rivals = tuple(
-                Rival(mode, kept, ratio(sweep, "ttft_mean", cell.arm, kept.arm, point))
-                for mode, kept in best.items()
-                if kept is not None
-            )
-            yield LimitRow(point, limit_s, own, rivals)
+        rivals = []
+        for mode in dict.fromkeys(other.mode for other in cells if other.mode != cell.mode):
+            kept = [found for other in cells if other.mode == mode and (found := kept_of(other, limit_s))]
+            if best := soonest(kept, lambda each: each.share >= share):
+                over = ratio(sweep, "ttft_mean", cell.arm, best.arm, point)
+                rivals.append(Rival(mode, best, over))
+        yield LimitRow(point, limit_s, own, tuple(rivals))
 
 
 def limit_of(cell: CellResult) -> float | None:
@@ -103,16 +95,11 @@ def limit_of(cell: CellResult) -> float | None:
 
 def kept_of(cell: CellResult, limit_s: float) -> Kept | None:
     """How an arm does under a limit; None without a TTFT or gaps."""
-    ttft_s = cell.mean("ttft_mean")
-    gaps = [gaps_beside(each.traces, each.background) for each in cell.record.repetitions]
-    if not any(map(len, gaps)):
-        gaps = [_own_gaps(each.traces) for each in cell.record.repetitions]
-    joined = np.concatenate([np.zeros(0), *gaps])
-    if ttft_s is None or not len(joined):
+    ttft_s, rounds = cell.mean("ttft_mean"), cell.record.repetitions
+    gaps_s = np.concatenate([np.zeros(0), *(gaps_beside(each.traces, each.background) for each in rounds)])
+    if not len(gaps_s):
+        times_s = [[each.time_s for each in trace.arrivals] for run in rounds for trace in run.traces]
+        gaps_s = np.concatenate([np.zeros(0), *map(np.diff, times_s)])
+    if ttft_s is None or not len(gaps_s):
         return None
-    return Kept(cell.arm, ttft_s, float(np.mean(joined <= limit_s)))
-
-
-def _own_gaps(traces: Any) -> Any:
-    times = [[each.time_s for each in trace.arrivals] for trace in traces]
-    return np.concatenate([np.zeros(0), *(np.diff(each) for each in times)])
+    return Kept(cell.arm, ttft_s, float(np.mean(gaps_s <= limit_s)))

@@ -1,18 +1,18 @@
 """Metrics of a run from its raw times. Pure. docs/metrics.md, section *Benchmark*, defines them with symbols.
 
-What the server or a device knows (expert bytes, joules) is not here.
+Everything is computed from two frames: `tokens_of`, a row a token, and `requests_of`, a row a request. What
+the server or a device knows (expert bytes, joules) is not here.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from sglang_layered.errors import BenchError
 from sglang_layered.metrics.slo import RequestTiming, SloLimits
@@ -40,50 +40,9 @@ class Window:
         """Seconds between its ends."""
         return self.end_s - self.start_s
 
-    def holds(self, time_s: float) -> bool:
-        """Is the time inside? The start is, the end is not."""
-        return self.start_s <= time_s < self.end_s
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RequestMetrics:
-    """One request with at least one token. `gaps_s` has a gap for every token after the first."""
-
-    request_id: str
-    ttft_s: float
-    e2e_s: float
-    gaps_s: FloatArray
-
-    @classmethod
-    def of(cls, trace: RequestTrace, since: Since = "due") -> RequestMetrics:
-        """Measure a request from the time it was due, or from the time it was sent.
-
-        Raises:
-            BenchError: the trace has no token, or its times or counts run backwards.
-        """
-        check_trace(trace)
-        if not trace.arrivals:
-            raise BenchError(f"request {trace.request_id} has no token to measure")
-        times_s = np.array([each.time_s for each in trace.arrivals])
-        counts = np.array([each.num_tokens for each in trace.arrivals])
-        gaps_s = np.zeros(counts[-1] - 1)
-        gaps_s[counts[:-1] - 1] = np.diff(times_s)
-        zero_s = trace.due_s if since == "due" else trace.sent_s
-        return cls(trace.request_id, float(times_s[0] - zero_s), float(times_s[-1] - zero_s), gaps_s)
-
-    @property
-    def worst_gap_s(self) -> float:
-        """Longest gap; 0 for a request of one token."""
-        return float(self.gaps_s.max(initial=0.0))
-
-    @property
-    def tpot_s(self) -> float | None:
-        """Mean gap; None for a request of one token."""
-        return (self.e2e_s - self.ttft_s) / len(self.gaps_s) if len(self.gaps_s) else None
-
-    def stall_s(self, tbt_limit_s: float) -> float:
-        """Sum of what the gaps exceed the limit by."""
-        return float(np.clip(self.gaps_s - tbt_limit_s, 0.0, None).sum())
+    def holds(self, time_s: Any) -> Any:
+        """Is the time inside, or which times of a series are? The start is, the end is not."""
+        return (self.start_s <= time_s) & (time_s < self.end_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,50 +58,14 @@ class Distribution:
     max: float
 
     @classmethod
-    def of(cls, values: Iterable[float] | FloatArray) -> Distribution | None:
-        """Describe the values; None when there are none."""
-        sample = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
+    def of(cls, values: Sequence[float] | FloatArray | pd.Series) -> "Distribution | None":
+        """Describe the values that are not NaN; None when there are none."""
+        sample = np.asarray(values, dtype=np.float64)
+        sample = sample[~np.isnan(sample)]
         if not sample.size:
             return None
         p50, p90, p95, p99 = (float(each) for each in np.quantile(sample, (0.5, 0.9, 0.95, 0.99)))
         return cls(sample.size, float(sample.mean()), p50, p90, p95, p99, float(sample.max()))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Requests served together, in three definitions (docs/metrics.md); None where nothing is to average."""
-
-    time_weighted: float
-    token_weighted: float | None
-    seen_by_arrivals: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Latencies:
-    """Seconds, of finished requests; None where there is no value. `stall_s` needs a TBT limit.
-
-    `tbt_s` is of all gaps together, everything else of one value a request.
-    """
-
-    ttft_s: Distribution | None
-    tbt_s: Distribution | None
-    worst_gap_s: Distribution | None
-    tpot_s: Distribution | None
-    e2e_s: Distribution | None
-    stall_s: Distribution | None
-
-    @classmethod
-    def of(cls, requests: Sequence[RequestMetrics], tbt_limit_s: float | None) -> Latencies:
-        """Describe the requests."""
-        stalls_s = [] if tbt_limit_s is None else [each.stall_s(tbt_limit_s) for each in requests]
-        return cls(
-            ttft_s=Distribution.of(each.ttft_s for each in requests),
-            tbt_s=Distribution.of(np.concatenate([np.zeros(0), *(each.gaps_s for each in requests)])),
-            worst_gap_s=Distribution.of(each.worst_gap_s for each in requests),
-            tpot_s=Distribution.of(each.tpot_s for each in requests if each.tpot_s is not None),
-            e2e_s=Distribution.of(each.e2e_s for each in requests),
-            stall_s=Distribution.of(stalls_s),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,23 +84,26 @@ class Throughput:
 class RunMetrics:
     """A run in its window.
 
-    `latencies` are of the finished requests that were due in the window, `lateness_s` (sent - due) of all of
-    them. `attainment` has the limits that are set (ttft, tbt, both); `goodput_rps` is None without limits.
+    `latencies` in s are of the finished requests that were due in the window: `ttft`, `tbt` (of all gaps
+    together), and of one value a request `worst_gap`, `tpot`, `e2e`, `stall`; what has no value is left out.
+    `attainment` has the limits that are set (ttft, tbt, both); `goodput_rps` is None without limits.
+    `decode_batch` is the time-weighted mean of the requests served together. `due` is `requests_of` of the
+    requests that were due in the window.
     """
 
     num_due: int
     num_finished: int
-    num_failed: int
-    latencies: Latencies
-    lateness_s: Distribution | None
+    latencies: Mapping[str, Distribution]
     throughput: Throughput
-    attainment: dict[str, float]
+    attainment: Mapping[str, float]
     goodput_rps: float | None
-    batch: Batch
+    decode_batch: float
+    due: pd.DataFrame = field(repr=False, compare=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values, names as here."""
-        return asdict(self)
+    @property
+    def num_failed(self) -> int:
+        """Requests that were due and did not end as asked."""
+        return self.num_due - self.num_finished
 
 
 def check_trace(trace: RequestTrace) -> None:
@@ -194,13 +120,72 @@ def check_trace(trace: RequestTrace) -> None:
         raise BenchError(f"{where} begin before sent_s; note both on one clock")
 
 
-def verdicts(trace: RequestTrace, limits: SloLimits, since: Since = "due") -> dict[str, bool]:
-    """Which limits the request met; one that failed met none of them."""
-    if trace.error is not None:
-        return {name: False for name in limits.verdicts(RequestTiming())}
-    seen = RequestMetrics.of(trace, since)
-    timing = RequestTiming(num_tokens=1, ttft_s=seen.ttft_s, worst_gap_s=seen.worst_gap_s)
-    return {str(name): met for name, met in limits.verdicts(timing).items()}
+def tokens_of(traces: Sequence[RequestTrace]) -> pd.DataFrame:
+    """A row a token, request after request.
+
+    Columns: `request`, the place of its request in `traces`; `time_s`, when the client had it; `gap_s` since
+    the token before, NaN for a first one. Tokens that came together have no time between them.
+
+    Raises:
+        BenchError: a trace contradicts itself.
+    """
+    for trace in traces:
+        check_trace(trace)
+    rows = [
+        (request, arrival.time_s, arrival.num_tokens)
+        for request, trace in enumerate(traces)
+        for arrival in trace.arrivals
+    ]
+    arrivals = pd.DataFrame(rows, columns=["request", "time_s", "num_tokens"], dtype=float)
+    num_new = arrivals.groupby("request").num_tokens.diff().fillna(arrivals.num_tokens).astype(int)
+    tokens = arrivals.loc[arrivals.index.repeat(num_new), ["request", "time_s"]].reset_index(drop=True)
+    return tokens.assign(gap_s=tokens.groupby("request").time_s.diff())
+
+
+def requests_of(
+    traces: Sequence[RequestTrace],
+    limits: SloLimits = SloLimits(),  # noqa: B008 - frozen
+    since: Since = "due",
+    tokens: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """A row a request, in the order of `traces`; NaN where a request has no such value.
+
+    Columns: `due_s`, `sent_s`, `first_s`, `last_s` on the traces' clock; `prompt_tokens`, `num_tokens`;
+    `is_failed`; `ttft_s` and `e2e_s` since it was due or sent, `worst_gap_s`, `tpot_s`, `stall_s` (what its
+    gaps exceed the TBT limit by); and by the name of each limit that is set, whether it was met.
+
+    Raises:
+        BenchError: a trace contradicts itself.
+    """
+    tokens = tokens_of(traces) if tokens is None else tokens
+    rows = [(each.due_s, each.sent_s, each.prompt_tokens, each.error is not None) for each in traces]
+    requests = pd.DataFrame(rows, columns=["due_s", "sent_s", "prompt_tokens", "is_failed"])
+    if limits.tbt_s is not None:
+        excess_s = (tokens.gap_s - limits.tbt_s).clip(lower=0.0)
+        requests["stall_s"] = excess_s.groupby(tokens.request).sum()
+    by_request = tokens.groupby("request")
+    times_s, gaps_s = by_request.time_s, by_request.gap_s
+    requests = requests.assign(first_s=times_s.first(), last_s=times_s.last(), num_tokens=times_s.size())
+    requests["ttft_s"] = requests.first_s - requests[f"{since}_s"]
+    requests["e2e_s"] = requests.last_s - requests[f"{since}_s"]
+    requests["worst_gap_s"] = gaps_s.max().fillna(0.0)
+    num_gaps = (requests.num_tokens - 1).where(requests.num_tokens > 1)
+    requests["tpot_s"] = (requests.e2e_s - requests.ttft_s) / num_gaps
+    seen = zip(requests.is_failed, requests.ttft_s, requests.worst_gap_s, strict=True)
+    met = [
+        {name: kept and not failed for name, kept in limits.verdicts(RequestTiming(1, *timing)).items()}
+        for failed, *timing in seen
+    ]
+    return requests.join(pd.DataFrame(met, requests.index))
+
+
+def latencies_of(requests: pd.DataFrame, tokens: pd.DataFrame) -> dict[str, Distribution]:
+    """Distributions in s by name, of these requests and their tokens; what has no value is left out."""
+    names = ("ttft", "worst_gap", "tpot", "e2e", "stall")
+    values = {name: requests[f"{name}_s"] for name in names if f"{name}_s" in requests}
+    values["tbt"] = tokens.gap_s[tokens.request.isin(requests.index)]
+    found = {name: Distribution.of(each) for name, each in values.items()}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def measure(
@@ -217,82 +202,39 @@ def measure(
     Raises:
         BenchError: no request was due in the window, or a trace contradicts itself.
     """
-    for trace in traces:
-        check_trace(trace)
-    due = [trace for trace in traces if window.holds(trace.due_s)]
-    if not due:
+    tokens = tokens_of(traces)
+    requests = requests_of(traces, limits, since, tokens)
+    due = requests[window.holds(requests.due_s)]
+    if due.empty:
         raise BenchError(f"no request was due in the window [{window.start_s}, {window.end_s}): widen it")
-    done = [RequestMetrics.of(trace, since) for trace in due if trace.error is None]
-    judged = [verdicts(trace, limits, since) for trace in due]
-    num_good = sum(all(each.values()) for each in judged)
+    done = due[~due.is_failed]
+    met = due[[name for name in ("ttft", "tbt", "both") if name in due]]
+    ends_s = requests[["first_s", "last_s"]].clip(window.start_s, window.end_s)
     return RunMetrics(
         num_due=len(due),
         num_finished=len(done),
-        num_failed=len(due) - len(done),
-        latencies=Latencies.of(done, limits.tbt_s),
-        lateness_s=Distribution.of(trace.sent_s - trace.due_s for trace in due),
-        throughput=throughput_of(traces, window),
-        attainment={name: sum(each[name] for each in judged) / len(due) for name in judged[0]},
-        goodput_rps=num_good / window.length_s if judged[0] else None,
-        batch=batch_of(traces, window),
+        latencies=latencies_of(done, tokens),
+        throughput=_throughput(requests, tokens, window),
+        attainment={name: float(met[name].mean()) for name in met},
+        goodput_rps=float(met.all(axis=1).sum()) / window.length_s if len(met.columns) else None,
+        decode_batch=float((ends_s.last_s - ends_s.first_s).sum()) / window.length_s,
+        due=due,
     )
 
 
 def throughput_of(traces: Sequence[RequestTrace], window: Window) -> Throughput:
     """Count tokens by their arrival, a prompt by its first token, a finished request by its last."""
-    output_tokens = prompt_tokens = num_ended = 0
-    for trace in traces:
-        counts = [0, *(each.num_tokens for each in trace.arrivals)]
-        output_tokens += sum(
-            later - earlier
-            for each, (earlier, later) in zip(trace.arrivals, pairwise(counts), strict=True)
-            if window.holds(each.time_s)
-        )
-        if trace.arrivals and window.holds(trace.arrivals[0].time_s):
-            prompt_tokens += trace.prompt_tokens
-        if trace.error is None and window.holds(trace.arrivals[-1].time_s):
-            num_ended += 1
-    is_ended, is_token = any(trace.error is None for trace in traces), any(trace.arrivals for trace in traces)
-    sums = ((num_ended, is_ended), (output_tokens, is_token), (output_tokens + prompt_tokens, is_token))
-    return Throughput(*(None if is_any and not each else each / window.length_s for each, is_any in sums))
+    tokens = tokens_of(traces)
+    return _throughput(requests_of(traces, tokens=tokens), tokens, window)
 
 
-def batch_of(traces: Sequence[RequestTrace], window: Window) -> Batch:
-    """How many requests are served together; failed ones count until their last token."""
-    seen = [trace.arrivals for trace in traces if trace.arrivals]
-    firsts_s = np.sort([arrivals[0].time_s for arrivals in seen])
-    lasts_s = np.sort([arrivals[-1].time_s for arrivals in seen])
-    held_s = np.clip(lasts_s, window.start_s, window.end_s) - np.clip(firsts_s, window.start_s, window.end_s)
-    later = [
-        (after.time_s, after.num_tokens - before.num_tokens)
-        for arrivals in seen
-        for before, after in pairwise(arrivals)
-        if window.holds(after.time_s) and after.time_s > arrivals[0].time_s
-    ]
-    return Batch(
-        time_weighted=float(held_s.sum()) / window.length_s,
-        token_weighted=_token_weighted(later, firsts_s, lasts_s),
-        seen_by_arrivals=_seen_by_arrivals(traces, window),
+def _throughput(requests: pd.DataFrame, tokens: pd.DataFrame, window: Window) -> Throughput:
+    ended = requests.last_s[~requests.is_failed]
+    output_tokens = int(window.holds(tokens.time_s).sum())
+    prompt_tokens = int(requests.prompt_tokens[window.holds(requests.first_s)].sum())
+    counts = (
+        (int(window.holds(ended).sum()), len(ended)),
+        (output_tokens, len(tokens)),
+        (output_tokens + prompt_tokens, len(tokens)),
     )
-
-
-def _token_weighted(
-    tokens: Sequence[tuple[float, int]], firsts_s: FloatArray, lasts_s: FloatArray
-) -> float | None:
-    """Mean over tokens (time, how many) of the requests with first < time <= last."""
-    if not tokens:
-        return None
-    times_s, counts = np.array([time_s for time_s, _ in tokens]), np.array([count for _, count in tokens])
-    decoding = np.searchsorted(firsts_s, times_s, "left") - np.searchsorted(lasts_s, times_s, "left")
-    return float(np.average(decoding, weights=counts))
-
-
-def _seen_by_arrivals(traces: Sequence[RequestTrace], window: Window) -> float | None:
-    """Mean over the requests sent in the window of those sent by then whose last token was still to come."""
-    sent_s = np.sort([trace.sent_s for trace in traces])
-    ends_s = np.sort([trace.arrivals[-1].time_s if trace.arrivals else trace.sent_s for trace in traces])
-    asked_s = sent_s[(sent_s >= window.start_s) & (sent_s < window.end_s)]
-    if not len(asked_s):
-        return None
-    in_flight = np.searchsorted(sent_s, asked_s, "right") - np.searchsorted(ends_s, asked_s, "right")
-    return float(in_flight.mean())
+    return Throughput(*(None if total and not here else here / window.length_s for here, total in counts))

@@ -1,7 +1,5 @@
 """All pictures of a sweep, and why those that are missing are. It draws with `plots` and writes files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +11,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sglang_layered_lab.bench import figure_data, plots
-from sglang_layered_lab.bench.figure_data_streams import token_streams
-from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
+from sglang_layered_lab.bench.sweep_result import LIMITS, CellResult, SweepResult
 from sglang_layered_lab.bench.tables import point_text
 
 Format = Literal["png", "svg", "pdf"]
-FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
 NO_DATE: Mapping[Format, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 DPI = 130
 
@@ -36,7 +32,7 @@ class Picture:
         """Draw it into a folder; the same data give the same bytes with one matplotlib."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.stem}.{form}"
-        with rc_context({"svg.hashsalt": self.stem}):
+        with rc_context({**plots.STYLE, "svg.hashsalt": self.stem}):
             self.draw().savefig(path, dpi=DPI, metadata=NO_DATE[form])
         return path
 
@@ -64,67 +60,70 @@ def pictures_over_rates(result: SweepResult) -> Iterator[Picture | Missing]:
         yield Missing("Attainment over the rate", why)
         yield Missing("TTFT over the rate", why)
     for group in groups:
-        title, stem = _title(result, group), _stem(result, group)
-        if curves := figure_data.attainment_curves(result, group):
-            caption = "Requests of all rounds together that met every limit; shade: 95 % (Wilson)."
-            draw = partial(plots.attainment, curves, f"{title}: requests within the limits")
-            yield Picture(f"{stem}-attainment", "Attainment over the rate", caption, draw)
-        else:
+        title, stem = _names(result, group)
+        limit = next((name for name in LIMITS if any(cell.known(name) for cell in result.at(group))), None)
+        if limit is None:
             yield Missing("Attainment over the rate", "no limits are set, see [slo] of the spec")
-        if means := figure_data.ttft_curves(result, group):
+        else:
+            caption = "Requests of all rounds together that met every limit; shade: 95 % (Wilson)."
+            rows = figure_data.over_rates(result, group, limit)
+            draw = partial(plots.attainment, rows, limit, f"{title}: requests within the limits")
+            yield Picture(f"{stem}-attainment", "Attainment over the rate", caption, draw)
+        if len(rows := figure_data.over_rates(result, group, "ttft_mean")):
             caption = "Means over rounds; shade: 95 %, where there are two rounds or more."
-            draw = partial(plots.ttft_over_rate, means, f"{title}: time to first token")
+            draw = partial(plots.ttft_over_rate, rows, f"{title}: time to first token")
             yield Picture(f"{stem}-ttft", "TTFT over the rate", caption, draw)
 
 
 def pictures_at(result: SweepResult, point: Mapping[str, Any], baseline: str) -> Iterator[Picture | Missing]:
     """Pareto, tokens over time, expert bytes and energy at one point."""
-    for make in (_pareto, _tokens, _expert_bytes, _energy):
-        yield make(result, point, baseline)
+    title, stem = _names(result, point)
+    cells = result.at(point)
+    yield _pareto(cells, title, stem)
+    yield _tokens(cells, baseline, title, stem)
+    yield _expert_bytes(cells, title, stem)
+    yield _energy(cells, title, stem)
 
 
-def _pareto(result: SweepResult, point: Mapping[str, Any], baseline: str) -> Picture | Missing:
-    name, data = "TTFT against TBT", figure_data.pareto_points(result, point)
-    if not data.points:
+def _pareto(cells: Sequence[CellResult], title: str, stem: str) -> Picture | Missing:
+    name, points = "TTFT against TBT", figure_data.pareto_points(cells)
+    known = points.dropna(subset=["ttft_s", *plots.GAPS])
+    if known.empty:
         return Missing(name, "no arm has both a TTFT and a TBT")
-    gaps = dict(zip(plots.GAPS, data.gaps.values(), strict=True))
-    left_out = f" Left out, without a value: {', '.join(data.left_out)}." if data.left_out else ""
+    gaps = dict(zip(plots.GAPS, figure_data.gap_scalars(cells).values(), strict=True))
+    absent = points.arm[~points.index.isin(known.index)]
+    left_out = f" Left out, without a value: {', '.join(absent)}." if len(absent) else ""
     caption = f"Means over rounds; the line joins the arms that no other beats.{left_out}"
-    draw = partial(plots.pareto, data.points, f"{_title(result, point)}: {name}", gaps)
-    return Picture(f"{_stem(result, point)}-pareto", name, caption, draw)
+    return Picture(f"{stem}-pareto", name, caption, partial(plots.pareto, known, f"{title}: {name}", gaps))
 
 
-def _tokens(result: SweepResult, point: Mapping[str, Any], baseline: str) -> Picture | Missing:
-    name, data = "Tokens over time", token_streams(result.at(point), baseline)
+def _tokens(cells: Sequence[CellResult], baseline: str, title: str, stem: str) -> Picture | Missing:
+    name, data = "Tokens over time", figure_data.token_streams(cells, baseline)
     if data is None:
         return Missing(name, "no request was served to its end by all arms")
-    draw = partial(
-        plots.tokens_over_time, data.streams, f"{_title(result, point)}: {name.lower()}", data.since
-    )
-    return Picture(f"{_stem(result, point)}-tokens", name, f"Shown: {data.which}.", draw)
+    draw = partial(plots.tokens_over_time, data.streams, f"{title}: {name.lower()}", data.since)
+    return Picture(f"{stem}-tokens", name, f"Shown: {data.which}.", draw)
 
 
-def _expert_bytes(result: SweepResult, point: Mapping[str, Any], baseline: str) -> Picture | Missing:
-    name, bars = "Expert bytes a request", figure_data.expert_bytes_bars(result, point)
-    if not bars:
+def _expert_bytes(cells: Sequence[CellResult], title: str, stem: str) -> Picture | Missing:
+    name, rows = "Expert bytes a request", figure_data.expert_bytes_of(cells)
+    if rows.empty:
         return Missing(name, "no server counted experts (--enable-expert-traffic-metrics)")
     caption = "Bytes of activated experts by the phase of the forward, over requests; means over rounds."
-    cells = result.at(point)
-    if any(each.background for cell in cells for each in cell.record.repetitions):
+    if any(cell.has_background for cell in cells):
         caption += " The streams in the background are in the bytes, not in the requests."
-    caption += _not_measured(len(cells) - len(bars))
-    draw = partial(plots.expert_bytes, bars, f"{_title(result, point)}: {name.lower()}")
-    return Picture(f"{_stem(result, point)}-expert-bytes", name, caption, draw)
+    draw = partial(plots.expert_bytes, rows, f"{title}: {name.lower()}")
+    return Picture(f"{stem}-expert-bytes", name, caption + _not_measured(len(cells) - len(rows)), draw)
 
 
-def _energy(result: SweepResult, point: Mapping[str, Any], baseline: str) -> Picture | Missing:
-    name, bars = "Energy a token", figure_data.energy_bars(result, point)
-    cells = result.at(point)
-    if not bars:
+def _energy(cells: Sequence[CellResult], title: str, stem: str) -> Picture | Missing:
+    name, joules = "Energy a token", list(figure_data.JOULES.values())
+    rows = figure_data.arm_frame(cells, joules).dropna(subset=joules, how="all")
+    if rows.empty:
         return Missing(name, why_no_energy(cells))
-    caption = f"Means over rounds; line: 95 %.{_not_measured(len(cells) - len(bars))}"
-    draw = partial(plots.energy, bars, f"{_title(result, point)}: {name.lower()}, less is better")
-    return Picture(f"{_stem(result, point)}-energy", name, caption, draw)
+    caption = f"Means over rounds; line: 95 %.{_not_measured(len(cells) - len(rows))}"
+    draw = partial(plots.energy, rows, f"{title}: {name.lower()}, less is better")
+    return Picture(f"{stem}-energy", name, caption, draw)
 
 
 def why_no_energy(cells: Sequence[CellResult]) -> str:
@@ -139,16 +138,12 @@ def _not_measured(count: int) -> str:
     return f" Arms that were not measured: {count}." if count else ""
 
 
-def _title(result: SweepResult, point: Mapping[str, Any]) -> str:
-    return f"{result.title}, {point_text(point)}" if point else result.title
-
-
-def _stem(result: SweepResult, point: Mapping[str, Any]) -> str:
-    """The sweep's name and the point's values, with the place of a value in the grid where it is no word."""
+def _names(result: SweepResult, point: Mapping[str, Any]) -> tuple[str, str]:
+    """Title and file's stem: the sweep's name, then the point's values; by their places where no words."""
     parts = [re.sub(r"[^A-Za-z0-9._-]", "-", result.name)]
     for key, value in point.items():
         shown = str(value)
         if not re.fullmatch(r"[A-Za-z0-9._-]+", shown):
             shown = str(result.grid[key].index(value))
         parts.append(f"{key.rpartition('.')[2]}-{shown}")
-    return "-".join(parts)
+    return f"{result.title}, {point_text(point)}" if point else result.title, "-".join(parts)

@@ -1,22 +1,17 @@
 """Labels beside points, moved so that they cover neither each other nor points. It knows no benchmark."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
-Boxes = npt.NDArray[np.float64]  # rows of left, bottom, right, top in pixels
 RADII = (6.0, 15.0, 26.0, 38.0)  # points from the dot to the label
 SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))  # the first is taken if free
-DOT, LINE = 4.0, 1.5  # half of the box of a dot, of a place on a line, in pixels
-LINE_STEP = 5.0  # pixels between the places on a line
-OUTSIDE = 4.0  # a label's area outside of the axes weighs this much more than area on other labels
+DOT = 4.0  # half of the box of a dot in pixels
+OUTSIDE = 4.0  # a label that leaves the axes weighs as much as one that covers so many things
 
 
 def spread(
@@ -34,51 +29,26 @@ def spread(
     figure.draw_without_rendering()
     if not labels:
         return
-    axis = labels[0].axes
-    taken = [_around(axis.transData.transform(place), DOT) for place in dots]
-    taken += [_around(place, LINE) for place in _along(axis.transData.transform(line.get_xydata()))]
-    taken += [_box(text) for text in others]
+    data = labels[0].axes.transData
+    taken = [Bbox([place - DOT, place + DOT]) for place in map(data.transform, dots)]
+    taken += [Text.get_window_extent(text) for text in others]
+    path = line.get_path().transformed(data)
+    offsets = [(radius * x, radius * y) for radius, (x, y) in product(RADII, SIDES)]
+
+    def cost(label: Any, x: float, y: float) -> float:
+        """How many things the label covers there, and a little for being far."""
+        _put(label, x, y)
+        box = Text.get_window_extent(label)  # its letters alone, without the arrow
+        is_inside = all(label.axes.bbox.contains(*corner) for corner in (box.min, box.max))
+        covered = box.count_overlaps(taken) + path.intersects_bbox(box, filled=False)
+        return float(covered + OUTSIDE * (not is_inside) + max(abs(x), abs(y)) / 1000)
+
     for label in labels:
-        boxes = np.array(taken)
-        _put(label, min(_offsets(), key=lambda offset: _cost(label, offset, boxes)))
-        taken.append(_box(label))
+        _put(label, *min(offsets, key=lambda offset: cost(label, *offset)))
+        taken.append(Text.get_window_extent(label))
 
 
-def _offsets() -> Iterator[tuple[float, float]]:
-    for radius in RADII:
-        yield from ((radius * x, radius * y) for x, y in SIDES)
-
-
-def _put(label: Any, offset: tuple[float, float]) -> None:
-    x, y = offset
-    label.set_position(offset)
+def _put(label: Any, x: float, y: float) -> None:
+    label.set_position((x, y))
     label.set_horizontalalignment("left" if x > 0 else "right" if x < 0 else "center")
     label.set_verticalalignment("bottom" if y > 0 else "top" if y < 0 else "center")
-
-
-def _cost(label: Any, offset: tuple[float, float], taken: Boxes) -> float:
-    """Area of the label that lies on other things or outside, and a little for being far."""
-    _put(label, offset)
-    box = _box(label)
-    outside = np.prod(box[2:] - box[:2]) - _shared(box, label.axes.bbox.extents[None])
-    return float(_shared(box, taken) + OUTSIDE * outside + 0.1 * max(map(abs, offset)))
-
-
-def _along(corners: Boxes) -> Iterator[Boxes]:
-    for start, end in pairwise(corners):
-        num_steps = int(np.hypot(*(end - start)) // LINE_STEP) + 1
-        yield from (start + (end - start) * step / num_steps for step in range(num_steps))
-
-
-def _box(text: Any) -> Boxes:
-    """Its letters alone, without the arrow of an annotation."""
-    return np.array(Text.get_window_extent(text).extents)
-
-
-def _around(place: Boxes, half: float) -> Boxes:
-    return np.concatenate([place - half, place + half])
-
-
-def _shared(box: Boxes, others: Boxes) -> float:
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return float(np.prod(np.clip(sides, 0.0, None), axis=1).sum())

@@ -3,15 +3,15 @@
 Metrics are not in it: whoever reads a record computes them from the raw times.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter
 
 from sglang_layered.errors import BenchError
 from sglang_layered.metrics.slo import SloLimits
@@ -20,6 +20,12 @@ from sglang_layered_lab.bench.spec import BenchSpec
 from sglang_layered_lab.bench.trace import RequestTrace
 
 FORMAT = 1
+WindowOfRun = Annotated[  # in JSON [start_s, end_s]
+    Window,
+    Field(alias="window_s"),
+    BeforeValidator(lambda ends: Window(*ends)),
+    PlainSerializer(lambda window: [window.start_s, window.end_s]),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +36,8 @@ class Repetition:
     """
 
     index: int
-    traces: tuple[RequestTrace, ...]
-    window: Window
+    traces: Annotated[tuple[RequestTrace, ...], Field(alias="requests")]
+    window: WindowOfRun
     client: Mapping[str, Any]
     times: Mapping[str, Any]
     usage: Mapping[str, Any]
@@ -40,27 +46,6 @@ class Repetition:
     def metrics(self, limits: SloLimits) -> RunMetrics:
         """Metrics of the requests that were due in the window."""
         return measure(self.traces, self.window, limits)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "index": self.index,
-            "window_s": [self.window.start_s, self.window.end_s],
-            "client": dict(self.client),
-            "times": dict(self.times),
-            "usage": dict(self.usage),
-            "requests": [trace.to_json() for trace in self.traces],
-            "background": [trace.to_json() for trace in self.background],
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Repetition:
-        """Read back what `to_json` gave."""
-        traces = tuple(RequestTrace.from_json(each) for each in values["requests"])
-        window = Window(*values["window_s"])
-        background = tuple(RequestTrace.from_json(each) for each in values.get("background", ()))
-        client, times, usage = values["client"], values["times"], values["usage"]
-        return cls(values["index"], traces, window, client, times, usage, background)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +63,14 @@ class BenchRecord:
         ttft, tbt = (None if slo.get(name) is None else slo[name] / 1e3 for name in ("ttft_ms", "tbt_ms"))
         return SloLimits(ttft, tbt)
 
-    def with_repetition(self, repetition: Repetition) -> BenchRecord:
+    def with_repetition(self, repetition: Repetition) -> "BenchRecord":
         """The record with one repetition more."""
         return BenchRecord(self.spec, self.made_with, (*self.repetitions, repetition))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; a file's content."""
-        repetitions = [each.to_json() for each in self.repetitions]
-        return {"format": FORMAT, "spec": self.spec, "made_with": self.made_with, "repetitions": repetitions}
+        values: dict[str, Any] = _RECORD.dump_python(self, mode="json", by_alias=True)
+        return {"format": FORMAT} | values
 
     def write(self, path: Path) -> None:
         """Write it whole, compressed where the name ends in .gz; a reader sees the old one or the new.
@@ -107,7 +92,7 @@ class BenchRecord:
             ) from error
 
     @classmethod
-    def read(cls, path: Path) -> BenchRecord:
+    def read(cls, path: Path) -> "BenchRecord":
         """Read a record.
 
         Raises:
@@ -118,12 +103,15 @@ class BenchRecord:
             document = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
             if document["format"] != FORMAT:
                 raise BenchError(f"{path}: format {document['format']}, not {FORMAT}; make the record again")
-            repetitions = tuple(Repetition.from_json(each) for each in document["repetitions"])
-            return cls(document["spec"], document["made_with"], repetitions)
+            return _RECORD.validate_python(document)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, BenchError):
                 raise
-            raise BenchError(f"{path}: no record of bench run ({error!r}); give one") from error
+            why = " ".join(repr(error).split())[:200]
+            raise BenchError(f"{path}: no record of bench run ({why}); give one") from error
+
+
+_RECORD = TypeAdapter(BenchRecord)
 
 
 def to_go_on(path: Path, spec: BenchSpec, made_with: Mapping[str, Any]) -> BenchRecord:
@@ -137,8 +125,11 @@ def to_go_on(path: Path, spec: BenchSpec, made_with: Mapping[str, Any]) -> Bench
     fresh = BenchRecord(spec.to_json(), made_with)
     if not path.exists():
         return fresh
+    found = BenchRecord.read(path)
+    if len(found.repetitions) <= spec.run.repetitions:
+        run = {**found.spec["run"], "repetitions": spec.run.repetitions}
+        found = replace(found, spec={**found.spec, "run": run})
     plain = json.loads(json.dumps([fresh.spec, fresh.made_with]))
-    found = _asked_for(BenchRecord.read(path), plain[0]["run"]["repetitions"])
     for name, there, here in zip(("spec", "made_with"), (found.spec, found.made_with), plain, strict=True):
         if there != here:
             differing = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
@@ -147,10 +138,3 @@ def to_go_on(path: Path, spec: BenchSpec, made_with: Mapping[str, Any]) -> Bench
                 " --restart to replace it"
             )
     return found
-
-
-def _asked_for(record: BenchRecord, repetitions: int) -> BenchRecord:
-    """The record of a spec that asks for so many repetitions, where it holds no more than that."""
-    if len(record.repetitions) > repetitions:
-        return record
-    return replace(record, spec={**record.spec, "run": {**record.spec["run"], "repetitions": repetitions}})

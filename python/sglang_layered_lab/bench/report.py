@@ -1,68 +1,30 @@
 """The HTML report of sweeps: one page with its pictures beside it and the records linked."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sglang_layered_lab.bench.figure_data import titles_of
+from sglang_layered_lab.bench.figure_data import gap_scalars, titles_of
 from sglang_layered_lab.bench.pictures import Format, Missing, Picture, pictures_at, pictures_over_rates
-from sglang_layered_lab.bench.report_sources import (
-    Origin,
-    RecordLink,
-    arms_table,
-    doubts,
-    links,
-    load_text,
-    origins,
-)
-from sglang_layered_lab.bench.report_tables import Outcomes, ReportTable, outcomes, point_tables
 from sglang_layered_lab.bench.scalars import SCALARS
-from sglang_layered_lab.bench.sweep_compare import baseline_of, check_baseline, point_values
-from sglang_layered_lab.bench.sweep_result import SweepResult
-from sglang_layered_lab.bench.tables import Table, point_text, round_notes
+from sglang_layered_lab.bench.sweep_compare import baseline_of, check_baseline
+from sglang_layered_lab.bench.sweep_result import MANIFEST, CellResult, SweepResult
+from sglang_layered_lab.bench.tables import Table, duel_table, notes_of, outcomes, point_text, scalar_table
 
 PAGE = "index.html"
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A picture's file beside the page, or why there is none."""
-
-    title: str
-    text: str
-    file: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class PointSection:
-    """One point of the grid."""
-
-    title: str
-    pictures: tuple[Drawn, ...]
-    tables: tuple[ReportTable, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SweepSection:
-    """One sweep."""
-
-    name: str
-    title: str
-    baseline: str
-    num_missing: int
-    arms: Table
-    load: str
-    origins: tuple[Origin, ...]
-    doubts: tuple[str, ...]
-    outcomes: Outcomes
-    over_rates: tuple[Drawn, ...]
-    points: tuple[PointSection, ...]
-    links: tuple[RecordLink, ...]
+GROUPS: Mapping[str, tuple[str, ...]] = {  # beginnings of scalars' names; the last group has the others
+    "To the first token, and to the end": ("ttft", "e2e"),
+    "Between tokens": ("tbt", "worst_gap", "beside", "tpot", "stall"),
+    "Experts and energy": ("expert", "coverage", "joules"),
+    "Limits and throughput": ("",),
+}
 
 
 def read_all(folders: Sequence[Path], baseline: str | None = None) -> list[SweepResult]:
@@ -98,57 +60,109 @@ def write_report(
     results = read_all(folders, baseline)
     out.mkdir(parents=True, exist_ok=True)
     sections = [_section(result, out, baseline_of(result, baseline), form) for result in results]
-    path = out / PAGE
-    path.write_text(page(sections), encoding="utf-8")
-    return path
-
-
-def page(sections: Sequence[SweepSection]) -> str:
-    """The HTML of these sections; whatever they hold is escaped."""
     loader = PackageLoader("sglang_layered_lab.bench", "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2").render(sections=sections)
+    page = environment.get_template("report.html.j2").render(sections=sections)
+    (out / PAGE).write_text(page, encoding="utf-8")
+    return out / PAGE
 
 
-def _section(result: SweepResult, out: Path, baseline: str, form: Format) -> SweepSection:
-    found = [(point, point_values(result, point, baseline)) for point in result.points]
-    points = []
-    for point, values in found:
-        cells = result.at(point)
-        absent = [each.title for name, each in SCALARS.items() if name not in values]
-        notes = [f"Not measured: {'; '.join(absent)}."] if absent else []
-        if baseline not in {cell.arm for cell in cells}:
-            notes.append(f"The baseline {baseline} has no record here: no ratios.")
-        points.append(
-            PointSection(
-                title=point_text(point),
-                pictures=_drawn(pictures_at(result, point, baseline), out, form),
-                tables=tuple(point_tables(result, point, values)),
-                notes=(*notes, *round_notes(cells)),
-            )
-        )
-    return SweepSection(
-        name=result.name,
-        title=result.title,
-        baseline=titles_of(result.cells)[baseline],
-        num_missing=result.num_missing,
-        arms=arms_table(result),
-        load=load_text(result),
-        origins=tuple(origins(result)),
-        doubts=tuple(doubts(result)),
-        outcomes=outcomes(result, found),
-        over_rates=_drawn(pictures_over_rates(result), out, form),
-        points=tuple(points),
-        links=tuple(links(result, out)),
-    )
+def _section(result: SweepResult, out: Path, baseline: str, form: Format) -> dict[str, Any]:
+    """What the template shows of a sweep, by its names there."""
+    spec = result.cells[0].record.spec
+    load = {name: spec[name] for name in ("load", "workload", "slo") if spec.get(name)}
+    return {
+        "name": result.name,
+        "title": result.title,
+        "baseline": titles_of(result.cells)[baseline],
+        "num_missing": result.num_missing,
+        "arms": _arms(result),
+        "load": json.dumps(load, indent=1),
+        "origins": list(_origins(result)),
+        "doubts": _doubts(result),
+        "outcomes": outcomes(result, baseline),
+        "over_rates": _drawn(pictures_over_rates(result), out, form),
+        "points": [
+            {
+                "title": point_text(point),
+                "pictures": _drawn(pictures_at(result, point, baseline), out, form),
+                "tables": list(_tables(result, point, baseline)),
+                "notes": list(notes_of(result.at(point), baseline, tuple(SCALARS))),
+            }
+            for point in result.points
+        ],
+        "links": list(_links(result, out)),
+    }
 
 
-def _drawn(pictures: Iterable[Picture | Missing], out: Path, form: Format) -> tuple[Drawn, ...]:
-    return tuple(
-        Drawn(each.title, each.why, None)
+def _drawn(pictures: Iterable[Picture | Missing], out: Path, form: Format) -> list[dict[str, str | None]]:
+    return [
+        {"title": each.title, "text": each.why, "file": None}
         if isinstance(each, Missing)
-        else Drawn(each.title, each.caption, each.save(out, form).name)
+        else {"title": each.title, "text": each.caption, "file": each.save(out, form).name}
         for each in pictures
-    )
+    ]
+
+
+def _tables(result: SweepResult, point: Mapping[str, Any], baseline: str) -> Iterator[Table]:
+    """The scalars in groups, then the duels by worst and by p99 TBT."""
+    left = [name for name in SCALARS if any(cell.known(name) for cell in result.at(point))]
+    for title, starts in GROUPS.items():
+        names = [name for name in left if name.startswith(starts)]
+        left = [name for name in left if name not in names]
+        if names:
+            yield replace(scalar_table(result, point, baseline, names, title), notes=())
+    for tbt in gap_scalars(result.at(point)):
+        yield duel_table(result, point, tbt)
+
+
+def _arms(result: SweepResult) -> list[tuple[str, ...]]:
+    """What each arm is: label, name, mode, flags of its server."""
+    cells = [result.of_arm(arm)[0] for arm in result.arms]
+    flags = [" ".join(cell.record.spec.get("server", {}).get("flags", ())) for cell in cells]
+    return [(cell.label, cell.arm, cell.mode, each) for cell, each in zip(cells, flags, strict=True)]
+
+
+def _origins(result: SweepResult) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Which records were made with the same versions, machine, commit and patches, and with which."""
+    found: dict[str, list[CellResult]] = {}
+    for cell in result.cells:
+        found.setdefault(json.dumps(cell.record.made_with, sort_keys=True), []).append(cell)
+    for text, cells in found.items():
+        names = ", ".join(cell.record_path.name for cell in cells)
+        yield "all records" if len(found) == 1 else names, list(_flat(json.loads(text)))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} ")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value)) or "none"
+        else:
+            yield f"{prefix}{key}", "unknown" if value is None else str(value)
+
+
+def _doubts(result: SweepResult) -> list[str]:
+    """What servers said against their own figures, once each, with the records that have it."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in result.cells:
+        for repetition in cell.record.repetitions:
+            for doubt in repetition.usage["doubts"]:
+                found.setdefault(doubt, {})[cell.record_path.name] = None
+    return [f"{doubt} ({', '.join(names)})" for doubt, names in found.items()]
+
+
+def _links(result: SweepResult, out: Path) -> Iterator[dict[str, str]]:
+    """The manifest and every record, as seen from the folder `out`, with their hashes."""
+    titles = titles_of(result.cells)
+    files = {result.cells[0].record_path.parent / MANIFEST: "manifest of the sweep"}
+    for cell in result.cells:
+        rounds = len(cell.record.repetitions)
+        files[cell.record_path] = f"{titles[cell.arm]}; {point_text(cell.point)}; {rounds} round(s)"
+    for path, what in files.items():
+        href = quote(Path(os.path.relpath(path.resolve(), out.resolve())).as_posix())
+        digest = sha256(path.read_bytes()).hexdigest()
+        yield {"name": path.name, "what": what, "href": href, "sha256": digest}

@@ -1,120 +1,37 @@
 """`bench run`: a server, started or attached to; the spec's load, repetition by repetition; the record."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sglang_layered.patching.manifest import default_root
-from sglang_layered.writable import check_writable
+from sglang_layered.files import check_output
+from sglang_layered.patching.patch_set import default_root
 from sglang_layered_lab.bench import snapshots
-from sglang_layered_lab.bench.arrivals import arrival_times, measuring_window, read_timestamps
 from sglang_layered_lab.bench.client import run_client
-from sglang_layered_lab.bench.client_background import DECODING
-from sglang_layered_lab.bench.client_data import ClientResult, PlannedRequest, Progress
-from sglang_layered_lab.bench.lengths import LengthSource, load_lengths
+from sglang_layered_lab.bench.client_data import DECODING, Progress, rounded
+from sglang_layered_lab.bench.load import Load, vocab_size_of
 from sglang_layered_lab.bench.metrics import Window
-from sglang_layered_lab.bench.ready import check_model
 from sglang_layered_lab.bench.record import BenchRecord, Repetition, to_go_on
-from sglang_layered_lab.bench.server_state import check_answers, flush_cache, put_in_force
+from sglang_layered_lab.bench.server_state import flush_cache, put_in_force
 from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec
-from sglang_layered_lab.bench.spec_errors import SpecError, gathered, raise_all
-from sglang_layered_lab.bench.workload import Room, Workload
-from sglang_layered_lab.bench.workload_text import Tokenizer
+from sglang_layered_lab.bench.workload import Server
 from sglang_layered_lab.models.make import make_from_recipe
 from sglang_layered_lab.models.router_targets import DEFAULT_TARGETS, read_targets
 from sglang_layered_lab.models.router_topics import topics_of
-from sglang_layered_lab.quickstart.record import current_commit, installed_versions, this_machine
+from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 from sglang_layered_lab.serving import ServerProcess
 
+# What the rest of the laboratory needs to run a load of its own.
+__all__ = ["Load", "Server", "made_with", "model_folder", "run", "run_repetition", "serving"]
 MODELS = Path("out") / "models"
 
 Tell = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server to load: its URL, and of its model what the workload needs."""
-
-    url: str
-    vocab_size: int
-    tokenizer: Tokenizer | None = None
-    topics: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What of a spec is read once: lengths and, for a replayed trace, its times."""
-
-    spec: BenchSpec
-    lengths: LengthSource
-    timestamps: tuple[float, ...]
-
-    @classmethod
-    def of(cls, spec: BenchSpec) -> Load:
-        """Read the spec's files.
-
-        Raises:
-            SpecError: a file is bad, or the load cannot be planned.
-        """
-        errors: list[SpecError] = []
-        with gathered(errors):
-            stamps = read_timestamps(spec.load.trace, spec.folder) if spec.load.trace else ()
-        with gathered(errors):
-            lengths = load_lengths(spec.workload.lengths, spec.folder)
-        with gathered(errors):
-            check_model(spec)
-        raise_all(errors)
-        return cls(spec, lengths, tuple(stamps))
-
-    def planned(self, repetition: int, server: Server) -> list[PlannedRequest]:
-        """The requests of one repetition, in the order in which they are due."""
-        spec, workload = self.spec, self._workload(repetition, server)
-        due_s: Sequence[float] = arrival_times(
-            spec.load, spec.run.seed, repetition=repetition, timestamps=self.timestamps
-        )
-        if spec.load.is_closed:  # one start a client; the others follow an end
-            due_s = [*due_s, *[max(due_s)] * ((spec.load.num_requests or 0) - len(due_s))]
-        else:
-            measuring_window(spec.load, due_s)  # one that holds nothing is told before the load, not after it
-        planned = []
-        room = Room(spec)
-        for index, time_s in enumerate(due_s):
-            content = workload.request(index)
-            room.take(content.prompt_tokens)
-            name = f"{spec.run.name}-{repetition}-{index}"
-            planned.append(PlannedRequest(name, time_s, content.prompt, content.output_tokens))
-        return planned
-
-    def background(self, repetition: int, server: Server) -> list[PlannedRequest]:
-        """The streams that decode beside one repetition's requests."""
-        asked = self.spec.load.background
-        if asked is None:
-            return []
-        workload, name = self._workload(repetition, server), f"{self.spec.run.name}-{repetition}-beside"
-        return [
-            PlannedRequest(
-                f"{name}-{index}", 0.0, workload.background(index, asked.prompt_tokens), asked.output_tokens
-            )
-            for index in range(asked.num_streams)
-        ]
-
-    def _workload(self, repetition: int, server: Server) -> Workload:
-        return Workload.of(
-            self.spec,
-            self.lengths,
-            repetition=repetition,
-            vocab_size=server.vocab_size,
-            tokenizer=server.tokenizer,
-            topics=server.topics,
-        )
 
 
 def made_with() -> dict[str, Any]:
@@ -134,8 +51,7 @@ def serving(spec: BenchSpec, log_path: Path) -> Iterator[Server]:
     """The spec's server, started and ended here, or the running one that it names.
 
     Raises:
-        BenchError: a running server does not answer.
-        QuickstartError: the server does not start; it has the end of the log.
+        LabError: the server does not start; it has the end of the log.
     """
     if spec.server.url is not None:
         yield attached(spec, spec.server.url)
@@ -146,32 +62,27 @@ def serving(spec: BenchSpec, log_path: Path) -> Iterator[Server]:
 
 
 def attached(spec: BenchSpec, url: str) -> Server:
-    """A running server.
-
-    Raises:
-        BenchError: it does not answer.
-    """
+    """A running server; it is asked for nothing yet."""
     assert spec.workload.vocab is not None  # the spec sees to it
-    check_answers(url.rstrip("/"))
     return Server(url.rstrip("/"), spec.workload.vocab[1])
 
 
 def process_of(spec: BenchSpec, model: Path, log_path: Path) -> ServerProcess:
     """The spec's server with the model in a folder, not started yet."""
+    asked = spec.server
     return ServerProcess(
-        model,
-        spec.server.flags,
-        log_path=log_path,
-        env=spec.server.env,
-        ready_timeout_s=spec.server.ready_timeout_s,
+        model, asked.flags, log_path=log_path, env=asked.env, ready_timeout_s=asked.ready_timeout_s
     )
 
 
 def started(spec: BenchSpec, model: Path, url: str) -> Server:
     """What the load needs to know of a server that was started with the model in a folder."""
-    vocab_size = int(json.loads((model / "config.json").read_text())["vocab_size"])
-    tokenizer = tokenizer_of(model) if spec.workload.inputs == "text" else None
-    return Server(url, vocab_size, tokenizer, topics_of(model) or ())
+    tokenizer = None
+    if spec.workload.inputs == "text":
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    return Server(url, vocab_size_of(model), tokenizer, topics_of(model) or ())
 
 
 def model_folder(spec: BenchSpec) -> Path:
@@ -181,14 +92,14 @@ def model_folder(spec: BenchSpec) -> Path:
         SpecError: a named folder holds no model.
     """
     model = spec.server.model
-    if isinstance(model, MakeModelSpec):
-        recipe = model.recipe()
-        digest = hashlib.sha256(json.dumps(recipe.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
-        folder = MODELS / f"{model.arch}-{model.preset}-{digest}"
-        make_from_recipe(recipe, folder)
-        return (calibrated_folder(folder) if model.routers == "paper" else folder).resolve()
-    check_model(spec)
-    return Path(str(model))
+    if not isinstance(model, MakeModelSpec):
+        vocab_size_of(Path(str(model)))
+        return Path(str(model))
+    recipe = model.recipe()
+    digest = hashlib.sha256(json.dumps(recipe.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+    folder = MODELS / f"{model.arch}-{model.preset}-{digest}"
+    make_from_recipe(recipe, folder)
+    return (calibrated_folder(folder) if model.routers == "paper" else folder).resolve()
 
 
 def calibrated_folder(model: Path) -> Path:
@@ -214,14 +125,6 @@ def _calibrate(model: Path, folder: Path) -> None:
     write_calibrated(model, folder, calibrate(model, read_targets(DEFAULT_TARGETS)))
 
 
-def tokenizer_of(model: Path) -> Tokenizer:
-    """The tokenizer in a model's folder."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
-    return tokenizer
-
-
 def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = None) -> Repetition:
     """Send one repetition's requests and note everything."""
     spec = load.spec
@@ -240,12 +143,13 @@ def run_repetition(load: Load, server: Server, index: int, tell: Tell | None = N
         tokens_before=spec.load.background.tokens_before if spec.load.background else DECODING,
     )
     usage = snapshots.between(seen[0], snapshots.take(server.url))
+    window_s = load.window_s([trace.sent_s for trace in result.traces], index)
     return Repetition(
         index,
         result.traces,
-        Window(*measuring_window(spec.load, _times(spec, planned, result))),
-        result.report.to_json(),
-        result.times.to_json(),
+        Window(*window_s),
+        rounded(result.report),
+        rounded(result.times),
         asdict(usage),
         result.background,
     )
@@ -258,7 +162,7 @@ def run(spec: BenchSpec, out: Path, *, restart: bool = False, tell: Tell | None 
         BenchError: the spec, the server or `out` is bad; `out` is tried before anything is sent.
     """
     load = Load.of(spec)
-    check_writable(out)
+    check_output(out)
     if restart:
         out.unlink(missing_ok=True)
     record = to_go_on(out, spec, made_with())
@@ -270,10 +174,3 @@ def run(spec: BenchSpec, out: Path, *, restart: bool = False, tell: Tell | None 
             record = record.with_repetition(run_repetition(load, server, index, tell))
             record.write(out)
     return record
-
-
-def _times(spec: BenchSpec, planned: Sequence[PlannedRequest], result: ClientResult) -> list[float]:
-    """Times that the window is laid over: due times, of a closed load the times of sending."""
-    if spec.load.is_closed:
-        return [trace.sent_s for trace in result.traces]
-    return [request.due_s for request in planned]

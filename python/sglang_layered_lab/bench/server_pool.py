@@ -3,8 +3,6 @@
 One server runs at a time. The others are stopped where they are (SIGSTOP): they take memory but no processor.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import OrderedDict
@@ -16,9 +14,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from sglang_layered.errors import QuickstartError
-from sglang_layered_lab.bench.run import Server, attached, model_folder, process_of, started
+from sglang_layered.errors import LabError
+from sglang_layered_lab.bench.run import attached, model_folder, process_of, started
 from sglang_layered_lab.bench.spec import BenchSpec
+from sglang_layered_lab.bench.workload import Server
 from sglang_layered_lab.serving import ServerProcess
 
 MIN_FREE_BYTES = 5 * 2**30  # what a small server and its start take, and some air
@@ -39,7 +38,7 @@ class ServerPool:
         self._log_folder, self._on_start = log_folder, on_start
         self._alive: OrderedDict[str, ServerProcess] = OrderedDict()  # the last has the turn
 
-    def __enter__(self) -> ServerPool:
+    def __enter__(self) -> "ServerPool":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -51,7 +50,7 @@ class ServerPool:
         """Give the turn to the spec's server; start it if it is not alive. One at a url always runs.
 
         Raises:
-            QuickstartError: it does not start, or has ended since its last turn; it has the end of the log.
+            LabError: it does not start, or has ended since its last turn; it has the end of the log.
         """
         if spec.server.url is not None:
             return attached(spec, spec.server.url)
@@ -67,7 +66,7 @@ class ServerPool:
             del self._alive[key]
             tail = process.log_tail()
             process.stop()
-            raise QuickstartError(f"the server ended between two turns; {process.log_path} ends with\n{tail}")
+            raise LabError(f"the server ended between two turns; {process.log_path} ends with\n{tail}")
         return started(spec, model, process.base_url)
 
     def _started(self, spec: BenchSpec, key: str, model: Path) -> Server:
@@ -83,7 +82,7 @@ class ServerPool:
 
     def _pause_current(self, unless: str) -> None:
         if self._alive and next(reversed(self._alive)) != unless:
-            with suppress(QuickstartError):
+            with suppress(LabError):
                 next(reversed(self._alive.values())).pause()
 
 

@@ -1,9 +1,7 @@
 """What a run asks of its server before the load comes: other settings, an empty prefix cache."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import httpx
 
@@ -12,35 +10,22 @@ from sglang_layered.errors import BenchError
 TIMEOUT_S = 60.0
 
 
-@contextmanager
-def answering(url: str) -> Iterator[None]:
-    """Make one line of whatever stops a request to the server at `url`.
+def ask(
+    method: str, url: str, path: str, *, remedy: str, statuses: Sequence[int] = (200,), **options: Any
+) -> httpx.Response:
+    """Ask the server whose API's root is `url`; `options` are those of `httpx.request`.
 
     Raises:
-        BenchError: no server answers there, or not as SGLang does.
+        BenchError: no server answers there, or with another status; one line that ends with the remedy.
     """
     try:
-        yield
+        reply = httpx.request(method, url + path, timeout=TIMEOUT_S + 10, trust_env=False, **options)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise BenchError(f"no server answers at {url} ({error}); start it, or correct server.url") from error
-    except ValueError as error:
-        if isinstance(error, BenchError):
-            raise
-        raise BenchError(f"{url} does not answer as SGLang does ({error}); give an SGLang server") from error
-
-
-def check_answers(url: str) -> None:
-    """Ask a server whether it is there.
-
-    Raises:
-        BenchError: it is not.
-    """
-    with answering(url):
-        reply = httpx.get(f"{url}/v1/models", timeout=TIMEOUT_S, trust_env=False)
-    if reply.status_code != httpx.codes.OK:
-        raise BenchError(
-            f"{url} answers with status {reply.status_code}; give the address of an SGLang server"
-        )
+    if reply.status_code not in statuses:
+        said = " ".join(reply.text.split())[:300]
+        raise BenchError(f"{url}{path} answers with status {reply.status_code} ({said}); {remedy}")
+    return reply
 
 
 def put_in_force(url: str, settings: Mapping[str, float]) -> None:
@@ -49,16 +34,16 @@ def put_in_force(url: str, settings: Mapping[str, float]) -> None:
     Raises:
         BenchError: the server would not.
     """
-    if not settings:
-        return
-    body = {"server_args": dict(settings)}
-    with answering(url):
-        reply = httpx.post(f"{url}/set_internal_state", json=body, timeout=TIMEOUT_S, trust_env=False)
-        is_set = reply.status_code == httpx.codes.OK and all(reply.json())
-    if not is_set:
-        raise BenchError(
-            f"server.settings {dict(settings)}: {url} refused them ({reply.text.strip()}); its log says why"
-        )
+    if settings:
+        asked = dict(settings)
+        remedy = f"it refused server.settings {asked}, and its log says why; correct them"
+        reply = ask("POST", url, "/set_internal_state", remedy=remedy, json={"server_args": asked})
+        try:
+            is_set = all(reply.json())  # one answer a replica
+        except ValueError:
+            is_set = False
+        if not is_set:
+            raise BenchError(f"{url}/set_internal_state answers {reply.text.strip()}; {remedy}")
 
 
 def flush_cache(url: str) -> None:
@@ -67,8 +52,5 @@ def flush_cache(url: str) -> None:
     Raises:
         BenchError: the server would not.
     """
-    params = {"timeout": TIMEOUT_S}
-    with answering(url):
-        reply = httpx.post(f"{url}/flush_cache", params=params, timeout=TIMEOUT_S + 10, trust_env=False)
-    if reply.status_code != httpx.codes.OK:
-        raise BenchError(f"{url}/flush_cache: {reply.text.strip()}; see that nobody else uses the server")
+    remedy = "see that it is an SGLang server and that nobody else uses it"
+    ask("POST", url, "/flush_cache", remedy=remedy, params={"timeout": TIMEOUT_S})

@@ -1,30 +1,32 @@
 """A record as tables for a terminal: one column a repetition. Every figure is one that metrics.py defines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import inf, nextafter
 
 from rich.table import Table
 
-from sglang_layered_lab.bench.metrics import Distribution, RunMetrics, Throughput, Window, throughput_of
+from sglang_layered_lab.bench.metrics import RunMetrics, Throughput, Window, throughput_of
 from sglang_layered_lab.bench.record import BenchRecord, Repetition
-from sglang_layered_lab.bench.scalars import coverage
+from sglang_layered_lab.bench.scalars import scalars_of
+
+LATENCIES = {
+    "ttft": "TTFT",
+    "tbt": "TBT, all gaps",
+    "worst_gap": "worst gap",
+    "tpot": "TPOT",
+    "e2e": "E2E",
+    "stall": "stall",
+}
 
 
 def tables(record: BenchRecord) -> Iterator[Table]:
     """Metrics, then what the server counted, then what the client says of itself."""
-    measured = [each.metrics(record.limits) for each in record.repetitions]
-    name = str(record.spec["run"]["name"])
-    columns = [
-        dict(_metrics(seen)) | dict(_whole_run(each))
-        for seen, each in zip(measured, record.repetitions, strict=True)
-    ]
-    yield _table(f"{name}: measured", columns)
-    used = [dict(_usage(each)) for each in record.repetitions]
+    seen = [(each, each.metrics(record.limits)) for each in record.repetitions]
+    yield _table(f"{record.spec['run']['name']}: measured", [dict(_measured(*each)) for each in seen])
+    used = [dict(_usage(*each)) for each in seen]
     if any(used):
         yield _table("counted by the server, whole run", used)
-    yield _table("the client itself", [dict(_client(each)) for each in record.repetitions])
+    yield _table("the client itself", [dict(_client(each)) for each, _ in seen])
 
 
 def _table(title: str, columns: list[dict[str, str]]) -> Table:
@@ -34,40 +36,44 @@ def _table(title: str, columns: list[dict[str, str]]) -> Table:
     return table
 
 
-def _metrics(seen: RunMetrics) -> Iterator[tuple[str, str]]:
+def _measured(repetition: Repetition, seen: RunMetrics) -> Iterator[tuple[str, str]]:
     yield "requests due, finished, failed", f"{seen.num_due}, {seen.num_finished}, {seen.num_failed}"
-    for name, values in (
-        ("TTFT", seen.latencies.ttft_s),
-        ("TBT, all gaps", seen.latencies.tbt_s),
-        ("worst gap", seen.latencies.worst_gap_s),
-        ("TPOT", seen.latencies.tpot_s),
-        ("E2E", seen.latencies.e2e_s),
-        ("stall", seen.latencies.stall_s),
-    ):
-        yield f"{name} ms: mean, p50, p99", _quantiles(values)
+    for name, shown in LATENCIES.items():
+        found = seen.latencies.get(name)
+        quantiles = () if found is None else (found.mean, found.p50, found.p99)
+        yield f"{shown} ms: mean, p50, p99", ", ".join(f"{1e3 * value:.1f}" for value in quantiles) or "-"
     for name, share in seen.attainment.items():
         yield f"met {name} %", f"{100 * share:.1f}"
     if seen.goodput_rps is not None:
         yield "goodput requests/s", f"{seen.goodput_rps:.2f}"
     yield "requests/s, output, all tokens/s", _flow(seen.throughput)
-    yield "decode batch, over time", f"{seen.batch.time_weighted:.2f}"
+    yield "decode batch, over time", f"{seen.decode_batch:.2f}"
+    ends_s = [trace.arrivals[-1].time_s for trace in repetition.traces if trace.arrivals]
+    if ends_s:  # a short run has most of its tokens behind its window
+        whole = Window(min(trace.sent_s for trace in repetition.traces), nextafter(max(ends_s), inf))
+        yield "the same, whole run", _flow(throughput_of(repetition.traces, whole))
 
 
-def _usage(repetition: Repetition) -> Iterator[tuple[str, str]]:
-    experts, joules = repetition.usage["expert_bytes"], repetition.usage["joules"]
-    if experts:
-        for phase, num_bytes in experts.items():
-            yield f"expert GB, {phase}", f"{num_bytes / 1e9:.3f}"
-        for phase in experts:
-            if (share := coverage(repetition, phase)) is not None:
-                yield f"expert coverage %, {phase}", f"{100 * share:.1f}"
-        yield "expert GB a request", f"{sum(experts.values()) / 1e9 / len(repetition.traces):.4f}"
-    if joules:
-        tokens = repetition.usage["energy_tokens"] or {}
-        total = sum(joules.values())
-        yield "joules", f"{total:.1f}"
-        if sum(tokens.values()):
-            yield "J a token (prompt and output)", f"{total / sum(tokens.values()):.4f}"
+def _flow(flow: Throughput) -> str:
+    figures = zip(
+        (flow.requests_per_s, flow.output_tokens_per_s, flow.total_tokens_per_s), (2, 1, 1), strict=True
+    )
+    return ", ".join("-" if each is None else f"{each:.{digits}f}" for each, digits in figures)
+
+
+def _usage(repetition: Repetition, seen: RunMetrics) -> Iterator[tuple[str, str]]:
+    scalars, phases = scalars_of(repetition, seen), repetition.usage["expert_bytes"] or {}
+    for phase, num_bytes in phases.items():
+        yield f"expert GB, {phase}", f"{num_bytes / 1e9:.3f}"
+    for phase in phases:
+        if (share := scalars[f"coverage_{phase}"]) is not None:
+            yield f"expert coverage %, {phase}", f"{100 * share:.1f}"
+    if (num_bytes := scalars["expert_bytes"]) is not None:
+        yield "expert GB a request", f"{num_bytes / 1e9:.4f}"
+    if joules := repetition.usage["joules"]:
+        yield "joules", f"{sum(joules.values()):.1f}"
+    if (joules_total := scalars["joules_total"]) is not None:
+        yield "J a token (prompt and output)", f"{joules_total:.4f}"
     for doubt in repetition.usage["doubts"]:
         yield "doubt", doubt
 
@@ -79,24 +85,3 @@ def _client(repetition: Repetition) -> Iterator[tuple[str, str]]:
         p99, worst = client[f"{key}_p99_s"], client[f"{key}_max_s"]
         yield f"{name} ms: p99, most", "-" if p99 is None else f"{1e3 * p99:.2f}, {1e3 * worst:.2f}"
     yield "streams open at most", str(client["max_open_streams"])
-
-
-def _whole_run(repetition: Repetition) -> Iterator[tuple[str, str]]:
-    """From the first sending to the last token: a short run has most of its tokens behind its window."""
-    ends_s = [trace.arrivals[-1].time_s for trace in repetition.traces if trace.arrivals]
-    if ends_s:
-        whole = Window(min(trace.sent_s for trace in repetition.traces), nextafter(max(ends_s), inf))
-        yield "the same, whole run", _flow(throughput_of(repetition.traces, whole))
-
-
-def _flow(flow: Throughput) -> str:
-    figures = (flow.requests_per_s, flow.output_tokens_per_s, flow.total_tokens_per_s)
-    return ", ".join(
-        "-" if each is None else f"{each:.{digits}f}" for each, digits in zip(figures, (2, 1, 1), strict=True)
-    )
-
-
-def _quantiles(values: Distribution | None) -> str:
-    if values is None:
-        return "-"
-    return ", ".join(f"{1e3 * value:.1f}" for value in (values.mean, values.p50, values.p99))

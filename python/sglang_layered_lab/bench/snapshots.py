@@ -4,21 +4,19 @@ Of `/server_info` only what this package adds is kept, of `/metrics` only what c
 model name, so that no path of a machine gets into a record. docs/metrics.md defines all of it.
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench.server_state import ask
 from sglang_layered_lab.watch.sample import Labels, parse
 
-TIMEOUT_S = 30.0
 LEFT_OUT = ("_bucket", "_created")
 PATH_LABELS = ("model_name",)  # SGLang's default is the model's path
+ANEW = "the server was started anew during the run; repeat the run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +31,6 @@ class Snapshot:
     time_s: float
     layered: tuple[Mapping[str, Any], ...]
     counters: Mapping[str, float] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values, without the time: it says nothing on another machine."""
-        counters = None if self.counters is None else dict(self.counters)
-        return {"layered": [dict(state) for state in self.layered], "counters": counters}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +51,21 @@ class Usage:
     doubts: tuple[str, ...]
 
 
-def take(url: str, client: httpx.Client | None = None) -> Snapshot:
+def take(url: str) -> Snapshot:
     """Ask the server at `url`.
 
     Raises:
         BenchError: it does not answer, or not as SGLang does.
     """
-    if client is None:
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as own:
-            return take(url, own)
-    url = url.rstrip("/")
-    info = _get(client, f"{url}/server_info")
-    metrics = _get(client, f"{url}/metrics", may_miss=True)
+    remedy = "look at the server's log, or give an SGLang server"
+    info = ask("GET", url, "/server_info", remedy=remedy)
+    page = ask("GET", url, "/metrics", remedy=remedy, statuses=(200, 404))
     now_s = time.monotonic()
     try:
-        assert info is not None
         layered = tuple(state.get("layered") or {} for state in info.json()["internal_states"])
-        counters = None if metrics is None else _counters(metrics.text, now_s)
+        counters = None if page.status_code == 404 else _counters(page.text, now_s)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BenchError(
-            f"{url} does not answer as SGLang does ({error!r}); give an SGLang server"
-        ) from error
+        raise BenchError(f"{url} does not answer as SGLang does ({error!r}); {remedy}") from error
     return Snapshot(now_s, layered, counters)
 
 
@@ -88,34 +75,15 @@ def between(before: Snapshot, after: Snapshot) -> Usage:
     Raises:
         BenchError: a count went back or is gone, so that the server was started anew in between.
     """
-    totals, later = dict(_totals(before)), dict(_totals(after))
-    _check_growth(totals, later)
-    _check_growth(before.counters or {}, after.counters or {})
-    counters = None
-    if after.counters is not None:
-        known = before.counters or {}
-        counters = {name: value - known.get(name, 0.0) for name, value in after.counters.items()}
-    grown = {key: value - totals.get(key, 0) for key, value in later.items()}
+    earlier, later = _totals(before), _totals(after)
+    grown: dict[str, Any] = {what: _growth(f"{what} ", earlier[what], later[what]) or None for what in later}
+    counters = _growth("", before.counters or {}, after.counters or {})
     return Usage(
         window_s=after.time_s - before.time_s,
-        expert_bytes=_part(grown, "expert load_bytes "),
-        joules=_part(grown, "joules "),
-        energy_tokens=_part(grown, "energy tokens "),
-        counters=counters,
+        **grown,
+        counters=None if after.counters is None else counters,
         doubts=tuple(_doubts(before, after)),
     )
-
-
-def _get(client: httpx.Client, url: str, *, may_miss: bool = False) -> httpx.Response | None:
-    try:
-        answer = client.get(url)
-    except httpx.HTTPError as error:
-        raise BenchError(f"no answer from {url} ({error}); check that the server runs") from error
-    if may_miss and answer.status_code == httpx.codes.NOT_FOUND:
-        return None
-    if answer.status_code != httpx.codes.OK:
-        raise BenchError(f"{url} answers with status {answer.status_code}; look at the server's log")
-    return answer
 
 
 def _counters(text: str, now_s: float) -> dict[str, float]:
@@ -133,50 +101,37 @@ def _flat(name: str, labels: Labels) -> str:
     return f"{name}{{{shown}}}" if shown else name
 
 
-def _totals(snapshot: Snapshot) -> Iterator[tuple[str, float]]:
-    """Every total of `layered` by a name, summed over replicas."""
-    sums: dict[str, float] = {}
+def _totals(snapshot: Snapshot) -> dict[str, Counter[str]]:
+    """Every total of `layered` as fields of `Usage`, summed over replicas."""
+    fields = ("expert_bytes", "joules", "energy_tokens")
+    sums: dict[str, Counter[str]] = {name: Counter() for name in fields}
     for state in snapshot.layered:
-        experts, energy = state.get("expert_traffic") or {}, state.get("energy") or {}
-        named = {
-            f"expert load_bytes {phase}": value for phase, value in experts.get("load_bytes", {}).items()
-        }
-        named |= {f"energy tokens {kind}": value for kind, value in energy.get("tokens", {}).items()}
-        named |= {f"joules {device['device']}": device["joules"] for device in energy.get("devices", ())}
-        for name, value in named.items():
-            sums[name] = sums.get(name, 0) + value
-    yield from sums.items()
+        sums["expert_bytes"].update((state.get("expert_traffic") or {}).get("load_bytes", {}))
+        sums["energy_tokens"].update((state.get("energy") or {}).get("tokens", {}))
+        sums["joules"].update({each["device"]: each["joules"] for each in _devices(state)})
+    return sums
 
 
-def _check_growth(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+def _growth(what: str, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     for name, value in before.items():
         now = after.get(name)
         if now is None or now < value:
-            what = "is gone" if now is None else f"went back from {value:g} to {now:g}"
-            raise BenchError(f"{name} {what}: the server was started anew during the run; repeat the run")
+            how = "is gone" if now is None else f"went back from {value:g} to {now:g}"
+            raise BenchError(f"{what}{name} {how}: {ANEW}")
+    return {name: value - before.get(name, 0) for name, value in after.items()}
 
 
-def _part(grown: Mapping[str, float], prefix: str) -> dict[str, Any] | None:
-    part = {name.removeprefix(prefix): value for name, value in grown.items() if name.startswith(prefix)}
-    return part or None
+def _devices(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list((state.get("energy") or {}).get("devices", ()))
 
 
 def _doubts(before: Snapshot, after: Snapshot) -> Iterator[str]:
+    known = {each["device"]: each.get("anomalies") for state in before.layered for each in _devices(state)}
     for state in after.layered:
         if broken := (state.get("expert_traffic") or {}).get("broken"):
             yield f"experts are no longer counted: {broken}"
-        for device in (state.get("energy") or {}).get("devices", ()):
+        for device in _devices(state):
             if device.get("lost"):
                 yield f"energy of {device['device']} cannot be read: {device['lost'].get('why')}"
-            if device.get("anomalies") != _anomalies(before.layered, device["device"]):
+            if device.get("anomalies") != known.get(device["device"]):
                 yield f"energy of {device['device']} was read with trouble: {device.get('anomalies')}"
-
-
-def _anomalies(states: Sequence[Mapping[str, Any]], name: str) -> Any:
-    found = [
-        device.get("anomalies")
-        for state in states
-        for device in (state.get("energy") or {}).get("devices", ())
-        if device["device"] == name
-    ]
-    return found[0] if found else None

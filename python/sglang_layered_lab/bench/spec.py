@@ -3,27 +3,26 @@
 `spec_load` holds what is sent; `arrivals` and `workload` draw from it. Starts nothing.
 """
 
-from __future__ import annotations
-
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import httpx
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import Field, PlainValidator, Strict
+from pydantic.dataclasses import dataclass
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.bench import spec_keys as of
-from sglang_layered_lab.bench.spec_errors import SpecError, checked, located, name_of, parse_toml, text_of
+from sglang_layered_lab.bench.spec_errors import Keys, SpecError, located, read_toml
 from sglang_layered_lab.bench.spec_load import LoadSpec, WorkloadSpec
 from sglang_layered_lab.models.catalogue import Recipe, find_recipe
 
+ADDRESS = re.compile(r"https?://(\[[^\]/]+\]|[^\s/:?#\[]+)(:\d+)?(/|$)")
 OWN_FLAGS = ("--model-path", "--model", "--host", "--port")
-ROUTERS = ("uniform", "paper")  # as random weights are, or calibrated to the coverage of the paper's Table 1
 
 
-@of.section
+@dataclass(frozen=True)
 class MakeModelSpec(of.Section):
     """A model with random weights, made on the spot as `sglang-layered make-model` does."""
 
@@ -32,17 +31,17 @@ class MakeModelSpec(of.Section):
     seed: Annotated[of.Seed, "of the weights"] = 0
     dtype: Annotated[str | None, "of the weights; absent: the preset's"] = None
     num_layers: Annotated[of.Few | None, "absent: the preset's"] = None
-    routers: Annotated[str, of.choice(ROUTERS), "uniform, or paper: calibrated to the paper's Table 1"] = (
-        "uniform"
-    )
+    routers: Annotated[
+        Literal["uniform", "paper"], "uniform, or paper: calibrated to the paper's Table 1"
+    ] = "uniform"
 
-    def problems(self) -> Iterator[SpecError]:
+    def problems(self) -> Iterator[tuple[Keys, str]]:
         """Give choices that no model can be made of."""
         try:
             self.recipe()
         except ModelRecipeError as error:
             option = str(error).split()[0].removeprefix("--")
-            yield SpecError(("num_layers" if option == "layers" else option,), str(error))
+            yield "num_layers" if option == "layers" else option, str(error)
 
     def recipe(self) -> Recipe:
         """What `make_from_recipe` takes."""
@@ -51,17 +50,13 @@ class MakeModelSpec(of.Section):
 
 def _folder_or_table(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return checked(MakeModelSpec, value)
+        return of.checked(MakeModelSpec, value)
     if value is None or isinstance(value, str | MakeModelSpec):
         return value
-    wanted = " or ".join(map(name_of, (str, dict)))
-    raise SpecError((), f"{value!r} is not {wanted}; give {wanted}")
+    raise SpecError((), f"{value!r} is no model; give text in quotes or a table")
 
 
-Model = Annotated[str | MakeModelSpec | None, BeforeValidator(_folder_or_table)]
-
-
-@of.section
+@dataclass(frozen=True)
 class ServerSpec(of.Section):
     """Either `url`, or `model` with `flags` and `env`.
 
@@ -70,7 +65,11 @@ class ServerSpec(of.Section):
     """
 
     url: Annotated[str | None, "root of a running server's HTTP API"] = None
-    model: Annotated[Model, "a model's folder, or a table: one to make here"] = None
+    model: Annotated[
+        str | MakeModelSpec | None,
+        PlainValidator(_folder_or_table),
+        "a model's folder, or a table: one to make here",
+    ] = None
     flags: Annotated[tuple[str, ...], "further words of the server's command line"] = ()
     env: Annotated[dict[str, str], "its environment variables"] = field(default_factory=dict)
     settings: Annotated[dict[str, of.Number], "put in force before every repetition"] = field(
@@ -78,36 +77,22 @@ class ServerSpec(of.Section):
     )
     ready_timeout_s: Annotated[of.Seconds, "a server that does not answer by then is given up"] = 300.0
 
-    def problems(self) -> Iterator[SpecError]:
+    def problems(self) -> Iterator[tuple[Keys, str]]:
         """Give fields that do not go together."""
         if self.url is None and self.model is None:
-            yield SpecError(("model",), "is missing; give the model to serve, or the url of a running server")
-        if self.url is not None:
-            yield from self._attached(self.url)
+            yield "model", "is missing; give the model to serve, or the url of a running server"
+        if self.url is not None and not ADDRESS.match(self.url):
+            yield "url", f"{self.url!r} is no address; give http://HOST:PORT"
+        for name in ("model", "flags", "env"):
+            if self.url is not None and getattr(self, name):
+                yield name, "a server at a url has its own; remove it or url"
         for index, word in enumerate(self.flags):
             if word.partition("=")[0] in OWN_FLAGS:
-                yield SpecError(
-                    ("flags", index),
-                    f"{word!r} is set by the benchmark; remove it (the model goes into model)",
-                )
-
-    def _attached(self, url: str) -> Iterator[SpecError]:
-        if not _is_address(url):
-            yield SpecError(("url",), f"{url!r} is no address; give http://HOST:PORT")
-        for name in ("model", "flags", "env"):
-            if getattr(self, name):
-                yield SpecError((name,), "a server at a url has its own; remove it or url")
+                problem = f"{word!r} is set by the benchmark; remove it (the model goes into model)"
+                yield ("flags", index), problem
 
 
-def _is_address(url: str) -> bool:
-    try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, UnicodeError):
-        return False
-    return parsed.scheme in ("http", "https") and bool(parsed.host)
-
-
-@of.section
+@dataclass(frozen=True)
 class SloSpec(of.Section):
     """Limits that requests are counted against; docs/metrics.md says when a request meets them."""
 
@@ -115,17 +100,17 @@ class SloSpec(of.Section):
     tbt_ms: Annotated[of.Milliseconds | None, "of every gap between tokens"] = None
 
 
-@of.section
+@dataclass(frozen=True)
 class RunSpec(of.Section):
     """The run as a whole."""
 
-    name: Annotated[str, of.file_name, "names the record"]
+    name: Annotated[of.FileName, "names the record"]
     repetitions: Annotated[of.Few, "passes over the load, with other prompts in each"] = 1
     seed: Annotated[of.Seed, "of arrivals, and of the workload where it has none"] = 0
     timeout_s: Annotated[of.Seconds, "a repetition is cut off this long after its zero"] = 600.0
 
 
-@of.section
+@dataclass(frozen=True)
 class BenchSpec(of.Section):
     """One benchmark run. `folder` is where relative files of the spec start; it is no part of the record."""
 
@@ -136,38 +121,29 @@ class BenchSpec(of.Section):
     slo: SloSpec = SloSpec()
     folder: Annotated[Path, Strict(), Field(exclude=True)] = field(default=Path("."), compare=False)
 
-    def problems(self) -> Iterator[SpecError]:
+    def problems(self) -> Iterator[tuple[Keys, str]]:
         """Give fields of different sections that do not go together."""
         for name in ("duration_s", "warmup_s"):
             limit_s = getattr(self.load, name)
             if limit_s is not None and limit_s >= self.run.timeout_s:
-                yield SpecError(
-                    ("run", "timeout_s"),
-                    f"{self.run.timeout_s:g} s end the run before load.{name} = {limit_s:g}; give more",
-                )
-        if self.server.url is not None:
-            yield from self._attached()
-        model = self.server.model
-        if self.workload.topics and isinstance(model, MakeModelSpec) and model.routers != "paper":
-            yield SpecError(
-                ("workload", "topics"), "the model has none; set server.model.routers = 'paper', or remove it"
-            )
-
-    def _attached(self) -> Iterator[SpecError]:
-        """What a url does not tell of its server's model."""
-        if self.workload.vocab is None and not self.workload.topics:
-            yield SpecError(
-                ("workload", "vocab"),
+                end = f"{self.run.timeout_s:g} s end the run before load.{name} = {limit_s:g}"
+                yield "run.timeout_s", f"{end}; give more"
+        model, asked = self.server.model, self.workload
+        if isinstance(model, MakeModelSpec) and asked.topics and model.routers != "paper":
+            yield "workload.topics", "the model has none; set server.model.routers = 'paper', or remove it"
+        if self.server.url is None:
+            return
+        if asked.topics:
+            yield "workload.topics", "a url does not tell them; remove it and give vocab"
+        elif asked.vocab is None:
+            yield (
+                "workload.vocab",
                 "is missing; a server at a url does not say how many token ids its model has: give"
                 " [first id, id after the last]",
             )
-        if self.workload.inputs == "text":
-            yield SpecError(
-                ("workload", "inputs"),
-                "'text' needs the model's tokenizer, which a url does not give; use 'ids'",
-            )
-        if self.workload.topics:
-            yield SpecError(("workload", "topics"), "a url does not tell them; remove it and give vocab")
+        if asked.inputs == "text":
+            problem = "'text' needs the model's tokenizer, which a url does not give; use 'ids'"
+            yield "workload.inputs", problem
 
     @property
     def workload_seed(self) -> int:
@@ -187,7 +163,7 @@ def spec_from(values: Mapping[str, Any], folder: Path = Path(".")) -> BenchSpec:
     Raises:
         SpecError: it names the key and the remedy.
     """
-    spec: BenchSpec = checked(BenchSpec, values)
+    spec: BenchSpec = of.checked(BenchSpec, values)
     return replace(spec, folder=folder)
 
 
@@ -198,7 +174,7 @@ def read_spec(path: Path) -> BenchSpec:
         BenchError: `FILE:LINE: KEY: what is wrong; remedy`, a line for each thing that is wrong.
     """
     with located(path):
-        return spec_from(parse_toml(text_of(path)), path.parent)
+        return spec_from(read_toml(path), path.parent)
 
 
 def _public(value: Any) -> Any:

@@ -1,46 +1,40 @@
 """What is wrong with a spec: at which key, on which line of the file, and what to write instead.
 
-Pydantic finds what is wrong; here it becomes sentences. Knows no single field.
+Pydantic finds what is wrong; `spec_keys` makes sentences of it. Knows no single field.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
+from operator import getitem
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any
 
 import tomlkit
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 from tomlkit.exceptions import TOMLKitError
 
 from sglang_layered.errors import BenchError
 
-T = TypeVar("T")
-Keys = tuple[str | int, ...]
-NAMES = {str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number"}
-LIMITS = {"ge": "{:g} or more", "gt": "above {:g}", "le": "at most {:,.10g}"}
+Keys = str | Sequence[str | int]
 
 
 class SpecError(BenchError, ValueError):
     """Fields of a spec are bad.
 
     `keys` is the path of the first: names of tables, then the key, with indices of lists and arrays of
-    tables. `problem` says what is wrong with it and what to write instead. `errors` are all, each by itself.
+    tables; it may be given as text with dots. `problem` says what is wrong with it and what to write instead.
+    `errors` are all, each by itself.
     """
 
-    def __init__(self, keys: Sequence[str | int], problem: str, others: Sequence[SpecError] = ()) -> None:
-        self.keys, self.problem = tuple(keys), problem
-        text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
-        own = f"{text}: {problem}" if text else problem
+    def __init__(self, keys: Keys, problem: str, others: "Sequence[SpecError]" = ()) -> None:
+        self.keys = tuple(keys.split(".")) if isinstance(keys, str) else tuple(keys)
+        self.problem = problem
+        text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.keys)
+        own = f"{text.removeprefix('.')}: {problem}" if text else problem
         super().__init__("\n".join([own, *map(str, others)]))
-        self.errors: tuple[SpecError, ...] = (SpecError(keys, problem), *others) if others else (self,)
+        self.errors: tuple[SpecError, ...] = (SpecError(self.keys, problem), *others) if others else (self,)
 
 
 def raise_all(errors: Iterable[SpecError]) -> None:
@@ -78,114 +72,6 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {', '.join(names)}"
 
 
-def checked(kind: Any, values: Any) -> Any:
-    """Make `kind`, a section or a type that holds sections, of plain values.
-
-    Raises:
-        SpecError: unknown or missing keys, values of another type or out of range, all at once. How keys go
-            together is looked at when each is good: it would follow from a bad one.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        raise_all(errors_of(error, kind))
-        raise
-
-
-def errors_of(error: ValidationError, kind: Any) -> list[SpecError]:
-    """What pydantic found in a value of this kind, as sentences."""
-    found: list[SpecError] = []
-    missing: list[Keys] = []
-    intended: set[Keys] = set()  # missing keys that an unknown one stands for
-    for each in error.errors(include_url=False):
-        keys, cause = each["loc"], each.get("ctx", {}).get("error")
-        if isinstance(cause, SpecError):
-            found += [SpecError((*keys, *inner.keys), inner.problem) for inner in cause.errors]
-        elif each["type"] in ("too_long", "missing") and isinstance(each["input"], list | tuple):
-            keys = keys if each["type"] == "too_long" else keys[:-1]  # an item is missing
-            wanted = len(get_args(options_of(_walk(kind, keys)[0])[0]))
-            found.append(SpecError(keys, f"it has {len(each['input'])} values; give a list of {wanted}"))
-        elif each["type"] == "missing":
-            missing.append(keys)
-        elif each["type"] in ("unexpected_keyword_argument", "is_instance_of"):
-            known = [name for name, field in _fields_at(kind, keys[:-1]).items() if not field.exclude]
-            intended |= {(*keys[:-1], name) for name in meant(str(keys[-1]), known)}
-            found.append(SpecError(keys, f"unknown key; {did_you_mean(str(keys[-1]), known)}"))
-        else:
-            found.append(SpecError(keys, _problem(kind, each)))
-    return found + [SpecError(keys, "is missing; add it") for keys in missing if keys not in intended]
-
-
-def _problem(kind: Any, each: Any) -> str:
-    value, context = each["input"], each.get("ctx", {})
-    hint, field = _walk(kind, each["loc"])
-    for name in LIMITS.keys() & context.keys():
-        shown = value if isinstance(value, int) else format(value, "g")
-        limit = LIMITS[name].format(context[name])
-        return f"{shown} is out of range; give {unit_of(field) if field else 'a number'}, {limit}"
-    wanted = " or ".join(map(name_of, options_of(hint)))
-    return f"{value!r} is not {wanted}; give {wanted}"
-
-
-class Unit(str):
-    """What a field's number counts, as an error asks for it: "give seconds"."""
-
-    __slots__ = ()
-
-
-def marks_of(field: FieldInfo) -> list[Any]:
-    """Everything that is annotated to a field or to a type that it may have: ends, unit, meaning."""
-    inner = [each for option in get_args(field.annotation) for each in getattr(option, "__metadata__", ())]
-    return [*field.metadata, *inner]
-
-
-def unit_of(field: FieldInfo) -> str:
-    """The field's unit, "" without one."""
-    return next((each for each in marks_of(field) if isinstance(each, Unit)), "")
-
-
-def meaning_of(field: FieldInfo) -> str:
-    """What the field means, "" where it is a section of its own."""
-    return next((each for each in field.metadata if type(each) is str), "")
-
-
-def options_of(hint: Any) -> tuple[Any, ...]:
-    """Types that a hint allows. Not None: TOML has none, an absent key stands for it."""
-    if get_origin(hint) is Annotated:
-        return options_of(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return tuple(each for option in get_args(hint) for each in options_of(option) if each is not NoneType)
-    return (hint,)
-
-
-def name_of(option: Any) -> str:
-    """How people call a type: `a number`, `a list`."""
-    return "a list" if get_origin(option) is tuple else NAMES.get(option, "a table")
-
-
-def fields_of(kind: Any) -> dict[str, FieldInfo]:
-    """The keys of a section, in order."""
-    fields: dict[str, FieldInfo] = kind.__pydantic_fields__
-    return fields
-
-
-def _walk(hint: Any, keys: Sequence[str | int]) -> tuple[Any, FieldInfo | None]:
-    """Type of what stands at the path in a value of type `hint`, and the last section's field on the way."""
-    field = None
-    for key in keys:
-        for option in options_of(hint):
-            if is_dataclass(option) and key in fields_of(option):
-                field = fields_of(option)[str(key)]
-                hint = field.annotation
-            elif get_origin(option) in (tuple, dict):
-                hint = get_args(option)[0 if get_origin(option) is tuple else 1]
-    return hint, field
-
-
-def _fields_at(kind: Any, keys: Sequence[str | int]) -> dict[str, FieldInfo]:
-    return next(fields_of(each) for each in options_of(_walk(kind, keys)[0]) if is_dataclass(each))
-
-
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse the text into plain values.
 
@@ -199,17 +85,14 @@ def parse_toml(text: str) -> dict[str, Any]:
     return values
 
 
-def text_of(path: Path) -> str:
-    """Text of a spec's file.
+def read_toml(path: Path) -> dict[str, Any]:
+    """Plain values of a spec's file.
 
     Raises:
+        SpecError: it is not TOML; without keys.
         BenchError: it cannot be read.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise BenchError(f"{path}: the spec cannot be read: {reason}; give a TOML file") from error
+    return parse_toml(_text_of(path))
 
 
 @contextmanager
@@ -218,9 +101,8 @@ def located(path: Path) -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        text = text_of(path)
-        found = [(line_of(text, each.keys), str(each)) for each in error.errors]
-        found.sort(key=lambda each: each[0])
+        text = _text_of(path)
+        found = sorted(((line_of(text, each.keys), str(each)) for each in error.errors), key=lambda it: it[0])
         raise BenchError("\n".join(f"{path}:{line}: {each}" for line, each in found)) from error
 
 
@@ -242,6 +124,14 @@ def line_of(text: str, keys: Sequence[str | int]) -> int:
     return 1
 
 
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BenchError(f"{path}: the spec cannot be read: {reason}; give a TOML file") from error
+
+
 @lru_cache(maxsize=1)  # a spec with several errors is asked for each
 def _good_prefixes(text: str) -> list[tuple[int, dict[str, Any]]]:
     """Numbers of first lines that parse by themselves, and what they parse to; no lines always do."""
@@ -256,9 +146,8 @@ def _good_prefixes(text: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _has(values: Any, keys: Sequence[str | int]) -> bool:
-    for key in keys:
-        try:
-            values = values[key]
-        except (KeyError, IndexError, TypeError):
-            return False
+    try:
+        reduce(getitem, keys, values)
+    except (LookupError, TypeError):
+        return False
     return True

@@ -4,20 +4,15 @@ A field says it in its type: `rate_per_s: Annotated[Rate, "after the ramp"]`. Th
 reference in docs/benchmark.md are made from that. Knows no single field.
 """
 
-from __future__ import annotations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Annotated, Any
 
-import re
-from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
-
-from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, ConfigDict, Strict, ValidationError
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from sglang_layered_lab.bench.spec_errors import SpecError, Unit, did_you_mean, errors_of, raise_all
-
-T = TypeVar("T", bound="Section")
+from sglang_layered_lab.bench.spec_errors import Keys, SpecError, did_you_mean, meant, raise_all
 
 # Greatest numbers that a run can hold. They are far above what is of use: what they keep out never ends.
 MOST_REQUESTS = 1_000_000
@@ -25,6 +20,13 @@ MOST_TOKENS = 10_000_000  # of one prompt or output
 MOST_S = 30 * 86_400.0
 MOST_RATE = 1e6  # requests per second
 MOST_FACTOR = 1e6
+
+
+class Unit(str):
+    """What a field's number counts."""
+
+    __slots__ = ()
+
 
 Whole = Annotated[int, Strict()]  # no text or boolean for a number
 Number = Annotated[float, Strict()]
@@ -45,61 +47,104 @@ Open = Annotated[Whole, Unit("a count"), Ge(1), Le(65_536)]  # streams and clien
 Shape = Annotated[Number, Unit("the shape of the gamma distribution"), Gt(0), Le(1e3)]
 Part = Annotated[Number, Unit("a part"), Ge(0), Le(1)]
 Seed = Annotated[Whole, Unit("a whole number"), Ge(0), Le(2**63 - 1)]
+Values = Annotated[list[Any], Strict(), MinLen(1)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+
+KINDS = {  # what a value is not, by pydantic's type of the error
+    "dataclass_type": "a table",
+    "dict_type": "a table",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "string_type": "text in quotes",
+    "bool_type": "true or false",
+}
+PROBLEMS = {
+    "missing": "is missing; add it",
+    "too_short": "is empty; give a list of values",
+    "too_long": "it has {actual_length} values; give a list of {max_length}",
+    "literal_error": "{value!r} is unknown; give {expected}",
+    "string_pattern_mismatch": "{value!r} makes no file name; use letters, digits and . _ - after the first,"
+    " 200 at most",
+    "greater_than": "{value!r} is out of range; give more than {gt:g}",
+    "greater_than_equal": "{value!r} is out of range; give {ge:g} or more",
+    "less_than_equal": "{value!r} is out of range; give at most {le:,.10g}",
+    **{kind: f"{{value!r}} is not {name}; give {name}" for kind, name in KINDS.items()},
+}
 
 
-def choice(names: Iterable[str]) -> AfterValidator:
-    """Refuse another word than these."""
-    known = list(names)
-
-    def check(given: str) -> str:
-        if given not in known:
-            raise SpecError((), f"{given!r} is unknown; {did_you_mean(given, known)}")
-        return given
-
-    return AfterValidator(check)
-
-
-@AfterValidator
-def file_name(given: str) -> str:
-    """Refuse what no file can be called."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", given):
-        raise SpecError(
-            (), f"{given!r} makes no file name; use letters, digits and . _ - after the first, 200 at most"
-        )
-    return given
+def errors_of(error: ValidationError, known: Sequence[str] = ()) -> list[SpecError]:
+    """What pydantic found, as sentences; `known` are the keys of the section where it looked."""
+    found: list[SpecError] = []
+    intended: set[str] = set()  # keys that an unknown one stands for: they are not missing as well
+    for each in error.errors(include_url=False):
+        keys, cause = each["loc"], each.get("ctx", {}).get("error")
+        if isinstance(cause, SpecError):
+            found += [SpecError((*keys, *inner.keys), inner.problem) for inner in cause.errors]
+        elif each["type"] in ("unexpected_keyword_argument", "is_instance_of"):
+            intended |= set(meant(str(keys[-1]), known))
+            found.append(SpecError(keys, f"unknown key; {did_you_mean(str(keys[-1]), known)}"))
+        else:
+            values = {"value": each["input"], "msg": each["msg"], **each.get("ctx", {})}
+            found.append(SpecError(keys, PROBLEMS.get(each["type"], "{msg}").format(**values)))
+    doubled = {((name,), PROBLEMS["missing"]) for name in intended}
+    return [each for each in found if (each.keys, each.problem) not in doubled]
 
 
+def checked(kind: Any, values: Any) -> Any:
+    """Make `kind`, a section or a type that holds sections, of plain values.
+
+    Raises:
+        SpecError: unknown or missing keys, values of another type or out of range, all at once. How keys go
+            together is looked at when each is good: it would follow from a bad one.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise_all(errors_of(error))
+        raise
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Section:
-    """A table of a spec, checked whenever it is made or copied."""
+    """A table of a spec, checked whenever it is made or copied.
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    Raises:
+        ValidationError: pydantic's, with a SpecError of everything; `checked` raises the SpecError itself.
+    """
 
     def __post_init__(self) -> None:
-        """Check how keys go together; each is good by itself.
+        raise_all(SpecError(keys, problem) for keys, problem in self.problems())
 
-        Raises:
-            SpecError: with all that was found.
-        """
-        raise_all(self.problems())
-
-    def problems(self) -> Iterator[SpecError]:
+    def problems(self) -> Iterator[tuple[Keys, str]]:
         """Give what is wrong beside single keys."""
         yield from ()
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """The keys that a file may have, in order."""
+        return [name for name, field in cls.__pydantic_fields__.items() if not field.exclude]  # type: ignore[attr-defined]
 
-@dataclass_transform(frozen_default=True)
-def section(kind: type[T]) -> type[T]:
-    """Make the class a frozen pydantic dataclass that knows no other keys and raises SpecError."""
-    config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    made: Any = dataclass(kind, frozen=True, config=config)
-    init: Callable[..., None] = made.__init__
-
-    @wraps(init)
-    def checked_init(self: T, *args: Any, **values: Any) -> None:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told(cls, values: Any, make: Any) -> Any:
         try:
-            init(self, *args, **values)
+            return make(values)
         except ValidationError as error:
-            raise_all(errors_of(error, made))
+            raise_all(errors_of(error, cls.names()))
+            raise
 
-    made.__init__ = checked_init
-    return made  # type: ignore[no-any-return]
+    def _unfit(
+        self, name: str, uses: Mapping[str, Sequence[str]], optional: Sequence[str] = ()
+    ) -> Iterator[tuple[Keys, str]]:
+        """Give keys that this kind does not use or lacks: `name` is the key of the kind, `uses` its keys."""
+        kind = getattr(self, name)
+        for key in dict.fromkeys(chain(*uses.values())):
+            given = getattr(self, key) is not None
+            if given and key not in uses[kind]:
+                users = " or ".join(repr(each) for each, keys in uses.items() if key in keys)
+                yield key, f"{name} = {kind!r} does not use it; remove it, or set {name} to {users}"
+            if not given and key in uses[kind] and key not in optional:
+                yield key, f"is missing; {name} = {kind!r} needs it"

@@ -1,7 +1,5 @@
 """Independent streams of random numbers: each purpose, repetition and request has its own."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

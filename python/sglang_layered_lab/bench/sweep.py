@@ -3,28 +3,25 @@
 A folder holds the manifest and a record a cell; a second call runs only what is missing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sglang_layered.errors import BenchError
-from sglang_layered.writable import check_writable
+from sglang_layered.files import check_output
 from sglang_layered_lab.bench.client import run_client
-from sglang_layered_lab.bench.client_data import PlannedRequest
+from sglang_layered_lab.bench.load import Load
 from sglang_layered_lab.bench.record import BenchRecord, to_go_on
-from sglang_layered_lab.bench.run import Load, Server, made_with, run_repetition
+from sglang_layered_lab.bench.run import made_with, run_repetition
 from sglang_layered_lab.bench.server_pool import ServerPool, key_of
 from sglang_layered_lab.bench.spec import BenchSpec
 from sglang_layered_lab.bench.spec_errors import SpecError, gathered, raise_all
 from sglang_layered_lab.bench.spec_seeds import Stream, generator
 from sglang_layered_lab.bench.sweep_result import FORMAT, MANIFEST, SweepResult
 from sglang_layered_lab.bench.sweep_spec import Cell, SweepSpec
-from sglang_layered_lab.bench.trace import RequestTrace
+from sglang_layered_lab.bench.workload import Server
 
 WARMUP_REPETITION = 1_000_000  # requests of a repetition that no round has
 WARMUP_TIMEOUT_S = 300.0
@@ -47,13 +44,16 @@ def order(spec: SweepSpec, round_index: int) -> list[Cell]:
     """Cells in the order of their turns.
 
     Point after point, arms in an order drawn for round and point. Where the servers of all arms do not fit at
-    once, arm after arm in an order drawn for the round, so that a round starts each of them once.
+    once, server after server and arm after arm in an order drawn for the round, so that a round starts each
+    server once.
     """
     num_arms = len(spec.arms)
     points = range(0, len(spec.cells), num_arms)
     if len({key_of(cell.spec) for cell in spec.cells}) > spec.settings.max_servers:
-        arms = _drawn(spec, round_index, 0)
-        return [spec.cells[start + arm] for arm in arms for start in points]
+        cells = [spec.cells[start + arm] for arm in _drawn(spec, round_index, 0) for start in points]
+        keys = [key_of(cell.spec) for cell in cells]
+        servers = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        return [cell for _, cell in sorted(zip(keys, cells, strict=True), key=lambda pair: servers[pair[0]])]
     return [
         spec.cells[start + arm]
         for point, start in enumerate(points)
@@ -68,14 +68,9 @@ def _drawn(spec: SweepSpec, round_index: int, point: int) -> list[int]:
 
 
 def run_sweep(
-    spec: SweepSpec,
-    folder: Path,
-    *,
-    pool: ServerPool | None = None,
-    restart: bool = False,
-    tell: Tell | None = None,
+    spec: SweepSpec, folder: Path, pool: ServerPool, *, restart: bool = False, tell: Tell | None = None
 ) -> SweepResult:
-    """Run what is missing of a sweep; `pool` may bring servers that are alive already.
+    """Run what is missing of a sweep; the pool may bring servers that are alive already.
 
     A folder of the same sweep with fewer rounds gets those that are missing.
 
@@ -83,24 +78,18 @@ def run_sweep(
         BenchError: the folder holds another sweep or more rounds, or a run fails.
     """
     check_cells(spec)
-    check_writable(folder / MANIFEST)
-    if restart:
-        _clear(folder)
-    _begin(spec, folder)
-    if pool is None:
-        with pool_for([spec], folder) as own:
-            return run_sweep(spec, folder, pool=own, tell=tell)
-    with_versions = made_with()
-    records = {
-        cell.file_name: to_go_on(folder / cell.file_name, cell.spec, with_versions) for cell in spec.cells
-    }
+    check_output(folder / MANIFEST)
+    _begin(spec, folder, restart)
+    made, cells = made_with(), spec.cells
+    records = {cell.file_name: to_go_on(folder / cell.file_name, cell.spec, made) for cell in cells}
     for turn in turns(spec, records):
         if tell is not None:
             tell(turn)
-        server = pool.turn_of(turn.cell.spec)
-        repetition = run_repetition(Load.of(turn.cell.spec), server, turn.round_index)
-        _check(turn, repetition.traces)
-        name = turn.cell.file_name
+        asked, name = turn.cell.spec, turn.cell.file_name
+        repetition = run_repetition(Load.of(asked), pool.turn_of(asked), turn.round_index)
+        if all(trace.error is not None for trace in repetition.traces):
+            where = f"{asked.run.name}: no request of round {turn.round_index} ended well"
+            raise BenchError(f"{where}: {repetition.traces[0].error}")
         records[name] = records[name].with_repetition(repetition)
         records[name].write(folder / name)
     return SweepResult.read(folder)
@@ -136,46 +125,32 @@ def pool_for(specs: Sequence[SweepSpec], log_folder: Path) -> ServerPool:
 
     def warm_up(spec: BenchSpec, server: Server) -> None:
         planned = Load.of(spec).planned(WARMUP_REPETITION, server)[: warmups[key_of(spec)]]
-        at_once = [
-            PlannedRequest(each.request_id, 0.0, each.prompt, each.max_output_tokens) for each in planned
-        ]
+        at_once = [replace(each, due_s=0.0) for each in planned]
         if at_once:
             run_client(server.url, at_once, timeout_s=WARMUP_TIMEOUT_S, num_clients=1)
 
     return ServerPool(max(spec.settings.max_servers for spec in specs), log_folder, warm_up)
 
 
-def _begin(spec: SweepSpec, folder: Path) -> None:
+def _begin(spec: SweepSpec, folder: Path, restart: bool) -> None:
+    """Write the manifest; one that is there is of this sweep, with as many rounds or fewer.
+
+    With `restart` that one and its records are removed, and nothing else.
+    """
     path = folder / MANIFEST
-    document = json.loads(json.dumps({"format": FORMAT} | spec.to_json()))
-    if path.exists():
-        _check_same(folder, json.loads(path.read_text()), document)
-    folder.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(new, path)
-
-
-def _check_same(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """The sweep there is this one, with as many rounds or fewer."""
+    here = json.loads(json.dumps({"format": FORMAT} | spec.to_json()))
+    there = json.loads(path.read_text()) if path.exists() else here
+    if restart:
+        for cell in there["cells"]:
+            (folder / Path(cell["record"]).name).unlink(missing_ok=True)
+        there = here
     has, wanted = there["sweep"]["rounds"], here["sweep"]["rounds"]
     if {**there, "sweep": {**there["sweep"], "rounds": wanted}} != here:
         raise BenchError(f"{folder} holds another sweep; give another --out, or --restart to replace it")
     if has > wanted:
-        raise BenchError(
-            f"{folder} is a sweep of {has} rounds; give rounds = {has} or more, another --out, or --restart"
-        )
-
-
-def _clear(folder: Path) -> None:
-    """Remove a sweep's manifest and records, nothing else."""
-    if (folder / MANIFEST).exists():
-        for cell in json.loads((folder / MANIFEST).read_text())["cells"]:
-            (folder / Path(cell["record"]).name).unlink(missing_ok=True)
-        (folder / MANIFEST).unlink()
-
-
-def _check(turn: Turn, traces: Sequence[RequestTrace]) -> None:
-    if all(trace.error is not None for trace in traces):
-        where = f"{turn.cell.spec.run.name}: no request of round {turn.round_index} ended well"
-        raise BenchError(f"{where}: {traces[0].error}")
+        remedy = f"give rounds = {has} or more, another --out, or --restart"
+        raise BenchError(f"{folder} is a sweep of {has} rounds; {remedy}")
+    folder.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(here, indent=1) + "\n")
+    os.replace(new, path)

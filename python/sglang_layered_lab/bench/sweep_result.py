@@ -1,7 +1,5 @@
 """A finished or begun sweep, read from its folder: arms, points, records, and metrics by round."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -10,11 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sglang_layered.errors import BenchError
-from sglang_layered_lab.bench.intervals import Interval, t_interval
-from sglang_layered_lab.bench.record import BenchRecord
-from sglang_layered_lab.bench.scalars import SCALARS
+import pandas as pd
 
+from sglang_layered.errors import BenchError
+from sglang_layered_lab.bench.intervals import Interval, share_interval, t_interval
+from sglang_layered_lab.bench.metrics import RunMetrics
+from sglang_layered_lab.bench.record import BenchRecord
+from sglang_layered_lab.bench.scalars import SCALARS, scalars_of
+
+LIMITS = {"attainment": "both", "attainment_ttft": "ttft", "attainment_tbt": "tbt"}
 MANIFEST = "sweep.json"
 FORMAT = 1
 
@@ -35,27 +37,52 @@ class CellResult:
         return BenchRecord.read(self.record_path)
 
     @cached_property
-    def _seen(self) -> dict[str, list[float | None]]:
-        return {}
+    def _metrics(self) -> list[RunMetrics]:
+        return [each.metrics(self.record.limits) for each in self.record.repetitions]
 
-    def values(self, name: str) -> list[float | None]:
-        """A scalar of `scalars.SCALARS`, one value a round; None where it does not exist."""
-        if name not in self._seen:
-            limits = self.record.limits
-            self._seen[name] = [SCALARS[name].of(each, limits) for each in self.record.repetitions]
-        return self._seen[name]
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """All scalars of `scalars.SCALARS`, a row a round under its number; NaN where one does not exist."""
+        pairs = zip(self.record.repetitions, self._metrics, strict=True)
+        found = {each.index: scalars_of(each, seen) for each, seen in pairs}
+        return pd.DataFrame.from_dict(found, orient="index", columns=list(SCALARS), dtype=float)
+
+    @cached_property
+    def due(self) -> pd.DataFrame:
+        """`metrics.requests_of` of the requests of all rounds that were due in their windows."""
+        return pd.concat([seen.due for seen in self._metrics], ignore_index=True)
+
+    @property
+    def has_background(self) -> bool:
+        """Did streams decode beside its requests?"""
+        return any(each.background for each in self.record.repetitions)
 
     def known(self, name: str) -> list[float]:
-        """The values that exist."""
-        return [value for value in self.values(name) if value is not None]
+        """A scalar's values that exist, by rounds."""
+        values: list[float] = self.rounds[name].dropna().tolist()
+        return values
 
     def mean(self, name: str) -> float | None:
         """Mean over rounds; None when no round has a value."""
         values = self.known(name)
         return sum(values) / len(values) if values else None
 
+    def counts_within(self, name: str) -> tuple[int, int]:
+        """Requests of all rounds that met the limit of a scalar of `LIMITS`, and that were due.
+
+        (0, 0) where the limit is not set.
+        """
+        limit = LIMITS[name]
+        return (int(self.due[limit].sum()), len(self.due)) if limit in self.due else (0, 0)
+
     def interval(self, name: str) -> Interval | None:
-        """Interval of the mean over rounds, within what it can be; None with fewer than two rounds."""
+        """Interval of the mean over rounds, within what it can be; None with fewer than two rounds.
+
+        That of a share of requests is Wilson's, of the requests of all rounds together.
+        """
+        if name in LIMITS:
+            num_met, num_due = self.counts_within(name)
+            return share_interval(num_met, num_due) if num_due else None
         values = self.known(name)
         most = 1.0 if SCALARS[name].unit == "share" else math.inf
         return t_interval(values, least=0.0, most=most) if len(values) > 1 else None
@@ -72,7 +99,7 @@ class SweepResult:
     num_missing: int  # cells without a record
 
     @classmethod
-    def read(cls, folder: Path) -> SweepResult:
+    def read(cls, folder: Path) -> "SweepResult":
         """Read a folder that `bench sweep` wrote.
 
         Raises:
@@ -121,8 +148,5 @@ class SweepResult:
     @property
     def points(self) -> list[dict[str, Any]]:
         """Points that have a record, in the grid's order."""
-        found: list[dict[str, Any]] = []
-        for cell in self.cells:
-            if dict(cell.point) not in found:
-                found.append(dict(cell.point))
-        return found
+        points = [dict(cell.point) for cell in self.cells]
+        return [point for index, point in enumerate(points) if point not in points[:index]]

@@ -4,39 +4,31 @@ One TOML file: the sections of a bench spec but [run], then [sweep], [[arms]] an
 a point of the grid; every cell is a whole bench spec, with one repetition a round.
 """
 
-from __future__ import annotations
-
 import copy
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic.dataclasses import dataclass
+
 from sglang_layered_lab.bench import spec_keys as of
 from sglang_layered_lab.bench.spec import BenchSpec, spec_from
-from sglang_layered_lab.bench.spec_errors import (
-    SpecError,
-    checked,
-    gathered,
-    located,
-    parse_toml,
-    raise_all,
-    text_of,
-)
+from sglang_layered_lab.bench.spec_errors import Keys, SpecError, gathered, located, raise_all, read_toml
 
-OWN_SECTIONS = ("sweep", "arms", "grid")
 MOST_CELLS = 10_000
 
 
-@of.section
+@dataclass(frozen=True)
 class SweepSettings(of.Section):
     """The section [sweep]."""
 
-    name: Annotated[str, of.file_name, "names the folder"]
+    name: Annotated[of.FileName, "names the folder"]
     title: Annotated[str, "of reports; absent: the name"] = ""
     rounds: Annotated[of.Few, "every cell has its turn in each, arms in an order drawn anew"] = 3
     max_servers: Annotated[of.Count, "alive at once; with more arms they start anew each round"] = 4
@@ -47,14 +39,15 @@ class SweepSettings(of.Section):
     timeout_s: Annotated[of.Seconds, "of one turn of a cell"] = 600.0
 
 
-@of.section
+@dataclass(frozen=True)
 class Arm(of.Section):
     """One way to serve. `mode` groups arms in pictures; `label` names the arm within its mode."""
 
-    name: Annotated[str, of.file_name, "names its records"]
+    name: Annotated[of.FileName, "names its records"]
     mode: Annotated[str, "groups arms in pictures"]
     label: Annotated[str, "names the arm within its mode; absent: the name"] = ""
     flags: Annotated[tuple[str, ...], "added to server.flags"] = ()
+    without: Annotated[tuple[str, ...], "flags without a value that are left out of server.flags"] = ()
     changes: Annotated[dict[str, Any], "values of dotted keys of a bench spec"] = field(default_factory=dict)
 
     @property
@@ -63,26 +56,26 @@ class Arm(of.Section):
         return self.label or self.name
 
 
-@of.section
+@dataclass(frozen=True)
 class _OwnSections(of.Section):
     """What a sweep's file has beside the sections of a bench spec."""
 
     sweep: Annotated[SweepSettings, "the sweep as a whole"]
     arms: Annotated[tuple[Arm, ...], "what is compared"] = ()
-    grid: Annotated[dict[str, Any], "lists of values of dotted keys"] = field(default_factory=dict)
+    grid: Annotated[dict[str, of.Values], "of dotted keys"] = field(default_factory=dict)
 
-    def problems(self) -> Iterator[SpecError]:
+    def problems(self) -> Iterator[tuple[Keys, str]]:
         """Give what makes no cells."""
         if not self.arms:
-            yield SpecError(("arms",), "is missing; add [[arms]] with name and mode")
+            yield "arms", "is missing; add [[arms]] with name and mode"
         if len({arm.name for arm in self.arms}) != len(self.arms):
-            yield SpecError(("arms",), "two arms have the same name; give each its own")
-        for name, values in self.grid.items():
-            if not isinstance(values, list) or not values:
-                yield SpecError(("grid", name), "give a list of values; quote a dotted key")
+            yield "arms", "two arms have the same name; give each its own"
+        num_cells = len(self.arms) * prod(map(len, self.grid.values()))
+        if num_cells > MOST_CELLS:
+            yield "grid", f"makes {num_cells:,} cells; give at most {MOST_CELLS:,}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
     """An arm at a point of the grid."""
 
@@ -96,13 +89,13 @@ class Cell:
         return f"{self.spec.run.name}.json.gz"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class SweepSpec:
     """Everything a sweep runs; cells point by point, arms in the order of the file."""
 
     settings: SweepSettings
     arms: tuple[Arm, ...]
-    grid: Mapping[str, tuple[Any, ...]]
+    grid: Mapping[str, Sequence[Any]]
     cells: tuple[Cell, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +118,7 @@ def read_sweep(path: Path) -> SweepSpec:
         BenchError: one line `FILE:LINE: KEY: what is wrong; remedy`.
     """
     with located(path):
-        return sweep_from(parse_toml(text_of(path)), path.parent)
+        return sweep_from(read_toml(path), path.parent)
 
 
 def sweep_from(values: Mapping[str, Any], folder: Path) -> SweepSpec:
@@ -135,17 +128,17 @@ def sweep_from(values: Mapping[str, Any], folder: Path) -> SweepSpec:
         SpecError: it names the key and the remedy.
     """
     if "run" in values:
-        raise SpecError(("run",), "a sweep has its own; use [sweep] with name, rounds, seed, timeout_s")
-    own = checked(_OwnSections, {key: values[key] for key in OWN_SECTIONS if key in values})
-    if (num_cells := len(own.arms) * prod(map(len, own.grid.values()))) > MOST_CELLS:
-        raise SpecError(("grid",), f"makes {num_cells:,} cells; give at most {MOST_CELLS:,}")
-    base = {key: each for key, each in values.items() if key not in OWN_SECTIONS}
+        raise SpecError("run", "a sweep has its own; use [sweep] with name, rounds, seed, timeout_s")
+    own_values = {key: values[key] for key in _OwnSections.names() if key in values}
+    own: _OwnSections = of.checked(_OwnSections, own_values)
+    base = {key: each for key, each in values.items() if key not in own_values}
     cells: list[Cell] = []
     errors: list[SpecError] = []
     for point in [dict(zip(own.grid, each, strict=True)) for each in product(*own.grid.values())]:
         for index, arm in enumerate(own.arms):
             with gathered(errors):
-                cells.append(Cell(arm, point, _cell_spec(base, own.sweep, index, arm, point, folder)))
+                named = _cell_values(base, own.sweep, index, arm, point)
+                cells.append(Cell(arm, point, spec_from(named, folder)))
     raise_all(errors)
     _check_settings(cells)
     return SweepSpec(own.sweep, own.arms, own.grid, tuple(cells))
@@ -159,37 +152,30 @@ def _check_settings(cells: Sequence[Cell]) -> None:
         other = first.setdefault(json.dumps(asdict(replace(server, settings={})), sort_keys=True), cell)
         differing = sorted(server.settings.keys() ^ other.spec.server.settings.keys())
         if differing:
-            raise SpecError(
-                ("arms",),
-                f"{cell.arm.name} and {other.arm.name} share a server and only one of them sets"
-                f" {', '.join(differing)}; set it in both",
-            )
+            problem = f"{cell.arm.name} and {other.arm.name} share a server and only one of them sets"
+            raise SpecError("arms", f"{problem} {', '.join(differing)}; set it in both")
 
 
-def _cell_spec(
-    base: Mapping[str, Any],
-    settings: SweepSettings,
-    index: int,
-    arm: Arm,
-    point: Mapping[str, Any],
-    folder: Path,
-) -> BenchSpec:
+def _cell_values(
+    base: Mapping[str, Any], settings: SweepSettings, index: int, arm: Arm, point: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Plain values of a cell's spec; `index` is the arm's place."""
     values = copy.deepcopy(dict(base))
     for where, changes in ((("grid",), point), (("arms", index, "changes"), arm.changes)):
         for key, value in changes.items():
             put(values, key, value, where)
     server = values.setdefault("server", {})
-    if not isinstance(server, dict):
-        raise SpecError(("server",), "give a table")
-    server["flags"] = [*server.get("flags", ()), *arm.flags]
+    if isinstance(server, dict):
+        kept = [flag for flag in server.get("flags", ()) if flag not in arm.without]
+        server["flags"] = [*kept, *arm.flags]
+    name = "@".join([arm.name, *(f"{key.rpartition('.')[2]}={each}" for key, each in point.items())])
     values["run"] = {
-        "name": "@".join([arm.name, *(f"{key.rpartition('.')[2]}={each}" for key, each in point.items())]),
+        "name": re.sub(r"[^A-Za-z0-9._-]", "-", name),
         "repetitions": settings.rounds,
         "seed": settings.seed,
         "timeout_s": settings.timeout_s,
     }
-    values["run"]["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", values["run"]["name"])
-    return spec_from(values, folder)
+    return values
 
 
 def put(values: dict[str, Any], key: str, value: Any, where: tuple[str | int, ...]) -> None:

@@ -1,40 +1,45 @@
-"""A sweep's figures as tables of text: for documents and for the report. Pure."""
-
-from __future__ import annotations
+"""A sweep's figures as tables, for documents and for the HTML report, where what loses is shown. Pure."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sglang_layered_lab.bench.figure_data import gap_scalars, titles_of
 from sglang_layered_lab.bench.intervals import Interval
-from sglang_layered_lab.bench.scalars import SCALARS, Unit
-from sglang_layered_lab.bench.sweep_compare import (
-    RIVAL_MODE,
-    ArmDuel,
-    ArmValue,
-    Versus,
-    point_duels,
-    point_values,
-)
+from sglang_layered_lab.bench.ratios import Verdict, Versus
+from sglang_layered_lab.bench.scalars import PHASES, SCALARS, Unit
+from sglang_layered_lab.bench.sweep_compare import RIVAL_MODE, ArmValue, Duel, point_duels, point_values
 from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
 
 ABSENT = "-"
-COVERAGES = ("coverage_prompt", "coverage_hybrid", "coverage_decode")
+COVERAGE = "expert coverage %: prompt / hybrid / decode"
+KINDS: Mapping[Verdict, str] = {"better": "wins", "worse": "loses", "undecided": "undecided"}
+WRONG_IN = 20  # one of so many verdicts at 95 % is wrong by chance
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A table's cell: `detail` stands under the text, `kind` is wins, loses, behind, undecided or empty."""
+
+    text: str
+    detail: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under a header; `notes` are what a reader has to know beside it."""
+    """Rows under a header; `notes` are what a reader has to know beside it."""
 
+    title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """The table in Markdown, its notes behind it."""
-        return "\n\n".join([to_markdown(self.header, self.rows), *self.notes])
+        """The texts in Markdown, the notes behind them."""
+        rows = [[cell.text for cell in row] for row in self.rows]
+        return "\n\n".join([to_markdown(self.header, rows), *self.notes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Scale:
     factor: float
 
     @classmethod
-    def of(cls, unit: Unit, values: Iterable[float]) -> Scale:
+    def of(cls, unit: Unit, values: Sequence[float]) -> "Scale":
         """A scale on which the greatest of the values reads well."""
         most = max(values, default=0.0)
         if unit in ("s", "J"):
@@ -59,32 +64,25 @@ class Scale:
         scaled = self.factor * value
         return f"{scaled:.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
 
-    def shown(self, value: float, interval: Interval | None) -> str:
+    def shown(self, value: float | None, interval: Interval | None) -> str:
         """A value and the ends of its interval."""
-        if interval is None:
-            return self.number(value)
-        return f"{self.number(value)} [{self.number(interval.low)}, {self.number(interval.high)}]"
+        if value is None:
+            return ABSENT
+        ends = "" if interval is None else f" [{self.number(interval.low)}, {self.number(interval.high)}]"
+        return self.number(value) + ends
 
 
 def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; bars and line ends in cells are made harmless."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(_cell(each) for each in line)} |" for line in lines)
-
-
-def scale_of(name: str, values: Sequence[ArmValue]) -> Scale:
-    """The scale of a scalar's column."""
-    return Scale.of(SCALARS[name].unit, [each.mean for each in values if each.mean is not None])
-
-
-def heading(name: str, scale: Scale) -> str:
-    """A scalar's title and the unit of its column."""
-    return f"{SCALARS[name].title}, {scale.unit}" if scale.unit else SCALARS[name].title
+    lines = [[" ".join(each.replace("|", "\\|").split()) for each in line] for line in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def point_text(point: Mapping[str, Any]) -> str:
     """A point of the grid in words; "all" where there is no grid."""
-    return ", ".join(f"{key.rpartition('.')[2]} = {_plain(value)}" for key, value in point.items()) or "all"
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in point.items()}
+    return ", ".join(f"{key.rpartition('.')[2]} = {value}" for key, value in shown.items()) or "all"
 
 
 def versus_text(versus: Versus | None) -> str:
@@ -92,49 +90,89 @@ def versus_text(versus: Versus | None) -> str:
     if versus is None:
         return ""
     dropped = f"; {versus.num_dropped} round(s) dropped" if versus.num_dropped else ""
-    if versus.comparison is not None:
-        ratio = versus.comparison.ratio
-        width = "" if versus.comparison.is_precise else ", not precise"
-        ends = f"[{_ratio(ratio.low)}, {_ratio(ratio.high)}]"
-        return f"x{_ratio(ratio.value)} {ends} {versus.verdict}{width}{dropped}"
-    if versus.ratio is not None:
-        return f"x{_ratio(versus.ratio)}, one round: no interval{dropped}"
-    if not versus.num_pairs:
-        return f"no round in common{dropped}"
-    return f"no ratio: a value is 0; {'behind' if versus.is_behind else 'not behind'}{dropped}"
+    if versus.ratio is None:
+        behind = "no ratio: a value is 0; " + ("behind" if versus.is_behind else "not behind")
+        return (behind if versus.num_pairs else "no round in common") + dropped
+    interval = versus.ratio.interval
+    if interval is None:
+        return f"x{_ratio(versus.ratio.value)}, one round: no interval{dropped}"
+    width = "" if versus.ratio.is_precise else ", not precise"
+    ends = f"[{_ratio(interval.low)}, {_ratio(interval.high)}]"
+    return f"x{_ratio(interval.value)} {ends} {versus.verdict}{width}{dropped}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:.3g}"
+
+
+def kind_of(versus: Versus | None) -> str:
+    """How a comparison is shown: by its verdict; without one, behind where the mean is."""
+    if versus is None:
+        return ""
+    return KINDS[versus.verdict] if versus.verdict else "behind" if versus.is_behind else ""
 
 
 def coverage_text(cell: CellResult) -> str:
     """Measured expert coverage in % by phase: prompt, hybrid, decode."""
-    means = [cell.mean(name) for name in COVERAGES]
+    means = [cell.mean(f"coverage_{phase}") for phase in PHASES]
     if all(mean is None for mean in means):
         return "not measured"
-    return " / ".join(ABSENT if mean is None else Scale("%", 100).number(mean) for mean in means)
-
-
-def failures_text(cell: CellResult) -> str:
-    """Requests of all rounds that failed, and those that were due."""
-    due = [
-        trace
-        for repetition in cell.record.repetitions
-        for trace in repetition.traces
-        if repetition.window.holds(trace.due_s)
-    ]
-    return f"{sum(trace.error is not None for trace in due)} of {len(due)}"
+    return " / ".join(Scale("%", 100).shown(mean, None) for mean in means)
 
 
 def scalar_table(
-    result: SweepResult, point: Mapping[str, Any], baseline: str, names: Sequence[str] = tuple(SCALARS)
+    result: SweepResult,
+    point: Mapping[str, Any],
+    baseline: str,
+    names: Sequence[str] = tuple(SCALARS),
+    title: str = "",
 ) -> Table:
     """Every arm's scalars at a point: mean and interval over rounds, failures and coverage beside them."""
-    return _arm_table(result, point, baseline, names, with_ratios=False)
+    cells = result.at(point)
+    titles = titles_of(cells)
+    found = point_values(result, point, baseline, names)
+    columns = dict(_column(name, values) for name, values in found.items())
+    rows = tuple(
+        (
+            Cell(titles[cell.arm]),
+            *values,
+            Cell(f"{cell.due.is_failed.sum()} of {len(cell.due)}"),
+            Cell(coverage_text(cell)),
+        )
+        for cell, *values in zip(cells, *columns.values(), strict=True)
+    )
+    header = ("arm", *columns, "failed of due", COVERAGE)
+    return Table(title, header, rows, tuple(notes_of(cells, baseline, names)))
 
 
-def ratio_table(
-    result: SweepResult, point: Mapping[str, Any], baseline: str, names: Sequence[str] = tuple(SCALARS)
-) -> Table:
-    """Every arm's scalars over the baseline's at a point, with verdicts; coverage beside them."""
-    return _arm_table(result, point, baseline, names, with_ratios=True)
+def _column(name: str, values: Sequence[ArmValue]) -> tuple[str, list[Cell]]:
+    """Its heading, which names the unit, and its cells."""
+    scalar = SCALARS[name]
+    scale = Scale.of(scalar.unit, [each.mean for each in values if each.mean is not None])
+    cells = [
+        Cell(scale.shown(each.mean, each.interval), versus_text(each.versus), kind_of(each.versus))
+        for each in values
+    ]
+    return f"{scalar.title}, {scale.unit}" if scale.unit else scalar.title, cells
+
+
+def notes_of(cells: Sequence[CellResult], baseline: str, names: Sequence[str]) -> Iterator[str]:
+    """What to know of these scalars of all arms at a point: what was not measured, and how often the rest."""
+    wanted = [name for name in names if SCALARS[name].better]
+    absent = [SCALARS[name].title for name in wanted if not any(cell.known(name) for cell in cells)]
+    if absent:
+        yield f"Not measured here: {'; '.join(absent)}."
+    if baseline not in {cell.arm for cell in cells}:
+        yield f"The baseline {baseline} has no record here: no ratios."
+    yield from _round_notes(cells)
+
+
+def _round_notes(cells: Sequence[CellResult]) -> Iterator[str]:
+    counts = {len(cell.record.repetitions) for cell in cells}
+    if counts == {1}:
+        yield "One round: no interval."
+    elif len(counts) > 1:
+        yield f"Arms have {min(counts)} to {max(counts)} rounds."
 
 
 def duel_table(
@@ -144,86 +182,91 @@ def duel_table(
     cells = result.at(point)
     tbt = tbt or next(iter(gap_scalars(cells)))
     found = point_duels(result, point, tbt, rival_mode)
-    header = (
-        "arm",
-        "TTFT, s",
-        f"{SCALARS[tbt].title}, ms",
-        f"best {rival_mode} arm at equal or better TBT",
-        "its TTFT, s",
-        "its TBT, ms",
-        "TTFT ratio",
-        "outcome",
-    )
+    rival = f"best {rival_mode} arm at equal or better TBT"
+    ours, theirs = ("arm", "TTFT, s", f"{SCALARS[tbt].title}, ms"), (rival, "its TTFT, s", "its TBT, ms")
+    header = (*ours, *theirs, "TTFT ratio", "outcome", COVERAGE, "the same of the rival")
+    title = f"Duels at equal or better {SCALARS[tbt].title}"
     if not found:
-        return Table(header, (), (f"No duels: no arm of mode {rival_mode} here, or no other.",))
-    titles = titles_of(cells)
+        notes = (f"No duels: no arm of mode {rival_mode} here, or no other.",)
+        return Table(title, header, (), notes)
     note = "TTFT and TBT are means over rounds; the rival is chosen by them."
-    return Table(header, tuple(_duel_row(each, titles) for each in found), (note, *round_notes(cells)))
+    rows = tuple(tuple(_duel_row(each, cells)) for each in found)
+    return Table(title, header, rows, (note, *_round_notes(cells)))
 
 
-def outcome(duel: ArmDuel) -> str:
+def _duel_row(duel: Duel, cells: Sequence[CellResult]) -> Iterator[Cell]:
+    titles, kind = titles_of(cells), "loses" if duel.is_lost else ""
+    covered = {cell.arm: coverage_text(cell) for cell in cells}
+    texts = []
+    for place in (duel.baseline, duel.rival):
+        if place is None:
+            texts += ["none", ABSENT, ABSENT]
+        else:
+            texts += [titles[place.arm], f"{place.ttft_s:.3f}", f"{1e3 * place.tbt_s:.1f}"]
+    texts += [versus_text(duel.versus) or ABSENT, outcome(duel), covered[duel.baseline.arm]]
+    texts.append(ABSENT if duel.rival is None else covered[duel.rival.arm])
+    return (Cell(text, kind=kind) for text in texts)
+
+
+def outcome(duel: Duel) -> str:
     """How the rival did."""
-    if duel.duel.rival is None:
+    if duel.rival is None:
         return "loses: no rival has such a TBT"
-    words = "loses" if duel.is_lost else "wins"
-    verdict = None if duel.versus is None else duel.versus.verdict
-    return f"{words}, undecided" if verdict == "undecided" else words
+    is_undecided = duel.versus is not None and duel.versus.verdict == "undecided"
+    return ("loses" if duel.is_lost else "wins") + (", undecided" if is_undecided else "")
 
 
-def _duel_row(each: ArmDuel, titles: Mapping[str, str]) -> tuple[str, ...]:
-    place, rival = each.duel.baseline, each.duel.rival
-    ours = (titles[place.arm], f"{place.ttft_s:.3f}", f"{1e3 * place.tbt_s:.1f}")
-    if rival is None:
-        return (*ours, "none", ABSENT, ABSENT, ABSENT, outcome(each))
-    theirs = (titles[rival.arm], f"{rival.ttft_s:.3f}", f"{1e3 * rival.tbt_s:.1f}")
-    return (*ours, *theirs, versus_text(each.versus), outcome(each))
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A comparison that an arm of the rivals' mode lost."""
+
+    where: str
+    arm: str
+    what: str
+    detail: str
+    kind: str
 
 
-def _arm_table(
-    result: SweepResult, point: Mapping[str, Any], baseline: str, names: Sequence[str], *, with_ratios: bool
-) -> Table:
-    cells = result.at(point)
-    titles = titles_of(cells)
-    found = point_values(result, point, baseline, names)
-    if with_ratios:
-        found = {name: values for name, values in found.items() if SCALARS[name].better is not None}
-    scales = {name: scale_of(name, values) for name, values in found.items()}
-    columns = [
-        [versus_text(each.versus) if with_ratios else _mean(each, scales[name]) for each in values]
-        for name, values in found.items()
-    ]
-    rows = tuple(
-        (titles[cell.arm], *values, failures_text(cell), coverage_text(cell))
-        for cell, *values in zip(cells, *columns, strict=True)
-    )
-    shown = [SCALARS[name].title if with_ratios else heading(name, scales[name]) for name in found]
-    header = ("arm", *shown, "failed of due", "expert coverage %: prompt / hybrid / decode")
-    absent = [SCALARS[name].title for name in names if name not in found and SCALARS[name].better]
-    notes = [f"Not measured here: {'; '.join(absent)}."] if absent else []
-    if with_ratios and baseline in titles:
-        notes.append(f"Ratios are to {titles[baseline]}, paired by rounds.")
-    return Table(header, rows, (*notes, *round_notes(cells)))
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Comparisons of arms with the baseline, counted by verdict, and the lost ones, duels included.
+
+    `by_chance` of so many would have a wrong verdict if no arm differed.
+    """
+
+    arms: tuple[str, ...]
+    better: int
+    worse: int
+    undecided: int
+    by_chance: float
+    losses: tuple[Loss, ...]
 
 
-def round_notes(cells: Sequence[CellResult]) -> tuple[str, ...]:
-    """What to know of the number of rounds."""
-    counts = {len(cell.record.repetitions) for cell in cells}
-    if counts == {1}:
-        return ("One round: no interval.",)
-    return (f"Arms have {min(counts)} to {max(counts)} rounds.",) if len(counts) > 1 else ()
+def outcomes(result: SweepResult, baseline: str, names: Sequence[str] = tuple(SCALARS)) -> Outcomes:
+    """Count verdicts over all points, of the rivals' arms where there are any."""
+    titles = titles_of(result.cells)
+    rivals = [arm for arm in result.arms if result.of_arm(arm)[0].mode == RIVAL_MODE] or result.arms
+    verdicts, losses = [], []
+    for point in result.points:
+        where = point_text(point)
+        for name, values in point_values(result, point, baseline, names).items():
+            for each in values:
+                if each.versus is None or each.arm not in rivals:
+                    continue
+                verdicts.append(each.versus.verdict)
+                if (kind := kind_of(each.versus)) in ("loses", "behind"):
+                    text = versus_text(each.versus)
+                    losses.append(Loss(where, titles[each.arm], SCALARS[name].title, text, kind))
+        losses += _lost_duels(result, point, titles)
+    better, worse, undecided = (verdicts.count(name) for name in KINDS)
+    by_chance = (better + worse + undecided) / WRONG_IN
+    return Outcomes(tuple(titles[arm] for arm in rivals), better, worse, undecided, by_chance, tuple(losses))
 
 
-def _mean(value: ArmValue, scale: Scale) -> str:
-    return ABSENT if value.mean is None else scale.shown(value.mean, value.interval)
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.3f}" if value < 100 else f"{value:.3g}"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+def _lost_duels(result: SweepResult, point: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[Loss]:
+    for tbt in gap_scalars(result.at(point)):
+        for each in point_duels(result, point, tbt):
+            if each.is_lost:
+                rival = "no arm" if each.rival is None else titles[each.rival.arm]
+                what = f"duel with {titles[each.baseline.arm]} at equal or better {SCALARS[tbt].title}"
+                yield Loss(point_text(point), rival, what, versus_text(each.versus) or outcome(each), "loses")

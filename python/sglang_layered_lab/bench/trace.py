@@ -1,17 +1,24 @@
-"""What a client saw of one request: raw times, nothing computed. Pure; JSON in and out."""
-
-from __future__ import annotations
+"""What a client saw of one request: raw times, nothing computed. Pure; pydantic makes JSON of it and back."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, PlainSerializer
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """At `time_s` the client had `num_tokens` tokens of the request, this arrival's own included."""
 
     time_s: float
     num_tokens: int
+
+
+# In JSON times are rounded to a microsecond.
+Moment = Annotated[float, PlainSerializer(lambda time_s: round(time_s, 6))]
+Arrivals = Annotated[
+    tuple[Arrival, ...],
+    PlainSerializer(lambda arrivals: [[round(each.time_s, 6), each.num_tokens] for each in arrivals]),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,35 +30,10 @@ class RequestTrace:
     asked: its arrivals are then what came before.
     """
 
-    request_id: str
-    due_s: float
-    sent_s: float
+    request_id: Annotated[str, Field(alias="id")]
+    due_s: Moment
+    sent_s: Moment
     prompt_tokens: int
     max_output_tokens: int
-    arrivals: tuple[Arrival, ...]
+    arrivals: Arrivals
     error: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; times to a microsecond."""
-        return {
-            "id": self.request_id,
-            "due_s": round(self.due_s, 6),
-            "sent_s": round(self.sent_s, 6),
-            "prompt_tokens": self.prompt_tokens,
-            "max_output_tokens": self.max_output_tokens,
-            "arrivals": [[round(each.time_s, 6), each.num_tokens] for each in self.arrivals],
-            "error": self.error,
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RequestTrace:
-        """Read back what `to_json` gave."""
-        return cls(
-            request_id=values["id"],
-            due_s=values["due_s"],
-            sent_s=values["sent_s"],
-            prompt_tokens=values["prompt_tokens"],
-            max_output_tokens=values["max_output_tokens"],
-            arrivals=tuple(Arrival(time_s, num_tokens) for time_s, num_tokens in values["arrivals"]),
-            error=values["error"],
-        )

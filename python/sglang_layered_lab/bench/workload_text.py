@@ -1,7 +1,5 @@
 """Text of about a given number of tokens: random words that a tokenizer takes for one token each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,7 +33,7 @@ class Words:
     words: tuple[str, ...]
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, low: int, high: int) -> Words:
+    def of(cls, tokenizer: Tokenizer, low: int, high: int) -> "Words":
         """Search token ids [low, high), spread over the range, for up to MAX_WORDS words of ASCII letters.
 
         Raises:
@@ -49,11 +47,9 @@ class Words:
             if len(words) == MAX_WORDS:
                 break
         if len(words) < MIN_WORDS:
-            raise SpecError(
-                ("workload", "inputs"),
-                f"'text' needs {MIN_WORDS} words of one token, the tokenizer has {len(words)} among ids {low}"
-                f" to {high - 1}; use 'ids', or give another workload.vocab",
-            )
+            has = f"the tokenizer has {len(words)} among ids {low} to {high - 1}"
+            needs = f"'text' needs {MIN_WORDS} words of one token, {has}"
+            raise SpecError("workload.inputs", f"{needs}; use 'ids', or give another workload.vocab")
         return cls(tokenizer, tuple(words))
 
     def text_of(self, shared: Sequence[int], own: Sequence[int], num_tokens: int) -> tuple[str, int]:

@@ -19,7 +19,7 @@ COMMANDS = {
     "top": ("sglang_layered_lab.watch.cli:top", "Watch a running server in the terminal."),
     "dashboard": (
         "sglang_layered_lab.dashboard.cli:dashboard",
-        "Write, draw or check the Grafana dashboard.",
+        "Write or check the Grafana dashboard.",
     ),
     "bench": ("sglang_layered_lab.cli.bench:bench", "Load servers and measure them; time kernels."),
     "reproduce": (

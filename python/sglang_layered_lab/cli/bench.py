@@ -1,18 +1,14 @@
 """`sglang-layered bench`: servers under load, kernels by themselves. Timing is done where the work is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from sglang_layered.errors import KernelError
-from sglang_layered_lab.cli.bench_capacity import capacity
 from sglang_layered_lab.cli.bench_limits import limits
 from sglang_layered_lab.cli.bench_report import plot, report
-from sglang_layered_lab.cli.bench_run import run, show
-from sglang_layered_lab.cli.bench_sweep import sweep
+from sglang_layered_lab.cli.bench_run import run, show, sweep
 
 
 @click.group()
@@ -20,13 +16,8 @@ def bench() -> None:
     """Load servers and measure them; time kernels."""
 
 
-bench.add_command(run)
-bench.add_command(capacity)
-bench.add_command(show)
-bench.add_command(sweep)
-bench.add_command(plot)
-bench.add_command(limits)
-bench.add_command(report)
+for command in (run, show, sweep, plot, limits, report):
+    bench.add_command(command)
 
 
 @bench.command()
@@ -44,9 +35,9 @@ def kernels(device: str | None, names: tuple[str, ...], out: Path) -> None:
     from sglang_layered_kernels.bench import table, time_kernel, write_record  # imports torch
     from sglang_layered_kernels.registry import kernels_with_bench
 
-    from sglang_layered.writable import check_writable
+    from sglang_layered.files import check_output
 
-    check_writable(out)
+    check_output(out)
     device = _usable(device)
     console = Console(width=None if Console().is_terminal else 140)
     rows = []

@@ -1,16 +1,8 @@
 """`sglang-layered bench limits`: arms that name a limit against the best that keep it, as a table."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
-
-if TYPE_CHECKING:
-    from sglang_layered_lab.bench.limits import LimitRow
 
 
 @click.command()
@@ -28,32 +20,23 @@ def limits(folder: Path, share: float) -> None:
     Each is set beside the arm of every other mode with the lowest TTFT among those that keep its limit. The
     last column says whether the TTFT is at most 1.05 times that arm's, by the end of the 95 % interval.
     """
+    from rich.console import Console
+    from rich.table import Table
+
     from sglang_layered_lab.bench.limits import limit_rows
     from sglang_layered_lab.bench.sweep_result import SweepResult
 
     console = Console(width=None if Console().is_terminal else 170)
-    table = Table(
-        "point", "limit ms", "arm", "gaps inside", "TTFT ms", "against", "its TTFT ms", "ratio", "<= 1.05"
-    )
+    header = ("point", "limit ms", "arm", "gaps inside", "TTFT ms")
+    table = Table(*header, "against", "its TTFT ms", "ratio", "<= 1.05")
     for row in limit_rows(SweepResult.read(folder), share):
-        for cells in _cells(row):
-            table.add_row(*cells)
+        point = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in row.point.items())
+        own = row.own
+        head = (point, f"{1e3 * row.limit_s:g}", own.arm, f"{own.share:.1%}", f"{1e3 * own.ttft_s:.0f}")
+        for rival in row.rivals:
+            over = "-" if rival.over is None else rival.over.as_times()
+            ttft_ms = f"{1e3 * rival.kept.ttft_s:.0f}"
+            table.add_row(*head, f"{rival.mode}: {rival.kept.arm}", ttft_ms, over, rival.verdict)
+        if not row.rivals:
+            table.add_row(*head, "none keeps it", "-", "-", "-")
     console.print(table)
-
-
-def _cells(row: LimitRow) -> list[list[str]]:
-    point = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in row.point.items())
-    own = row.own
-    head = [point, f"{1e3 * row.limit_s:g}", own.arm, f"{own.share:.1%}", f"{1e3 * own.ttft_s:.0f}"]
-    if not row.rivals:
-        return [[*head, "none keeps it", "-", "-", "-"]]
-    return [
-        [
-            *head,
-            f"{rival.mode}: {rival.kept.arm}",
-            f"{1e3 * rival.kept.ttft_s:.0f}",
-            "-" if rival.over is None else rival.over.as_times(),
-            rival.verdict,
-        ]
-        for rival in row.rivals
-    ]

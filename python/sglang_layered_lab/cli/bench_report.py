@@ -1,25 +1,21 @@
 """`sglang-layered bench plot` and `bench report`: options and what was written."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from sglang_layered_lab.bench.pictures import Format
 
 PICTURES = "pictures"
 
 folders_argument = click.argument(
     "folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-
-
-def baseline_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option --baseline."""
-    return click.option("--baseline", metavar="ARM", help="Compare with this arm.  [default: the first]")(
-        command
-    )
+baseline_option = click.option(
+    "--baseline", metavar="ARM", help="Compare with this arm.  [default: the first]"
+)
 
 
 @click.command()
@@ -27,25 +23,25 @@ def baseline_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for all.  [default: FOLDER/pictures]")
 @click.option("--format", "form", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True)
 @baseline_option
-def plot(folders: tuple[Path, ...], out: Path | None, form: str, baseline: str | None) -> None:
+def plot(folders: tuple[Path, ...], out: Path | None, form: "Format", baseline: str | None) -> None:
     """Draw the sweeps in these FOLDERs: TTFT against TBT, tokens over time, expert bytes, and what there is.
 
     Pictures that have no data are named with the reason.
     """
-    from sglang_layered.writable import check_writable
-    from sglang_layered_lab.bench.pictures import Format, Missing, all_pictures
+    from sglang_layered.files import check_output
+    from sglang_layered_lab.bench.pictures import Missing, all_pictures
     from sglang_layered_lab.bench.report import read_all
     from sglang_layered_lab.bench.sweep_compare import baseline_of
 
     results = read_all(folders, baseline)
     for folder in folders:
-        check_writable((out or folder / PICTURES) / "any")
+        check_output((out or folder / PICTURES) / "any")
     for folder, result in zip(folders, results, strict=True):
         for picture in all_pictures(result, baseline_of(result, baseline)):
             if isinstance(picture, Missing):
                 click.echo(f"{result.name}: no picture of {picture.title!r}: {picture.why}")
             else:
-                click.echo(f"wrote {picture.save(out or folder / PICTURES, cast(Format, form))}")
+                click.echo(f"wrote {picture.save(out or folder / PICTURES, form)}")
 
 
 @click.command()
@@ -53,11 +49,10 @@ def plot(folders: tuple[Path, ...], out: Path | None, form: str, baseline: str |
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for page and pictures.")
 @click.option("--format", "form", type=click.Choice(["png", "svg"]), default="png", show_default=True)
 @baseline_option
-def report(folders: tuple[Path, ...], out: Path, form: str, baseline: str | None) -> None:
+def report(folders: tuple[Path, ...], out: Path, form: "Format", baseline: str | None) -> None:
     """Write an HTML page of the sweeps in these FOLDERs: pictures, tables, records linked; losses shown."""
-    from sglang_layered.writable import check_writable
-    from sglang_layered_lab.bench.pictures import Format
+    from sglang_layered.files import check_output
     from sglang_layered_lab.bench.report import write_report
 
-    check_writable(out / "index.html")
-    click.echo(f"wrote {write_report(folders, out, baseline=baseline, form=cast(Format, form))}")
+    check_output(out / "index.html")
+    click.echo(f"wrote {write_report(folders, out, baseline=baseline, form=form)}")

@@ -1,22 +1,15 @@
 """The `calibrate-router` command: options, a line for each step and a table of what was measured."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from sglang_layered.errors import ModelRecipeError
-from sglang_layered_lab.models.router_checkpoint import (
-    calibration_record,
-    check_out,
-    write_calibrated,
-    write_dummy,
-)
+from sglang_layered_lab.models.router_checkpoint import calibration_record, check_out, write_calibrated
 from sglang_layered_lab.models.router_targets import DEFAULT_TARGETS, read_targets
 
 if TYPE_CHECKING:
@@ -53,15 +46,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a model that this command made in --out.")
 @click.option("--dummy", is_flag=True, help="MODEL_DIR has only a config, to serve with --load-format dummy.")
 def calibrate_router(
-    model_dir: Path,
-    out: Path,
-    targets: Path,
-    seed: int,
-    num_topics: int,
-    tolerance: float,
-    record: Path | None,
-    force: bool,
-    dummy: bool,
+    model_dir: Path, out: Path, targets: Path, record: Path | None, force: bool, dummy: bool, **fit: Any
 ) -> None:
     """Copy a model with random weights, its routers biased to touch as many experts as real text does.
 
@@ -73,23 +58,19 @@ def calibrate_router(
     SGLANG_EXTERNAL_MODEL_PACKAGE=sglang_layered_lab.models.routed_dummy.
     """
     from sglang_layered_lab.models.router_calibrate import calibrate
-    from sglang_layered_lab.models.router_synthetic import calibrate_dummy
 
     table = read_targets(targets)
     check_out(out, force=force)
-    steps = Console(stderr=True)
-    find, write = (calibrate_dummy, write_dummy) if dummy else (calibrate, write_calibrated)
-    calibration = find(
-        model_dir, table, seed=seed, num_topics=num_topics, tolerance=tolerance, on_step=steps.print
-    )
+    on_step = Console(stderr=True).print
+    calibration = calibrate(model_dir, table, dummy=dummy, on_step=on_step, **fit)
     Console(width=None if Console().is_terminal else 100).print(coverage_table(calibration))
     if record is not None:
         _write_record(record, model_dir, calibration)
-    write(model_dir, out, calibration, force=force)
+    write_calibrated(model_dir, out, calibration, force=force, dummy=dummy)
     click.echo(f"{out}: calibrated, {len(calibration.bias.topics)} topics")
 
 
-def coverage_table(calibration: Calibration) -> Table:
+def coverage_table(calibration: "Calibration") -> Table:
     """Lay out the measured coverage, in percent of a layer's experts."""
     table = Table("tokens of one step", title="experts touched, % of a layer's")
     for heading in ("target", "uniform", "calibrated", "difference"):
@@ -105,11 +86,11 @@ def coverage_table(calibration: Calibration) -> Table:
     return table
 
 
-def _percent(coverage: Coverage) -> str:
+def _percent(coverage: "Coverage") -> str:
     return f"{100 * coverage.mean:.1f} ± {100 * coverage.std:.1f}"
 
 
-def _write_record(path: Path, model_dir: Path, calibration: Calibration) -> None:
+def _write_record(path: Path, model_dir: Path, calibration: "Calibration") -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

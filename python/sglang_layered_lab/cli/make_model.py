@@ -1,7 +1,5 @@
 """The `make-model` command: options and a progress bar. The work is done in `sglang_layered.models`."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import click
 
 from sglang_layered_lab.models.catalogue import ARCHS, PRESET_NAMES, Recipe, find_recipe
 from sglang_layered_lab.models.make import make_from_recipe, num_bytes_of, num_parameters_of
-from sglang_layered_lab.models.recipe import DTYPE_BYTES
+from sglang_layered_lab.models.recipe import DTYPE_BYTES, QUANTIZATIONS
 
 
 @click.command("make-model")
@@ -23,12 +21,36 @@ from sglang_layered_lab.models.recipe import DTYPE_BYTES
 @click.option(
     "--layers", "num_layers", type=click.IntRange(min=1), help="Number of layers, instead of the preset's."
 )
+@click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    help="Store the weights of the layers as published checkpoints of this method do.",
+)
+@click.option(
+    "--dequantized", is_flag=True, help="Plain floats, rounded as --quantization rounds: the same model."
+)
 @click.option("--force", is_flag=True, help="Replace a model that this command made in --out.")
 def make_model(
-    arch: str, preset: str, out: Path, seed: int, dtype: str | None, num_layers: int | None, force: bool
+    arch: str,
+    preset: str,
+    out: Path,
+    seed: int,
+    dtype: str | None,
+    num_layers: int | None,
+    quantization: str | None,
+    dequantized: bool,
+    force: bool,
 ) -> None:
     """Write a model with random weights, a tokenizer and a chat template, to serve without a download."""
-    recipe = find_recipe(arch, preset, seed=seed, dtype=dtype, num_layers=num_layers)
+    recipe = find_recipe(
+        arch,
+        preset,
+        seed=seed,
+        dtype=dtype,
+        num_layers=num_layers,
+        quantization=quantization,
+        dequantized=dequantized,
+    )
     started_s = time.monotonic()
     made = _make_with_progress(recipe, out, force)
     elapsed_s = time.monotonic() - started_s

@@ -1,7 +1,5 @@
 """`sglang-layered quickstart`: reads options, calls the quickstart, and nothing more."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
@@ -49,16 +47,15 @@ def quickstart(
 
     Four conversations are running when a prompt of 2048 tokens arrives (1024 on a slow CPU). Each mode gets
     the same model, seeds and prompts; servers are bound to loopback and are stopped at the end. Writes
-    record.json, tokens.png and the servers' logs to the folder OUT.
+    records, tokens.png and the servers' logs to the folder OUT, which `bench report` reads too.
     """
-    from sglang_layered.writable import check_writable
+    from sglang_layered.files import check_output
     from sglang_layered_lab.quickstart.run import Plan, chosen, run, scenario  # imports matplotlib
     from sglang_layered_lab.serving import end_servers_on_signals
 
-    check_writable(out / "record.json")
+    check_output(out / "tokens.png")
     end_servers_on_signals()
-    wanted = tuple(mode for mode in MODES if mode in modes) or MODES
     console = Console()
     dtype, size = chosen(dtype, size, console)
-    spec = scenario(repetitions=repetitions, dtype=dtype, size=size, model_path=model_path)
-    run(Plan(wanted, spec, out, port, keep), console)
+    spec = scenario(modes, repetitions=repetitions, dtype=dtype, size=size, model_path=model_path)
+    run(Plan(spec, out, port, keep), console)

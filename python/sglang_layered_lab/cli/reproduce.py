@@ -1,16 +1,9 @@
 """`sglang-layered reproduce`: options and progress."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-
-if TYPE_CHECKING:
-    from sglang_layered_lab.bench.sweep import Turn
-    from sglang_layered_lab.paper.studies import Study
 
 PROFILES = ("cpu", "h200")
 
@@ -60,10 +53,5 @@ def reproduce(
         only=only,
         restart=restart,
     )
-
-    def tell(study: Study, turn: Turn) -> None:
-        cell = turn.cell.spec.run.name
-        console.print(f"{study.name} {turn.number}/{turn.total}: {cell}", highlight=False, soft_wrap=True)
-
-    path = reproduce(plan, console, tell)
+    path = reproduce(plan, console)
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -1,6 +1,4 @@
-"""What a step costs: work counted from sizes, seconds from rates that are physical or fitted to records.
+"""What a step costs: the least by a device's rates, and what records showed by the scheduler's own model.
 
-`shape`, `coverage`, `step`, `costs`, `model`, `ways`, `predict` and `devices` need the standard library only
-and know no clock, file or tensor: a scheduler can ask them. `fit` and `paper` need numpy and scipy, `duel`,
-`records` and `report` read the benchmark's records. docs/cost-model.md defines all of it in symbols.
+`cost`, `paper` and `gpu` ask it; a server never does. docs/cost-model.md defines all of it in symbols.
 """

@@ -5,12 +5,11 @@ while a prompt is in prefill are the prompt's steps, in order, seen from the cli
 overhead is in it.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from statistics import fmean, median
+from typing import Any
 
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench.beside import gaps_beside
@@ -38,17 +37,8 @@ class PromptTimes:
     decode_context_tokens: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class DuelTimes:
-    """A configuration: medians over its prompts."""
-
-    decode_rows: int
-    num_prompts: int
-    times: PromptTimes
-
-
-def duel_times(repetitions: Sequence[Repetition], num_steps: int | None, delay_steps: int = 0) -> DuelTimes:
-    """Medians over the prompts of a record.
+def duel_times(repetitions: Sequence[Repetition], num_steps: int | None, delay_steps: int = 0) -> PromptTimes:
+    """Medians over the prompts of a record, field by field.
 
     Args:
         repetitions: of one record; each prompt has as many tokens.
@@ -58,30 +48,33 @@ def duel_times(repetitions: Sequence[Repetition], num_steps: int | None, delay_s
     Raises:
         BenchError: no prompt can be used, or the gaps show other steps than these.
     """
-    seen = [times for each in repetitions for times in _of_repetition(each, num_steps, delay_steps)]
+    seen = [
+        times
+        for each in repetitions
+        for prompt in each.traces
+        if prompt.error is None and prompt.arrivals
+        if (times := _of_prompt(prompt, each.background, num_steps, delay_steps)) is not None
+    ]
     if not seen:
         raise BenchError(
             "no prompt whose steps can be read off: the streams' tokens came in lumps, or none came"
         )
-    num_streams = len(repetitions[0].background)
-    result = DuelTimes(num_streams, len(seen), _median(seen))
-    _check_steps(result.times)
+    columns = {item.name: [getattr(each, item.name) for each in seen] for item in fields(PromptTimes)}
+    steps_s = tuple(median(each) for each in zip(*columns.pop("steps_s"), strict=True))
+    known = {name: [each for each in values if each is not None] for name, values in columns.items()}
+    medians: dict[str, Any] = {name: median(values) if values else None for name, values in known.items()}
+    result = PromptTimes(**medians | {"prompt_tokens": seen[0].prompt_tokens, "steps_s": steps_s})
+    _check_steps(result)
     return result
-
-
-def _of_repetition(repetition: Repetition, num_steps: int | None, delay_steps: int) -> Iterator[PromptTimes]:
-    for prompt in repetition.traces:
-        if prompt.error is None and prompt.arrivals:
-            times = _of_prompt(prompt, repetition.background, num_steps, delay_steps)
-            if times is not None:
-                yield times
 
 
 def _of_prompt(
     prompt: RequestTrace, streams: Sequence[RequestTrace], num_steps: int | None, delay_steps: int
 ) -> PromptTimes | None:
     first_s = prompt.arrivals[0].time_s
-    own_s = _gaps([pair for pair in pairwise(prompt.arrivals) if _is_one(*pair)])
+    own_s = [
+        after.time_s - before.time_s for before, after in pairwise(prompt.arrivals) if _is_one(before, after)
+    ]
     contexts = [_context_at(stream, first_s) for stream in streams]
     seen = PromptTimes(
         prompt_tokens=prompt.prompt_tokens,
@@ -94,41 +87,37 @@ def _of_prompt(
     if num_steps is None:
         gaps = [gaps_beside([prompt], [each]) for each in streams]
         pauses = [float(each.max()) for each in gaps if len(each)]
-        if not pauses:
-            return None
-        return replace(seen, steps_s=(median(pauses),), context_tokens=fmean(contexts))
+        return replace(seen, steps_s=(median(pauses),), context_tokens=fmean(contexts)) if pauses else None
     windows = [
         window for each in streams if (window := _window(each.arrivals, first_s, num_steps, delay_steps))
     ]
     if not windows:
         return None
-    before_s, *steps_s = (median(each) for each in zip(*map(_gaps, map(pairwise, windows)), strict=True))
+    gaps_s = [[after - before for before, after in pairwise(window)] for window in windows]
+    before_s, *steps_s = (median(each) for each in zip(*gaps_s, strict=True))
     return replace(
         seen,
         steps_s=tuple(steps_s),
-        wait_s=median(window[1].time_s for window in windows) - prompt.sent_s,
+        wait_s=median(window[1] for window in windows) - prompt.sent_s,
         before_s=before_s,
         context_tokens=fmean(contexts) - num_steps,
     )
 
 
-def _gaps(pairs: Iterable[tuple[Arrival, Arrival]]) -> list[float]:
-    return [after.time_s - before.time_s for before, after in pairs]
-
-
 def _window(
     arrivals: Sequence[Arrival], first_s: float, num_steps: int, delay_steps: int
-) -> Sequence[Arrival] | None:
-    """Tokens around the steps before the first token, and the one before; None where they came in lumps.
+) -> list[float] | None:
+    """Times of the tokens around the steps before the first token, and of the one before those.
 
     The stream's token of the step that gives the prompt's first is the one that came nearest to it in time.
+    None where tokens came in lumps.
     """
     last = min(range(len(arrivals)), key=lambda index: abs(arrivals[index].time_s - first_s), default=0)
     last -= delay_steps
     window = arrivals[max(last - num_steps - 1, 0) : last + 1]
     if len(window) != num_steps + 2 or not all(_is_one(*each) for each in pairwise(window)):
         return None
-    return window
+    return [each.time_s for each in window]
 
 
 def _context_at(stream: RequestTrace, first_s: float) -> int:
@@ -139,25 +128,6 @@ def _context_at(stream: RequestTrace, first_s: float) -> int:
 
 def _is_one(before: Arrival, after: Arrival) -> bool:
     return after.num_tokens == before.num_tokens + 1
-
-
-def _median(seen: Sequence[PromptTimes]) -> PromptTimes:
-    """Field by field."""
-    return PromptTimes(
-        prompt_tokens=seen[0].prompt_tokens,
-        ttft_s=median(each.ttft_s for each in seen),
-        steps_s=tuple(median(each) for each in zip(*(each.steps_s for each in seen), strict=True)),
-        wait_s=_known([each.wait_s for each in seen]),
-        before_s=_known([each.before_s for each in seen]),
-        context_tokens=median(each.context_tokens for each in seen),
-        decode_s=_known([each.decode_s for each in seen]),
-        decode_context_tokens=median(each.decode_context_tokens for each in seen),
-    )
-
-
-def _known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
 
 
 def _check_steps(times: PromptTimes) -> None:

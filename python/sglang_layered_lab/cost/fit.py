@@ -1,66 +1,121 @@
-"""Coefficients fitted to observed times by non-negative least squares of relative errors; held-out errors.
+"""The scheduler's step-time model (`auto.step_times`) fitted to observed times, and its held-out errors."""
 
-Under the law `sum` a time is linear in the coefficients. Under `max` it is so once it is known for every
-part whether moving or computing counts: fits from several guesses of that are repeated until it stays the
-same, and the best one is taken. Observations further off than `OUTLIER` count linearly instead of by their
-squares.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
 
 import numpy as np
-import numpy.typing as npt
-from scipy.optimize import nnls
+import pandas as pd
 
+from sglang_layered.auto.prior import imagined_steps
+from sglang_layered.auto.step_times import NAMES, Amounts, StepTimes, amounts
+from sglang_layered.core.pacing import DeviceRates, ModelSizes, StepLoad
 from sglang_layered.errors import BenchError
-from sglang_layered_lab.cost.costs import COEFFICIENTS, Law, StepCosts
-from sglang_layered_lab.cost.step import StepWork
-
-FloatArray = npt.NDArray[np.float64]
-Groups = tuple[tuple[str, ...], ...]  # coefficients that share one value, group by group; the others are 0
-
-# One model's steps do not tell a step's own time from that of its layers, each of which it calls once; nor,
-# on one machine, sums over devices from FLOP.
-SEPARATE: Groups = tuple((name,) for name in COEFFICIENTS if name not in ("step", "link_byte"))
-OUTLIER = 0.1  # relative error
-RIDGES = tuple(4.0**power for power in range(7))  # FLOP a byte: first guesses of what bounds a part
-MAX_ROUNDS = 25
+from sglang_layered_lab.cost.coverage import uniform_coverage
+from sglang_layered_lab.cost.roofline import Device, Roofline
+from sglang_layered_lab.cost.sizes import layer_of, sizes_of
+from sglang_layered_lab.models.recipe import ModelRecipe
+from sglang_layered_lab.traces.run_model import learned
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A time that was seen, and the steps in it. `weight` is how much its squared relative error counts."""
+    """A time that was seen, and the steps in it; with `is_request` a request's own waiting is in it too."""
 
     arm: str
     decode_rows: int
     prompt_tokens: int
     what: str
     value_s: float
-    works: tuple[StepWork, ...]
-    num_requests: int = 0  # whose own waiting is in the time
-    weight: float = 1.0
+    steps: tuple[StepLoad, ...]
+    is_request: bool = False
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.value_s) and self.value_s > 0 and self.works):
+        if not (np.isfinite(self.value_s) and self.value_s > 0 and self.steps):
             raise BenchError(
-                f"{self.arm}, {self.what}: {self.value_s} s and {len(self.works)} steps is no time"
+                f"{self.arm}, {self.what}: {self.value_s} s and {len(self.steps)} steps is no time"
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """An observation and what a model says of it."""
+@dataclass(frozen=True)
+class FittedModel:
+    """Step times as records showed them, of one model on one machine; experts are chosen uniformly.
 
-    observation: Observation
-    predicted_s: float
+    `learned` is the state of the scheduler's model, `request_s` what a request waits for besides steps. The
+    rates of `prior` stand in for what no step showed. A model `carried` from one device to another takes more
+    or less by the ratio of the two rooflines.
+    """
 
-    @property
-    def relative(self) -> float:
-        """Part by which the prediction is above (+) or below what was seen."""
-        return self.predicted_s / self.observation.value_s - 1
+    shape: ModelRecipe
+    is_padded: bool
+    learned: Mapping[str, Sequence[float]]
+    request_s: float = 0.0
+    prior: Device | None = None
+    carried: tuple[Device, Device] | None = None
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        """The sizes that the scheduler's model asks for."""
+        return sizes_of(self.shape, self.is_padded)
+
+    @cached_property
+    def times(self) -> StepTimes:
+        """The scheduler's model, without the scale of the latest steps."""
+        return StepTimes(imagined(self.sizes, self.shape, self.prior)).resumed(self.learned)
+
+    def step_s(self, load: StepLoad) -> float:
+        """Seconds of a step."""
+        seen_s = self.times.predict(amounts(self.sizes, load))
+        if self.carried is None:
+            return seen_s
+        before, after = (Roofline(self.shape, uniform_coverage, each).step_s(load) for each in self.carried)
+        return seen_s * after / before if before else 0.0
+
+    def expert_bytes(self, load: StepLoad) -> float:
+        """Bytes of the experts that a step reads."""
+        part = amounts(self.sizes, load)[NAMES.index("weights")]
+        return part * self.shape.num_layers * layer_of(self.shape).expert_bytes
+
+    def predict(self, seen: Observation) -> float:
+        """Seconds of everything that is in an observation."""
+        return sum(map(self.step_s, seen.steps)) + seen.is_request * self.request_s
+
+
+def fit(
+    observations: Sequence[Observation],
+    shape: ModelRecipe,
+    is_padded: bool = False,
+    prior: Device | None = None,
+) -> FittedModel:
+    """The model that explains the observations; a device's rates stand in for what none of them shows.
+
+    The waiting of requests is the median of what the steps leave of the times that hold it.
+
+    Raises:
+        BenchError: there are fewer times of steps than coefficients to find.
+    """
+    sizes = sizes_of(shape, is_padded)
+    steps = [each for each in observations if not each.is_request]
+    if prior is None and len(steps) < len(NAMES):
+        raise BenchError(f"{len(steps)} observations do not tell {len(NAMES)} coefficients: record more")
+    times = learned([(_row(each, sizes), each.value_s) for each in steps], imagined(sizes, shape, prior))
+    found = FittedModel(shape, is_padded, times.state(), prior=prior)
+    left_s = [each.value_s - found.predict(each) for each in observations if each.is_request]
+    return replace(found, request_s=max(median(left_s), 0.0)) if left_s else found
+
+
+def imagined(sizes: ModelSizes, shape: ModelRecipe, device: Device | None) -> list[tuple[Amounts, float]]:
+    """Steps of all kinds by a device's rates, a call of a layer taking no time; none without a device."""
+    if device is None:
+        return []
+    rates = DeviceRates(1 / device.bytes_per_s, 1 / device.flop_per_s, 0.0)
+    return imagined_steps(sizes, (layer_of(shape),), rates)
+
+
+def _row(seen: Observation, sizes: ModelSizes) -> Amounts:
+    """All amounts of its steps together."""
+    return tuple(map(sum, zip(*(amounts(sizes, load) for load in seen.steps), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,112 +129,41 @@ class Errors:
     num: int
 
     @classmethod
-    def of(cls, residuals: Sequence[Residual]) -> Errors:
-        """Summarize; each observation counts once."""
-        sizes = np.array([abs(each.relative) for each in residuals])
-        last = residuals[int(sizes.argmax())].observation
+    def of(cls, residuals: pd.DataFrame) -> "Errors":
+        """Summarize what `residuals_of` gives; each observation counts once."""
+        sizes = (residuals.predicted_s / residuals.value_s - 1).abs()
+        last = residuals.loc[sizes.idxmax()]
         name = f"{last.arm}, {last.decode_rows} decodes, {last.what}"
-        median, p90, worst = (float(each) for each in np.quantile(sizes, (0.5, 0.9, 1.0)))
-        return cls(median, p90, worst, name, len(sizes))
+        middle, p90, worst = (float(each) for each in sizes.quantile([0.5, 0.9, 1.0]))
+        return cls(middle, p90, worst, name, len(sizes))
 
 
-def fit(observations: Sequence[Observation], law: Law, groups: Groups = SEPARATE) -> StepCosts:
-    """The non-negative coefficients that explain the observations best.
-
-    A coefficient whose work is in no observation, or that does not help, is 0.
-
-    Raises:
-        BenchError: there are fewer observations than coefficients.
-    """
-    if len(observations) < len(groups):
-        raise BenchError(
-            f"{len(observations)} observations do not tell {len(groups)} coefficients: record more"
-        )
-    guesses = [
-        StepCosts(law, 1.0, 1 / ridge, 1 / ridge) for ridge in (RIDGES if law == "max" else RIDGES[:1])
-    ]
-    found = [_settled(observations, guess, groups) for guess in guesses]
-    return min(found, key=lambda costs: _loss(observations, costs))
-
-
-def residuals_of(observations: Sequence[Observation], costs: StepCosts) -> list[Residual]:
-    """What these costs predict for each observation."""
-    coefficients = [getattr(costs, name) for name in COEFFICIENTS]
-    predicted = _amounts(observations, costs) @ np.array(coefficients)
-    return [Residual(each, float(time_s)) for each, time_s in zip(observations, predicted, strict=True)]
+def residuals_of(observations: Iterable[Observation], model: FittedModel) -> pd.DataFrame:
+    """A row an observation: its fields but for the steps, and what the model says, `predicted_s`."""
+    names = ("arm", "decode_rows", "prompt_tokens", "what", "value_s")
+    return pd.DataFrame(
+        [
+            {name: getattr(each, name) for name in names} | {"predicted_s": model.predict(each)}
+            for each in observations
+        ]
+    )
 
 
 def held_out(
     observations: Sequence[Observation],
-    key: Callable[[Observation], object],
-    refit: Callable[[Sequence[Observation]], StepCosts],
-) -> list[Residual]:
-    """Predict every observation by a fit to those with another key: whole configurations, never samples.
+    key: str,
+    refit: Callable[[Sequence[Observation]], FittedModel],
+) -> pd.DataFrame:
+    """Predict every observation by a fit to those with another `key` (a field): never samples of one.
 
     Raises:
-        BenchError: all have the same key.
+        BenchError: all have the same.
     """
-    keys = list(dict.fromkeys(key(each) for each in observations))
+    keys = list(dict.fromkeys(getattr(each, key) for each in observations))
     if len(keys) < 2:
         raise BenchError(f"nothing to hold out: all observations are of {keys}; record more configurations")
-    found: list[Residual] = []
+    found = []
     for out in keys:
-        costs = refit([each for each in observations if key(each) != out])
-        found += residuals_of([each for each in observations if key(each) == out], costs)
-    return found
-
-
-def _settled(observations: Sequence[Observation], costs: StepCosts, groups: Groups) -> StepCosts:
-    """Fit again and again until what bounds each part stays the same; the best fit on the way."""
-    best, best_loss = costs, np.inf
-    amounts = _amounts(observations, costs)
-    for _ in range(MAX_ROUNDS):
-        costs = _solve(observations, amounts, costs.law, groups)
-        loss = _loss(observations, costs)
-        if loss < best_loss:
-            best, best_loss = costs, loss
-        before, amounts = amounts, _amounts(observations, costs)
-        if np.array_equal(before, amounts):
-            break
-    return best
-
-
-def _solve(observations: Sequence[Observation], amounts: FloatArray, law: Law, groups: Groups) -> StepCosts:
-    """Least squares of relative errors, the weights of outliers lowered until they stay the same."""
-    values_s = np.array([each.value_s for each in observations])
-    weights = np.sqrt([each.weight for each in observations])
-    columns = np.stack(
-        [amounts[:, [COEFFICIENTS.index(name) for name in group]].sum(axis=1) for group in groups], 1
-    )
-    columns /= values_s[:, None]
-    scales = np.maximum(np.abs(columns).max(axis=0), np.finfo(float).tiny)
-    trust, solution = np.ones_like(values_s), np.zeros(len(groups))
-    for _ in range(MAX_ROUNDS):
-        both = weights * trust
-        before, (solution, _) = solution, nnls(columns / scales * both[:, None], both)
-        if np.allclose(before, solution, rtol=1e-9, atol=0):
-            break
-        errors = columns / scales @ solution - 1
-        trust = (1 + (errors / OUTLIER) ** 2) ** -0.25
-    values = dict.fromkeys(("byte", "flop", "attention_flop"), 0.0)
-    for group, value in zip(groups, solution / scales, strict=True):
-        values |= dict.fromkeys(group, float(value))
-    return StepCosts(law, **values)
-
-
-def _loss(observations: Sequence[Observation], costs: StepCosts) -> float:
-    """Sum of softened squares of relative errors."""
-    errors = np.array([each.relative for each in residuals_of(observations, costs)])
-    weights = np.array([each.weight for each in observations])
-    return float((weights * (np.sqrt(1 + (errors / OUTLIER) ** 2) - 1)).sum())
-
-
-def _amounts(observations: Sequence[Observation], costs: StepCosts) -> FloatArray:
-    """[observations, coefficients]: how much of each is in each time."""
-    table = np.zeros((len(observations), len(COEFFICIENTS)))
-    for row, each in zip(table, observations, strict=True):
-        for work in each.works:
-            seen = costs.amounts(work)
-            row += [getattr(seen, name) for name in COEFFICIENTS]
-        row[COEFFICIENTS.index("request")] = each.num_requests
-    return table
+        model = refit([each for each in observations if getattr(each, key) != out])
+        found.append(residuals_of([each for each in observations if getattr(each, key) == out], model))
+    return pd.concat(found, ignore_index=True)

@@ -1,51 +1,37 @@
 """From records of duels to observations: the model, the way of scheduling, the times of a configuration."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Any
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.pacing import StepLoad
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import BenchError, ConfigError
-from sglang_layered_lab.bench.record import BenchRecord, Repetition
-from sglang_layered_lab.bench.scalars import coverage as measured
+from sglang_layered_lab.bench.record import BenchRecord
 from sglang_layered_lab.bench.sweep_result import CellResult
-from sglang_layered_lab.cost.coverage import CoverageTable, Points
-from sglang_layered_lab.cost.duel import DuelTimes, duel_times
+from sglang_layered_lab.cost.duel import PromptTimes, duel_times
 from sglang_layered_lab.cost.fit import Observation
-from sglang_layered_lab.cost.model import StepModel
-from sglang_layered_lab.cost.shape import ModelShape, from_config
-from sglang_layered_lab.cost.step import Attention, Step
+from sglang_layered_lab.cost.sizes import from_config
 from sglang_layered_lab.cost.ways import Beside, Way, prompt_steps
 from sglang_layered_lab.models.catalogue import find_recipe
-from sglang_layered_lab.models.recipe import ModelRecipe
+from sglang_layered_lab.models.recipe import DTYPE_BYTES, ModelRecipe
 
 # SGLang's own chunk where no flag says: GPUs of 60 to 160 GiB, and machines without one.
 DEFAULT_CHUNK = {True: 8192, False: 4096}
-JOINED: Mapping[str, Any] = {"fused": "fused", "sequential": "apart"}
+IS_APART = {"fused": False, "sequential": True}
 
 
 @dataclass(frozen=True, slots=True)
-class DuelCell:
-    """A cell of a sweep that is a duel: how its prompts were scheduled, and what was seen."""
+class Duel:
+    """What a cell shows, and how many decode steps its prompts waited for their first (None: it does not)."""
 
-    arm: str
-    way: Way
-    delay_steps: int
-    times: DuelTimes
-    cell: CellResult
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of each prompt."""
-        return self.times.times.prompt_tokens
+    observations: tuple[Observation, ...]
+    before_steps: float | None
 
 
-def duel_cell(cell: CellResult, num_layers: int) -> DuelCell:
-    """Read a cell.
+def read_duel(cell: CellResult, num_layers: int) -> Duel:
+    """Read a cell of a sweep.
 
     Raises:
         BenchError: it is no duel, or its flags or times are not understood.
@@ -58,38 +44,37 @@ def duel_cell(cell: CellResult, num_layers: int) -> DuelCell:
     if len(lengths) != 1:
         raise BenchError(f"its prompts have {len(lengths)} lengths, not one")
     [prompt_tokens] = lengths
-    way = way_of(record, prompt_tokens, num_layers)
+    way, delay = way_of(record, prompt_tokens, num_layers), delay_steps_of(record)
     beside = Beside(len(record.repetitions[0].background))
-    steps = prompt_steps(num_layers, way, prompt_tokens, beside)
-    num_steps = len(steps) if beside.decode_rows and not way.decodes_wait else None
-    delay = delay_steps_of(record)
-    return DuelCell(cell.arm, way, delay, duel_times(record.repetitions, num_steps, delay), cell)
+    num_steps = len(prompt_steps(num_layers, way, prompt_tokens, beside))
+    waits = way.decodes_wait or not beside.decode_rows
+    times = duel_times(record.repetitions, None if waits else num_steps, delay)
+    beside = replace(beside, context_tokens=times.context_tokens)
+    steps = prompt_steps(num_layers, way, prompt_tokens, beside, is_padded(record))
+    return Duel(
+        tuple(
+            Observation(cell.arm, beside.decode_rows, prompt_tokens, *seen)
+            for seen in _seen(times, way, beside, steps, delay)
+        ),
+        times.wait_s / times.decode_s if times.wait_s is not None and times.decode_s else None,
+    )
 
 
-def observations_of(cell: DuelCell, model: StepModel) -> list[Observation]:
-    """Steps of the prompt (together one weight) and a step of decodes; where nothing decodes, the TTFT."""
-    times, num_rows = cell.times.times, cell.times.decode_rows
-    beside = Beside(num_rows, times.context_tokens)
-    steps = prompt_steps(model.shape.num_layers, cell.way, times.prompt_tokens, beside)
-    decode = Beside(num_rows + 1, times.decode_context_tokens).step()
-
-    def seen(
-        what: str, value_s: float, steps: Sequence[Step], weight: float = 1.0, requests: int = 0
-    ) -> Observation:
-        works = tuple(model.work(step) for step in steps)
-        return Observation(cell.arm, num_rows, times.prompt_tokens, what, value_s, works, requests, weight)
-
-    found = []
+def _seen(
+    times: PromptTimes, way: Way, beside: Beside, steps: tuple[StepLoad, ...], delay_steps: int
+) -> Iterator[tuple[str, float, tuple[StepLoad, ...], bool]]:
+    """Steps of the prompt and a step of decodes, or the pause of those that wait, or the TTFT beside none."""
+    decode = Beside(beside.decode_rows + 1, times.decode_context_tokens).step()
     if times.decode_s is not None:
-        found.append(seen("decode", times.decode_s, [decode]))
-    if not num_rows:
-        return [*found, seen("ttft", times.ttft_s, [*steps, *cell.delay_steps * [decode]], requests=1)]
-    if cell.way.decodes_wait:  # the streams' next token is of a step after the prompt's
-        return [*found, seen("pause", times.steps_s[0], [*steps, *(1 - cell.delay_steps) * [decode]])]
-    for index, (time_s, step) in enumerate(zip(times.steps_s, steps, strict=True)):
-        grown = replace(step, context_tokens=step.context_tokens + index)
-        found.append(seen(f"step {index}", time_s, [grown], 1 / len(steps)))
-    return found
+        yield "decode", times.decode_s, (decode,), False
+    if not beside.decode_rows:
+        yield "ttft", times.ttft_s, (*steps, *delay_steps * (decode,)), True
+    elif way.decodes_wait:  # the streams' next token is of a step after the prompt's
+        yield "pause", times.steps_s[0], (*steps, *(1 - delay_steps) * (decode,)), False
+    else:
+        for index, (time_s, step) in enumerate(zip(times.steps_s, steps, strict=True)):
+            grown = replace(step, decode_tokens=step.decode_tokens + index * step.decode_rows)
+            yield f"step {index}", time_s, (grown,), False
 
 
 def way_of(record: BenchRecord, prompt_tokens: int, num_layers: int) -> Way:
@@ -110,21 +95,19 @@ def way_of(record: BenchRecord, prompt_tokens: int, num_layers: int) -> Way:
 
 def _layered_way(flags: Mapping[str, str], cohort_tokens: int, num_layers: int, chunk: int | None) -> Way:
     execution = flags.get("layered_execution", LayeredConfig().layered_execution)
-    if execution not in JOINED:
+    if execution not in IS_APART:
         raise BenchError(
             f"the cost model knows no --layered-execution {execution}: fused and sequential only"
         )
-    groups = flags.get("layered_num_groups")
+    numbers = ("layered_num_groups", "layered_group_tokens")
+    given: dict[str, Any] = {name: int(flags[name]) for name in numbers if name in flags}
+    if "layered_policy" in flags:
+        given["layered_policy"] = flags["layered_policy"]
     try:
-        config = LayeredConfig(
-            layered_num_groups=None if groups is None else int(groups),
-            layered_group_tokens=int(flags.get("layered_group_tokens", LayeredConfig().layered_group_tokens)),
-            layered_policy=flags.get("layered_policy", LayeredConfig().layered_policy),
-        )
-        plan = config.make_policy().plan(SchedulerView(num_layers, (cohort_tokens,)))
+        plan = LayeredConfig(**given).make_policy().plan(SchedulerView(num_layers, (cohort_tokens,)))
     except ConfigError as error:
         raise BenchError(str(error)) from error
-    return Way("layered", plan.num_groups, JOINED[execution], chunk)
+    return Way("layered", plan.num_groups, IS_APART[execution], chunk)
 
 
 def flags_of(record: BenchRecord) -> dict[str, str]:
@@ -146,10 +129,11 @@ def has_gpu(record: BenchRecord) -> bool:
     return bool(record.made_with.get("machine", {}).get("gpus"))
 
 
-def attention_of(record: BenchRecord) -> Attention:
-    """How the record's server computes attention: `torch_native` is what serves without a GPU."""
-    backend = flags_of(record).get("attention_backend", "" if has_gpu(record) else "torch_native")
-    return "padded" if backend == "torch_native" else "exact"
+def is_padded(record: BenchRecord) -> bool:
+    """True when the record's server computed attention with `torch_native`, which serves without a GPU."""
+    return (
+        flags_of(record).get("attention_backend", "" if has_gpu(record) else "torch_native") == "torch_native"
+    )
 
 
 def delay_steps_of(record: BenchRecord) -> int:
@@ -161,7 +145,7 @@ def delay_steps_of(record: BenchRecord) -> int:
     return 0 if has_gpu(record) or "disable_overlap_schedule" in flags_of(record) else 1
 
 
-def shape_of(record: BenchRecord) -> ModelShape:
+def shape_of(record: BenchRecord) -> ModelRecipe:
     """Sizes of the record's model, where it was made on the spot.
 
     Raises:
@@ -171,51 +155,7 @@ def shape_of(record: BenchRecord) -> ModelShape:
     if not isinstance(made, Mapping):
         raise BenchError(f"the record names its model {made!r} and not its sizes: give --model")
     recipe = find_recipe(made["arch"], made.get("preset", "tiny"), num_layers=made.get("num_layers"))
-    dtype = flags_of(record).get("dtype", made.get("dtype") or recipe.dtype)
     if not isinstance(recipe, ModelRecipe):
-        return from_config(
-            {**recipe.fields, "num_hidden_layers": recipe.num_layers, "vocab_size": recipe.vocab_size}
-        )
-    experts = recipe.experts
-    config = {
-        "num_hidden_layers": recipe.num_layers,
-        "hidden_size": recipe.hidden_size,
-        "num_attention_heads": recipe.num_heads,
-        "num_key_value_heads": recipe.num_kv_heads,
-        "head_dim": recipe.head_size,
-        "vocab_size": recipe.vocab_size,
-        "num_experts": experts.num_experts if experts else None,
-        "num_experts_per_tok": experts.num_experts_per_token if experts else None,
-        "intermediate_size": experts.intermediate_size if experts else recipe.intermediate_size,
-    }
-    return from_config(config, dtype if dtype != "auto" else recipe.dtype)
-
-
-def coverage_of(cells: Sequence[DuelCell]) -> CoverageTable | None:
-    """Coverage that the servers counted, mean over records; None where they counted nothing.
-
-    Decode steps by their rows, the prompt's request among them; prompts by the rows of a step without
-    decodes, where all its steps have as many.
-    """
-    prompt: dict[float, list[float]] = {}
-    decode: dict[float, list[float]] = {}
-    for each in cells:
-        repetitions = each.cell.record.repetitions
-        _add(decode, each.times.decode_rows + 1, repetitions, "decode")
-        alone = each.way.decodes_wait or not each.times.decode_rows
-        size = each.way.size if each.way.kind in ("chunked", "mixed") else each.prompt_tokens
-        if alone and each.prompt_tokens % size == 0:
-            _add(prompt, size, repetitions, "prompt")
-    if not prompt or not decode:
-        return None
-    return CoverageTable(_means(prompt), _means(decode))
-
-
-def _add(points: dict[float, list[float]], rows: int, repetitions: Sequence[Repetition], phase: str) -> None:
-    known = [value for each in repetitions if (value := measured(each, phase)) is not None]
-    if known:
-        points.setdefault(rows, []).extend(known)
-
-
-def _means(points: Mapping[float, Sequence[float]]) -> Points:
-    return tuple((rows, fmean(values)) for rows, values in sorted(points.items()))
+        return from_config(recipe.config_fields())
+    dtype = str(flags_of(record).get("dtype", made.get("dtype")))
+    return replace(recipe, dtype=dtype) if dtype in DTYPE_BYTES else recipe

@@ -1,116 +1,98 @@
-"""A fit to the duels of sweeps, with the errors of what it was not shown."""
-
-from __future__ import annotations
+"""A fit to the duels of sweeps with the errors of what it was not shown, written as JSON and read back."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
+from pydantic import TypeAdapter
+
 from sglang_layered.errors import BenchError, ConfigError
 from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
-from sglang_layered_lab.cost.costs import LAWS, Law, StepCosts
-from sglang_layered_lab.cost.coverage import COVERAGES, Coverage
-from sglang_layered_lab.cost.fit import Errors, Observation, Residual, fit, held_out, residuals_of
-from sglang_layered_lab.cost.model import StepModel
-from sglang_layered_lab.cost.records import (
-    DuelCell,
-    attention_of,
-    coverage_of,
-    duel_cell,
-    observations_of,
-    shape_of,
-)
-from sglang_layered_lab.cost.saved import SavedFit, Seen
-from sglang_layered_lab.cost.shape import ModelShape
+from sglang_layered_lab.cost.fit import Errors, FittedModel, fit, held_out, residuals_of
+from sglang_layered_lab.cost.records import Duel, delay_steps_of, is_padded, read_duel, shape_of
+from sglang_layered_lab.cost.ways import Waits
+from sglang_layered_lab.models.recipe import ModelRecipe
 
-HOLD_OUT: Mapping[str, Callable[[Observation], object]] = {
-    "arm": lambda each: each.arm,
-    "decode rows": lambda each: each.decode_rows,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """One arm beside so many decodes: measured, and predicted by a fit that has not seen the arm.
-
-    `prompt_s` is all steps of the prompt together, `worst_s` the longest time that a running request waits;
-    for a prompt that makes them wait both are that pause, and without any the time to first token.
-    """
-
-    arm: str
-    decode_rows: int
-    prompt_tokens: int
-    prompt_s: float
-    predicted_prompt_s: float
-    worst_s: float
-    predicted_worst_s: float
+FORMAT = 2  # 1 had a law of its own, and not the scheduler's model
 
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """A fit and how far it is off: `errors` by `training` and by what was held out."""
+    """A fitted model, what its clients waited for, the loads it was shown, and how far it is off.
 
-    fit: SavedFit
+    `decode_rows` and `prompt_tokens` are the least and the most of them: a prediction outside is an
+    extrapolation. `errors` are by `training` and by the field that was held out. `configurations` has a row
+    for every arm beside so many decodes, measured and predicted by a fit that has not seen the arm:
+    `prompt_s` is all steps of the prompt together, `worst_s` the longest time that a running request waits;
+    for a prompt that makes them wait both are that pause, and without any the TTFT.
+    """
+
+    model: FittedModel
+    waits: Waits
+    decode_rows: tuple[int, int]
+    prompt_tokens: tuple[int, int]
+    sources: tuple[str, ...]
     errors: Mapping[str, Errors]
-    other_errors: Mapping[str, Errors]  # of the law that was not taken
-    configurations: tuple[Configuration, ...]
+    configurations: tuple[Mapping[str, Any], ...]
     skipped: tuple[str, ...]
 
+    def has_seen(self, decode_rows: int, prompt_tokens: int) -> bool:
+        """True inside."""
+        (few, many), (short, long) = self.decode_rows, self.prompt_tokens
+        return few <= decode_rows <= many and short <= prompt_tokens <= long
 
-def fit_sweeps(
-    results: Sequence[SweepResult],
-    *,
-    shape: ModelShape | None = None,
-    coverage: Coverage | None = None,
-    law: Law | None = None,
-) -> FitReport:
-    """Fit a step-time model to the duels of sweeps of one model on one machine; other cells are skipped.
+
+def fit_sweeps(results: Sequence[SweepResult], shape: ModelRecipe | None = None) -> FitReport:
+    """Fit step times to the duels of sweeps of one model on one machine; other cells are skipped.
 
     Args:
         results: sweeps.
         shape: the model's sizes, where records only name it.
-        coverage: None: what the servers counted, else uniform.
-        law: None: the one whose held-out errors of arms have the lower median.
 
     Raises:
         BenchError: no cell is a duel, or they are of several models or attention backends.
     """
     cells = [cell for result in results for cell in result.cells]
-    shape = shape or _only({shape_of(cell.record) for cell in cells}, "models")
-    duels, skipped = _duels(cells, shape)
-    coverage = coverage or coverage_of(duels) or COVERAGES["uniform"]
-    attention = _only({attention_of(duel.cell.record) for duel in duels}, "attention backends")
-    model = StepModel(shape, coverage, StepCosts("sum", 0.0, 0.0, 0.0), attention)
-    observations = [each for duel in duels for each in observations_of(duel, model)]
-    fits = [_fitted(observations, each) for each in ([law] if law else LAWS)]
-    (costs, errors, out), *others = sorted(fits, key=lambda each: each[1]["arm"].median)
-    saved = SavedFit(
-        model=replace(model, costs=costs),
-        wait_steps=_wait_steps(duels),
-        delay_steps=_only({duel.delay_steps for duel in duels}, "schedulers, with and without overlap"),
-        seen=_seen(duels),
-        sources=tuple(result.name for result in results),
-    )
+    shape = shape or _only([shape_of(cell.record) for cell in cells], "models")
+    padded = _only([is_padded(cell.record) for cell in cells], "attention backends")
+    delay = _only([delay_steps_of(cell.record) for cell in cells], "schedulers, with and without overlap")
+    duels, skipped = _duels(cells, shape.num_layers)
+    observations = [each for duel in duels for each in duel.observations]
+    refit = partial(fit, shape=shape, is_padded=padded)
+    model = refit(observations)
+    by_arm = held_out(observations, "arm", refit)
+    errors = {"training": Errors.of(residuals_of(observations, model)), "arm": Errors.of(by_arm)}
+    if by_arm.decode_rows.nunique() > 1:
+        errors["decode_rows"] = Errors.of(held_out(observations, "decode_rows", refit))
+    before = [duel.before_steps for duel in duels if duel.before_steps is not None]
     return FitReport(
-        saved, errors, others[0][1] if others else {}, tuple(_configurations(out)), tuple(skipped)
+        model,
+        Waits(model.request_s, median(before) if before else 0.5, delay),  # 0.5: at any moment of a step
+        (int(by_arm.decode_rows.min()), int(by_arm.decode_rows.max())),
+        (int(by_arm.prompt_tokens.min()), int(by_arm.prompt_tokens.max())),
+        tuple(result.name for result in results),
+        errors,
+        tuple(_configurations(by_arm).to_dict("records")),
+        tuple(skipped),
     )
 
 
-def _only(values: set[Any], what: str) -> Any:
-    if len(values) != 1:
-        raise BenchError(f"the sweeps are of {len(values)} {what}: fit those of one at a time")
-    return next(iter(values))
+def _only(values: Sequence[Any], what: str) -> Any:
+    if any(value != values[0] for value in values):
+        raise BenchError(f"the sweeps are of several {what}: fit those of one at a time")
+    return values[0]
 
 
-def _duels(cells: Sequence[CellResult], shape: ModelShape) -> tuple[list[DuelCell], list[str]]:
+def _duels(cells: Sequence[CellResult], num_layers: int) -> tuple[list[Duel], list[str]]:
     duels, skipped = [], []
     for cell in cells:
         try:
-            duels.append(duel_cell(cell, shape.num_layers))
+            duels.append(read_duel(cell, num_layers))
         except (BenchError, ConfigError) as error:
             skipped.append(f"{cell.record_path.name}: {error}")
     if not duels:
@@ -118,52 +100,38 @@ def _duels(cells: Sequence[CellResult], shape: ModelShape) -> tuple[list[DuelCel
     return duels, skipped
 
 
-def _fitted(
-    observations: Sequence[Observation], law: Law
-) -> tuple[StepCosts, dict[str, Errors], list[Residual]]:
-    """Costs, errors by name, and what fits to the other arms say of each observation."""
-    refit = partial(fit, law=law)
-    costs = refit(observations)
-    errors = {"training": Errors.of(residuals_of(observations, costs))}
-    by_arm = held_out(observations, HOLD_OUT["arm"], refit)
-    errors["arm"] = Errors.of(by_arm)
-    if len({HOLD_OUT["decode rows"](each) for each in observations}) > 1:
-        errors["decode rows"] = Errors.of(held_out(observations, HOLD_OUT["decode rows"], refit))
-    return costs, errors, by_arm
-
-
-def _seen(duels: Sequence[DuelCell]) -> Seen:
-    rows = [duel.times.decode_rows for duel in duels]
-    tokens = [duel.prompt_tokens for duel in duels]
-    return Seen((min(rows), max(rows)), (min(tokens), max(tokens)))
-
-
-def _wait_steps(duels: Sequence[DuelCell]) -> float:
-    """0.5 where no prompt tells."""
-    seen = [duel.times.times for duel in duels]
-    known = [each.wait_s / each.decode_s for each in seen if each.wait_s is not None and each.decode_s]
-    return median(known) if known else 0.5
-
-
-def _configurations(residuals: Sequence[Residual]) -> Iterable[Configuration]:
-    found: dict[tuple[str, int, int], list[Residual]] = {}
-    for each in residuals:
-        if each.observation.what != "decode":
-            key = (each.observation.arm, each.observation.decode_rows, each.observation.prompt_tokens)
-            found.setdefault(key, []).append(each)
-    for key, steps in found.items():
-        measured = [each.observation.value_s for each in steps]
-        predicted = [each.predicted_s for each in steps]
-        yield Configuration(*key, sum(measured), sum(predicted), max(measured), max(predicted))
+def _configurations(residuals: pd.DataFrame) -> pd.DataFrame:
+    steps = residuals[residuals.what != "decode"]
+    return (
+        steps.groupby(["arm", "decode_rows", "prompt_tokens"], sort=False)
+        .agg(
+            prompt_s=("value_s", "sum"),
+            predicted_prompt_s=("predicted_s", "sum"),
+            worst_s=("value_s", "max"),
+            predicted_worst_s=("predicted_s", "max"),
+        )
+        .reset_index()
+    )
 
 
 def write_fit(report: FitReport, path: Path) -> None:
-    """Write what `read_fit` needs, and the errors for whoever reads the file."""
-    document = report.fit.to_json() | {
-        "errors": {name: asdict(each) for name, each in report.errors.items()},
-        "other_errors": {name: asdict(each) for name, each in report.other_errors.items()},
-        "configurations": [asdict(each) for each in report.configurations],
-        "skipped": report.skipped,
-    }
+    """Write what `read_fit` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps({"format": FORMAT} | asdict(report), indent=1) + "\n")
+
+
+def read_fit(path: Path) -> FitReport:
+    """Read a fit.
+
+    Raises:
+        BenchError: it is no such file, or of another format.
+    """
+    try:
+        values = json.loads(path.read_text())
+        if values["format"] != FORMAT:
+            raise BenchError(f"{path}: format {values['format']}, not {FORMAT}; fit again")
+        return TypeAdapter(FitReport).validate_python(values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, BenchError):
+            raise
+        raise BenchError(f"{path}: no fit ({error!r}); make one with cost fit --out") from error

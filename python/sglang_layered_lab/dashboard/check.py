@@ -4,17 +4,12 @@ An alert that does not fire has no result, so for alerts every series that they 
 That each fires under a fault is proved by promtool on made-up series (test/monitoring/alerts/).
 """
 
-from __future__ import annotations
-
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from sglang_layered_lab.dashboard.model import METRIC_NAME, Choice, Query, Row, Source, all_queries
+from sglang_layered_lab.dashboard.definition import Choice, Row, Source, all_queries, selectors, sources
 from sglang_layered_lab.dashboard.prometheus import Prometheus, Window, rate_interval_s
-
-_MATCHERS = r"(?:\{[^{}]*\})?"
-_SELECTOR = re.compile(METRIC_NAME.pattern + _MATCHERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +34,23 @@ def check(prometheus: Prometheus, rows: tuple[Row, ...], choice: Choice, window:
     rate_s = rate_interval_s(prometheus.scrape_interval_s(), window.step_s)
     for row, panel, query in all_queries(rows):
         expr = choice.filled(query.expr, rate_s)
-        problem = None if prometheus.lines(expr, window) else "no data"
-        yield Finding(f"{row.title} / {panel.title}", expr, frozenset(query.sources()), problem)
-    yield from _check_rules(prometheus, window)
-
-
-def _check_rules(prometheus: Prometheus, window: Window) -> Iterator[Finding]:
+        problem = None if prometheus.has_data(expr, window) else "no data"
+        yield Finding(f"{row.title} / {panel.title}", expr, frozenset(sources(expr)), problem)
     rules = prometheus.rules()
     if not rules:
         yield Finding("rules", "", frozenset(), "none loaded; add recording.yml and alerts.yml to rule_files")
     for rule in rules:
-        problem = rule.get("lastError") or None
-        if rule["health"] != "ok":
-            problem = problem or f"health is {rule['health']}: not evaluated yet"
-        if problem is None and rule["type"] == "recording":
-            problem = None if prometheus.lines(rule["name"], window) else "no data"
-        elif problem is None:
-            missing = [name for name in selectors(rule["query"]) if not prometheus.lines(name, window)]
-            problem = f"no data for {', '.join(missing)}" if missing else None
-        needs = frozenset(Query(rule["query"], "").sources() | Query(rule["name"], "").sources())
-        yield Finding(f"{rule['type']} rule {rule['name']}", rule["query"], needs, problem)
+        needs = frozenset(sources(rule["query"]) | sources(rule["name"]))
+        where = f"{rule['type']} rule {rule['name']}"
+        yield Finding(where, rule["query"], needs, _problem(prometheus, rule, window))
 
 
-def selectors(expr: str) -> list[str]:
-    """Series selectors of a PromQL expression, once each, in order of appearance."""
-    return list(dict.fromkeys(found.group() for found in _SELECTOR.finditer(expr)))
+def _problem(prometheus: Prometheus, rule: dict[str, Any], window: Window) -> str | None:
+    if rule.get("lastError"):
+        return str(rule["lastError"])
+    if rule["health"] != "ok":
+        return f"health is {rule['health']}: not evaluated yet"
+    if rule["type"] == "recording":
+        return None if prometheus.has_data(rule["name"], window) else "no data"
+    missing = [name for name in selectors(rule["query"]) if not prometheus.has_data(name, window)]
+    return f"no data for {', '.join(missing)}" if missing else None

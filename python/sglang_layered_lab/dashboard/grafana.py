@@ -1,7 +1,5 @@
 """Writes the dashboard as Grafana JSON, through Grafana's own builders (schema of Grafana 11.6)."""
 
-from __future__ import annotations
-
 import json
 from itertools import count
 
@@ -26,7 +24,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from sglang_layered_lab.dashboard.model import Panel, Query, Row
+from sglang_layered_lab.dashboard.definition import Panel, Query, Row
 
 UID = "sglang-layered"
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")

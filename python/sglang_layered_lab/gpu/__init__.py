@@ -1,4 +1,1 @@
-"""Bringing the project to a GPU host that reaches no registry, and measuring there: docs/gpu-host.md.
-
-`wheels` and `bundle` need the standard library only; the suite's stages need a patched SGLang.
-"""
+"""Where the time of a step goes on a GPU, by kernels. What a GPU host has to pass is in test/gpu."""

@@ -4,17 +4,14 @@ SGLang marks every step in the trace; a step lasts until the next one begins. On
 up, on a CPU the operators that no other operator called.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_layered.errors import GpuHostError
-from sglang_layered_lab.cost.costs import StepCosts
-from sglang_layered_lab.cost.step import StepWork
+from sglang_layered.errors import LabError
 
 MARK, DECODE_MARK = "step[", "step[DECODE"
 MARK_KINDS = {"cuda": "gpu_user_annotation", "cpu": "user_annotation"}
@@ -35,14 +32,17 @@ PARTS = tuple(
         ("memory", r"memcpy|memset|copy|kv_?cache|set_kv|index|gather|scatter|\bcat\b|::cat|fill|arange"),
     )
 )
-ROOF_PARTS = {"dense": "dense products", "head": "dense products"}  # others are called alike
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Seconds of all steps of a kind together, by part; `busy_s` of `window_s` something ran."""
+    """Seconds of all steps of a kind together, by part; `busy_s` of `window_s` something ran.
+
+    `batch_size` is the number of requests that SGLang counted in the first of them, 0 without a step.
+    """
 
     num_steps: int
+    batch_size: int
     parts_s: Mapping[str, float]
     window_s: float
     busy_s: float
@@ -54,7 +54,7 @@ def part_of(name: str) -> str:
 
 
 def step_times(events: Sequence[Event], device: str) -> tuple[StepTimes, StepTimes]:
-    """Sum up decode steps and steps with prompt rows.
+    """Sum up decode steps of the most usual number of rows, and steps with prompt rows.
 
     The first step bears the profiler's start and the last one has no end: both are left out.
 
@@ -63,12 +63,12 @@ def step_times(events: Sequence[Event], device: str) -> tuple[StepTimes, StepTim
         device: "cuda" counts kernels, "cpu" outermost operators.
 
     Raises:
-        GpuHostError: SGLang marked no three steps.
+        LabError: SGLang marked no three steps.
     """
     spans = [each for each in events if each.get("ph") == "X"]
     marks = _marks(spans, MARK_KINDS[device])
     if len(marks) < 3:
-        raise GpuHostError(f"the trace has {len(marks)} events {MARK}...] of kind {MARK_KINDS[device]}")
+        raise LabError(f"the trace has {len(marks)} events {MARK}...] of kind {MARK_KINDS[device]}")
     kinds = KERNEL_KINDS if device == "cuda" else OPERATOR_KINDS
     work = [each for each in spans if each.get("cat") in kinds]
     found = list(work if device == "cuda" else _outermost(work))
@@ -77,10 +77,13 @@ def step_times(events: Sequence[Event], device: str) -> tuple[StepTimes, StepTim
     for each in found:
         if each["ts"] >= starts[0]:
             steps[bisect_right(starts, each["ts"]) - 1].append(each)
+    names = [each["name"] for each in marks]
     whole = range(1, len(marks) - 1)
-    decode = [place for place in whole if marks[place]["name"].startswith(DECODE_MARK)]
-    prompt = [place for place in whole if place not in decode]
-    return _sum(decode, steps, starts), _sum(prompt, steps, starts)
+    decodes = Counter(names[place] for place in whole if names[place].startswith(DECODE_MARK))
+    usual = decodes.most_common(1)[0][0] if decodes else None
+    decode = [place for place in whole if names[place] == usual]
+    prompt = [place for place in whole if not names[place].startswith(DECODE_MARK)]
+    return _sum(decode, names, steps, starts), _sum(prompt, names, steps, starts)
 
 
 def _marks(spans: Iterable[Event], kind: str) -> list[Event]:
@@ -93,7 +96,9 @@ def _marks(spans: Iterable[Event], kind: str) -> list[Event]:
     return found
 
 
-def _sum(places: Sequence[int], steps: Sequence[Sequence[Event]], starts: Sequence[float]) -> StepTimes:
+def _sum(
+    places: Sequence[int], names: Sequence[str], steps: Sequence[Sequence[Event]], starts: Sequence[float]
+) -> StepTimes:
     parts_s: dict[str, float] = {}
     window = busy = 0.0
     for place in places:
@@ -102,19 +107,8 @@ def _sum(places: Sequence[int], steps: Sequence[Sequence[Event]], starts: Sequen
         for each in steps[place]:
             part = part_of(each["name"])
             parts_s[part] = parts_s.get(part, 0.0) + each["dur"] / 1e6
-    return StepTimes(len(places), parts_s, window / 1e6, busy / 1e6)
-
-
-def roof_parts(works: Sequence[StepWork], costs: StepCosts) -> dict[str, float]:
-    """The roofline's seconds by part, of an average one of these steps."""
-    found: dict[str, float] = {}
-    for work in works:
-        for part in work.parts:
-            computed_s = part.flop * costs.flop + part.attention_flop * costs.attention_flop
-            name = ROOF_PARTS.get(part.kind, part.kind)
-            time_s = max(part.num_bytes * costs.byte, computed_s)
-            found[name] = found.get(name, 0.0) + time_s / len(works)
-    return found
+    size = re.search(r"bs=(\d+)", names[places[0]]) if places else None
+    return StepTimes(len(places), int(size[1]) if size else 0, parts_s, window / 1e6, busy / 1e6)
 
 
 def _outermost(events: Iterable[Event]) -> Iterator[Event]:

@@ -1,19 +1,23 @@
-"""Random weights, written file by file as safetensors; at most one file's tensors are in memory."""
+"""Random weights as safetensors, and the config.json of a family.
 
-from __future__ import annotations
+Tensors that this package lays out are written file by file, with at most one file's in memory. A model of a
+family is laid out and written by transformers; the values are ours.
+"""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sglang_layered_lab.models.recipe import DTYPE_BYTES, ModelRecipe
-from sglang_layered_lab.models.tensors import Shard, TensorSpec, count_bytes, list_tensors, plan_shards
+from sglang_layered_lab.models.recipe import DTYPE_BYTES, FamilyRecipe, ModelRecipe
+from sglang_layered_lab.models.tensors import TensorSpec, list_tensors, tensor_spec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_SHARD_BYTES = 1_000_000_000
@@ -32,15 +36,6 @@ def random_tensor(tensor: TensorSpec, seed: int, dtype: torch.dtype) -> torch.Te
     return values.normal_(tensor.mean, tensor.std, generator=generator).to(dtype)
 
 
-def shard_names(num_shards: int) -> Iterator[str]:
-    """Yield the file names that the loaders expect."""
-    if num_shards == 1:
-        yield "model.safetensors"
-        return
-    for index in range(1, num_shards + 1):
-        yield f"model-{index:05d}-of-{num_shards:05d}.safetensors"
-
-
 def write_weights(
     recipe: ModelRecipe,
     folder: Path,
@@ -48,27 +43,68 @@ def write_weights(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write all weights into `folder`; `on_progress` gets the bytes of each tensor as it is made."""
-    shards = plan_shards(list_tensors(recipe), DTYPE_BYTES[recipe.dtype], max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for file_name, shard in zip(shard_names(len(shards)), shards, strict=True):
-        _write_shard(recipe, shard, folder / file_name, on_progress)
-        weight_map |= {tensor.name: file_name for tensor in shard.tensors}
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": count_bytes(recipe)}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps(index, indent=2) + "\n", encoding="utf-8"
-        )
+    tensors = {tensor.name: tensor for tensor in list_tensors(recipe)}
+    shards = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.num_elements * DTYPE_BYTES[recipe.dtype],
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file_name, names in shards.filename_to_tensors.items():
+        weights: dict[str, torch.Tensor] = {}
+        for name in names:
+            weights[name] = random_tensor(tensors[name], recipe.seed, DTYPES[recipe.dtype])
+            on_progress(weights[name].nbytes)
+        write_file(weights, folder / file_name, like=folder / "config.json")
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_shard(recipe: ModelRecipe, shard: Shard, path: Path, on_progress: Callable[[int], object]) -> None:
-    weights: dict[str, torch.Tensor] = {}
-    for tensor in shard.tensors:
-        weights[tensor.name] = random_tensor(tensor, recipe.seed, DTYPES[recipe.dtype])
-        on_progress(weights[tensor.name].nbytes)
+def write_file(weights: dict[str, torch.Tensor], path: Path, like: Path) -> None:
+    """Write one file of weights with the mode of `like`; what a full disk becomes is an OSError."""
     try:
         save_file(weights, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # what a full disk becomes
+    except SafetensorError as error:
         raise OSError(f"{path.name}: {error}") from error
-    shutil.copymode(
-        path.with_name("config.json"), path
-    )  # safetensors makes files that only their owner can read
+    shutil.copymode(like, path)  # safetensors makes files that only their owner can read
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one file of JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def empty_model(recipe: FamilyRecipe, device: str = "meta") -> Any:
+    """The model before it has our numbers; on the meta device it has none at all."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.for_model(recipe.model_type or recipe.arch, **recipe.config_fields())
+    with torch.device(device):
+        auto = AutoModelForImageTextToText if recipe.around else AutoModelForCausalLM
+        return auto.from_config(config, dtype=DTYPES[recipe.dtype])
+
+
+def write_family(recipe: FamilyRecipe, folder: Path, on_progress: Callable[[int], object]) -> None:
+    """Write config.json and the weights; `on_progress` gets the bytes of each tensor as it is made."""
+    model = empty_model(recipe, "cpu")
+    done: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in done:  # tied to an earlier one
+            continue
+        done.add(tensor.data_ptr())
+        spec = tensor_spec(recipe, name, tuple(tensor.shape))
+        tensor.copy_(random_tensor(spec, recipe.seed, tensor.dtype))
+        on_progress(tensor.nbytes)
+    model.save_pretrained(folder)
+    if recipe.turns_experts:
+        weights = {
+            name: weight.mT.contiguous() if ".experts." in name else weight
+            for name, weight in model.state_dict().items()
+        }
+        write_file(weights, folder / "model.safetensors", like=folder / "config.json")
+    if recipe.architecture:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        write_json(folder / "config.json", config | {"architectures": [recipe.architecture]})
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)  # the library writes them for their owner only

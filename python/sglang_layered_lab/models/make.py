@@ -5,23 +5,23 @@ most a hidden `.NAME.partial-*` folder that can be deleted, never half a model. 
 marks a folder as ours and complete.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sglang_layered.errors import ModelRecipeError
-from sglang_layered_lab.models.catalogue import Recipe, find_recipe
-from sglang_layered_lab.models.hf_config import generation_config, model_config
-from sglang_layered_lab.models.partial_folder import partial_folder, put_in_place
-from sglang_layered_lab.models.recipe import DTYPE_BYTES, RECIPE_FORMAT, ModelRecipe
-from sglang_layered_lab.models.tensors import count_parameters
+from sglang_layered_lab.models.catalogue import find_recipe
+from sglang_layered_lab.models.recipe import DTYPE_BYTES, END_ID, PAD_ID, RECIPE_FORMAT, ModelRecipe, Recipe
+from sglang_layered_lab.models.tensors import list_tensors
 
 MARKER = "recipe.json"
 MADE_BY = "sglang-layered make-model"
+SPARE_BYTES = 64 * 2**20  # tokenizer, headers and a little air on the disk
 
 
 def make_model(
@@ -42,10 +42,10 @@ def make_model(
 def num_parameters_of(recipe: Recipe) -> int:
     """Parameters of the model; of a family, transformers counts them."""
     if isinstance(recipe, ModelRecipe):
-        return count_parameters(recipe)
-    from sglang_layered_lab.models.family_weights import count_family_parameters
+        return sum(tensor.num_elements for tensor in list_tensors(recipe))
+    from sglang_layered_lab.models.checkpoint import empty_model
 
-    return count_family_parameters(recipe)
+    return sum(parameter.numel() for parameter in empty_model(recipe).parameters())
 
 
 def num_bytes_of(recipe: Recipe) -> int:
@@ -76,21 +76,23 @@ def make_from_recipe(
 
 
 def _write_model(recipe: Recipe, folder: Path, on_progress: Callable[[int], object]) -> None:
+    from sglang_layered_lab.models import checkpoint
     from sglang_layered_lab.models.tokenizer import write_tokenizer
 
     if isinstance(recipe, ModelRecipe):
-        from sglang_layered_lab.models.checkpoint import write_weights
-
-        _write_json(folder / "config.json", model_config(recipe))
-        write_weights(recipe, folder, on_progress)
+        checkpoint.write_json(folder / "config.json", recipe.config_fields())
+        checkpoint.write_weights(recipe, folder, on_progress)
     else:
-        from sglang_layered_lab.models.family_weights import write_family
+        checkpoint.write_family(recipe, folder, on_progress)
+    if recipe.quantization is not None:
+        from sglang_layered_lab.models.quantize import quantize_folder
 
-        write_family(recipe, folder, on_progress)
-    _write_json(folder / "generation_config.json", generation_config())
+        quantize_folder(folder, recipe.quantization, dequantized=recipe.dequantized)
+    generation = {"eos_token_id": [END_ID], "pad_token_id": PAD_ID, "do_sample": False}
+    checkpoint.write_json(folder / "generation_config.json", generation)
     write_tokenizer(recipe, folder)
     file_bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    _write_json(folder / MARKER, _identity(recipe) | {"file_bytes": file_bytes})
+    checkpoint.write_json(folder / MARKER, _identity(recipe) | {"file_bytes": file_bytes})
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
@@ -108,16 +110,19 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 def _is_already_there(recipe: Recipe, target: Path, *, force: bool) -> bool:
     """Return whether the model is complete; raise when the place is taken by something else."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    marker = record_of_ours(target, MARKER, MADE_BY)
+    if marker is None or force:
         return False
-    marker = _read_marker(target)
-    if force:
-        return False
-    if {key: value for key, value in marker.items() if key != "file_bytes"} != _identity(recipe):
+    file_bytes = marker.pop("file_bytes", {})
+    if marker != _identity(recipe):
         raise ModelRecipeError(
             f"--out {target} holds another model; choose another --out, or --force to replace it"
         )
-    damaged = _damaged_files(target, marker)
+    damaged = [
+        name
+        for name, num_bytes in file_bytes.items()
+        if not (target / name).is_file() or (target / name).stat().st_size != num_bytes
+    ]
     if damaged:
         raise ModelRecipeError(
             f"--out {target}: {', '.join(damaged)} changed since it was made; --force remakes it"
@@ -125,28 +130,53 @@ def _is_already_there(recipe: Recipe, target: Path, *, force: bool) -> bool:
     return True
 
 
-def _read_marker(target: Path) -> dict[str, Any]:
-    """Return our marker; a place without one is never touched, not even by --force."""
+def record_of_ours(place: Path, name: str, made_by: str) -> dict[str, Any] | None:
+    """Return the record `name` in a folder that a command of ours made, None where the place is free.
+
+    Raises:
+        ModelRecipeError: the place has none; it is never touched, not even by --force.
+    """
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return None
     try:
-        marker = json.loads((target / MARKER).read_text(encoding="utf-8"))
+        record = json.loads((place / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        marker = None
-    ours = isinstance(marker, dict) and marker.get("made_by") == MADE_BY
-    if not ours or not isinstance(marker.get("file_bytes"), dict):
-        raise ModelRecipeError(
-            f"--out {target} exists and was not made by this command; choose another --out"
-        )
-    return marker
+        record = None
+    if not isinstance(record, dict) or record.get("made_by") != made_by:
+        raise ModelRecipeError(f"--out {place} exists and was not made by this command; choose another --out")
+    return record
 
 
-def _damaged_files(target: Path, marker: dict[str, Any]) -> list[str]:
-    """Names of files that are gone or have another size than when they were written."""
-    return [
-        name
-        for name, num_bytes in marker["file_bytes"].items()
-        if not (target / name).is_file() or (target / name).stat().st_size != num_bytes
-    ]
+@contextmanager
+def partial_folder(target: Path, weight_bytes: int) -> Iterator[Path]:
+    """A hidden folder beside the target that is gone afterwards, with what is left in it.
+
+    Raises:
+        ModelRecipeError: the disk has no room for the weights, or the place cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(target.parent).free
+        needed_bytes = weight_bytes + SPARE_BYTES
+        if free_bytes < needed_bytes:
+            raise ModelRecipeError(
+                f"--out {target} needs {needed_bytes / 1e9:.1f} GB; {free_bytes / 1e9:.1f} GB are free there"
+            )
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
+    try:
+        model = holder / target.name
+        model.mkdir()
+        yield model
+    except OSError as error:
+        raise ModelRecipeError(f"--out {target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def put_in_place(partial: Path, target: Path) -> None:
+    """Rename `partial` to `target`; a model of ours that is there moves beside `partial`, to be deleted."""
+    if target.exists() and any(target.iterdir()):
+        target.rename(partial.with_name("replaced"))
+    partial.rename(target)

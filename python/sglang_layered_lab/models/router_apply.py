@@ -4,8 +4,6 @@ It goes by the last word of a tensor's name, and by which side of a matrix is th
 the same for single experts, for transformers' stacked ones and for SGLang's fused projections.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping

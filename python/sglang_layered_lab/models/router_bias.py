@@ -11,8 +11,6 @@ writes them, so a router at any depth can read the id out of them and push exper
 All are in standard deviations of the layer's own router logits, so they mean the same in any model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -131,7 +129,7 @@ class RouterBias:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> RouterBias:
+    def from_dict(cls, fields: Mapping[str, Any]) -> "RouterBias":
         """Read what `as_dict` gave, from JSON too."""
         restored = {
             "topics": tuple((first, end) for first, end in fields["topics"]),

@@ -1,22 +1,27 @@
-"""From a model folder to the RouterBias that makes its routers touch as many experts as a table says."""
+"""From a model folder to the RouterBias that makes its routers touch as many experts as a table says.
 
-from __future__ import annotations
+A model with weights is run. For one with dummy weights rows are drawn, because what its routers read of a
+token is known: `router_dummy` fills it so that own logits are normal, of standard deviation 1, and every set
+channel moves a logit by the weight it has there.
+"""
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.models.router_bias import NUM_WORD_CHANNELS, RouterBias
-from sglang_layered_lab.models.router_coverage import Coverage, draws_for, measure
+from sglang_layered_lab.models.router_coverage import Coverage, RouterStates, draws_for, measure
 from sglang_layered_lab.models.router_targets import DECODE, PROMPT, CoverageTable, CoverageTarget
 from sglang_layered_lab.models.router_topics import plan_topics, topics_of
 
 if TYPE_CHECKING:
-    from sglang_layered_lab.models.router_record import ProbeSizes, Recording, RoutedModel
+    from sglang_layered_lab.models.router_record import ProbeSizes, Recording
 
 MODEL_TYPE = "qwen3_moe"
 MAX_ROUNDS = 3
@@ -26,6 +31,11 @@ PROBE_TOKENS = 4096  # short prompts are measured on more of them
 TOPIC_BONUS = 8.0
 # Part of an embedding's length that a set channel has: light in the first norms, and never lost to rounding.
 CHANNEL_SHARE = 0.35
+
+DUMMY_MOST_LAYERS = 8  # that are drawn: layers differ by their seeds alone
+DUMMY_CHANNEL_VALUE = 1.0  # of an embedding whose other channels have a standard deviation of 1
+DUMMY_TOPIC_BONUS = 20.0  # logits, against normal ones: also a sampled token stays
+ROW_NOISE = 0x5EED  # the seed's branch for drawn rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,11 @@ class Calibration:
     stays_in_topic: float  # part of the continued tokens that are of their prompt's topic
     tolerance: float
 
+    @property
+    def worst(self) -> CoverageRow:
+        """The row that is farthest from its target, of those that are aimed at."""
+        return max((row for row in self.rows if row.target.fit), key=lambda row: abs(row.off))
+
     def check(self) -> None:
         """Raise a ModelRecipeError if the worst row is out of tolerance."""
         worst = self.worst
@@ -61,11 +76,6 @@ class Calibration:
                 f"nearest reached is {worst.calibrated.mean:.3f} (--tolerance {self.tolerance:g}); "
                 "no model was written"
             )
-
-    @property
-    def worst(self) -> CoverageRow:
-        """The row that is farthest from its target, of those that are aimed at."""
-        return max((row for row in self.rows if row.target.fit), key=lambda row: abs(row.off))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for a record."""
@@ -84,73 +94,65 @@ def calibrate(
     seed: int = 0,
     num_topics: int = 8,
     tolerance: float = 0.03,
+    dummy: bool = False,
     on_step: Callable[[str], object] = lambda text: None,
 ) -> Calibration:
     """Find the bias, or the nearest to it; `check()` of the result says whether it is within `tolerance`.
 
+    With `dummy` the folder has a config and no weights.
+
     Raises:
         ModelRecipeError: the model has no routers, cannot be loaded, or is too small for what is asked.
     """
-    config = read_config(model_dir)
-    check_fits(config, table, num_topics)
-    from sglang_layered_lab.models.router_record import RoutedModel
-
-    on_step("loading the model")
-    model = RoutedModel(model_dir)
-    bias = zero_bias(config, seed, num_topics, _channel_value(model.parameters), model.routers)
-    return _Search(model, table, tolerance, on_step).run(bias)
-
-
-def zero_bias(
-    config: Mapping[str, Any], seed: int, num_topics: int, channel_value: float, layers: Iterable[int]
-) -> RouterBias:
-    """Return a bias that reserves its channels and pushes no expert yet."""
-    return RouterBias(
+    config = _fitting_config(model_dir, table, num_topics)
+    bias = RouterBias(
         seed=seed,
         num_experts=config["num_experts"],
         vocab_size=config["vocab_size"],
         first_channel=config["hidden_size"] - 1 - num_topics - NUM_WORD_CHANNELS,
         topics=plan_topics(config["vocab_size"], num_topics),
-        channel_value=channel_value,
-        unit_of_layer=dict.fromkeys(layers, 1.0),
+        channel_value=DUMMY_CHANNEL_VALUE,
+        unit_of_layer=dict.fromkeys(range(config["num_hidden_layers"]), 1.0),
     )
+    if dummy:
+        return _on_drawn_rows(bias, table, tolerance, config["num_experts_per_tok"], on_step)
+    return _on_a_run(model_dir, bias, table, tolerance, on_step)
 
 
-def read_config(model_dir: Path) -> dict[str, Any]:
-    """Return the config of a model whose routers can be biased, or raise a ModelRecipeError."""
-    try:
-        config: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelRecipeError(f"MODEL_DIR {model_dir} holds no model: {error!r}") from error
-    if model_type != MODEL_TYPE:
-        raise ModelRecipeError(
-            f"MODEL_DIR {model_dir} is of type {model_type!r}; only {MODEL_TYPE!r} is known here"
-        )
-    if config.get("tie_word_embeddings"):
-        raise ModelRecipeError(
-            f"MODEL_DIR {model_dir} has tied embeddings; its head needs weights of its own"
-        )
-    if topics_of(model_dir) is not None:
-        raise ModelRecipeError(
-            f"MODEL_DIR {model_dir} is calibrated; start from the model that it was made of"
-        )
-    return config
+def _on_a_run(
+    model_dir: Path,
+    bias: RouterBias,
+    table: CoverageTable,
+    tolerance: float,
+    on_step: Callable[[str], object],
+) -> Calibration:
+    """Rounds of a fit, and of a run that measures it on prompts that no fit has seen; return the best."""
+    from sglang_layered_lab.models.router_apply import apply_bias
+    from sglang_layered_lab.models.router_fit import FIRST_GUESS, fit
+    from sglang_layered_lab.models.router_record import RoutedModel
 
-
-def check_fits(config: dict[str, Any], table: CoverageTable, num_topics: int) -> None:
-    """Raise a ModelRecipeError if the model is too small for so many topics or such long prompts."""
-    most_topics = config["hidden_size"] // 4 - 1 - NUM_WORD_CHANNELS
-    if num_topics > most_topics:
-        raise ModelRecipeError(
-            f"--topics {num_topics} is too many for the {config['hidden_size']} channels of this model; "
-            f"it has room for {max(most_topics, 0)}"
-        )
-    if table.most(PROMPT) > config["max_position_embeddings"]:
-        raise ModelRecipeError(
-            f"--targets asks for {table.most(PROMPT)} prompt tokens; "
-            f"this model takes {config['max_position_embeddings']}"
-        )
+    on_step("loading the model")
+    model = RoutedModel(model_dir)
+    sizes = _probe_sizes(table)
+    fitted_tokens = 2 * _probe_sizes(table.fitted).prompt_tokens  # starts of prompts and what follows
+    fit_sizes = replace(sizes, prompt_tokens=min(fitted_tokens, sizes.prompt_tokens))
+    bias = replace(
+        bias, channel_value=_channel_value(model.parameters), unit_of_layer=dict.fromkeys(model.routers, 1.0)
+    )
+    on_step("measuring the model as it is")
+    uniform = model.record(bias, sizes, MEASURED)
+    apply_bias(model.parameters, bias)
+    units, head_unit = model.gauge(bias)
+    bias = replace(bias, scales=FIRST_GUESS, unit_of_layer=units, topic_bonus=TOPIC_BONUS * head_unit)
+    found: list[Calibration] = []
+    while not found or (abs(found[-1].worst.off) > tolerance and len(found) < MAX_ROUNDS):
+        on_step(f"fitting, round {len(found) + 1} of at most {MAX_ROUNDS}")
+        apply_bias(model.parameters, bias)
+        bias = replace(bias, scales=fit(model.record(bias, fit_sizes, FITTED), bias, table, model.num_chosen))
+        apply_bias(model.parameters, bias)
+        calibrated = model.record(bias, sizes, MEASURED)
+        found.append(_calibration(bias, table, uniform, calibrated, tolerance))
+    return min(found, key=lambda calibration: abs(calibration.worst.off))
 
 
 def _channel_value(parameters: Mapping[str, Any]) -> float:
@@ -159,60 +161,71 @@ def _channel_value(parameters: Mapping[str, Any]) -> float:
     return float(2.0 ** math.floor(math.log2(CHANNEL_SHARE * length)))
 
 
-class _Search:
-    """Rounds of a fit, and of a run that measures it on prompts that no fit has seen."""
+def _on_drawn_rows(
+    bias: RouterBias,
+    table: CoverageTable,
+    tolerance: float,
+    num_chosen: int,
+    on_step: Callable[[str], object],
+) -> Calibration:
+    """One fit, and other rows that measure it: what is drawn does not depend on the scales."""
+    from sglang_layered_lab.models.router_fit import FIRST_GUESS, fit
 
-    def __init__(
-        self, model: RoutedModel, table: CoverageTable, tolerance: float, on_step: Callable[[str], object]
-    ) -> None:
-        self.model, self.table, self.tolerance, self.on_step = model, table, tolerance, on_step
-        self.sizes = probe_sizes(table)
-        fitted_tokens = 2 * probe_sizes(table.fitted).prompt_tokens  # starts of prompts and what follows
-        self.fit_sizes = replace(self.sizes, prompt_tokens=min(fitted_tokens, self.sizes.prompt_tokens))
-
-    def run(self, bias: RouterBias) -> Calibration:
-        """Go on until the tolerance is met or the rounds are used up; return the best."""
-        from sglang_layered_lab.models.router_apply import apply_bias
-        from sglang_layered_lab.models.router_fit import FIRST_GUESS, fit
-
-        self.on_step("measuring the model as it is")
-        uniform = self.model.record(bias, self.sizes, MEASURED)
-        apply_bias(self.model.parameters, bias)
-        units, head_unit = self.model.gauge(bias)
-        bonus = TOPIC_BONUS * head_unit
-        bias = replace(bias, scales=FIRST_GUESS, unit_of_layer=units, topic_bonus=bonus)
-        found: list[Calibration] = []
-        while not found or (abs(found[-1].worst.off) > self.tolerance and len(found) < MAX_ROUNDS):
-            self.on_step(f"fitting, round {len(found) + 1} of at most {MAX_ROUNDS}")
-            apply_bias(self.model.parameters, bias)
-            recording = self.model.record(bias, self.fit_sizes, FITTED)
-            bias = replace(bias, scales=fit(recording, bias, self.table, self.model.num_chosen))
-            apply_bias(self.model.parameters, bias)
-            found.append(self._measured(bias, uniform))
-        return min(found, key=lambda calibration: abs(calibration.worst.off))
-
-    def _measured(self, bias: RouterBias, uniform: Recording) -> Calibration:
-        calibrated = self.model.record(bias, self.sizes, MEASURED)
-        rows = measured_rows(self.table, uniform, calibrated, bias.seed)
-        return Calibration(bias, self.table, rows, calibrated.stays_in_topic, self.tolerance)
+    layers = list(bias.unit_of_layer)[:DUMMY_MOST_LAYERS]
+    some = replace(bias, topic_bonus=DUMMY_TOPIC_BONUS, unit_of_layer=dict.fromkeys(layers, 1.0))
+    on_step("fitting")
+    begun = replace(some, scales=FIRST_GUESS)
+    rows = _drawn(begun, _probe_sizes(table.fitted), FITTED, num_chosen)
+    found = replace(some, scales=fit(rows, begun, table, num_chosen))
+    on_step("measuring on other rows")
+    sizes = _probe_sizes(table)
+    uniform, calibrated = (_drawn(each, sizes, MEASURED, num_chosen) for each in (some, found))
+    whole = replace(found, unit_of_layer=bias.unit_of_layer)
+    return _calibration(whole, table, uniform, calibrated, tolerance)
 
 
-def measured_rows(
-    table: CoverageTable, uniform: Recording, calibrated: Recording, seed: int
-) -> tuple[CoverageRow, ...]:
-    """Measure each of a table's rows on two recordings."""
-    return tuple(
-        CoverageRow(row, _coverage(row, uniform, seed), _coverage(row, calibrated, seed))
-        for row in table.rows
-    )
+def _calibration(
+    bias: RouterBias, table: CoverageTable, uniform: "Recording", calibrated: "Recording", tolerance: float
+) -> Calibration:
+    def coverage(target: CoverageTarget, recording: "Recording") -> Coverage:
+        states = recording.decode if target.kind == DECODE else recording.prompts
+        return measure(states.chosen, draws_for(target, states, bias.seed))
+
+    rows = tuple(CoverageRow(row, coverage(row, uniform), coverage(row, calibrated)) for row in table.rows)
+    return Calibration(bias, table, rows, calibrated.stays_in_topic, tolerance)
 
 
-def _coverage(target: CoverageTarget, recording: Recording, seed: int) -> Coverage:
-    states = recording.decode if target.kind == DECODE else recording.prompts
-    return measure(states.chosen, draws_for(target, states, seed))
+def _fitting_config(model_dir: Path, table: CoverageTable, num_topics: int) -> dict[str, Any]:
+    """The config of a model whose routers can be biased, with room for the topics and the prompts."""
+    try:
+        config: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelRecipeError(f"MODEL_DIR {model_dir} holds no model: {error!r}") from error
+    problem = ""
+    if model_type != MODEL_TYPE:
+        problem = f"is of type {model_type!r}; only {MODEL_TYPE!r} is known here"
+    elif config.get("tie_word_embeddings"):
+        problem = "has tied embeddings; its head needs weights of its own"
+    elif topics_of(model_dir) is not None:
+        problem = "is calibrated; start from the model that it was made of"
+    if problem:
+        raise ModelRecipeError(f"MODEL_DIR {model_dir} {problem}")
+    hidden_size, most_tokens = config["hidden_size"], config["max_position_embeddings"]
+    most_topics = max(hidden_size // 4 - 1 - NUM_WORD_CHANNELS, 0)
+    if num_topics > most_topics:
+        raise ModelRecipeError(
+            f"--topics {num_topics} is too many for the {hidden_size} channels of this model; "
+            f"it has room for {most_topics}"
+        )
+    if table.most(PROMPT) > most_tokens:
+        raise ModelRecipeError(
+            f"--targets asks for {table.most(PROMPT)} prompt tokens; this model takes {most_tokens}"
+        )
+    return config
 
 
-def probe_sizes(table: CoverageTable) -> ProbeSizes:
+def _probe_sizes(table: CoverageTable) -> "ProbeSizes":
     """How many tokens a recording needs to measure all of a table's rows."""
     from sglang_layered_lab.models.router_record import ProbeSizes
 
@@ -224,3 +237,38 @@ def probe_sizes(table: CoverageTable) -> ProbeSizes:
         num_prompts=min(max(sizes.num_prompts, PROBE_TOKENS // prompt_tokens), 4 * sizes.num_prompts),
         prompt_tokens=prompt_tokens,
     )
+
+
+def _drawn(bias: RouterBias, sizes: "ProbeSizes", seed: int, num_chosen: int) -> "Recording":
+    """What routers with dummy weights see and choose, for fresh rows; the same seed draws the same ones.
+
+    A token's own logits are the same wherever it stands. Of greedy continuations the head's own logits are
+    normal, too.
+    """
+    from sglang_layered_lab.models.router_fit import simulate
+    from sglang_layered_lab.models.router_record import Recording, draw_tokens
+
+    generator = np.random.default_rng([bias.seed, seed, ROW_NOISE])
+
+    def states(tokens: Any) -> RouterStates:
+        shape = (len(bias.unit_of_layer), *tokens.shape)
+        different, places = np.unique(tokens, return_inverse=True)
+        of_token = generator.standard_normal((shape[0], len(different), bias.num_experts), dtype=np.float32)
+        own = of_token[:, places.reshape(tokens.shape)]
+        seen = RouterStates(own, np.ones(shape, np.float32), np.zeros(own.shape, dtype=bool), tokens)
+        return replace(seen, chosen=simulate(seen, bias, bias.scales, num_chosen))
+
+    requests = draw_tokens(bias, (sizes.num_requests, sizes.num_steps), generator).numpy()
+    prompts = draw_tokens(bias, (sizes.num_prompts, sizes.prompt_tokens), generator).numpy()
+    return Recording(states(requests.T), states(prompts), _stays_in_topic(bias))
+
+
+def _stays_in_topic(bias: RouterBias, num_draws: int = 64) -> float:
+    generator = np.random.default_rng([bias.seed, ROW_NOISE])
+    stays = 0
+    for draw in range(num_draws):
+        logits = generator.standard_normal(bias.vocab_size)
+        first, end = bias.topics[draw % len(bias.topics)]
+        logits[first:end] += bias.topic_bonus
+        stays += first <= int(logits.argmax()) < end
+    return stays / num_draws

@@ -1,9 +1,8 @@
 """Expert coverage: which experts a step's tokens touch together. Pure arrays; knows no model."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,8 @@ from sglang_layered_lab.models.router_bias import Bools, Floats
 from sglang_layered_lab.models.router_targets import DECODE, CoverageTarget
 
 MAX_DRAWS = 48
+# Of each array of RouterStates, the axis of the groups; that of the tokens comes next.
+GROUP_AXES: Mapping[str, int] = {"own_logits": 1, "channel": 1, "chosen": 1, "tokens": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,46 +24,32 @@ class RouterStates:
     chosen: Bools  # [layers, groups, tokens, experts]
     tokens: npt.NDArray[np.int64]  # [groups, tokens], ids
 
-    def turned(self) -> RouterStates:
+    def turned(self) -> "RouterStates":
         """Swap groups and tokens."""
-        return RouterStates(
-            self.own_logits.swapaxes(1, 2),
-            self.channel.swapaxes(1, 2),
-            self.chosen.swapaxes(1, 2),
-            self.tokens.T,
-        )
+        return self._each(lambda array, axis: array.swapaxes(axis, axis + 1))
 
-    def windows(self, num_tokens: int) -> RouterStates:
+    def windows(self, num_tokens: int) -> "RouterStates":
         """Keep one window of each group; where it lies goes on from group to group."""
-        num_windows = self.tokens.shape[1] // num_tokens
-        return join(
-            [
-                RouterStates(
-                    self.own_logits[:, group : group + 1, window],
-                    self.channel[:, group : group + 1, window],
-                    self.chosen[:, group : group + 1, window],
-                    self.tokens[group : group + 1, window],
-                )
-                for group in range(self.tokens.shape[0])
-                for start in [group % num_windows * num_tokens]
-                for window in [slice(start, start + num_tokens)]
-            ]
-        )
+        groups = np.arange(self.tokens.shape[0])[:, None]
+        places = groups % (self.tokens.shape[1] // num_tokens) * num_tokens + np.arange(num_tokens)
+        return self._each(lambda array, axis: array[(slice(None),) * axis + (groups, places)])
+
+    def _each(self, change: Callable[[Any, int], Any]) -> "RouterStates":
+        return RouterStates(**{name: change(getattr(self, name), axis) for name, axis in GROUP_AXES.items()})
 
 
 def join(parts: Sequence[RouterStates]) -> RouterStates:
     """Put the groups of several recordings one after the other."""
     return RouterStates(
-        np.concatenate([part.own_logits for part in parts], axis=1),
-        np.concatenate([part.channel for part in parts], axis=1),
-        np.concatenate([part.chosen for part in parts], axis=1),
-        np.concatenate([part.tokens for part in parts], axis=0),
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts], axis=axis)
+            for name, axis in GROUP_AXES.items()
+        }
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Tokens that one step computes together."""
+class Draw(NamedTuple):
+    """Tokens that one step computes together: a group, and places in it."""
 
     group: int
     tokens: npt.NDArray[np.int64]
@@ -103,6 +90,4 @@ def measure(chosen: Bools, draws: Sequence[Draw]) -> Coverage:
     """Measure [layers, groups, tokens, experts] over draws."""
     touched = np.stack([chosen[:, draw.group, draw.tokens].any(axis=1).mean(axis=1) for draw in draws])
     of_draws = touched.mean(axis=1)
-    return Coverage(
-        float(of_draws.mean()), float(of_draws.std()), tuple(float(part) for part in touched.mean(axis=0))
-    )
+    return Coverage(float(of_draws.mean()), float(of_draws.std()), tuple(touched.mean(axis=0).tolist()))

@@ -2,17 +2,13 @@
 
 SGLang gives all dummy tensors of one size the same numbers below 1e-3, norms and routers too: all layers
 would choose alike, and nearly uniformly. Here embeddings, routers and the head are normal and norms are 1, so
-that the residual stream stays a token's embedding and what a router reads of it is known: `router_synthetic`.
+that the residual stream stays a token's embedding and what a router reads of it is known: `router_calibrate`.
 All other tensors stay as small as they were; they cost the same time.
 """
 
-from __future__ import annotations
-
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import torch
@@ -21,11 +17,10 @@ from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.models.router_apply import apply_bias, kind_of
 from sglang_layered_lab.models.router_bias import RouterBias
 from sglang_layered_lab.models.router_checkpoint import DUMMY, WEIGHTS
-from sglang_layered_lab.models.router_topics import RECORD_NAME
+from sglang_layered_lab.models.router_topics import read_record
 
-PACKAGE = {
-    "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_layered_lab.models.routed_dummy"
-}  # of a server's environment
+# Of a server's environment.
+PACKAGE = {"SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_layered_lab.models.routed_dummy"}
 FILLED = "Dummy weights with calibrated routers"  # begins the line in a server's log
 
 
@@ -35,7 +30,7 @@ def is_dummy(model_dir: Path) -> bool:
     Raises:
         ModelRecipeError: its record cannot be read.
     """
-    return (model_dir / RECORD_NAME).exists() and _record(model_dir).get(WEIGHTS) == DUMMY
+    return (read_record(model_dir) or {}).get(WEIGHTS) == DUMMY
 
 
 def bias_of(model_dir: Path) -> RouterBias:
@@ -44,12 +39,13 @@ def bias_of(model_dir: Path) -> RouterBias:
     Raises:
         ModelRecipeError: it has none, or one for weights of its own.
     """
-    if not is_dummy(model_dir):
+    record = read_record(model_dir) or {}
+    if record.get(WEIGHTS) != DUMMY:
         raise ModelRecipeError(
             f"--model-path {model_dir} has no routers for dummy weights; make such a folder with"
             " sglang-layered calibrate-router --dummy, or unset SGLANG_EXTERNAL_MODEL_PACKAGE"
         )
-    return RouterBias.from_dict(_record(model_dir)["bias"])
+    return RouterBias.from_dict(record["bias"])
 
 
 @torch.no_grad()
@@ -74,11 +70,3 @@ def fill(
             spread = 1.0 if kind == "embedding" else own_channels**-0.5
             tensor.normal_(0, spread, generator=generator)
     return apply_bias(parameters, bias, first_token_id=first_token_id)
-
-
-def _record(model_dir: Path) -> dict[str, Any]:
-    path = model_dir / RECORD_NAME
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelRecipeError(f"{path} is not a record of calibrate-router: {error!r}") from error

@@ -4,22 +4,20 @@ Router logits are linear in the bias, so a recording tells what other scales wou
 how one layer's choice changes what later layers see: the caller runs the model again with what was found.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
 
 from sglang_layered_lab.models.router_bias import WORD_SCALE, Bools, RouterBias, RouterScales
-from sglang_layered_lab.models.router_coverage import Draw, RouterStates, choose, draws_for, measure
+from sglang_layered_lab.models.router_coverage import RouterStates, choose, draws_for, measure
 from sglang_layered_lab.models.router_record import Recording
-from sglang_layered_lab.models.router_targets import DECODE, PROMPT, CoverageTable, CoverageTarget
+from sglang_layered_lab.models.router_targets import DECODE, PROMPT, CoverageTable
 
 # About what 64 experts, 4 of them chosen, need for the paper's table.
 FIRST_GUESS = RouterScales(skew=2.8, favoured_share=0.36, locality=1.1, words=WORD_SCALE)
 FIRST_STEP = np.array([0.5, 0.08, 0.4])
+BOUNDS = [(0.0, 8.0), (0.0, 1.0), (0.0, 8.0)]
 MAX_TRIALS = 120
 
 
@@ -34,54 +32,29 @@ def simulate(states: RouterStates, bias: RouterBias, scales: RouterScales, num_c
     return chosen
 
 
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """The rows of one kind, and what they are drawn from."""
-
-    states: RouterStates
-    draws: Mapping[CoverageTarget, tuple[Draw, ...]]
-
-
 def fit(recording: Recording, bias: RouterBias, table: CoverageTable, num_chosen: int) -> RouterScales:
     """Return the scales whose worst row is nearest its target; the search starts at the bias' own."""
-    goals = _goals(recording, bias, table)
-
-    def loss(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-        scales = _scales(values)
-        off = [
-            measure(chosen, draws).mean - target.coverage
-            for goal in goals
-            for chosen in [simulate(goal.states, bias, scales, num_chosen)]
-            for target, draws in goal.draws.items()
-        ]
-        return float(np.sum(np.array(off) ** 4))  # a smooth way to say the worst
-
-    start = np.array([bias.scales.skew, bias.scales.favoured_share, bias.scales.locality])
-    found = minimize(
-        loss,
-        start,
-        method="Nelder-Mead",
-        bounds=[(0.0, 8.0), (0.0, 1.0), (0.0, 8.0)],
-        options={
-            "maxfev": MAX_TRIALS,
-            "initial_simplex": np.vstack([start, start + np.diag(FIRST_STEP)]),
-            "xatol": 1e-3,
-            "fatol": 1e-9,
-        },
-    )
-    return _scales(found.x)
-
-
-def _goals(recording: Recording, bias: RouterBias, table: CoverageTable) -> tuple[_Goal, ...]:
     goals = []
     for kind, states in ((DECODE, recording.decode), (PROMPT, recording.prompts)):
         rows = [row for row in table.fitted.rows if row.kind == kind]
         if rows:
             kept = states if kind == DECODE else states.windows(table.fitted.most(PROMPT))
-            goals.append(_Goal(kept, {row: draws_for(row, kept, bias.seed) for row in rows}))
-    return tuple(goals)
+            goals.append((kept, [(row.coverage, draws_for(row, kept, bias.seed)) for row in rows]))
+
+    def loss(values: Any) -> float:
+        off = []
+        for states, rows in goals:
+            chosen = simulate(states, bias, _scales(values), num_chosen)
+            off += [measure(chosen, draws).mean - coverage for coverage, draws in rows]
+        return float(np.sum(np.array(off) ** 4))  # a smooth way to say the worst
+
+    start = np.array([bias.scales.skew, bias.scales.favoured_share, bias.scales.locality])
+    simplex = np.vstack([start, start + np.diag(FIRST_STEP)])
+    options = {"maxfev": MAX_TRIALS, "initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-9}
+    found = minimize(loss, start, method="Nelder-Mead", bounds=BOUNDS, options=options)
+    return _scales(found.x)
 
 
-def _scales(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> RouterScales:
+def _scales(values: Any) -> RouterScales:
     skew, favoured_share, locality = (float(value) for value in values)
     return RouterScales(skew, favoured_share, locality, WORD_SCALE)

@@ -1,7 +1,5 @@
 """Run a model over prompts that keep to one topic each, and record what its routers see and choose."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

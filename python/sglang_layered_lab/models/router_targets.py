@@ -1,7 +1,5 @@
 """How many experts real text touches, as a table to be met. Knows no model."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ class CoverageTable:
     source: str = ""
 
     @property
-    def fitted(self) -> CoverageTable:
+    def fitted(self) -> "CoverageTable":
         """The rows that are aimed at."""
         return CoverageTable(tuple(row for row in self.rows if row.fit), self.source)
 

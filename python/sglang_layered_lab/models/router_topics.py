@@ -1,10 +1,8 @@
 """Topics: the ranges of token ids that a model with calibrated routers treats alike. Knows no torch."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sglang_layered.errors import ModelRecipeError
 
@@ -26,10 +24,21 @@ def plan_topics(vocab_size: int, num_topics: int) -> tuple[TokenRange, ...]:
 
 def topics_of(model_dir: Path | str) -> tuple[TokenRange, ...] | None:
     """Return the topics of a calibrated model, or None for any other folder."""
+    record = read_record(model_dir)
+    return None if record is None else tuple((first, end) for first, end in record["bias"]["topics"])
+
+
+def read_record(model_dir: Path | str) -> dict[str, Any] | None:
+    """Return what `calibrate-router` says of a folder that it made, or None for any other folder.
+
+    Raises:
+        ModelRecipeError: the record in the folder cannot be read.
+    """
     path = Path(model_dir) / RECORD_NAME
     try:
-        ranges = json.loads(path.read_text(encoding="utf-8"))["bias"]["topics"]
-        return tuple((int(first), int(end)) for first, end in ranges)
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        record["bias"]["topics"]
+        return record
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

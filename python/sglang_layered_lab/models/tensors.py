@@ -1,16 +1,14 @@
-"""The tensors of a recipe under their Hugging Face names, and how they are cut into files. Knows no torch.
+"""The tensors of a recipe under their Hugging Face names, and how their values are spread. Knows no torch.
 
 The spread of each matrix is chosen so that greedy output is not one repeated token: with the usual
 initialisation a random model repeats itself, and a wrong KV cache or a skipped layer would go unseen.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sglang_layered_lab.models.recipe import DTYPE_BYTES, ExpertShape, ModelRecipe
+from sglang_layered_lab.models.recipe import FamilyRecipe, ModelRecipe, Recipe
 
 # Standard deviation of a matrix times sqrt(fan-in): one value, so that layers of any width have the same
 # gain. It makes the standard deviation 0.12 at width 128.
@@ -19,6 +17,10 @@ MATRIX_GAIN = 0.12 * math.sqrt(128)
 EMBEDDING_STD = 0.15
 # Above 1, so that attention is peaked instead of an average over all positions.
 QK_NORM_WEIGHT = 1.7
+BIAS_STD = 0.05
+ROUTER_BIAS_STD = 0.02  # beside scores between 0 and 1 that choose the experts
+SINK_STD = 1.0
+TRANSPOSED_EXPERTS = ("gpt_oss",)  # families that store an expert's matrices as [inputs, outputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,88 +38,57 @@ class TensorSpec:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """The tensors of one file."""
-
-    tensors: tuple[TensorSpec, ...]
-    num_bytes: int
-
-
-def _matrix(name: str, rows: int, fan_in: int) -> TensorSpec:
-    return TensorSpec(f"{name}.weight", (rows, fan_in), std=MATRIX_GAIN / math.sqrt(fan_in))
-
-
-def _norm(name: str, size: int, value: float = 1.0) -> TensorSpec:
-    return TensorSpec(f"{name}.weight", (size,), mean=value)
-
-
-def _gated_mlp(prefix: str, hidden_size: int, intermediate_size: int) -> Iterator[TensorSpec]:
-    yield _matrix(f"{prefix}.gate_proj", intermediate_size, hidden_size)
-    yield _matrix(f"{prefix}.up_proj", intermediate_size, hidden_size)
-    yield _matrix(f"{prefix}.down_proj", hidden_size, intermediate_size)
+def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec:
+    """How the values of one tensor are spread, by its name."""
+    family = recipe if isinstance(recipe, FamilyRecipe) else None
+    if "embed_tokens" in name:
+        return TensorSpec(name, shape, std=family.embedding_std if family else EMBEDDING_STD)
+    if "norm" in name:
+        sharper = QK_NORM_WEIGHT - 1 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0
+        return TensorSpec(name, shape, mean=(family.norm_weight if family else 1.0) + sharper)
+    for part, std in (("correction_bias", ROUTER_BIAS_STD), ("sinks", SINK_STD), ("bias", BIAS_STD)):
+        if part in name:
+            return TensorSpec(name, shape, std=std)
+    fan_in = shape[-2 if recipe.arch in TRANSPOSED_EXPERTS and len(shape) == 3 else -1]
+    return TensorSpec(name, shape, std=MATRIX_GAIN / fan_in**0.5)
 
 
-def _attention(prefix: str, recipe: ModelRecipe) -> Iterator[TensorSpec]:
-    query_size = recipe.num_heads * recipe.head_size
-    kv_size = recipe.num_kv_heads * recipe.head_size
-    yield _matrix(f"{prefix}.q_proj", query_size, recipe.hidden_size)
-    yield _matrix(f"{prefix}.k_proj", kv_size, recipe.hidden_size)
-    yield _matrix(f"{prefix}.v_proj", kv_size, recipe.hidden_size)
-    yield _matrix(f"{prefix}.o_proj", recipe.hidden_size, query_size)
+def _gated_mlp(hidden_size: int, intermediate_size: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "gate_proj": (intermediate_size, hidden_size),
+        "up_proj": (intermediate_size, hidden_size),
+        "down_proj": (hidden_size, intermediate_size),
+    }
+
+
+def _layer(recipe: ModelRecipe) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a layer's tensors, in the order of the files."""
+    hidden_size, head_size, experts = recipe.hidden_size, recipe.head_size, recipe.experts
+    query_size, kv_size = recipe.num_heads * head_size, recipe.num_kv_heads * head_size
+    yield "input_layernorm", (hidden_size,)
+    for part, size in (("q", query_size), ("k", kv_size), ("v", kv_size)):
+        yield f"self_attn.{part}_proj", (size, hidden_size)
+    yield "self_attn.o_proj", (hidden_size, query_size)
     if recipe.arch == "qwen3_moe":
-        yield _norm(f"{prefix}.q_norm", recipe.head_size, QK_NORM_WEIGHT)
-        yield _norm(f"{prefix}.k_norm", recipe.head_size, QK_NORM_WEIGHT)
-
-
-def _experts(prefix: str, hidden_size: int, experts: ExpertShape) -> Iterator[TensorSpec]:
-    yield _matrix(f"{prefix}.gate", experts.num_experts, hidden_size)
+        yield "self_attn.q_norm", (head_size,)
+        yield "self_attn.k_norm", (head_size,)
+    yield "post_attention_layernorm", (hidden_size,)
+    if experts is None:
+        for name, shape in _gated_mlp(hidden_size, recipe.intermediate_size).items():
+            yield f"mlp.{name}", shape
+        return
+    yield "mlp.gate", (experts.num_experts, hidden_size)
     for index in range(experts.num_experts):
-        yield from _gated_mlp(f"{prefix}.experts.{index}", hidden_size, experts.intermediate_size)
-
-
-def _layer(prefix: str, recipe: ModelRecipe) -> Iterator[TensorSpec]:
-    yield _norm(f"{prefix}.input_layernorm", recipe.hidden_size)
-    yield from _attention(f"{prefix}.self_attn", recipe)
-    yield _norm(f"{prefix}.post_attention_layernorm", recipe.hidden_size)
-    if recipe.experts is None:
-        yield from _gated_mlp(f"{prefix}.mlp", recipe.hidden_size, recipe.intermediate_size)
-    else:
-        yield from _experts(f"{prefix}.mlp", recipe.hidden_size, recipe.experts)
+        for name, shape in _gated_mlp(hidden_size, experts.intermediate_size).items():
+            yield f"mlp.experts.{index}.{name}", shape
 
 
 def list_tensors(recipe: ModelRecipe) -> Iterator[TensorSpec]:
     """Yield every tensor of the model once, layer by layer."""
-    embedding = (recipe.vocab_size, recipe.hidden_size)
-    yield TensorSpec("model.embed_tokens.weight", embedding, std=EMBEDDING_STD)
+    vocabulary = (recipe.vocab_size, recipe.hidden_size)
+    yield tensor_spec(recipe, "model.embed_tokens.weight", vocabulary)
     for index in range(recipe.num_layers):
-        yield from _layer(f"model.layers.{index}", recipe)
-    yield _norm("model.norm", recipe.hidden_size)
-    yield _matrix("lm_head", recipe.vocab_size, recipe.hidden_size)
-
-
-def count_parameters(recipe: ModelRecipe) -> int:
-    """Count the parameters of the model."""
-    return sum(tensor.num_elements for tensor in list_tensors(recipe))
-
-
-def count_bytes(recipe: ModelRecipe) -> int:
-    """Count the bytes of all weights, without the headers of the files."""
-    return count_parameters(recipe) * DTYPE_BYTES[recipe.dtype]
-
-
-def plan_shards(tensors: Iterable[TensorSpec], element_bytes: int, max_shard_bytes: int) -> tuple[Shard, ...]:
-    """Cut the tensors, in order, into files of at most `max_shard_bytes` (or of one tensor)."""
-    shards: list[Shard] = []
-    current: list[TensorSpec] = []
-    current_bytes = 0
-    for tensor in tensors:
-        num_bytes = tensor.num_elements * element_bytes
-        if current and current_bytes + num_bytes > max_shard_bytes:
-            shards.append(Shard(tuple(current), current_bytes))
-            current, current_bytes = [], 0
-        current.append(tensor)
-        current_bytes += num_bytes
-    if current:
-        shards.append(Shard(tuple(current), current_bytes))
-    return tuple(shards)
+        for name, shape in _layer(recipe):
+            yield tensor_spec(recipe, f"model.layers.{index}.{name}.weight", shape)
+    yield tensor_spec(recipe, "model.norm.weight", (recipe.hidden_size,))
+    yield tensor_spec(recipe, "lm_head.weight", vocabulary)

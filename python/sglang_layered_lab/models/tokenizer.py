@@ -1,15 +1,13 @@
 """A byte-level BPE tokenizer, trained on the text beside this file: any text encodes, any id decodes."""
 
-from __future__ import annotations
-
 import json
+import shutil
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sglang_layered.errors import ModelRecipeError
-from sglang_layered_lab.models.catalogue import Recipe
-from sglang_layered_lab.models.hf_config import SPECIAL_TOKENS, tokenizer_config
+from sglang_layered_lab.models.recipe import END_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, START_TOKEN, Recipe
 
 CORPUS = Path(__file__).with_name("corpus.txt")
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -41,7 +39,14 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
 def write_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`."""
     train_tokenizer(recipe.vocab_size).save(str(folder / "tokenizer.json"))
-    text = json.dumps(tokenizer_config(recipe.max_position_tokens), indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-    template = CHAT_TEMPLATE.read_text(encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": END_TOKEN,
+        "pad_token": PAD_TOKEN,
+        "additional_special_tokens": [START_TOKEN],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": recipe.max_position_tokens,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(CHAT_TEMPLATE, folder / CHAT_TEMPLATE.name)

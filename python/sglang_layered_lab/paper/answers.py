@@ -1,7 +1,5 @@
 """The report's answers: what layered prefill gains over each baseline, and where it loses. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +40,7 @@ def duel_rows(sweeps: Sequence[SweepResult]) -> Iterator[tuple[str, ...]]:
     for sweep, point in _points(sweeps):
         titles, worst = titles_of(sweep.cells), next(iter(gap_scalars(sweep.at(point))))
         for each in point_duels(sweep, point, worst):
-            baseline, rival = each.duel.baseline.arm, each.duel.rival
+            baseline, rival = each.baseline.arm, each.rival
             start = (sweep.name, point_text(point), titles[baseline])
             if rival is None:
                 yield (*start, "none has such a TBT: loses", ABSENT, ABSENT, ABSENT)
@@ -55,18 +53,21 @@ def duel_rows(sweeps: Sequence[SweepResult]) -> Iterator[tuple[str, ...]]:
 
 
 def limit_rows(sweeps: Sequence[SweepResult]) -> Iterator[tuple[str, ...]]:
-    """For limits on the worst TBT from tight to loose: the best TTFT of other arms, and of layered ones."""
+    """For limits on the worst TBT from tight to loose: the best TTFT of other arms, and of layered ones.
+
+    They reach from the least worst TBT of all arms, rounded up, to one that every arm keeps.
+    """
     for sweep, point in _points(sweeps):
         titles = titles_of(sweep.cells)
         places = {cell.arm: place for cell in sweep.at(point) if (place := _place(cell, sweep.at(point)))}
-        layered = [
-            places[cell.arm] for cell in sweep.at(point) if cell.mode == RIVAL_MODE and cell.arm in places
+        groups = [
+            [places[cell.arm] for cell in sweep.at(point) if cell.mode in modes and cell.arm in places]
+            for modes in ({cell.mode for cell in sweep.cells} - {RIVAL_MODE}, {RIVAL_MODE})
         ]
-        others = [
-            places[cell.arm] for cell in sweep.at(point) if cell.mode != RIVAL_MODE and cell.arm in places
-        ]
-        for limit_s in _limits([place.tbt_s for place in places.values()]):
-            best = [best_ttft(group, limit_s) for group in (others, layered)]
+        tbts_s = [place.tbt_s for place in places.values()]
+        for exact_s in np.geomspace(1.05 * min(tbts_s), 1.05 * max(tbts_s), NUM_LIMITS):
+            limit_s = float(f"{exact_s:.2g}")
+            best = [best_ttft(group, limit_s) for group in groups]
             shown = [text for each in best for text in _best_texts(each, titles)]
             yield (sweep.name, point_text(point), f"{1e3 * limit_s:.0f} ms", *shown, _outcome(*best))
 
@@ -82,14 +83,6 @@ def _points(sweeps: Sequence[SweepResult]) -> Iterator[tuple[SweepResult, Mappin
 def _place(cell: CellResult, cells: Sequence[CellResult]) -> Point | None:
     ttft_s, tbt_s = cell.mean("ttft_mean"), cell.mean(next(iter(gap_scalars(cells))))
     return None if ttft_s is None or tbt_s is None else Point(cell.arm, ttft_s, tbt_s)
-
-
-def _limits(tbts_s: Sequence[float]) -> list[float]:
-    """From the least worst TBT of all arms, rounded up, to one that every arm keeps."""
-    return [
-        float(f"{limit_s:.2g}")
-        for limit_s in np.geomspace(1.05 * min(tbts_s), 1.05 * max(tbts_s), NUM_LIMITS)
-    ]
 
 
 def _best_texts(place: Point | None, titles: Mapping[str, str]) -> tuple[str, str]:

@@ -1,34 +1,70 @@
-"""The rate at which attainment is still 90 %, from a sweep over rates. Pure."""
+"""The capacity: the rate at which attainment is still 90 %, from a sweep over rates. Pure.
 
-from __future__ import annotations
+Attainment need not fall with the rate: it is measured, and noisy. The bracket is made at the *lowest* rate
+that missed the target.
+"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from sglang_layered_lab.bench.capacity import Capacity, Observation, Search, conclude
 from sglang_layered_lab.bench.sweep_result import CellResult, SweepResult
 
 RATE = "load.rate_per_s"
+TARGET = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One rate in requests a second, and the share of its requests that met the limits."""
+
+    rate_rps: float
+    attainment: float
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """`high` is the lowest rate that missed the target, `low` the highest below it; None where none is."""
+
+    low: Observation | None
+    high: Observation | None
+
+    @property
+    def rate_rps(self) -> float | None:
+        """A rate that was run and met the target; None when none did."""
+        return None if self.low is None else self.low.rate_rps
+
+    @property
+    def crossing_rps(self) -> float | None:
+        """Where the line through both ends crosses the target, an interpolation; None with one end."""
+        if self.low is None or self.high is None:
+            return None
+        part = (self.low.attainment - TARGET) / (self.low.attainment - self.high.attainment)
+        return self.low.rate_rps + part * (self.high.rate_rps - self.low.rate_rps)
+
+    def __str__(self) -> str:
+        """In words: where attainment crosses the target, or beyond which end of the rates."""
+        if self.low is None or self.high is None:
+            return f"below {self.high.rate_rps:g}" if self.high else f"above {self.rate_rps:g}"
+        return f"{self.crossing_rps:.2f}"
+
+
+def conclude(observations: Iterable[Observation]) -> Capacity:
+    """Bracket the lowest rate at which attainment falls below the target, from one observation or more."""
+    by_rate = sorted(observations, key=lambda each: each.rate_rps)
+    high = next((each for each in by_rate if each.attainment < TARGET), None)
+    below = [each for each in by_rate if high is None or each.rate_rps < high.rate_rps]
+    return Capacity(below[-1] if below else None, high)
 
 
 def capacity_of(sweep: SweepResult, arm: str) -> Capacity | None:
     """What the rates of one arm tell; None where attainment was not measured."""
-    seen = tuple(sorted(_observations(sweep.of_arm(arm)), key=lambda each: each.rate_rps))
-    if not seen:
-        return None
-    rates = tuple(each.rate_rps for each in seen)
-    return conclude(Search(rates, max_runs=max(len(rates), 16)), seen)
+    seen = list(_observations(sweep.of_arm(arm)))
+    return conclude(seen) if seen else None
 
 
 def capacity_text(found: Capacity | None) -> str:
     """In words: where attainment crosses 90 %, or beyond which end of the rates."""
-    if found is None:
-        return "not measured"
-    rates = sorted(each.rate_rps for each in found.observations)
-    if found.status == "all rates met":
-        return f"above {rates[-1]:g}"
-    if found.status == "all rates missed":
-        return f"below {rates[0]:g}"
-    return f"{found.crossing_rps:.2f}"
+    return "not measured" if found is None else str(found)
 
 
 def rows(sweeps: Mapping[str, SweepResult]) -> Iterator[tuple[str, ...]]:

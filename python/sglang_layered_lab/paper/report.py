@@ -1,20 +1,15 @@
 """REPORT.md of a profile: the paper's numbers beside ours, duels, losses, pictures; all from records."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as RichTable
-
 from sglang_layered_lab.bench.pictures import Missing, pictures_at, pictures_over_rates
-from sglang_layered_lab.bench.report_tables import outcomes
-from sglang_layered_lab.bench.sweep_compare import RIVAL_MODE, baseline_of, point_values
+from sglang_layered_lab.bench.sweep_compare import RIVAL_MODE, baseline_of
 from sglang_layered_lab.bench.sweep_result import SweepResult
-from sglang_layered_lab.bench.tables import point_text, scalar_table, to_markdown
+from sglang_layered_lab.bench.tables import outcomes, point_text, scalar_table, to_markdown
 from sglang_layered_lab.models.router_targets import DECODE
 from sglang_layered_lab.paper import answers, capacity, claims
 
@@ -87,7 +82,7 @@ def _claims(sweeps: Mapping[str, SweepResult], profile: str) -> Iterator[str]:
         ("where", "what", "the paper", "here", "the difference"),
         [(row.where, row.what, row.paper, row.ours, row.why) for row in claims.rows(sweeps, profile)],
     )
-    yield f"{claims.NAMES[profile].chunk} stands for the paper's chunks of 512 tokens."
+    yield f"{claims.chunk_of(profile)} stands for the paper's chunks of 512 tokens."
 
 
 def _capacity(sweeps: Mapping[str, SweepResult]) -> Iterator[str]:
@@ -122,9 +117,7 @@ def _losses(sweeps: Sequence[SweepResult]) -> Iterator[str]:
     for sweep in sweeps:
         if RIVAL_MODE not in {cell.mode for cell in sweep.cells}:
             continue
-        baseline = baseline_of(sweep)
-        found = [(point, point_values(sweep, point, baseline, JUDGED)) for point in sweep.points]
-        seen = outcomes(sweep, found)
+        seen = outcomes(sweep, baseline_of(sweep), JUDGED)
         counts = [count + getattr(seen, name) for name, count in zip(VERDICTS, counts, strict=True)]
         rows += [(sweep.name, loss.where, loss.arm, loss.what, loss.detail) for loss in seen.losses]
     numbers = ", ".join(f"{count} {name}" for name, count in zip(VERDICTS, counts, strict=True))
@@ -143,7 +136,7 @@ def _study(sweep: SweepResult, folder: Path) -> Iterator[str]:
     yield f"{records}{missing} Baseline: {baseline}."
     for point in sweep.points:
         cells = sweep.at(point)
-        has_background = any(each.background for cell in cells for each in cell.record.repetitions)
+        has_background = any(cell.has_background for cell in cells)
         yield f"**{point_text(point)}**"
         yield scalar_table(sweep, point, baseline, SHOWN_BESIDE if has_background else SHOWN).markdown()
     yield from _pictures(sweep, baseline, folder)
@@ -190,10 +183,3 @@ def coverage_text(record: Path) -> str:
         name = "decode rows" if target["kind"] == DECODE else "tokens of one prompt"
         rows.append((f"{target['num_tokens']} {name}", *(f"{100 * each:.1f} %" for each in numbers)))
     return to_markdown(("tokens of one step", "the paper", "random routers", "calibrated routers"), rows)
-
-
-def markdown_of(table: RichTable) -> str:
-    """A table for terminals, in Markdown."""
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
-    text = to_markdown([str(column.header) for column in table.columns], list(zip(*columns, strict=True)))
-    return f"**{table.title}**\n\n{text}" if table.title else text

@@ -1,22 +1,23 @@
 """Which sweeps a profile has, and how `--fast` makes them small. It reads files and runs nothing."""
 
-from __future__ import annotations
-
 import copy
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+from pydantic.dataclasses import dataclass
+
 from sglang_layered.errors import BenchError
 from sglang_layered_lab.bench import spec_keys as of
-from sglang_layered_lab.bench.spec_errors import SpecError, checked, located, parse_toml, text_of
+from sglang_layered_lab.bench.spec_errors import SpecError, located, read_toml
 from sglang_layered_lab.bench.sweep_spec import SweepSpec, put, sweep_from
 
 FAST_FILE = "fast.toml"
 
 
-@of.section
+@dataclass(frozen=True)
 class Reduction(of.Section):
     """How a sweep is made small: arms that stay, new values of dotted keys, flags after the others, grid."""
 
@@ -26,7 +27,7 @@ class Reduction(of.Section):
     grid: Annotated[dict[str, Any], "replaces the whole grid"] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Study:
     """One sweep of a profile."""
 
@@ -56,7 +57,7 @@ def read_studies(
     studies = []
     for path in paths:
         with located(path):
-            values = parse_toml(text_of(path))
+            values = read_toml(path)
             name = str(values.get("sweep", {}).get("name"))
             if reductions is not None:
                 if name not in reductions:
@@ -97,4 +98,4 @@ def reduced(values: Mapping[str, Any], reduction: Reduction) -> dict[str, Any]:
 
 def _read_reductions(path: Path) -> dict[str, Reduction]:
     with located(path):
-        return cast(dict[str, Reduction], checked(dict[str, Reduction], parse_toml(text_of(path))))
+        return cast(dict[str, Reduction], of.checked(dict[str, Reduction], read_toml(path)))

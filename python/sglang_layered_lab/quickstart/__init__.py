@@ -1,4 +1,4 @@
-"""The quickstart: one model served in three modes, the same requests in each; a table, a record, a picture.
+"""The quickstart: one model served in three modes, the same requests in each; a table, records, a picture.
 
 `quickstart.toml` is the sweep, sent by the benchmark's client; `machine` fits it to this machine, `run` plays
 it one server after another, `figures` turns raw times into figures and shows them.

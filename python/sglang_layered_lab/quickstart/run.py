@@ -1,10 +1,10 @@
-"""Runs the quickstart: model, one server per mode one after another, record, table, picture."""
+"""Runs the quickstart: model, one server per mode one after another, records, table, picture.
 
-from __future__ import annotations
+What it writes is the folder of a sweep, which `sglang-layered bench report` reads as well.
+"""
 
 import json
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,21 +13,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sglang_layered.cpu_kernels import cuda_driver_available
-from sglang_layered.errors import BenchError, QuickstartError
+from sglang_layered.errors import BenchError, LabError
 from sglang_layered.patching import locate, verify_patched
+from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 from sglang_layered_lab.bench.record import BenchRecord, Repetition
 from sglang_layered_lab.bench.run import Load, made_with, model_folder, run_repetition, started
 from sglang_layered_lab.bench.spec import BenchSpec
 from sglang_layered_lab.bench.spec_errors import parse_toml
+from sglang_layered_lab.bench.sweep_result import FORMAT, MANIFEST, SweepResult
 from sglang_layered_lab.bench.sweep_spec import Cell, SweepSpec, sweep_from
 from sglang_layered_lab.quickstart import SIZES
-from sglang_layered_lab.quickstart.figures import ModeRun, draw, last_line, measure, table
+from sglang_layered_lab.quickstart.figures import draw, last_line, measure, table
 from sglang_layered_lab.quickstart.machine import Machine, fastest, size_for
 from sglang_layered_lab.serving import ServerProcess
 
 SPEC = Path(__file__).with_name("quickstart.toml")
-SAMPLE_EVERY_S = 1.0
+PICTURE = "tokens.png"
 AUTO = "auto"
 
 
@@ -35,7 +36,6 @@ AUTO = "auto"
 class Plan:
     """What one call of the quickstart is to do."""
 
-    modes: tuple[str, ...]
     spec: SweepSpec
     out: Path
     port: int | None = None  # None: any free one
@@ -43,7 +43,12 @@ class Plan:
 
 
 def scenario(
-    *, repetitions: int = 3, dtype: str = "bfloat16", size: str = "full", model_path: Path | None = None
+    modes: Sequence[str] = (),
+    *,
+    repetitions: int = 3,
+    dtype: str = "bfloat16",
+    size: str = "full",
+    model_path: Path | None = None,
 ) -> SweepSpec:
     """The sweep of `quickstart.toml`, for so many repetitions, a data type, a size of `SIZES` and a model.
 
@@ -53,6 +58,7 @@ def scenario(
     values = parse_toml(SPEC.read_text(encoding="utf-8"))
     values["sweep"]["rounds"] = repetitions
     values["server"]["flags"] += ["--dtype", dtype]
+    values["arms"] = [arm for arm in values["arms"] if not modes or arm["mode"] in modes]
     lengths, background = values["workload"]["lengths"], values["load"]["background"]
     background["prompt_tokens"] = background["prompt_tokens"] * SIZES[size] // lengths["prompt"]["tokens"]
     lengths["prompt"]["tokens"] = SIZES[size]
@@ -61,58 +67,31 @@ def scenario(
     return sweep_from(values, SPEC.parent)
 
 
-class PeakMemory:
-    """Greatest memory of a server's process tree, sampled while the block runs and when asked."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self.peak_bytes = 0
-        self._server = server
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        """Begin to sample."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End sampling."""
-        self._stop.set()
-        self._thread.join()
-
-    def sample(self) -> None:
-        """Look once; a server that is not up counts nothing."""
-        if not self._server.has_exited():
-            self.peak_bytes = max(self.peak_bytes, self._server.memory_bytes())
-
-    def _watch(self) -> None:
-        while not self._stop.wait(SAMPLE_EVERY_S):
-            self.sample()
-
-
-def run(plan: Plan, console: Console) -> list[ModeRun]:
+def run(plan: Plan, console: Console) -> SweepResult:
     """Do the whole quickstart and print it; the last line is the verdict."""
-    check_machine(plan.modes, console)
-    cells = [cell for cell in plan.spec.cells if cell.arm.mode in plan.modes]
+    cells = plan.spec.cells
+    check_machine([cell.arm.mode for cell in cells], console)
     with phase(console, "the model"):
         model = model_folder(cells[0].spec)
-    runs = []
+    plan.out.mkdir(parents=True, exist_ok=True)
     for cell in cells:
-        runs.append(_run_mode(plan, cell, model, keep=plan.keep and cell is cells[-1], console=console))
-    path = plan.out / "record.json"
-    path.write_text(json.dumps({"runs": [each.to_json() for each in runs]}) + "\n")
-    draw(runs, plan.out / "tokens.png")
-    peak_gib = max(each.peak_memory_bytes for each in runs) / 2**30
+        record = _run_mode(plan, cell, model, keep=plan.keep and cell is cells[-1], console=console)
+        record.write(plan.out / cell.file_name)
+    (plan.out / MANIFEST).write_text(json.dumps({"format": FORMAT} | plan.spec.to_json(), indent=1) + "\n")
+    result = SweepResult.read(plan.out)
+    caption = draw(result, plan.out / PICTURE)
+    peak = max(cell.record.made_with["server"]["memory_bytes"] for cell in result.cells)
     console.print()
-    console.print(table(runs))
+    console.print(table(result))
     _print(
         console,
-        *(f"{each.mode}: {each.title}" for each in runs),
-        f"peak memory of a server: {peak_gib:.1f} GiB",
-        f"record: {path}   picture: {plan.out / 'tokens.png'}",
-        last_line(runs),
+        *(f"{cell.mode}: {cell.label}" for cell in result.cells),
+        f"memory of a server: {peak / 2**30:.1f} GiB",
+        f"records: {plan.out}   picture: {plan.out / PICTURE}",
+        caption,
+        last_line(result),
     )
-    return runs
+    return result
 
 
 def check_machine(modes: Sequence[str], console: Console) -> None:
@@ -126,79 +105,68 @@ def check_machine(modes: Sequence[str], console: Console) -> None:
     else:
         locate()
     if not cuda_driver_available() and shutil.which("g++") is None:
-        console.print(
+        _print(
+            console,
             "warning: no g++ here. The quickstart does without, but SGLang compiles penalties and sampling "
             "seeds when a request first asks for them, and dies without it: apt-get install g++",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
 def chosen(dtype: str, size: str, console: Console) -> tuple[str, str]:
     """What was asked for; for `auto` what suits this machine, told where it is not the usual."""
-    if AUTO not in (dtype, size):
-        return dtype, size
-    machine = Machine.here()
-    if dtype == AUTO:
-        dtype = _told(*fastest(machine), console)
-    if size == AUTO:
-        size = _told(*size_for(machine), console)
+    if AUTO in (dtype, size):
+        machine = Machine.here()
+        dtype, dtype_why = fastest(machine) if dtype == AUTO else (dtype, "")
+        size, size_why = size_for(machine) if size == AUTO else (size, "")
+        told = {dtype: dtype_why, size: size_why}
+        _print(console, *(f"{value}: {why}" for value, why in told.items() if why))
     return dtype, size
-
-
-def _told(value: str, why: str | None, console: Console) -> str:
-    if why is not None:
-        console.print(f"{value}: {why}", highlight=False, soft_wrap=True)
-    return value
 
 
 @contextmanager
 def phase(console: Console, what: str) -> Iterator[None]:
-    """Show what is going on, and afterwards how long it took; plain lines when not a terminal."""
+    """Say what is going on, and afterwards how long it took."""
     start_s = time.perf_counter()
-    if console.is_terminal:
-        with console.status(what):
-            yield
-    else:
-        console.print(f"{what} ...", highlight=False, soft_wrap=True)
+    with console.status(what):
         yield
-    console.print(f"{what}: {time.perf_counter() - start_s:.1f} s", highlight=False, soft_wrap=True)
+    _print(console, f"{what}: {time.perf_counter() - start_s:.1f} s")
 
 
-def _run_mode(plan: Plan, cell: Cell, model: Path, *, keep: bool, console: Console) -> ModeRun:
+def _run_mode(plan: Plan, cell: Cell, model: Path, *, keep: bool, console: Console) -> BenchRecord:
     spec, mode = cell.spec, cell.arm.mode
     process = ServerProcess(
         model, spec.server.flags, log_path=plan.out / f"server-{mode}.log", port=plan.port
     )
     start_s = time.perf_counter()
-    record = BenchRecord(spec.to_json(), made_with())
     try:
-        with PeakMemory(process) as memory:  # not while times are taken: sampling costs some milliseconds
-            with phase(console, f"{mode}: starting the server"):
-                process.start()
-            startup_s = time.perf_counter() - start_s
-            with phase(console, f"{mode}: warming up"):  # same shapes, other tokens; thrown away
-                _play(spec, process, model, spec.run.repetitions)
+        with phase(console, f"{mode}: starting the server"):
+            process.start()
+        startup_s = time.perf_counter() - start_s
+        with phase(console, f"{mode}: warming up"):  # same shapes, other tokens; thrown away
+            _play(spec, process, model, spec.run.repetitions)
+        repetitions: list[Repetition] = []
+        memory_bytes = 0
         for index in range(spec.run.repetitions):
             with phase(console, f"{mode}: repetition {index + 1} of {spec.run.repetitions}"):
-                record = record.with_repetition(_play(spec, process, model, index))
-            memory.sample()
+                repetitions.append(_play(spec, process, model, index))
+            memory_bytes = max(memory_bytes, process.memory_bytes())
     except BaseException:
         process.stop()
         raise
+    server = {"command": process.command, "startup_s": round(startup_s, 3), "memory_bytes": memory_bytes}
     if keep:
         _print_kept(process, console)
     else:
         process.stop()
-    return ModeRun(mode, cell.arm.title, tuple(process.command), startup_s, memory.peak_bytes, record)
+    return BenchRecord(spec.to_json(), made_with() | {"server": server}, tuple(repetitions))
 
 
 def _play(spec: BenchSpec, process: ServerProcess, model: Path, index: int) -> Repetition:
     try:
         played = run_repetition(Load.of(spec), started(spec, model, process.base_url), index)
         measure(played)  # tells at once what failed
-    except (BenchError, QuickstartError) as error:
-        raise QuickstartError(f"{error}; {process.log_path} ends with\n{process.log_tail()}") from error
+    except (BenchError, LabError) as error:
+        raise LabError(f"{error}; {process.log_path} ends with\n{process.log_tail()}") from error
     return played
 
 

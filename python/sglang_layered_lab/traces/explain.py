@@ -1,7 +1,5 @@
 """What policy `auto` decided in each step of a trace, as a table."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

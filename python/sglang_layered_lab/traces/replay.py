@@ -5,17 +5,14 @@ in order, one cohort in flight, decode in every step, prompts beside nothing who
 KV pressure and no prefix cache: what the trace found there stays found.
 """
 
-from __future__ import annotations
-
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import cast
 
 from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.pacing import PaceView, QueueView, StepLoad, StepPolicy
-from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import BenchError
@@ -23,23 +20,19 @@ from sglang_layered_lab.traces.run_model import RunModel
 from sglang_layered_lab.traces.trace import TracedStep
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A request of the trace: when it came, tokens to compute, tokens before them, tokens it got."""
+@dataclass(slots=True)
+class Request:
+    """A request of a run, recorded or replayed: when it came and when its tokens did, in seconds.
+
+    `prompt_tokens` are to compute, after `prefix_tokens`; it asks for `output_tokens`.
+    """
 
     request_id: str
     arrived_s: float
     prompt_tokens: int
-    prefix_tokens: int
-    output_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """When a request came and when its tokens did, in seconds."""
-
-    arrived_s: float
-    tokens_s: tuple[float, ...]
+    prefix_tokens: int = 0
+    output_tokens: int = 1
+    tokens_s: list[float] = field(default_factory=list)
 
     @property
     def ttft_s(self) -> float:
@@ -52,189 +45,176 @@ class Served:
         return [later - earlier for earlier, later in pairwise(self.tokens_s)]
 
 
-def requests_of(steps: Sequence[TracedStep]) -> list[Recorded]:
-    """The requests of a trace whose prompts it holds whole, oldest first."""
-    rows: dict[str, int] = {}
-    prefixes: dict[str, int] = {}
-    arrived: dict[str, float] = {}
-    outputs: dict[str, int] = {}
+def requests_of(steps: Sequence[TracedStep]) -> list[Request]:
+    """The requests of a trace whose prompts it holds whole, oldest first.
+
+    Raises:
+        BenchError: there are none.
+    """
+    found: dict[str, Request] = {}
     for each in steps:
         if each.begins_prompt:
-            for place, (name, num_rows) in enumerate(each.prompt.items()):
-                rows[name] = rows.get(name, 0) + num_rows
-                prefixes.setdefault(name, each.load.prefix_lens[place])
-                arrived.setdefault(name, each.arrived_s[name])
-        for name, count in each.decode.items():
-            outputs[name] = max(count, outputs.get(name, 1))
-    known = [Recorded(name, arrived[name], rows[name], prefixes[name], outputs.get(name, 1)) for name in rows]
-    if not known:
+            for (name, rows), prefix in zip(each.prompt.items(), each.load.prefix_lens, strict=True):
+                request = found.setdefault(name, Request(name, each.arrived_s[name], 0, prefix))
+                request.prompt_tokens += rows
+        if each.ends_prompt:
+            for name in each.prompt.keys() & found.keys():
+                found[name].tokens_s = [each.time_s]  # of its last chunk in the end
+        for name in each.decode.keys() & found.keys():
+            found[name].tokens_s.append(each.time_s)
+            found[name].output_tokens = max(found[name].output_tokens, each.decode[name])
+    if not found:
         raise BenchError("the trace has no prompts")
-    return sorted(known, key=lambda request: request.arrived_s)
+    return sorted(found.values(), key=lambda request: request.arrived_s)
 
 
-def served_of(steps: Sequence[TracedStep]) -> dict[str, Served]:
-    """When the requests of the trace got their tokens."""
-    arrived: dict[str, float] = {}
-    tokens: dict[str, list[float]] = {}
-    for each in steps:
-        for name in each.prompt:
-            arrived.setdefault(name, each.arrived_s[name])
-            if each.ends_prompt:
-                tokens[name] = [each.time_s]  # of its last chunk in the end
-        for name in each.decode:
-            tokens.setdefault(name, []).append(each.time_s)
-    return {name: Served(arrived[name], tuple(times)) for name, times in tokens.items() if name in arrived}
+def served_of(steps: Sequence[TracedStep]) -> dict[str, Request]:
+    """The requests of a trace that got a token in it, by name."""
+    return {each.request_id: each for each in requests_of(steps) if each.tokens_s}
 
 
 @dataclass(slots=True)
-class _Running:
-    request: Recorded
-    left: int
+class Running:
+    """A request whose prompt is done: tokens still to compute, and tokens that its row sees."""
+
+    request: Request
+    left: float
     context: int
-    heard_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Replay:
-    """One simulated run, by a group policy or a step policy; `cohort_tokens` as the server's flag."""
+    """One simulated run, by a group policy or a step policy; `cohort_tokens` as the server's flag.
+
+    A step takes what the model says times the next of `surprises`.
+    """
 
     model: RunModel
     policy: GroupPolicy
     cohort_tokens: int = 8192
     tbt_limit_s: float | None = None
+    surprises: Callable[[], float] = lambda: 1.0
     now_s: float = 0.0
-    _waiting: deque[tuple[Recorded, int]] = field(default_factory=deque)  # with tokens done
-    _running: list[_Running] = field(default_factory=list)
-    _tokens: dict[str, list[float]] = field(default_factory=dict)
-    _mute: deque[list[_Running]] = field(default_factory=deque)  # tokens computed and not yet out
+    waiting: deque[tuple[Request, int]] = field(default_factory=deque)  # with tokens done
+    running: list[Running] = field(default_factory=list)
+    _mute: deque[list[Running]] = field(default_factory=deque)  # tokens computed and not yet out
 
-    def run(self, requests: Sequence[Recorded]) -> dict[str, Served]:
-        """Serve all requests."""
-        coming = deque(requests)
+    def run(self, requests: Sequence[Request]) -> dict[str, Request]:
+        """Serve all requests, copies of which get the tokens' times."""
+        served = [replace(each, tokens_s=[]) for each in requests]
+        coming = deque(served)
         self.now_s = coming[0].arrived_s
-        while coming or self._waiting or self._running:
+        while coming or self.waiting or self.running:
             while coming and coming[0].arrived_s <= self.now_s:
-                self._waiting.append((coming.popleft(), 0))
-            if not self._waiting and not self._running:
-                self._speak_all()
+                self.waiting.append((coming.popleft(), 0))
+            if self.waiting or self.running:
+                self.serve()
+            else:
+                self.speak_all()
                 self.now_s = coming[0].arrived_s
-                continue
-            self._serve(coming)
-        self._speak_all()
-        arrived = {request.request_id: request.arrived_s for request in requests}
-        return {name: Served(arrived[name], tuple(times)) for name, times in self._tokens.items()}
+        self.speak_all()
+        return {each.request_id: each for each in served}
 
-    def _serve(self, coming: deque[Recorded]) -> None:
+    def serve(self) -> None:
         """One step without prompts, or all steps of one cohort."""
-        if not self._waiting:
+        if not self.waiting:
             self._step(self._load(), [])
             return
         pieces = self._admit()
         lens = tuple(rows for _, _, rows in pieces)
         prefixes = tuple(request.prefix_tokens + done for request, done, _ in pieces)
         ended = [request for request, done, rows in pieces if done + rows == request.prompt_tokens]
-        if not self._running:
-            self._step(StepLoad(0, 0, lens, prefixes, self._num_layers), ended)
-        else:
-            for start, end in self._groups(lens, prefixes):
-                load = self._load(lens, prefixes, self.model.sizes.weight(start, end))
-                self._step(load, ended if end == self._num_layers else [])
-        self._waiting.extendleft(
+        for start, end in self._groups(lens, prefixes):
+            load = self._load(lens, prefixes, self.model.sizes.weight(start, end))
+            self._step(load, ended if end == self._num_layers else [])
+        self.waiting.extendleft(
             (request, done + rows)
             for request, done, rows in reversed(pieces)
             if done + rows < request.prompt_tokens
         )
 
+    def speak_all(self) -> None:
+        """Hand out the tokens that wait for a later step."""
+        while self._mute:
+            self._speak(self._mute.popleft())
+
     def _groups(self, lens: tuple[int, ...], prefixes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         """Layer ranges of a cohort; with none left to decode the rest is one."""
-        policy = self._able(Capability.PACES_STEPS)
-        if policy is None:
-            plan = self._plan(lens, prefixes)
-            for group in plan.groups:
-                if not self._running:
-                    yield group.start, self._num_layers
-                    return
-                yield group.start, group.end
-            return
-        start = 0
+        policy, start = self._able(Capability.PACES_STEPS), 0
+        ends: list[int] = []
+        if policy is None and self.running:
+            context = sum(each.context for each in self.running)
+            loads = (self._num_layers, lens, prefixes, len(self.running), context, len(self.waiting))
+            ends = [group.end for group in self.policy.plan(SchedulerView(*loads)).groups]
         while start < self._num_layers:
-            if not self._running:
-                yield start, self._num_layers
-                return
-            view = PaceView(self._load(lens, prefixes, 0), start, self._due_s())
-            end = min(start + policy.next_layers(view).layers, self._num_layers)
+            end = self._num_layers
+            if self.running and policy is not None:
+                view = PaceView(self._load(lens, prefixes), start, self._due_s())
+                end = min(start + policy.next_layers(view).layers, end)
+            elif self.running:
+                end = next(each for each in ends if each > start)
             yield start, end
             start = end
 
-    def _plan(self, lens: tuple[int, ...], prefixes: tuple[int, ...]) -> LayerGroupPlan:
-        context = sum(each.context for each in self._running)
-        return self.policy.plan(
-            SchedulerView(self._num_layers, lens, prefixes, len(self._running), context, len(self._waiting))
-        )
-
-    def _admit(self) -> list[tuple[Recorded, int, int]]:
+    def _admit(self) -> list[tuple[Request, int, int]]:
         """Prompts of the next cohort: request, tokens done, rows now."""
         most = self.cohort_tokens
         policy = self._able(Capability.PACES_STEPS)
         if policy is not None:
-            lens = tuple(request.prompt_tokens - done for request, done in self._waiting)
-            prefixes = tuple(request.prefix_tokens + done for request, done in self._waiting)
-            context = sum(each.context for each in self._running)
+            lens = tuple(request.prompt_tokens - done for request, done in self.waiting)
+            prefixes = tuple(request.prefix_tokens + done for request, done in self.waiting)
+            context = sum(each.context for each in self.running)
             is_apart = self.model.is_apart
-            view = QueueView(lens, prefixes, len(self._running), context, self._due_s(), most, is_apart)
+            view = QueueView(lens, prefixes, len(self.running), context, self._due_s(), most, is_apart)
             most = min(policy.cohort_tokens(view), most)
-        pieces: list[tuple[Recorded, int, int]] = []
-        while self._waiting and most > 0:
-            request, done = self._waiting.popleft()
+        pieces: list[tuple[Request, int, int]] = []
+        while self.waiting and most > 0:
+            request, done = self.waiting.popleft()
             rows = min(request.prompt_tokens - done, most)
             pieces.append((request, done, rows))
             most -= rows
         return pieces
 
-    def _step(self, load: StepLoad, ended: Sequence[Recorded]) -> None:
+    def _step(self, load: StepLoad, ended: Sequence[Request]) -> None:
         """Run one step: running requests get a token, and prompts that end get their first."""
-        start_s, took_s = self.now_s, self.model.step_s(load)
+        took_s = self.model.step_s(load) * self.surprises()
         self.now_s += took_s + self.model.between_s
         policy = self._able(Capability.LEARNS)
         if policy is not None:
             policy.observe(load, took_s)
-        spoke = self._running if load.decode_rows else []
+        spoke = self.running if load.decode_rows else []
         for each in spoke:
             each.left -= 1
             each.context += 1
         new = [
-            _Running(each, each.output_tokens - 1, each.prompt_tokens + each.prefix_tokens) for each in ended
+            Running(each, each.output_tokens - 1, each.prompt_tokens + each.prefix_tokens) for each in ended
         ]
         self._mute.append([*spoke, *new])
         while len(self._mute) > self.model.delay_steps:
-            self._speak(self._mute.popleft(), self.now_s - start_s)
-        self._running = [each for each in (*self._running, *new) if each.left > 0]
+            self._speak(self._mute.popleft(), was_planned=bool(load.prompt_rows and load.decode_rows))
+        self.running = [each for each in (*self.running, *new) if each.left > 0]
 
-    def _speak(self, spoken: Sequence[_Running], step_s: float) -> None:
-        gaps = [self.now_s - each.heard_s for each in spoken if each.heard_s]
+    def _speak(self, spoken: Sequence[Running], was_planned: bool = False) -> None:
+        gaps = [self.now_s - each.request.tokens_s[-1] for each in spoken if each.request.tokens_s]
         for each in spoken:
-            self._tokens.setdefault(each.request.request_id, []).append(self.now_s)
-            each.heard_s = self.now_s
+            each.request.tokens_s.append(self.now_s)
         policy = self._able(Capability.KEEPS_TBT_LIMIT)
         if gaps and policy is not None:
-            policy.observe_gap(max(gaps), was_planned=False)
-
-    def _speak_all(self) -> None:
-        while self._mute:
-            self._speak(self._mute.popleft(), 0.0)
+            policy.observe_gap(max(gaps), was_planned)
 
     def _due_s(self) -> float | None:
         if self.tbt_limit_s is None or self._able(Capability.KEEPS_TBT_LIMIT) is None:
             return None
-        dues = [each.heard_s + self.tbt_limit_s - self.now_s for each in self._running]
+        heard = [each.request.tokens_s[-1] for each in self.running if each.request.tokens_s]
+        dues = [time_s + self.tbt_limit_s - self.now_s for time_s in heard]
         return min((due for due in dues if due > 0), default=self.tbt_limit_s)
 
     def _load(
         self, lens: tuple[int, ...] = (), prefixes: tuple[int, ...] = (), layers: float = 0.0
     ) -> StepLoad:
-        context = sum(each.context for each in self._running)
-        is_apart = bool(lens and self._running) and self.model.is_apart
-        return StepLoad(len(self._running), context, lens, prefixes, layers, is_apart)
+        context = sum(each.context for each in self.running)
+        is_apart = bool(lens and self.running) and self.model.is_apart
+        return StepLoad(len(self.running), context, lens, prefixes, layers, is_apart)
 
     def _able(self, capability: Capability) -> StepPolicy | None:
         """The policy, if it can that."""

@@ -1,7 +1,5 @@
 """How long steps took in a recorded run, fitted to its trace, and a policy that knows it too."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,8 +14,21 @@ from sglang_layered.core.pacing import DeviceRates, ModelSizes, Start, StepLoad,
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered_lab.traces.trace import Trace, TracedStep
 
-PASSES = 3  # over the trace's steps
+PASSES = 3  # over the steps
 UNKNOWN_RATES = DeviceRates(byte_s=1e-10, flop_s=1e-11, layer_call_s=1e-4)  # a trace tells none
+
+
+def learned(seen: Sequence[tuple[Amounts, float]], prior: Sequence[tuple[Amounts, float]] = ()) -> StepTimes:
+    """The scheduler's model after it has seen these steps several times, all of equal weight.
+
+    Args:
+        seen: amounts and seconds of each.
+        prior: imagined steps, for what no step shows.
+    """
+    times = StepTimes(prior, forget=1.0)
+    for row, duration_s in PASSES * list(seen):
+        times.observe(row, duration_s)
+    return times
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +45,18 @@ class RunModel:
     is_apart: bool = False
 
     @classmethod
-    def of(cls, steps: Sequence[TracedStep], sizes: ModelSizes) -> RunModel:
+    def of(cls, steps: Sequence[TracedStep], sizes: ModelSizes) -> "RunModel":
         """Fit to a trace."""
-        times, seen = StepTimes(forget=1.0), _amounts_of(steps, sizes)
-        for _ in range(PASSES):
-            for row, duration_s in seen:
-                times.observe(row, duration_s)
+        seen = [(amounts(sizes, each.load), max(each.duration_s, 1e-9)) for each in steps]
+        times = learned(seen)
         times.settle(seen)
-        between = [later.start_s - (each.start_s + each.duration_s) for each, later in pairwise(steps)]
-        busy = [
-            gap for gap, (each, later) in zip(between, pairwise(steps), strict=True) if later.load.decode_rows
-        ]
-        waits = [
-            each.time_s >= later.start_s + later.duration_s
-            for each, later in pairwise(steps)
-            if later.step == each.step + 1
-        ]
+        busy: list[float] = []
+        waits: list[bool] = []
+        for each, later in pairwise(steps):
+            if later.load.decode_rows:
+                busy.append(later.start_s - (each.start_s + each.duration_s))
+            if later.step == each.step + 1:
+                waits.append(each.time_s >= later.start_s + later.duration_s)
         delay = int(bool(waits) and statistics.mean(waits) > 0.5)
         apart = [each.load.is_apart for each in steps if each.load.prompt_rows and each.load.decode_rows]
         is_apart = 2 * sum(apart) > len(apart)
@@ -59,7 +66,7 @@ class RunModel:
         """Seconds of a step."""
         return self.times.predict(amounts(self.sizes, load))
 
-    def at_speed_of(self, steps: Sequence[TracedStep]) -> tuple[RunModel, float]:
+    def at_speed_of(self, steps: Sequence[TracedStep]) -> "tuple[RunModel, float]":
         """The same with the machine of another run, and how long its steps took over what was predicted."""
         took_s = sum(each.duration_s for each in steps)
         factor = took_s / sum(self.step_s(each.load) for each in steps)
@@ -79,7 +86,3 @@ def ready_policy(policy: GroupPolicy, model: RunModel, trace: Trace) -> GroupPol
         for each in trace.steps:
             on_steps.observe(each.load, each.duration_s)
     return policy
-
-
-def _amounts_of(steps: Sequence[TracedStep], sizes: ModelSizes) -> list[tuple[Amounts, float]]:
-    return [(amounts(sizes, each.load), max(each.duration_s, 1e-9)) for each in steps]

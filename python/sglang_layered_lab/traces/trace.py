@@ -1,15 +1,15 @@
 """Steps of a run, read back from the file of the `jsonl` listener."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_layered.core.pacing import Decision, ModelSizes, Option, StepLoad
+from pydantic import TypeAdapter
+
+from sglang_layered.core.pacing import Decision, ModelSizes, StepLoad
 from sglang_layered.errors import BenchError
 
 
@@ -62,7 +62,7 @@ def read_trace(path: Path) -> Trace:
     Raises:
         BenchError: it is no trace, or has no start or no steps.
     """
-    steps: list[TracedStep] = []
+    steps: list[dict[str, Any]] = []
     started: dict[str, Any] | None = None
     try:
         packed = path.read_bytes()
@@ -72,33 +72,14 @@ def read_trace(path: Path) -> Trace:
             if values["event"] == "serving_started":
                 started, steps = values, []
             if values["event"] == "step_done" and values.get("load") is not None:
-                steps.append(_step(values))
+                steps.append(values)
         if started is None or not steps:
             raise BenchError(
                 f"{path}: no start of a server or no steps in it; serve in layered mode with"
                 f" --layered-listeners jsonl={path} and send load"
             )
-        sizes = started["sizes"] | {"layer_costs": tuple(started["sizes"]["layer_costs"])}
-        return Trace(tuple(steps), ModelSizes(**sizes), started["policy"], started["cohort_tokens"])
+        return TypeAdapter(Trace).validate_python(started | {"steps": steps})
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, BenchError):
             raise
         raise BenchError(f"{path}: no trace of --layered-listeners jsonl=PATH ({error!r})") from error
-
-
-def _step(values: dict[str, Any]) -> TracedStep:
-    given = {item.name: values[item.name] for item in fields(TracedStep)}
-    given["load"] = _load(values["load"])
-    given["group"] = None if values["group"] is None else tuple(values["group"])
-    given["decision"] = None if values["decision"] is None else _decision(values["decision"])
-    return TracedStep(**given)
-
-
-def _load(values: dict[str, Any]) -> StepLoad:
-    lens = {name: tuple(values[name]) for name in ("prompt_lens", "prefix_lens")}
-    return StepLoad(**values | lens)
-
-
-def _decision(values: dict[str, Any]) -> Decision:
-    options = {name: values[name] and Option(**values[name]) for name in ("chosen", "runner_up")}
-    return Decision(**values | options)

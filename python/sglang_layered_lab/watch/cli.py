@@ -1,7 +1,5 @@
 """`sglang-layered top`: options, and where the frames go. It computes no numbers."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,7 +10,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from sglang_layered.errors import TopError
+from sglang_layered.errors import LabError
 from sglang_layered_lab.watch.page import Frame, Page, frames
 from sglang_layered_lab.watch.source import Scraper
 
@@ -56,7 +54,7 @@ def top(url: str, interval_s: float, once: bool, plain: bool) -> None:
 def _checked(stream: Iterable[Frame]) -> Iterator[Frame]:
     for frame in stream:
         if frame.gone:
-            raise TopError(frame.gone)
+            raise LabError(frame.gone)
         yield frame
 
 

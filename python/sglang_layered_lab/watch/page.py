@@ -1,7 +1,5 @@
 """A page of the terminal: head, parts, and greyed when the server is gone; scrape after scrape into pages."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,14 +10,14 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from sglang_layered.errors import TopError
+from sglang_layered.errors import LabError
 from sglang_layered_lab.watch import text
 from sglang_layered_lab.watch.sample import Sample
-from sglang_layered_lab.watch.sections import sections
 from sglang_layered_lab.watch.source import Window
-from sglang_layered_lab.watch.view import View, view
+from sglang_layered_lab.watch.view import QUANTILES, Part, View, view
 
 WIDE = 140  # columns from which two panels fit side by side
+QUANTILE_WIDTH = 15  # as wide as they get, so that columns stay where they are
 GREY = Style(color="bright_black", bold=False)
 
 
@@ -60,16 +58,16 @@ class Page:
         yield from _head(self.frame)
         if self.frame.view is None:
             return
-        parts = sections(self.frame.view)
+        tables = {name: _table(name, part) for name, part in self.frame.view.parts.items()}
         wide = self.panels and options.max_width >= WIDE
-        body = _columns(parts, len(self.frame.view.ranks) > 0) if wide else Group(*parts)
+        body = _columns(tables) if wide else Group(*tables.values())
         yield Greyed(body) if self.frame.gone else body
 
 
 def _head(frame: Frame) -> list[Text]:
     lines = [Text.assemble(("sglang-layered top ", "bold cyan"), frame.url)]
     if frame.view:
-        lines.append(Text(_server(frame.view)))
+        lines.append(Text("  |  ".join(frame.view.server)))
     if frame.gone:
         age = f"; these numbers are {text.seconds(round(frame.age_s, 1))} old" if frame.view else ""
         lines.append(Text(f"gone: {frame.gone}{age}; trying again", style="bold red"))
@@ -81,27 +79,27 @@ def _head(frame: Frame) -> list[Text]:
     return lines
 
 
-def _server(view: View) -> str:
-    server = view.server
-    parts = [
-        "model " + (", ".join(server.models) or "unknown"),
-        "mode " + (" and ".join(server.modes) or "unknown (no sglang:prefill_mode_info: not patched?)"),
-    ]
-    if server.strategies:
-        parts.append("strategy " + ", ".join(server.strategies))
-    if server.versions:
-        parts.append("version " + ", ".join(server.versions))
-    return "  |  ".join(parts)
-
-
-def _columns(parts: list[Table], with_ranks: bool) -> Group:
-    panels = [Panel(part, padding=0) for part in parts]
-    last = [panels.pop()] if with_ranks else []
+def _columns(tables: dict[str, Table]) -> Group:
+    panels = {name: Panel(table, padding=0) for name, table in tables.items()}
+    below = [panels.pop("ranks")] if "ranks" in panels else []
+    right = list(panels).index("experts")
     grid = Table.grid(expand=True)
     grid.add_column(ratio=18)
     grid.add_column(ratio=17)
-    grid.add_row(Group(*panels[:4]), Group(*panels[4:]))
-    return Group(grid, *last)
+    grid.add_row(Group(*list(panels.values())[:right]), Group(*list(panels.values())[right:]))
+    return Group(grid, *below)
+
+
+def _table(name: str, part: Part) -> Table:
+    """A part with its name as the first column's head."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(name, header_style="bold cyan", no_wrap=True, min_width=9)
+    for head in part.columns or (part.off,):
+        table.add_column(head, min_width=QUANTILE_WIDTH if head in QUANTILES else None)
+    for row, cells in part.rows:
+        shown = zip(part.columns.values(), cells, strict=True)
+        table.add_row(row, *(show(cell) for show, cell in shown))
+    return table
 
 
 def frames(
@@ -110,7 +108,7 @@ def frames(
     """A frame at once and one after each `wait()`, for ever; `now_s` is the clock of the samples.
 
     Raises:
-        TopError: the first scrape failed. Later failures are shown, and the next scrape may succeed.
+        LabError: the first scrape failed. Later failures are shown, and the next scrape may succeed.
     """
     window = Window().add(scrape())
     yield Frame(url, None)
@@ -119,7 +117,7 @@ def frames(
         gone = ""
         try:
             window = window.add(scrape())
-        except TopError as error:
+        except LabError as error:
             gone = str(error)
         numbers = view(*window.pair) if window.pair else None
         yield Frame(url, numbers, gone, now_s() - window.samples[-1].time_s)

@@ -5,11 +5,9 @@ less than nothing, and at most what happened. Unlike there, a series that appear
 was known before, and nothing is extrapolated to the edges of the window.
 """
 
-from __future__ import annotations
-
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,23 +20,18 @@ from sglang_layered.metrics.table import PREFIX
 PREFIXES = (PREFIX, PREFIX.replace(":", "_"))
 # Labels that tell servers behind one page apart: SGLang's router, a Prometheus federation.
 SOURCE_LABELS = ("worker_addr", "instance")
+NONE = -1  # the number of a rank that a series does not name
 
 Labels = frozenset[tuple[str, str]]
 Series = Mapping[Labels, float]
 
 
-class Source(NamedTuple):
-    """One replica: a server behind the page ("" without a router), and its data-parallel rank, if any."""
+class Rank(NamedTuple):
+    """One pipeline stage of one replica: its server ("" without a router), data-parallel rank and stage."""
 
     server: str
-    dp_rank: str
-
-
-class Rank(NamedTuple):
-    """One pipeline stage of one replica; `stage` is "" for a series that names no rank."""
-
-    source: Source
-    stage: str
+    dp_rank: int = NONE
+    stage: int = NONE
 
 
 def server_of(labels: Labels) -> str:
@@ -48,13 +41,17 @@ def server_of(labels: Labels) -> str:
 
 def rank_of(labels: Labels) -> Rank:
     """The rank that wrote a series."""
-    named = dict(labels)
-    return Rank(Source(server_of(labels), named.get("dp_rank", "")), named.get("pp_rank", ""))
+    return Rank(server_of(labels), _number(labels, "dp_rank"), _number(labels, "pp_rank"))
 
 
-def number(rank: str) -> int:
-    """Sort ranks as numbers; a series without a rank comes first."""
-    return int(rank) if rank.isdecimal() else -1
+def replica_of(labels: Labels) -> Rank:
+    """The replica that wrote a series, whatever its stage."""
+    return rank_of(labels)._replace(stage=NONE)
+
+
+def _number(labels: Labels, name: str) -> int:
+    value = dict(labels).get(name, "")
+    return int(value) if value.isdecimal() else NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +77,7 @@ class Sample:
     def ranks(self) -> list[Rank]:
         """Every scheduler rank, replicas in order and their stages in order."""
         found = {rank_of(key) for series in self.series.values() for key in series}
-        return sorted(
-            (rank for rank in found if rank.stage),
-            key=lambda rank: (rank.source.server, number(rank.source.dp_rank), number(rank.stage)),
-        )
+        return sorted(rank for rank in found if rank.stage != NONE)
 
 
 def parse(text: str, time_s: float) -> Sample:
@@ -96,59 +90,38 @@ def parse(text: str, time_s: float) -> Sample:
     """
     series: dict[str, dict[Labels, float]] = {}
     cumulative: set[str] = set()
-    for kind, name, labels, value in _points(text):
-        series.setdefault(name, {})[labels] = value
-        if kind in ("counter", "histogram"):
-            cumulative.add(name)
-    return Sample(time_s, _lowest_tensor_ranks(series), frozenset(cumulative))
-
-
-def _lowest_tensor_ranks(series: dict[str, dict[Labels, float]]) -> dict[str, Series]:
     lowest: dict[Rank, int] = {}
-    for points in series.values():
-        for key in points:
-            tensor, rank = _tensor_rank(key), rank_of(key)
-            if tensor is not None:
-                lowest[rank] = min(tensor, lowest.get(rank, tensor))
-    return {
-        name: {
-            key: value
-            for key, value in points.items()
-            if _tensor_rank(key) in (None, lowest.get(rank_of(key)))
-        }
-        for name, points in series.items()
-    }
-
-
-def _points(text: str) -> Iterator[tuple[str, str, Labels, float]]:
     for family in text_string_to_metric_families(text):
         for point in family.samples:
             prefix = next((prefix for prefix in PREFIXES if point.name.startswith(prefix)), None)
-            if prefix is not None and not math.isnan(point.value):
-                yield (
-                    family.type,
-                    point.name.removeprefix(prefix),
-                    frozenset(point.labels.items()),
-                    point.value,
-                )
-
-
-def _tensor_rank(labels: Labels) -> int | None:
-    return next((number(value) for name, value in labels if name == "tp_rank"), None)
+            if prefix is None or math.isnan(point.value):
+                continue
+            name, key = point.name.removeprefix(prefix), frozenset(point.labels.items())
+            series.setdefault(name, {})[key] = point.value
+            if family.type in ("counter", "histogram"):
+                cumulative.add(name)
+            if "tp_rank" in point.labels:
+                tensor, rank = _number(key, "tp_rank"), rank_of(key)
+                lowest[rank] = min(tensor, lowest.get(rank, tensor))
+    kept = {
+        name: {
+            key: value
+            for key, value in points.items()
+            if _number(key, "tp_rank") in (NONE, lowest.get(rank_of(key)))
+        }
+        for name, points in series.items()
+    }
+    return Sample(time_s, kept, frozenset(cumulative))
 
 
 def increases(old: Sample, new: Sample, name: str) -> dict[Labels, float]:
     """Increase of each series of a counter."""
     before, known = old.of(name), old.servers()
     return {
-        key: _increase(before.get(key, 0.0), value)
+        key: value - before.get(key, 0.0) if value >= before.get(key, 0.0) else value
         for key, value in new.of(name).items()
         if key in before or server_of(key) in known
     }
-
-
-def _increase(before: float, after: float) -> float:
-    return after - before if after >= before else after
 
 
 def fell(old: Sample, new: Sample) -> bool:
@@ -160,8 +133,13 @@ def fell(old: Sample, new: Sample) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Quantile:
+def total(series: Series, **labels: str) -> float:
+    """Sum over all series that have `labels`."""
+    wanted = set(labels.items())
+    return sum(value for key, value in series.items() if wanted <= key)
+
+
+class Quantile(NamedTuple):
     """A quantile by linear interpolation in its bucket `(low, high]`.
 
     The true one lies in that bucket too. In the last bucket, whose `high` is infinite, `value` is `low`.
@@ -202,30 +180,29 @@ class Histogram:
             below, low = below + count, high
         raise AssertionError("the last bucket holds the last observation")
 
-    def since(self, before: Histogram) -> Histogram:
+    def since(self, before: "Histogram") -> "Histogram":
         """Observations that came after `before`; all of them if a bucket fell or the buckets are others."""
         counts = tuple(map(operator.sub, self.counts, before.counts))
         if self.bounds != before.bounds or self.total < before.total or any(count < 0 for count in counts):
             return self
         return replace(self, counts=counts, total=self.total - before.total)
 
-    def with_bounds(self, bounds: tuple[float, ...]) -> Histogram:
-        """The same observations in fewer buckets; `bounds` are some of ours, the last included."""
-        counts = dict.fromkeys(bounds, 0.0)
-        for high, count in zip(self.bounds, self.counts, strict=True):
-            counts[next(bound for bound in bounds if bound >= high)] += count
-        return Histogram(bounds, tuple(counts.values()), self.total)
+    def up_to(self, bound: float) -> float:
+        """Observations of at most `bound`, which is one of the bounds."""
+        return sum(count for high, count in zip(self.bounds, self.counts, strict=True) if high <= bound)
+
+
+def _histogram(bounds: Sequence[float], cumulative: Iterable[float], total: float) -> Histogram:
+    counts = tuple(high - low for low, high in pairwise([0.0, *cumulative]))
+    return Histogram(tuple(bounds), counts, total)
 
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
     """All observations together, in the buckets that all have."""
     parts = list(histograms)
-    if not parts:
-        return Histogram((math.inf,), (0.0,), 0.0)
-    bounds = tuple(sorted(set.intersection(*(set(part.bounds) for part in parts))))
-    parts = [part.with_bounds(bounds) for part in parts]
-    counts = tuple(sum(column) for column in zip(*(part.counts for part in parts), strict=True))
-    return Histogram(bounds, counts, sum(part.total for part in parts))
+    bounds = sorted(set.intersection(*(set(part.bounds) for part in parts))) if parts else [math.inf]
+    cumulative = [sum(part.up_to(bound) for part in parts) for bound in bounds]
+    return _histogram(bounds, cumulative, sum(part.total for part in parts))
 
 
 def histograms(sample: Sample, name: str) -> dict[Labels, Histogram]:
@@ -236,14 +213,10 @@ def histograms(sample: Sample, name: str) -> dict[Labels, Histogram]:
         ladders.setdefault(frozenset(pair for pair in key if pair[0] != "le"), {})[bound] = value
     totals = sample.of(f"{name}_sum")
     return {
-        key: _histogram(ladder, totals.get(key, 0.0)) for key, ladder in ladders.items() if math.inf in ladder
+        key: _histogram(sorted(ladder), [ladder[bound] for bound in sorted(ladder)], totals.get(key, 0.0))
+        for key, ladder in ladders.items()
+        if math.inf in ladder
     }
-
-
-def _histogram(ladder: dict[float, float], total: float) -> Histogram:
-    bounds = tuple(sorted(ladder))
-    upto = [0.0, *(ladder[bound] for bound in bounds)]
-    return Histogram(bounds, tuple(high - low for low, high in pairwise(upto)), total)
 
 
 def observed(old: Sample, new: Sample, name: str, *, rank: Rank | None = None, **labels: str) -> Histogram:
@@ -256,9 +229,3 @@ def observed(old: Sample, new: Sample, name: str, *, rank: Rank | None = None, *
         and rank in (None, rank_of(key))
         and (key in before or server_of(key) in known)
     )
-
-
-def total(series: Series, **labels: str) -> float:
-    """Sum over all series that have `labels`."""
-    wanted = set(labels.items())
-    return sum(value for key, value in series.items() if wanted <= key)

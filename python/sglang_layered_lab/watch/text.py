@@ -1,14 +1,16 @@
 """Numbers as short text with their unit; "-" stands for nothing to tell."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable, Iterable, Mapping
 
 from rich.filesize import decimal
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
-from sglang_layered_lab.watch.sample import Histogram, Rank, Source
+from sglang_layered_lab.watch.sample import NONE, Histogram, Rank
 
 NOTHING = "-"
+BAR_WIDTH = 30
 
 
 def plain(value: float | None, unit: str = "") -> str:
@@ -38,9 +40,25 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else plain(100 * value, "%")
 
 
-def share(part: float, whole: float) -> str:
-    """`part` of `whole` as a percentage with both counts; "-" of nothing."""
+def share(part_and_whole: tuple[float, float]) -> str:
+    """A part of a whole as a percentage with both counts; "-" of nothing."""
+    part, whole = part_and_whole
     return f"{percent(part / whole)} ({part:,.0f} of {whole:,.0f})" if whole else NOTHING
+
+
+def limits(values_s: Iterable[float]) -> str:
+    """All limits in force: one, several where replicas differ, none."""
+    return " or ".join(map(seconds, values_s))
+
+
+def counts(by_reason: Mapping[str, float]) -> str:
+    """How often for which reason; 0 without any."""
+    return ", ".join(f"{count:,.0f} {reason}" for reason, count in by_reason.items() if count) or "0"
+
+
+def mean(seen: Histogram, show: Callable[[float | None], str] = plain) -> str:
+    """Mean of the observations."""
+    return show(seen.mean)
 
 
 def quantile_s(times: Histogram, fraction: float) -> str:
@@ -58,11 +76,21 @@ def quantile_s(times: Histogram, fraction: float) -> str:
     return f"{value} (<= {number if value.endswith(f' {unit}') else bound})"
 
 
-def source_name(source: Source) -> str:
-    """A replica's name: its server behind a router, its data-parallel rank, both or neither."""
-    return " ".join(part for part in (source.server, source.dp_rank and f"dp{source.dp_rank}") if part)
-
-
 def rank_name(rank: Rank) -> str:
-    """A replica's name and its pipeline stage."""
-    return f"{source_name(rank.source)} pp{rank.stage}".strip()
+    """Its server behind a router, its data-parallel rank and its stage, as far as it names them."""
+    numbers = [
+        f"{kind}{number}" for kind, number in zip(("dp", "pp"), rank[1:], strict=True) if number != NONE
+    ]
+    return " ".join([*filter(None, [rank.server]), *numbers])
+
+
+def progress(done_and_left: tuple[float, float]) -> Table | str:
+    """A bar of the layer groups done and left; both are 0 without a cohort."""
+    done, groups = done_and_left[0], sum(done_and_left)
+    if not groups:
+        return "no cohort in flight"
+    row = Table.grid(padding=(0, 2, 0, 0))
+    row.add_row(
+        ProgressBar(total=groups, completed=done, width=BAR_WIDTH), f"{done:g} of {groups:g} layer groups"
+    )
+    return row

@@ -1,293 +1,231 @@
-"""The numbers of a page, from two samples of one server. It knows no terminal.
+"""The numbers of a page: tables of what is read and how it is written, and what follows from two samples."""
 
-Counts that every pipeline stage repeats (steps, requests, tokens, cohorts, KV slots) are those of each
-replica's first stage; bytes are the sum over all ranks, and times are over all ranks.
-"""
-
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
-from sglang_layered.metrics.table import NEEDS, Needs
-from sglang_layered_lab.watch.energy import DeviceLine, device_lines
-from sglang_layered_lab.watch.sample import (
-    Histogram,
-    Labels,
-    Rank,
-    Sample,
-    Source,
-    fell,
-    increases,
-    number,
-    observed,
-    rank_of,
-    total,
-)
-from sglang_layered_lab.watch.traffic import ExpertLine, SloLine, expert_lines, slo_lines
+from rich.console import RenderableType
 
-# Labels of SGLang's own, or that tell ranks apart: all others of `prefill_mode_info` are settings.
-PLACE_LABELS = {
-    *("model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank", "dp_rank", "worker_addr", "instance"),
-    *("job", "priority", "mode", "version"),
-}
+from sglang_layered.metrics.table import METRICS, NEEDS, Needs
+from sglang_layered_lab.watch import text
+from sglang_layered_lab.watch.pair import Pair, summed
+from sglang_layered_lab.watch.sample import Labels, Sample, Series, fell, replica_of, server_of, total
+
+Show = Callable[[Any], RenderableType]
+Row = tuple[str, tuple[Any, ...]]
+
+# Labels of the mode in force that are settings of it.
+SETTINGS = sorted({*next(each.labels for each in METRICS if each.name == "prefill_mode_info")} - {"mode"})
+NO_MODE = "unknown (no sglang:prefill_mode_info: not patched?)"
+NO_DEVICE = "off (no device can be read there (see sglang-layered doctor))"
+AT_END = " (counted at the end of a request)"
 KINDS = ("prefill", "decode", "layered")
+PHASES = ("prompt", "decode", "hybrid")
+SLOS = {"ttft": "TTFT", "tbt": "TBT", "both": "both"}
+SLO_METRICS = ("slo_limit_seconds", "slo_requests_total")
+LATENCIES = {"TTFT": "time_to_first_token_seconds", "TBT": "inter_token_latency_seconds"}
+
+
+class Column(NamedTuple):
+    """A column of a part: how which metric is read, and how that is written."""
+
+    head: str
+    read: Callable[..., Any]
+    metric: str
+    show: Show
+    labels: Mapping[str, str] = {}
+
+
+PER_S, WATTS = partial(text.plain, unit="/s"), partial(text.plain, unit="W")
+QUANTILES: Mapping[str, Show] = {
+    f"p{level}": partial(text.quantile_s, fraction=level / 100) for level in (50, 90, 99)
+}
+LATENCY = (
+    Column("seen", Pair.seen, "", lambda seen: text.plain(seen.num_observations)),
+    *(Column(head, Pair.seen, "", show) for head, show in QUANTILES.items()),
+)
+REQUESTS = (
+    Column("running", Pair.now, "num_running_reqs", text.plain),
+    Column("waiting", Pair.now, "num_queue_reqs", text.plain),
+)
+# The best count of tokens comes first. That for energy is exact. SGLang's live count is of decode rows: it
+# lacks each request's first token, and has a row too many of each with the overlap scheduler.
+TOKENS = (
+    (
+        Column("prompt tokens/s", Pair.rate, "tokens_for_energy_total", text.plain, {"kind": "prompt"}),
+        Column("output tokens/s", Pair.rate, "tokens_for_energy_total", text.plain, {"kind": "output"}),
+    ),
+    (
+        Column(
+            "prompt tokens/s", Pair.rate, "realtime_tokens_total", text.plain, {"mode": "prefill_compute"}
+        ),
+        Column("output tokens/s", Pair.rate, "realtime_tokens_total", text.plain, {"mode": "decode"}),
+    ),
+    (
+        Column(f"prompt tokens/s{AT_END}", Pair.rate, "prompt_tokens_total", text.plain),
+        Column(f"output tokens/s{AT_END}", Pair.rate, "generation_tokens_total", text.plain),
+    ),
+)
+STEPS = (
+    Column("rate", Pair.rate, "layered_steps_total", PER_S),
+    Column("mean", Pair.seen, "layered_step_seconds", partial(text.mean, show=text.seconds)),
+    Column("p50", Pair.seen, "layered_step_seconds", QUANTILES["p50"]),
+    Column("p99", Pair.seen, "layered_step_seconds", QUANTILES["p99"]),
+)
+COHORTS = (
+    Column("in flight", Pair.now, "layered_cohorts_in_flight", text.plain),
+    Column("parked", Pair.total_bytes, "layered_parked_bytes", text.size),
+    Column("slots filled", Pair.now, "layered_kv_slots", text.plain, {"state": "filled"}),
+    Column("partial", Pair.now, "layered_kv_slots", text.plain, {"state": "partial"}),
+    Column("dropped ever", Pair.by_reason, "layered_dropped_cohorts_total", text.counts),
+)
+EXPERTS = (
+    Column("read", Pair.total_bytes_per_s, "expert_load_bytes_total", partial(text.size, per="/s")),
+    Column("mean coverage", Pair.seen, "expert_coverage_ratio", partial(text.mean, show=text.percent)),
+    Column("mean tokens/active expert", Pair.seen, "expert_tokens_per_active_expert", text.mean),
+)
+ENERGY: Mapping[str, Show] = {
+    **{"now": WATTS, "idle": WATTS, "J/prompt": text.plain, "J/output": text.plain, "J/token": text.plain},
+    "source": str,
+}
+SLO = (
+    Column("limit", Pair.values, "slo_limit_seconds", text.limits),
+    Column("in the window", Pair.met, "slo_requests_total", text.share),
+    Column("since its start", Pair.met_ever, "slo_requests_total", text.share),
+)
+RANKS = (
+    *REQUESTS,
+    *(STEPS[0]._replace(head="steps"), STEPS[1], STEPS[3]),
+    Column("parked", Pair.now, "layered_parked_bytes", text.size),
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Off:
-    """A part of the page that this server does not fill, and what would make it."""
+class Part:
+    """A table of the page: how each column is written, and rows by name; None is nothing to tell.
 
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """What the server says about itself; every field may be empty on a server without this package."""
-
-    models: tuple[str, ...]
-    modes: tuple[str, ...]
-    strategies: tuple[str, ...]
-    versions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRates:
-    """Tokens by the best count there is; None where there is none.
-
-    `at_end` says that they count only when their request ends, for want of a live count.
+    `off` says what would make the server fill it.
     """
 
-    prompt_per_s: float | None = None
-    output_per_s: float | None = None
-    at_end: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Requests now, and tokens over the window; None where the server counts none."""
-
-    running: float | None
-    waiting: float | None
-    tokens: TokenRates
-
-
-@dataclass(frozen=True, slots=True)
-class StepLine:
-    """Steps of one kind over the window."""
-
-    kind: str
-    per_s: float
-    seconds: Histogram
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The oldest cohort of one replica: layer groups done and left, both 0 without a cohort."""
-
-    source: Source
-    done: int
-    left: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cohorts:
-    """Cohorts in flight now, and those dropped since the server started, by reason."""
-
-    in_flight: float
-    parked_bytes: float
-    slots_filled: float
-    slots_partial: float
-    progress: tuple[Progress, ...]
-    dropped: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class RankLine:
-    """One rank's part; None where the rank says nothing."""
-
-    rank: Rank
-    running: float | None
-    waiting: float | None
-    steps_per_s: float | None
-    seconds: Histogram
-    parked_bytes: float | None
+    columns: Mapping[str, Show]
+    rows: tuple[Row, ...] = ()
+    off: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All numbers of a page. `window_s` is the time between the two samples."""
+    """All numbers of a page, the most looked at first; `ranks` are there only where there are several.
+
+    `window_s` is the time between the two samples; `server` is what the server says about itself.
+    """
 
     window_s: float
     restarted: bool
-    server: Server
-    load: Load
-    ttft_s: Histogram
-    tbt_s: Histogram
-    steps: tuple[StepLine, ...] | Off
-    cohorts: Cohorts | Off
-    experts: tuple[ExpertLine, ...] | Off
-    power: tuple[DeviceLine, ...] | Off
-    slo: tuple[SloLine, ...] | Off
-    ranks: tuple[RankLine, ...]
+    server: tuple[str, ...]
+    parts: Mapping[str, Part]
 
 
 def view(old: Sample, new: Sample) -> View:
     """What happened from `old` to `new`, and what `new` says of the present."""
-    window_s = new.time_s - old.time_s
-    layered = any(name.startswith("layered_") for name in new.series)
-    ranks = new.ranks()
-    return View(
-        window_s=window_s,
-        restarted=fell(old, new),
-        server=_server(new),
-        load=_load(old, new, window_s),
-        ttft_s=observed(old, new, "time_to_first_token_seconds"),
-        tbt_s=observed(old, new, "inter_token_latency_seconds"),
-        steps=_steps(old, new, window_s) if layered else off("layered"),
-        cohorts=_cohorts(new) if layered else off("layered"),
-        experts=expert_lines(old, new, window_s) or off("experts"),
-        power=device_lines(old, new, window_s) or no_power(new),
-        slo=slo_lines(old, new) or off("slo"),
-        ranks=tuple(_rank(old, new, window_s, rank) for rank in ranks) if len(ranks) > 1 else (),
-    )
-
-
-def off(needs: Needs) -> Off:
-    """A part whose flag was not given."""
-    return Off(f"off ({NEEDS[needs].replace('`', '')})")
-
-
-def no_power(sample: Sample) -> Off:
-    """Why there is no energy: only the flag makes a server count the tokens for it."""
-    if sample.of("tokens_for_energy_total"):
-        return Off("no device can be read there (see sglang-layered doctor)")
-    return off("energy")
-
-
-def first_stages(series: dict[Labels, float]) -> dict[Labels, float]:
-    """Series of each replica's first stage, without SGLang's breakdown of gauges by priority."""
-    first: dict[Source, int] = {}
-    for key in series:
-        source, stage = rank_of(key)
-        first[source] = min(number(stage), first.get(source, number(stage)))
-    return {
-        key: value
-        for key, value in series.items()
-        if number(rank_of(key).stage) == first[rank_of(key).source] and dict(key).get("priority", "") == ""
+    pair, ranks, names = Pair(old, new), new.ranks(), " ".join(new.series)
+    tokens = next((columns for columns in TOKENS if new.of(columns[1].metric)), TOKENS[0])
+    parts = {
+        "requests": _part(pair, (*REQUESTS, *tokens)),
+        "latency": _part(pair, LATENCY, {name: {"metric": of} for name, of in LATENCIES.items()}),
+        **dict.fromkeys(("steps", "cohorts"), _off("layered")),
     }
+    if "layered_" in names:
+        parts["steps"] = _part(pair, STEPS, {kind: {"kind": kind} for kind in KINDS})
+        parts["cohorts"] = _part(pair, COHORTS)
+        parts["groups"] = Part({"of the oldest cohort": text.progress}, tuple(_progress(pair)))
+    phases = {phase: {"phase": phase} for phase in PHASES}
+    parts["experts"] = _part(pair, EXPERTS, phases) if "expert_" in names else _off("experts")
+    no_power = Part({}, off=NO_DEVICE) if "tokens_for_energy_total" in names else _off("energy")
+    devices = tuple(_devices(pair))
+    parts["energy"] = Part(ENERGY, devices) if devices else no_power
+    in_force = {dict(key).get("slo") for name in SLO_METRICS for key in new.of(name)}
+    limits = {shown: {"slo": slo} for slo, shown in SLOS.items() if slo in in_force}
+    parts["SLO met"] = _part(pair, SLO, limits) if limits else _off("slo")
+    if len(ranks) > 1:
+        rows = [_row(Pair(old, new, rank), RANKS, text.rank_name(rank)) for rank in ranks]
+        parts["ranks"] = Part({column.head: column.show for column in RANKS}, tuple(rows))
+    return View(pair.window_s, fell(old, new), tuple(_server(new)), parts)
 
 
-def _present(sample: Sample, name: str, **labels: str) -> float | None:
-    series = first_stages(sample.of(name, **labels))
-    return total(series) if series else None
+def _off(needs: Needs) -> Part:
+    """A part whose flag was not given."""
+    return Part({}, off=f"off ({NEEDS[needs].replace('`', '')})")
 
 
-def _label_values(series: dict[Labels, float], name: str) -> tuple[str, ...]:
-    return tuple(sorted({dict(key)[name] for key, value in series.items() if value and dict(key).get(name)}))
+def _part(pair: Pair, columns: Sequence[Column], rows: Mapping[str, Mapping[str, str]] = {"": {}}) -> Part:
+    """Cells for the labels of each row; `metric` among them stands for the columns' own."""
+    shows = {column.head: column.show for column in columns}
+    return Part(shows, tuple(_row(pair, columns, name, **labels) for name, labels in rows.items()))
 
 
-def _server(sample: Sample) -> Server:
-    info = {key: value for key, value in sample.of("prefill_mode_info").items() if value}
-    models = {dict(key).get("model_name", "") for series in sample.series.values() for key in series} - {""}
-    return Server(
-        models=tuple(sorted(models)),
-        modes=tuple(sorted({_mode(key) for key in info})),
-        strategies=_label_values(sample.of("layered_strategy_info"), "strategy"),
-        versions=_label_values(info, "version"),
+def _row(pair: Pair, columns: Sequence[Column], name: str, **labels: str) -> Row:
+    return name, tuple(
+        column.read(pair, **{"metric": column.metric, **column.labels, **labels}) for column in columns
     )
 
 
-def _mode(labels: Labels) -> str:
-    settings = sorted((name, value) for name, value in labels if name not in PLACE_LABELS and value)
-    return ", ".join([dict(labels).get("mode", "?"), *(f"{name} {value}" for name, value in settings)])
-
-
-def _load(old: Sample, new: Sample, window_s: float) -> Load:
-    return Load(
-        running=_present(new, "num_running_reqs"),
-        waiting=_present(new, "num_queue_reqs"),
-        tokens=_token_rates(old, new, window_s),
+def _progress(pair: Pair) -> Iterator[Row]:
+    """Layer groups done and left of each replica's oldest cohort."""
+    done, left = (
+        summed(pair.once(pair.new.of("layered_cohort_groups", state=state)), replica_of)
+        for state in ("done", "left")
     )
+    for replica in sorted({*done, *left}):
+        yield text.rank_name(replica), ((done.get(replica, 0), left.get(replica, 0)),)
 
 
-def _token_rates(old: Sample, new: Sample, window_s: float) -> TokenRates:
-    """Rates of the best count that the server has.
+def _devices(pair: Pair) -> Iterator[Row]:
+    """A row a device, then one for all if there are several.
 
-    `tokens_for_energy_total` is exact. SGLang's live count is of decode rows: it lacks each request's first
-    token, and has a row too many of each with the overlap scheduler.
+    Each kind of token is divided the whole energy of the device, so J/token of two kinds do not add up.
     """
-    for name, label, prompt, output in (
-        ("tokens_for_energy_total", "kind", "prompt", "output"),
-        ("realtime_tokens_total", "mode", "prefill_compute", "decode"),
-    ):
-        if new.of(name):
-            tokens = first_stages(increases(old, new, name))
-            return TokenRates(
-                total(tokens, **{label: prompt}) / window_s, total(tokens, **{label: output}) / window_s
-            )
-    if not new.of("generation_tokens_total"):
-        return TokenRates()
-    prompts, outputs = (
-        increases(old, new, name) for name in ("prompt_tokens_total", "generation_tokens_total")
-    )
-    return TokenRates(total(prompts) / window_s, total(outputs) / window_s, at_end=True)
-
-
-def _steps(old: Sample, new: Sample, window_s: float) -> tuple[StepLine, ...]:
-    counts = first_stages(increases(old, new, "layered_steps_total"))
-    seen = {dict(key).get("kind", "") for key in new.of("layered_steps_total")}
-    kinds = [*KINDS, *sorted(seen - {*KINDS, ""})]
-    return tuple(
-        StepLine(
-            kind=kind,
-            per_s=total(counts, kind=kind) / window_s,
-            seconds=observed(old, new, "layered_step_seconds", kind=kind),
+    joules = summed(pair.grown("energy_joules_total"), _device)
+    idle_watts = summed(pair.new.of("energy_idle_watts"), _device)
+    tokens = pair.grown("tokens_for_energy_total")
+    devices = sorted({*joules, *idle_watts})
+    for device in devices:
+        server, name, source = device
+        mine = {key: value for key, value in tokens.items() if server_of(key) == server}
+        numbers = _energy(pair.window_s, joules.get(device), mine)
+        yield f"{server} {name}".strip(), (numbers[0], idle_watts.get(device), *numbers[1:], source)
+    if len(devices) > 1:
+        all_joules, all_idle = (
+            sum(each.values()) if len(each) == len(devices) else None for each in (joules, idle_watts)
         )
-        for kind in kinds
-    )
+        numbers = _energy(pair.window_s, all_joules, tokens)
+        yield "all", (numbers[0], all_idle, *numbers[1:], "")
 
 
-def _cohorts(sample: Sample) -> Cohorts:
-    dropped: dict[str, float] = {}
-    for key, value in first_stages(sample.of("layered_dropped_cohorts_total")).items():
-        reason = dict(key).get("reason", "?")
-        dropped[reason] = dropped.get(reason, 0.0) + value
-    return Cohorts(
-        in_flight=_present(sample, "layered_cohorts_in_flight") or 0.0,
-        parked_bytes=total(sample.of("layered_parked_bytes")),
-        slots_filled=_present(sample, "layered_kv_slots", state="filled") or 0.0,
-        slots_partial=_present(sample, "layered_kv_slots", state="partial") or 0.0,
-        progress=_progress(sample),
-        dropped={reason: count for reason, count in sorted(dropped.items()) if count},
-    )
+def _device(labels: Labels) -> tuple[str, str, str]:
+    """Its server, its name, and where its energy is read."""
+    return server_of(labels), dict(labels).get("device", "?"), dict(labels).get("source", "?")
 
 
-def _progress(sample: Sample) -> tuple[Progress, ...]:
-    groups: dict[Source, dict[str, int]] = {}
-    for key, value in first_stages(sample.of("layered_cohort_groups")).items():
-        groups.setdefault(rank_of(key).source, {})[dict(key).get("state", "")] = round(value)
-    return tuple(
-        Progress(source, states.get("done", 0), states.get("left", 0))
-        for source, states in sorted(
-            groups.items(), key=lambda each: (each[0].server, number(each[0].dp_rank))
-        )
-    )
+def _energy(window_s: float, joules: float | None, tokens: Series) -> list[float | None]:
+    """Watts, and joules for each prompt token, output token and token of either kind."""
+    if joules is None:
+        return [None] * 4
+    prompt, output = total(tokens, kind="prompt"), total(tokens, kind="output")
+    return [joules / number if number else None for number in (window_s, prompt, output, prompt + output)]
 
 
-def _rank(old: Sample, new: Sample, window_s: float, rank: Rank) -> RankLine:
-    def now(name: str) -> float | None:
-        mine = {key: value for key, value in new.of(name).items() if rank_of(key) == rank}
-        mine = {key: value for key, value in mine.items() if dict(key).get("priority", "") == ""}
-        return total(mine) if mine else None
+def _server(sample: Sample) -> Iterator[str]:
+    """What the server says about itself."""
+    models = {dict(key).get("model_name", "") for series in sample.series.values() for key in series} - {""}
+    yield f"model {', '.join(sorted(models)) or 'unknown'}"
+    modes = {_mode(dict(key)) for key, value in sample.of("prefill_mode_info").items() if value}
+    yield f"mode {' and '.join(sorted(modes)) or NO_MODE}"
+    ran = [dict(key)["strategy"] for key, value in sample.of("layered_strategy_info").items() if value]
+    if ran:
+        yield f"strategy {', '.join(sorted(set(ran)))}"
 
-    steps = [
-        value for key, value in increases(old, new, "layered_steps_total").items() if rank_of(key) == rank
-    ]
-    return RankLine(
-        rank=rank,
-        running=now("num_running_reqs"),
-        waiting=now("num_queue_reqs"),
-        steps_per_s=sum(steps) / window_s if steps else None,
-        seconds=observed(old, new, "layered_step_seconds", rank=rank),
-        parked_bytes=now("layered_parked_bytes"),
-    )
+
+def _mode(labels: Mapping[str, str]) -> str:
+    settings = [f"{name} {labels[name]}" for name in SETTINGS if labels.get(name)]
+    return ", ".join([labels.get("mode", "?"), *settings])

@@ -1,10 +1,12 @@
-"""Decode graphs over layer ranges: recorded once a batch size, replayed for any cut."""
+"""How a step's decode rows pass the layers outside of the group: by graphs where they can, else eagerly.
 
-from __future__ import annotations
+Graphs are of layer ranges: recorded once a batch size, replayed for any cut.
+"""
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,19 +15,44 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
-from sglang_layered.runner.decode_graphs.attention import DecodeAttention
-from sglang_layered.runner.decode_graphs.buffers import DecodeInputs, StaticRows
-from sglang_layered.runner.decode_graphs.recorder import GraphRecorder
-from sglang_layered.runner.decode_graphs.segments import BatchBuckets, LayerSegments
-from sglang_layered.runner.layer_ranges import LayerCalls
+from sglang_layered.config import LayeredConfig
+from sglang_layered.runner.decode_graphs.segments import (
+    MOST_GRAPHS,
+    BatchBuckets,
+    LayerSegments,
+    to_capture,
+)
+from sglang_layered.runner.rows import keep_rows
+from sglang_layered.upstream.graphs import (
+    CudaGraphRecorder,
+    DecodeAttention,
+    DecodeInputs,
+    GraphAttention,
+    GraphRecorder,
+    StaticRows,
+    logits_buffer,
+    obstacle,
+    slower_than_stock,
+    stock_buckets,
+)
+from sglang_layered.upstream.memory import note_graphs
+from sglang_layered.upstream.models import LayerCalls
 
 logger = logging.getLogger(__name__)
 
 PROLOGUE, EPILOGUE = "prologue", "epilogue"
 
 
+@dataclass(frozen=True, slots=True)
+class CaptureCost:
+    """What capturing took: memory in GiB, time in seconds."""
+
+    gib: float
+    seconds: float
+
+
 class LayeredDecodeGraphs:
-    """One graph a base segment, and two more: tokens to rows before layer 0, rows after the last to logits.
+    """One graph a run of segments, and two more: tokens to rows before layer 0, the last rows to logits.
 
     They hand rows on through static tensors outside of the graphs' pool, so any graph may follow any other.
     `logits_buffer` gives the place of a bucket's logits [bucket, vocab], or None to keep them in the pool.
@@ -41,32 +68,30 @@ class LayeredDecodeGraphs:
         device: Any,
         logits_buffer: Callable[[int], torch.Tensor | None],
     ) -> None:
-        self._calls = calls
+        self.calls = calls
         self._attention = attention
-        self._recorder = recorder
+        self.recorder = recorder
         self.segments = segments
         self.buckets = buckets
         self._inputs = DecodeInputs(device, buckets.max_rows, attention.seq_len_fill)
         self._logits_buffer = logits_buffer
         self._batches: dict[int, ForwardBatch] = {}
-        self._rows = StaticRows(())
+        self.rows = StaticRows(())
+        self.cost = CaptureCost(0.0, 0.0)
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs of all batch sizes."""
+        return len(self.buckets.sizes) * self.segments.num_graphs
 
     def capture(self) -> None:
-        """Record everything and log its cost; largest batch size first, so that others reuse its memory."""
-        began, free = time.perf_counter(), self._recorder.free_gib()
-        with self._recorder.session():
+        """Record everything and note its cost; largest batch size first, so that others reuse its memory."""
+        began, free = time.perf_counter(), self.recorder.free_gib()
+        with self.recorder.session():
             for bucket in reversed(self.buckets.sizes):
                 self._capture_bucket(bucket)
-        self._rows.clear()
-        logger.info(
-            "Layered decode graphs: %d batch sizes up to %d rows, %d segments of %d layers, %.2f GiB, %.1f s",
-            len(self.buckets.sizes),
-            self.buckets.max_rows,
-            self.segments.num_segments,
-            self.segments.granularity,
-            free - self._recorder.free_gib(),
-            time.perf_counter() - began,
-        )
+        self.rows.clear()
+        self.cost = CaptureCost(free - self.recorder.free_gib(), time.perf_counter() - began)
 
     def can_run(self, decode: ForwardBatch) -> bool:
         """Whether graphs hold these decode rows; the others run eagerly, as with stock decode graphs."""
@@ -80,70 +105,54 @@ class LayeredDecodeGraphs:
             and not (decode.capture_hidden_mode and decode.capture_hidden_mode.need_capture())
         )
 
-    def load(self, decode: ForwardBatch) -> GraphedDecode:
+    def load(self, decode: ForwardBatch) -> "GraphedDecode":
         """Take these rows, padded to their bucket, and plan their attention. Valid until the next load."""
         bucket = self.buckets.bucket_for(decode.batch_size)
         if bucket is None:
             raise AssertionError(f"{decode.batch_size} rows fit none of {self.buckets.sizes}")
         view = self._inputs.fill(decode, bucket)
         self._attention.plan(self._batches[bucket], view)
-        return GraphedDecode(self, self._calls, decode, bucket)
-
-    def replay(self, bucket: int, name: str | int) -> Any:
-        """Replay the prologue, the epilogue or the segment of this index."""
-        return self._recorder.replay((bucket, name))
-
-    def rows_at(self, index: int, num_rows: int) -> PPProxyTensors:
-        """Views of the static rows before segment `index`."""
-        return self._rows.at(index, num_rows)
-
-    def put_rows(self, index: int, rows: PPProxyTensors) -> None:
-        """Copy rows in, as the input of segment `index`."""
-        self._rows.put(index, rows.tensors)
+        return GraphedDecode(self, decode, bucket)
 
     def _capture_bucket(self, bucket: int) -> None:
         batch = self._inputs.batch(bucket, self._logits_buffer(bucket))
         self._batches[bucket] = batch
         with self._attending():
             self._attention.plan_capture(batch)
-            if not self._rows.keys:
-                self._rows = StaticRows(self._warm_up(batch))
+            if not self.rows.keys:
+                self.rows = StaticRows(self._warm_up(batch))
         self._record(bucket, PROLOGUE, partial(self._prologue, batch))
-        for index in range(self.segments.num_segments):
-            self._record(bucket, index, partial(self._segment, batch, index))
+        for run in self.segments.runs:
+            self._record(bucket, run, partial(self._run, batch, run))
         self._record(bucket, EPILOGUE, partial(self._epilogue, batch))
 
-    def _record(self, bucket: int, name: str | int, call: Callable[[], Any]) -> None:
+    def _record(self, bucket: int, name: str | range, call: Callable[[], Any]) -> None:
         def run() -> Any:
             with self._attending():
                 return call()
 
-        self._recorder.record((bucket, name), run, self._attention.after_warmup)
+        self.recorder.record((bucket, name), run, self._attention.after_warmup)
 
     def _warm_up(self, batch: ForwardBatch) -> list[PPProxyTensors]:
         """The rows at every segment's edge, to learn which keys there are."""
         self._attention.record(batch)
-        edges = [self._calls.below(batch, 0)]
+        edges = [self.calls.below(batch, 0)]
         for index in range(self.segments.num_segments):
-            rows = PPProxyTensors(
-                {key: None if value is None else value.clone() for key, value in edges[-1].tensors.items()}
-            )
             bounds = self.segments.cut(index), self.segments.cut(index + 1)
-            edges.append(self._calls.layers(batch, *bounds, rows))
+            edges.append(self.calls.layers(batch, *bounds, keep_rows(edges[-1], torch.Tensor.clone)))
         return edges
 
     def _prologue(self, batch: ForwardBatch) -> None:
         self._attention.record(batch)
-        self._rows.put(0, self._calls.below(batch, 0).tensors)
+        self.rows.put(0, self.calls.below(batch, 0).tensors)
 
-    def _segment(self, batch: ForwardBatch, index: int) -> None:
-        rows = self._rows.at(index, batch.batch_size)
-        bounds = self.segments.cut(index), self.segments.cut(index + 1)
-        self._rows.put(index + 1, self._calls.layers(batch, *bounds, rows).tensors)
+    def _run(self, batch: ForwardBatch, run: range) -> None:
+        rows = self.rows.at(run.start, batch.batch_size)
+        self.rows.put(run.stop, self.calls.layers(batch, *self.segments.layers(run), rows).tensors)
 
     def _epilogue(self, batch: ForwardBatch) -> LogitsProcessorOutput:
-        rows = self._rows.at(self.segments.num_segments, batch.batch_size)
-        return self._calls.head(batch, rows, self.segments.num_layers)
+        rows = self.rows.at(self.segments.num_segments, batch.batch_size)
+        return self.calls.head(batch, rows, self.segments.num_layers)
 
     def _attending(self) -> Any:
         return forward_context(ForwardContext(attn_backend=self._attention.backend))
@@ -156,33 +165,128 @@ class GraphedDecode:
     the decode attention that the hybrid layers use must be planned there.
     """
 
-    def __init__(
-        self, graphs: LayeredDecodeGraphs, calls: LayerCalls, decode: ForwardBatch, bucket: int
-    ) -> None:
+    def __init__(self, graphs: LayeredDecodeGraphs, decode: ForwardBatch, bucket: int) -> None:
         self._graphs = graphs
-        self._calls = calls
         self._decode = decode
         self._bucket = bucket
 
     def below(self, end: int) -> PPProxyTensors:
         """The real rows after layers [0, end): views of the static rows where the cut is a segment's edge."""
         cover = self._graphs.segments.cover(0, end)
-        self._graphs.replay(self._bucket, PROLOGUE)
-        for index in cover.segments:
-            self._graphs.replay(self._bucket, index)
-        rows = self._graphs.rows_at(cover.segments.stop, self._decode.batch_size)
+        self._replay(PROLOGUE)
+        for run in cover.runs:
+            self._replay(run)
+        rows = self._graphs.rows.at(cover.runs[-1].stop if cover.runs else 0, self._decode.batch_size)
         return self._eager(cover.tail, rows)
 
     def above(self, rows: PPProxyTensors, start: int) -> LogitsProcessorOutput:
         """Logits [rows, vocab] of the real rows after layers [start, num_layers)."""
         cover = self._graphs.segments.cover(start, self._graphs.segments.num_layers)
-        self._graphs.put_rows(cover.segments.start, self._eager(cover.head, rows))
-        for index in cover.segments:
-            self._graphs.replay(self._bucket, index)
-        output = self._graphs.replay(self._bucket, EPILOGUE)
+        last = self._graphs.segments.num_segments
+        self._graphs.rows.put(
+            cover.runs[0].start if cover.runs else last, self._eager(cover.head, rows).tensors
+        )
+        for run in cover.runs:
+            self._replay(run)
+        output = self._replay(EPILOGUE)
         return LogitsProcessorOutput(next_token_logits=output.next_token_logits[: self._decode.batch_size])
+
+    def _replay(self, name: str | range) -> Any:
+        """The prologue, the epilogue or a run of segments."""
+        return self._graphs.recorder.replay((self._bucket, name))
 
     def _eager(self, layers: range, rows: PPProxyTensors) -> PPProxyTensors:
         if not layers:
             return rows
-        return self._calls.layers(self._decode, layers.start, layers.stop, rows)
+        return self._graphs.calls.layers(self._decode, layers.start, layers.stop, rows)
+
+
+class EagerDecode:
+    """Without graphs, in the caller's forward context."""
+
+    def __init__(self, calls: LayerCalls, decode: ForwardBatch) -> None:
+        self._calls = calls
+        self._decode = decode
+
+    def below(self, end: int) -> PPProxyTensors:
+        """Rows after layers [0, end)."""
+        return self._calls.below(self._decode, end)
+
+    def above(self, rows: PPProxyTensors, start: int) -> LogitsProcessorOutput:
+        """Logits [rows, vocab] after layers [start, num_layers)."""
+        return self._calls.head(self._decode, rows, start)
+
+
+class DecodePaths:
+    """Chooses the path of each step's decode rows. `graphs` is None where SGLang itself has no decode graphs.
+
+    When SGLang captures its decode graphs again (new weights), these are captured again at the next step.
+    """
+
+    def __init__(self, model_runner: Any, calls: LayerCalls) -> None:
+        self._model_runner = model_runner
+        self._calls = calls
+        self._stock = model_runner.decode_cuda_graph_runner
+        self.graphs = make_decode_graphs(model_runner, calls)
+
+    def of(self, decode: ForwardBatch) -> EagerDecode | GraphedDecode:
+        """The path of these rows. Graphs take them here: the path is valid until the next call."""
+        if self._model_runner.decode_cuda_graph_runner is not self._stock:
+            self._stock = self._model_runner.decode_cuda_graph_runner
+            self.graphs = None  # its memory is free before new graphs take theirs
+            self.graphs = make_decode_graphs(self._model_runner, self._calls)
+        if self.graphs is not None and self.graphs.can_run(decode):
+            return self.graphs.load(decode)
+        return EagerDecode(self._calls, decode)
+
+
+def make_decode_graphs(model_runner: Any, calls: LayerCalls) -> LayeredDecodeGraphs | None:
+    """Capture layered decode graphs for batch sizes of SGLang's own; the log says how many, or why none."""
+    config = LayeredConfig.from_server_args(model_runner.server_args)
+    granularity, stock = config.layered_graph_granularity, stock_buckets(model_runner)
+    unneeded = {
+        "--layered-graph-granularity 0": granularity == 0,
+        f"--layered-execution {config.layered_execution} replays SGLang's own": not config.may_fuse,
+        "SGLang captures none": stock is None,
+    }
+    if stock is None or any(unneeded.values()):
+        logger.info("Layered decode graphs: none, %s", next(why for why, holds in unneeded.items() if holds))
+        return None
+    reason = obstacle(model_runner)
+    if reason is not None:
+        logger.warning("Layered steps run decode rows without CUDA graphs: %s", reason)
+        return None
+    segments, buckets = to_capture(calls.num_layers, granularity, stock)
+    graphs = LayeredDecodeGraphs(
+        calls,
+        GraphAttention(model_runner, buckets.max_rows),
+        CudaGraphRecorder(model_runner),
+        segments,
+        buckets,
+        model_runner.device,
+        partial(logits_buffer, model_runner),
+    )
+    graphs.capture()
+    note_graphs(model_runner, graphs.cost.gib, graphs.cost.seconds)
+    _log_captured(graphs, stock, granularity)
+    for what, has_stock in slower_than_stock(model_runner).items():
+        if has_stock:
+            logger.warning("In a layered step %s", what)
+    return graphs
+
+
+def _log_captured(graphs: LayeredDecodeGraphs, stock: BatchBuckets, granularity: int | None) -> None:
+    """Say how many graphs there are, why so many, and what they cost."""
+    logger.info(
+        "Layered decode graphs: %d, %d at each of %d of SGLang's %d batch sizes, up to %d rows; the shortest"
+        " have %d layers (%s), %.2f GiB, %.1f s",
+        graphs.num_graphs,
+        graphs.segments.num_graphs,
+        len(graphs.buckets.sizes),
+        len(stock.sizes),
+        graphs.buckets.max_rows,
+        graphs.segments.granularity,
+        f"as few as {MOST_GRAPHS} graphs allow" if granularity is None else "--layered-graph-granularity",
+        graphs.cost.gib,
+        graphs.cost.seconds,
+    )

@@ -1,7 +1,5 @@
 """Qwen3-MoE for `--load-format dummy` with the routers of a folder that `calibrate-router --dummy` wrote."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

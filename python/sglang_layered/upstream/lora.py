@@ -1,0 +1,101 @@
+"""SGLang's LoRA: which adapter each row of the layers that run next has.
+
+SGLang prepares that once a forward, for the one batch that it runs: the adapted modules read it from their
+backend when they run. A layered step runs prompt rows, decode rows and both together by turns, so each has a
+state of its own, which is swapped before its layers run. Upstream: srt/lora/lora_manager.py,
+srt/lora/backend/base_backend.py `reset_batch_state`, srt/lora/utils.py `generate_sequence_lengths`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+from sglang_layered.errors import UnsupportedError
+
+# What of a backend is of one batch.
+STATE = (
+    "batch_info",
+    "sgemm_batch_info",
+    "lm_head_batch_info",
+    "lm_head_pass_batch_infos",
+    "_lm_head_pass_idx",
+)
+
+
+class Adapters:
+    """The adapters of one ModelRunner."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    @classmethod
+    def of(cls, model_runner: Any) -> "Adapters | None":
+        """None without --enable-lora: nothing is called then, several times a step."""
+        return cls(model_runner.lora_manager) if model_runner.server_args.enable_lora else None
+
+    def fetch(self, *batches: ScheduleBatch) -> None:
+        """Have the adapters of all these requests in SGLang's pool.
+
+        In one call: a call for one batch may evict the adapters of the other. SGLang admits prompts only as
+        long as their adapters and those of running requests fit together (--max-loras-per-batch).
+        """
+        self._manager.fetch_new_loras({req.lora_id for batch in batches for req in batch.reqs})
+
+    @contextmanager
+    def kept_apart(self) -> Iterator[None]:
+        """What is prepared inside stays as it is when other rows are prepared.
+
+        For prompts SGLang has one set of buffers that its prefill graphs read, and fills it whether a graph
+        will run or not. A layered step runs none for a prompt, and needs prompt and joined rows side by side.
+        Decode rows keep theirs: a step has one decode batch, and SGLang's own decode graph may run it.
+        """
+        backend = self._manager.lora_backend
+        most, backend.prefill_cuda_graph_max_bs = backend.prefill_cuda_graph_max_bs, None
+        try:
+            yield
+        finally:
+            backend.prefill_cuda_graph_max_bs = most
+
+    def note(self, batch: ForwardBatch) -> None:
+        """Keep what SGLang has just prepared for a batch."""
+        state = vars(self._manager.lora_backend)
+        # A plain attribute, no field: `dataclasses.replace` does not copy it to rows of another kind.
+        carrier: Any = batch
+        carrier.layered_adapters = {name: state[name] for name in STATE if name in state}
+
+    def join(self, rows: ForwardBatch, prompt: ForwardBatch, decode: ForwardBatch) -> None:
+        """Prepare the joined rows of a group: prompts as they are, one row a request that decodes."""
+        ones = torch.ones_like(decode.seq_lens, dtype=prompt.extend_seq_lens.dtype)
+        joined = replace(
+            rows,
+            extend_seq_lens=torch.cat([prompt.extend_seq_lens, ones]),
+            extend_seq_lens_cpu=[*prompt.extend_seq_lens_cpu, *[1] * decode.batch_size],
+            extend_num_tokens=rows.input_ids.shape[0],
+            return_logprob=False,  # no logits are made of joined rows
+        )
+        with self.kept_apart():
+            self._manager.prepare_lora_batch(joined)
+        self.note(rows)
+
+    def use(self, batch: ForwardBatch) -> None:
+        """Layers that run from now on have the rows of this batch."""
+        carrier: Any = batch
+        vars(self._manager.lora_backend).update(carrier.layered_adapters)
+
+
+def refuse_expert_adapters(model_runner: Any) -> None:
+    """Refuse adapters that change experts: only a GPU has their kernels, and none has shown them yet.
+
+    Raises:
+        UnsupportedError: adapters of this server, or those that it shall take later, change experts.
+    """
+    if model_runner.server_args.enable_lora and model_runner.lora_manager.lora_backend.is_moe_lora:
+        raise UnsupportedError(
+            "--enable-lora in layered mode does not work with adapters of experts: they are not tested there;"
+            " leave gate_up_proj, gate_proj, up_proj and down_proj out of --lora-target-modules and adapters"
+        )

@@ -1,0 +1,193 @@
+"""How requests leave the running batch, a cohort or the pool, and room in the KV pool beside a cohort.
+
+SGLang reserves room for all chunks of a prompt when it admits it, and runs them one after another with no
+decode between them. In layered mode running requests decode meanwhile, and may have used it up. The new slots
+of a request that leaves a cohort early are filled in some layers only, so nothing that keeps KV may get them.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.mem_cache.common import evict_from_tree_cache, release_kv_cache
+
+from sglang_layered.upstream.cache import (
+    give_turn_back,
+    goes_on_from_slot,
+    in_streaming_session,
+    session_slots_of,
+)
+from sglang_layered.upstream.hicache import forget_aborted
+
+logger = logging.getLogger(__name__)
+
+
+def somebody_decodes(scheduler: Any) -> bool:
+    """True with a request that decodes. SGLang filters the batch where it changes it."""
+    running = scheduler.running_batch
+    return not running.is_prefill_only and any(not req.finished() for req in running.reqs)
+
+
+def running_soon(scheduler: Any) -> list[Any]:
+    """Requests that decode once SGLang has merged the latest prompts into the running batch."""
+    reqs = list(scheduler.running_batch.reqs)
+    last = scheduler.last_batch
+    if last is not None and last is not scheduler.running_batch and last.forward_mode.is_extend():
+        reqs += [req for req in last.reqs if req is not scheduler.chunked_req]
+    return [req for req in reqs if not req.finished()]
+
+
+def room_came_free(running: ScheduleBatch) -> None:
+    """Let SGLang look at the waiting queue again.
+
+    SGLang marks the running batch full when the next prompt finds no request slot or no KV, and from then on
+    does not look at the queue. It takes the mark away where its own functions shorten that batch. So whoever
+    takes a request out of the running batch, a cohort or the pool by other means calls this, or what waits
+    is never admitted. Upstream: srt/managers/scheduler.py `_get_new_batch_prefill_raw`.
+    """
+    running.batch_is_full = False
+
+
+def filter_running(running: ScheduleBatch) -> None:
+    """Take finished requests out of the running batch. An empty batch is never full."""
+    num_before = len(running.reqs)
+    running.filter_batch()
+    if len(running.reqs) < num_before or running.is_empty():
+        room_came_free(running)
+
+
+def filter_finished(scheduler: Any) -> bool:
+    """True when nothing decodes; then the running batch is empty, and so not full, whatever left it how."""
+    if somebody_decodes(scheduler):
+        return False
+    filter_running(scheduler.running_batch)
+    return True
+
+
+def abort_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
+    """End requests that were aborted in flight, as SGLang ends an aborted chunk.
+
+    Upstream: `Scheduler.process_pending_chunked_abort`. A streaming session loses its KV with the request, as
+    in SGLang, and its next turn computes the whole conversation again.
+    """
+    for req in reqs:
+        reason = req.to_finish
+        req.finished_reason, req.to_finish = reason, None
+        _leave_chunking(scheduler, req)
+        forget_aborted(scheduler, req)
+        release_kv_cache(req, scheduler.tree_cache, is_insert=False)
+        req.time_stats.trace_ctx.abort(abort_info={"reason": "Aborted"})
+        _tell(scheduler, req)
+
+
+def _tell(scheduler: Any, req: Any) -> None:
+    """Tell the tokenizer process that a request is over.
+
+    There an adapter is in use until an output ends its request; an AbortReq leaves it in use for ever, and
+    whoever unloads it would wait as long. Upstream: srt/managers/tokenizer_manager.py `_handle_abort_req`.
+    """
+    if req.lora_id is not None:
+        req.time_stats.set_completion_time()
+        scheduler.output_streamer.stream_output([req], req.return_logprob)
+        return
+    end = AbortReq(finished_reason=req.finished_reason.to_json(), rid=req.rid)
+    scheduler.ipc_channels.send_to_tokenizer.send_output(end, req)
+
+
+def requeue_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
+    """Send requests back to the waiting queue as if retracted; they start again from what is kept of them."""
+    for req in reqs:
+        _leave_chunking(scheduler, req)
+        _give_back(scheduler, req)
+        req.reset_for_retract()
+        scheduler._add_request_to_queue(req, is_retracted=True)
+
+
+def _give_back(scheduler: Any, req: Any) -> None:
+    """Free what a request in flight has allocated.
+
+    SGLang's release saves a streaming session's request into the session's slot whatever is filled of it, and
+    the next turn goes on from there. So a first turn is released as a request without a session, and a later
+    turn gives back what it allocated behind the slot, which stays as it was before the turn.
+    """
+    sessions = session_slots_of(scheduler.tree_cache)
+    if sessions is not None and goes_on_from_slot(sessions, req):
+        give_turn_back(sessions, req)
+        return
+    session, req.session = req.session, None
+    try:
+        release_kv_cache(req, scheduler.tree_cache, is_insert=False)
+    finally:
+        req.session = session
+
+
+def _leave_chunking(scheduler: Any, req: Any) -> None:
+    if scheduler.chunked_req is req:
+        scheduler.chunked_req = None
+        req.inflight_middle_chunks = 0
+    if scheduler._pending_chunked_abort_req is req:
+        scheduler._pending_chunked_abort_req = None
+
+
+def last_one_has_no_room(running: ScheduleBatch) -> bool:
+    """SGLang would abort the last running request for want of a slot; a cohort in flight holds some.
+
+    It retracts the others first. That frees nothing when they are turns of streaming sessions, whose slots
+    their sessions keep, so those do not count as others.
+    """
+    gains = (
+        req
+        for req in running.reqs
+        if not (req.finished() or (req.session is not None and in_streaming_session(req)))
+    )
+    if len(list(islice(gains, 2))) == 2 or running.is_prefill_only:
+        return False
+    if all(req.finished() for req in running.reqs):
+        return False
+    filter_running(running)
+    return not running.check_decode_mem()
+
+
+def is_chunk_aborted(scheduler: Any) -> bool:
+    """SGLang is about to end a prompt between two chunks, and tells no micro-batch of the room."""
+    aborted = scheduler._pending_chunked_abort_req
+    return aborted is not None and aborted is scheduler.chunked_req
+
+
+def next_chunk_fits(scheduler: Any) -> bool:
+    """Whether SGLang finds slots for the next chunk; it ends the server when it does not.
+
+    Slots of the prefix cache count, and are freed when they are needed. With a sliding-window pool SGLang
+    itself lets the chunk wait. Upstream: srt/managers/schedule_policy.py `PrefillAdder.add_chunked_req`.
+    """
+    req = scheduler.chunked_req
+    if req is None or req is scheduler._pending_chunked_abort_req or scheduler.is_hybrid_swa:
+        return True
+    num_left = len(req.full_untruncated_fill_ids) - req.extend_range.end
+    num_tokens = min(num_left, scheduler.chunked_prefill_size)
+    num_slots = -(-num_tokens // scheduler.page_size) * scheduler.page_size
+    evict_from_tree_cache(scheduler.tree_cache, num_slots)
+    return bool(scheduler.token_to_kv_pool_allocator.available_size() >= num_slots)
+
+
+def make_room_for_chunk(scheduler: Any, settle: Callable[[], Any]) -> bool:
+    """Let a prompt whose next chunk has no room wait again; True when it does.
+
+    SGLang ends the server there. `settle` processes results that are pending, which may free some slots. The
+    chunks so far stay in the prefix cache, where others may claim their slots.
+    """
+    if next_chunk_fits(scheduler):
+        return False
+    settle()
+    if next_chunk_fits(scheduler):
+        return False
+    req = scheduler.chunked_req
+    logger.info("Prompt %s waits again: no room for its next chunk", req.rid)
+    scheduler.stash_chunked_request(req)
+    if scheduler.ps.pp_size == 1:  # over stages SGLang leaves it out where it merges the chunk's batch
+        scheduler.last_batch.filter_batch(chunked_req_to_exclude=[req])
+    requeue_requests(scheduler, [req])
+    return True

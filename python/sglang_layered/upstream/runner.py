@@ -1,0 +1,228 @@
+"""SGLang's ModelRunner from within: what rides on a batch into its forward, and its attention backends.
+
+A group's layers have prompt rows and decode rows: prompt rows attend as extend on one backend, decode rows as
+decode on another. Where the backend cannot cut them apart (MLA: its modules choose their kernels by the
+batch's forward mode), the attention modules are run twice. Upstream: srt/model_executor/model_runner.py,
+srt/layers/attention/base_attn_backend.py, srt/models/deepseek_v2.py `DeepseekV2AttentionMLA`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.communicator import AttentionInputs, get_attn_tp_context
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.model_executor.model_runner import ModelRunnerOutput
+from sglang.srt.runtime_context import get_forward
+from torch import nn
+
+from sglang_layered.upstream.lora import Adapters
+
+ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
+HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
+
+
+class Carried:
+    """Rides on a ForwardBatch into `ModelRunner.forward`; the seam in `_forward_raw` runs it there.
+
+    So the expert recorder, step spans, canary and dumper of `ModelRunner.forward` come as in stock.
+    `num_rows` are the prompt and decode rows of what is run.
+    """
+
+    def __init__(self, rows: ForwardBatch, run: Callable[[], Any], num_rows: tuple[int, int]) -> None:
+        self._run = run
+        self.num_rows = num_rows
+        # A plain attribute, no field: `dataclasses.replace` does not copy it, so no other forward meets it.
+        carrier: Any = rows
+        carrier.layered_step = self
+
+    def run(self, model_runner: Any) -> ModelRunnerOutput:
+        """Run it in place of the stock forward."""
+        # `logits_output` is whatever `_run` gives: from `_forward_raw` to our caller nothing looks into it.
+        record = ModelRunnerOutput(logits_output=self._run(), can_run_graph=False)
+        del self._run  # it holds the batch that this rides on, with all its tensors
+        return record
+
+
+def new_prompt_backend(model_runner: Any) -> Any:
+    """An attention backend for prompts alone."""
+    # With a workspace of its own: a prompt's plan is kept over steps in which the runner's backend plans
+    # again, and with `--layered-execution concurrent` both run at the same time.
+    return model_runner._get_attention_backend(init_new_workspace=True)
+
+
+def share_scratch(one: Any, other: Any) -> bool:
+    """True when two attention backends write the same workspace, and so must not run at the same time.
+
+    Some take one of their process by its name, whatever `init_new_workspace` says (trtllm_mha, trtllm_mla,
+    flashinfer for MLA).
+    """
+    return bool(_workspaces(one) & _workspaces(other))
+
+
+def _workspaces(backend: Any) -> set[int]:
+    """Addresses of a backend's workspaces and of those of the backends inside it."""
+    found: set[int] = set()
+    for name, value in vars(backend).items():
+        if "workspace" in name and isinstance(value, torch.Tensor):
+            found.add(value.untyped_storage().data_ptr())
+        elif isinstance(value, AttentionBackend):
+            found |= _workspaces(value)
+    return found
+
+
+def plan_attention(
+    model_runner: Any, prompt_backend: Any, prompt: ForwardBatch | None, decode: ForwardBatch | None
+) -> None:
+    """Plan a prompt before its first group, on the backend that keeps the plan; decode rows every step."""
+    for batch, backend in ((prompt, prompt_backend), (decode, model_runner.attn_backend)):
+        if batch is not None:
+            # `_forward_raw` does this before any eager forward; the seam returns ahead of that.
+            model_runner._prepare_eager_forward_batch(batch)
+            backend.init_forward_metadata(batch)
+
+
+def attend(backend: Any) -> AbstractContextManager[None]:
+    """Layers inside attend with this backend; their KV pools are the backend's too."""
+    return forward_context(ForwardContext(attn_backend=backend))
+
+
+def attend_together(model_runner: Any, backend: Any, hybrid: ForwardBatch) -> AbstractContextManager[None]:
+    """Layers inside run on both kinds of rows; `hybrid` is their batch, which no attention is planned for."""
+    model_runner._prepare_eager_forward_batch(hybrid)
+    return forward_context(ForwardContext(attn_backend=backend))
+
+
+def attention_split(
+    model_runner: Any, prompt_backend: Any
+) -> Callable[[ForwardBatch, ForwardBatch], AbstractContextManager[None]]:
+    """What cuts a group's rows in the attention modules, where the attention backend cannot do it."""
+    if model_runner.use_mla_backend:
+        return SplitAttention(model_runner, prompt_backend).bound
+    return lambda prompt, decode: nullcontext()
+
+
+class HybridAttention(AttentionBackend):
+    """Two attention backends behind one, for rows `[prompt; decode]`.
+
+    They are separate instances because decode plans anew every step while the prompt's plan lives until its
+    last group. Class attributes are copied: `__getattr__` never sees a name that the base class defines.
+    """
+
+    def __init__(self, prompt_backend: Any, decode_backend: Any) -> None:
+        super().__init__()
+        self.prompt_backend = prompt_backend
+        self.decode_backend = decode_backend
+        self.needs_cpu_seq_lens = decode_backend.needs_cpu_seq_lens
+        self.prefill_attention_backend_str = decode_backend.prefill_attention_backend_str
+        self.decode_attention_backend_str = decode_backend.decode_attention_backend_str
+        self._prompt: ForwardBatch | None = None
+        self._decode: ForwardBatch | None = None
+        self._num_prompt_rows = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "decode_backend" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.decode_backend, name)
+
+    def bind(self, prompt: ForwardBatch, decode: ForwardBatch) -> "HybridAttention":
+        """Attend for these two batches from now on."""
+        self._prompt, self._decode = prompt, decode
+        self._num_prompt_rows = prompt.input_ids.shape[0]
+        return self
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: Any,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows."""
+        unknown = kwargs.keys() - ROW_ARGUMENTS - HEAD_ARGUMENTS
+        if unknown:
+            raise NotImplementedError(f"attention arguments {sorted(unknown)} are unknown to layered mode")
+        q, cut = _rows_first(q), self._num_prompt_rows
+        prompt_k, decode_k = _cut(_rows_first(k), cut)
+        prompt_v, decode_v = _cut(v, cut)
+        prompt_kwargs = {name: _rows(name, value, slice(None, cut)) for name, value in kwargs.items()}
+        decode_kwargs = {name: _rows(name, value, slice(cut, None)) for name, value in kwargs.items()}
+        prompt = self.prompt_backend.forward(
+            q[:cut], prompt_k, prompt_v, layer, self._prompt, save_kv_cache, **prompt_kwargs
+        )
+        decode = self.decode_backend.forward(
+            q[cut:], decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
+        )
+        return torch.cat([prompt.reshape(cut, -1), decode.reshape(q.shape[0] - cut, -1)])
+
+
+def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Some models hand over [1, rows, heads, head_dim] (upstream: srt/models/gemma3_causal.py)."""
+    return tensor.squeeze(0) if tensor is not None and tensor.dim() == 4 else tensor
+
+
+def _cut(tensor: torch.Tensor | None, at: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (None, None) if tensor is None else (tensor[:at], tensor[at:])
+
+
+def _rows(name: str, value: Any, rows: slice) -> Any:
+    return value[rows] if name in ROW_ARGUMENTS and value is not None else value
+
+
+class SplitAttention:
+    """Runs the `self_attn` of each layer twice: prompt rows as extend, decode rows as decode."""
+
+    def __init__(self, model_runner: Any, prompt_backend: Any) -> None:
+        self._backends = (prompt_backend, model_runner.attn_backend)
+        self._adapters = Adapters.of(model_runner)
+        modules: Iterator[tuple[str, nn.Module]] = model_runner.model.named_modules()
+        self._modules = [module for name, module in modules if name.rpartition(".")[2] == "self_attn"]
+
+    @contextmanager
+    def bound(self, prompt: ForwardBatch, decode: ForwardBatch) -> Iterator[None]:
+        """Inside, rows `[prompt; decode]` are cut for these two batches."""
+        forwards = [module.forward for module in self._modules]
+        for module, forward in zip(self._modules, forwards, strict=True):
+            vars(module)["forward"] = self._splitter(module, forward, (prompt, decode))
+        try:
+            yield
+        finally:
+            for module in self._modules:
+                del vars(module)["forward"]
+
+    def _splitter(
+        self, module: Any, forward: Callable[..., Any], batches: tuple[ForwardBatch, ForwardBatch]
+    ) -> Callable[..., torch.Tensor]:
+        num_prompt_rows = batches[0].input_ids.shape[0]
+        parts = (slice(None, num_prompt_rows), slice(num_prompt_rows, None))
+
+        def split(
+            positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch, **kwargs: Any
+        ) -> torch.Tensor:
+            outputs = []
+            for rows, batch, backend in zip(parts, batches, self._backends, strict=True):
+                if self._adapters is not None:
+                    self._adapters.use(batch)
+                if get_forward().attn_inputs is not None:
+                    inputs = AttentionInputs(hidden_states[rows], batch, module.prepare_qkv_latent)
+                    get_attn_tp_context().set_attn_inputs(inputs)
+                with forward_context(ForwardContext(attn_backend=backend)):
+                    outputs.append(
+                        forward(
+                            positions=positions[rows],
+                            hidden_states=hidden_states[rows],
+                            forward_batch=batch,
+                            **kwargs,
+                        )
+                    )
+            if self._adapters is not None:
+                self._adapters.use(forward_batch)
+            return torch.cat(outputs)
+
+        return split

@@ -1,0 +1,62 @@
+"""What a record says of where it was made: versions, commit, machine."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from sglang_layered.upstream.cpu_kernels import cuda_driver_available
+
+VERSIONED = ("sglang", "torch", "sglang-layered", "openai", "transformers")
+
+
+def installed_versions(*more: str) -> dict[str, str]:
+    """Versions of the packages that matter, and of `more`; one that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in (*VERSIONED, *more):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def current_commit() -> str | None:
+    """Commit of the checkout this file lies in, with `-dirty` for local changes."""
+    described = _output_of(
+        "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"
+    )
+    return described or None
+
+
+def this_machine() -> dict[str, Any]:
+    """Processor, cores, memory and GPU of this machine."""
+    names = [line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")]
+    gpus = (
+        _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+        if cuda_driver_available()
+        else ""
+    )
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus.splitlines(),
+        "system": platform.platform(),
+    }
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _output_of(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,85 @@
+"""The two kernels of SGLang's Triton attention in plain torch; its plans stay Triton, interpreted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from flashinfer_emulation import attend
+
+from memory_watch import as_kernel
+
+
+def emulate_triton_attention() -> None:
+    """Put them where the backend imports the kernels."""
+    import sglang.kernels.ops.attention.decode_attention as decode
+    import sglang.kernels.ops.attention.extend_attention as extend
+
+    decode.decode_attention_fwd = attend_decode
+    extend.extend_attention_fwd = attend_extend
+
+
+@as_kernel("o", "attn_logits")
+def attend_decode(
+    q: Any,
+    k_buffer: Any,
+    v_buffer: Any,
+    o: Any,
+    kv_indptr: Any,
+    kv_indices: Any,
+    attn_logits: Any,
+    attn_lse: Any,
+    num_kv_splits: Any,
+    max_kv_splits: int,
+    sm_scale: float,
+    *scales: Any,
+    **others: Any,
+) -> None:
+    """One row a request; rows beyond the plan's requests would read bounds of nobody."""
+    bounds = kv_indptr.tolist()
+    assert len(q) == len(bounds) - 1, f"the plan has {len(bounds) - 1} rows, attention got {len(q)}"
+    assert bool((num_kv_splits[: len(q)] >= 1).all()), "rows without a planned split"
+    attn_logits[:1].fill_(0)
+    for row in range(len(q)):
+        slots = kv_indices[bounds[row] : bounds[row + 1]].long()
+        o[row] = _attend(q[row : row + 1], k_buffer, v_buffer, slots, sm_scale)[0]
+
+
+@as_kernel("o")
+def attend_extend(
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    k_buffer: Any,
+    v_buffer: Any,
+    qo_indptr: Any,
+    kv_indptr: Any,
+    kv_indices: Any,
+    custom_mask: Any,
+    is_causal: bool,
+    mask_indptr: Any,
+    max_len_extend: int,
+    k_scale: Any,
+    v_scale: Any,
+    sm_scale: float,
+    **others: Any,
+) -> None:
+    """Rows of prompts: the cached prefix by its slots, then the rows' own keys and values."""
+    rows, cached = qo_indptr.tolist(), kv_indptr.tolist()
+    assert custom_mask is None and is_causal
+    assert rows[-1] == len(q), f"the plan has {rows[-1]} rows, attention got {len(q)}"
+    for index in range(len(rows) - 1):
+        mine = slice(rows[index], rows[index + 1])
+        assert mine.stop - mine.start <= max_len_extend
+        slots = kv_indices[cached[index] : cached[index + 1]].long()
+        o[mine] = _attend(q[mine], k_buffer, v_buffer, slots, sm_scale, (k[mine], v[mine]))
+
+
+def _attend(q: Any, k_buffer: Any, v_buffer: Any, slots: Any, sm_scale: float, own: Any = ()) -> torch.Tensor:
+    seen = [part.reshape(-1, *part.shape[-2:])[slots] for part in (k_buffer, v_buffer)]
+    if own:
+        seen = [torch.cat(pair) for pair in zip(seen, own, strict=True)]
+    keys, values = (part.float() for part in seen)
+    out = attend(q.float(), keys, values, causal=True, sm_scale=sm_scale, window_left=-1)
+    return out.to(q.dtype)

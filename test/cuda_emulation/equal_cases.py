@@ -1,0 +1,78 @@
+"""The configurations that tokens are compared in, and what a worker is asked for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tiny_models import sized_model, tiny_model
+
+from workers import Workers
+
+FEW_GRAPHS = 2  # layers in the shortest of the start, where a configuration names no other number
+LATENT = 0  # instead of a head size: latent attention, DeepSeek's
+NUM_GRAPH_SIZES = 3
+ALL = [["fused", None], ["fused", 4], ["sequential", None], ["concurrent", None]]
+SHORT = [["fused", None], ["sequential", None]]
+COUNTER = {"enable_metrics": True, "enable_expert_traffic_metrics": True}
+
+# name: device, head size or LATENT, flags, ways
+CASES: dict[str, tuple[str, int, dict[str, Any], list[list[Any]]]] = {
+    "fa3, page 1": (
+        "h100",
+        64,
+        {"attention_backend": "fa3", "page_size": 1, "layered_graph_granularity": None},
+        ALL,
+    ),
+    "fa3, page 16, experts counted": (
+        "h100",
+        128,
+        {"attention_backend": "fa3", "page_size": 16, **COUNTER},
+        ALL[:3],
+    ),
+    "fa3, page 64, bfloat16": (
+        "h100",
+        64,
+        {"attention_backend": "fa3", "page_size": 64, "dtype": "bfloat16"},
+        SHORT,
+    ),
+    "fa3, latent attention": ("h100", LATENT, {"attention_backend": "fa3", "page_size": 1}, SHORT),
+    "flashinfer, page 1": ("h100", 64, {"attention_backend": "flashinfer", "page_size": 1}, ALL),
+    "flashinfer, page 16": ("h100", 128, {"attention_backend": "flashinfer", "page_size": 16}, SHORT),
+    "triton, page 1": ("h100", 64, {"attention_backend": "triton", "page_size": 1}, ALL[:3]),
+    "triton, page 64": ("h100", 128, {"attention_backend": "triton", "page_size": 64}, SHORT),
+    "trtllm_mha, page 64, bfloat16": (
+        "b200",
+        64,
+        {"attention_backend": "trtllm_mha", "page_size": 64, "dtype": "bfloat16"},
+        [*SHORT, ["concurrent", None]],
+    ),
+}
+
+
+def run(workers: Workers, name: str) -> dict[str, Any]:
+    """The result of a configuration; it runs once, however many tests ask."""
+    device, head_size, flags, ways = CASES[name]
+    dtype = flags.get("dtype", "float32")
+    model = tiny_model("deepseek_v3") if head_size == LATENT else sized_model("qwen3_moe", head_size, dtype)
+    flags = {"layered_graph_granularity": FEW_GRAPHS} | flags
+    case = {"kind": "side by side", "model": str(model), "flags": flags, "ways": ways}
+    result = workers.on(device).ask(case)
+    assert "error" not in result, result["error"] + "\n" + result["log"]
+    return result
+
+
+def granularity_at_start(name: str) -> int | None:
+    """Layers in the shortest graphs that a configuration's server captures first."""
+    granularity: int | None = CASES[name][2].get("layered_graph_granularity", FEW_GRAPHS)
+    return granularity
+
+
+def num_layers(name: str) -> int:
+    """Layers of a configuration's model."""
+    return 7 if CASES[name][1] == LATENT else 8
+
+
+def runs(workers: Workers, name: str) -> list[tuple[str, int | None, dict[str, Any]]]:
+    """Execution, granularity and result of each way that the server has."""
+    ways = zip(CASES[name][3], run(workers, name)["ways"], strict=True)
+    return [(execution, size, way) for (execution, size), way in ways if "left_out" not in way]

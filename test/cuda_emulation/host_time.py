@@ -1,0 +1,265 @@
+"""Host time of a step: the real scheduler and runner on the emulated GPU, with kernels that do nothing.
+
+A model of 48 layers and a cohort of 8192 tokens. In one process take turns: decode steps of SGLang's loop and
+of ours, SGLang's mixed chunks, and layered steps. A step's CPU time is told apart into *launching* (the
+forward), *planning* (attention metadata), *results*, and *scheduling* (the rest). Launches themselves are
+free here: a device adds its driver's time for each. Run by `scripts/bench-host-time`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from worker import prepare
+
+DEVICE = "h100"
+NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 900
+PARTS = ("launching", "planning", "results", "scheduling")
+FLAGS: dict[str, Any] = {
+    "attention_backend": "fa3",
+    "dtype": "bfloat16",
+    "layered_check_invariants": "basic",
+    "chunked_prefill_size": COHORT_TOKENS,
+    "max_running_requests": 300,
+    "context_length": COHORT_TOKENS,
+    "disable_prefill_cuda_graph": True,
+    "moe_runner_backend": "triton",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "mm_feature_transport": "cpu",
+    "disable_custom_all_reduce": True,
+    "cuda_graph_max_bs_decode": 256,
+}
+Step = dict[str, float]  # milliseconds by part, and how many graphs it launched
+
+
+class Clock:
+    """CPU time by part; time inside of another part counts there alone."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self._parts, self._since = ["scheduling"], time.thread_time()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What runs inside counts as this part."""
+        self._lap()
+        self._parts.append(name)
+        try:
+            yield
+        finally:
+            self._lap()
+            self._parts.pop()
+
+    def watch(self, owner: Any, method: str, part: str) -> None:
+        """Count each call of a method as this part."""
+        call = getattr(owner, method)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with self.part(part):
+                return call(*args, **kwargs)
+
+        (type if isinstance(owner, type) else object).__setattr__(owner, method, counted)
+
+    def take(self) -> Step:
+        """Milliseconds since the last time, by part."""
+        self._lap()
+        taken = {part: 1e3 * self.spent[part] for part in PARTS}
+        self.spent.clear()
+        return taken
+
+    def _lap(self) -> None:
+        now = time.thread_time()
+        self.spent[self._parts[-1]] += now - self._since
+        self._since = now
+
+
+class Bench:
+    """One scheduler whose kernels do nothing, with running requests."""
+
+    def __init__(self, num_rows: int) -> None:
+        from triton.runtime.interpreter import GridExecutor
+
+        import no_kernels
+        from harness import SteppedScheduler
+
+        no_kernels.emulate_no_kernels()
+        pool = num_rows * (OUTPUT_TOKENS + 64) + 4 * COHORT_TOKENS
+        self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **FLAGS)
+        self.launches = no_kernels.NUM_LAUNCHES
+        scheduler = self.scheduler = self.stepped.scheduler
+        self.model_runner = scheduler.tp_worker.model_runner
+        vocab_size = self.model_runner.model_config.vocab_size
+        no_kernels.give_fixed_logits(self.model_runner.model, vocab_size, num_rows + 8)
+        self.clock = Clock()
+        self._runner = self.stepped.loop._execution._runner
+        # Triton's interpreter runs what it launches: on a GPU that is no host time.
+        self.clock.watch(GridExecutor, "__call__", "kernels")
+        self.clock.watch(self.model_runner, "forward", "launching")
+        self.clock.watch(scheduler, "process_batch_result", "results")
+        for backend in (self.model_runner.attn_backend, self._runner._prompt_backend):
+            self._watch(backend)
+        self._watch(self._runner.decode_paths.graphs._attention.backend)
+        self._seeds = itertools.count()  # a prompt that came before would be in the prefix cache
+        for _ in range(num_rows):
+            self._send(8, next(self._seeds), OUTPUT_TOKENS)
+        self.decode(8)
+
+    def cut(self, num_groups: int, granularity: int | None) -> int:
+        """Cut cohorts so, and capture layered graphs of this granularity; gives how many there are."""
+        from sglang_layered.runner.decode_graphs.graphs import make_decode_graphs
+
+        assert self.stepped.change({"layered_num_groups": num_groups})
+        args, paths = self.model_runner.server_args, self._runner.decode_paths
+        if args.layered_graph_granularity != granularity:
+            object.__setattr__(args, "layered_graph_granularity", granularity)
+            paths.graphs = make_decode_graphs(self.model_runner, self._runner._calls)
+            self._watch(paths.graphs._attention.backend)
+        return len(paths.graphs.buckets.sizes) * paths.graphs.segments.num_graphs
+
+    def decode(self, count: int) -> list[Step]:
+        """Decode steps of our loop."""
+        return [self._timed(self.stepped.step) for _ in range(count)]
+
+    def cohort(self) -> list[Step]:
+        """The layered steps of one cohort but its first and its last; all of them, if they are no more."""
+        self._send_prompts()
+        steps = [self._timed(self.stepped.step)]
+        while self.stepped.loop.inflight is not None:
+            steps.append(self._timed(self.stepped.step))
+        self.decode(2)
+        return steps[1:-1] or steps
+
+    def stock(self, count: int) -> list[Step]:
+        """Decode steps of SGLang's overlap loop."""
+        return [step for _, step in self._stock(count)]
+
+    def mixed(self) -> list[Step]:
+        """SGLang's mixed chunks with all decode rows."""
+        scheduler = self.scheduler
+        before = scheduler.is_mixed_chunk, scheduler.chunked_prefill_size
+        scheduler.is_mixed_chunk, scheduler.chunked_prefill_size = True, CHUNK_TOKENS
+        self._send_prompts()
+        steps = self._stock(2 * COHORT_TOKENS // CHUNK_TOKENS)
+        scheduler.is_mixed_chunk, scheduler.chunked_prefill_size = before
+        return [step for mode, step in steps if mode is not None and mode.is_mixed()][1:]
+
+    def _stock(self, count: int) -> list[tuple[Any, Step]]:
+        steps: list[tuple[Any, Step]] = []
+
+        def note() -> bool:
+            batch = self.scheduler.last_batch
+            steps.append((None if batch is None else batch.forward_mode, self._taken()))
+            return len(steps) <= count + 1
+
+        self.stepped.run_stock(note)
+        return steps[2:]
+
+    def _timed(self, call: Callable[[], None]) -> Step:
+        self._taken()
+        call()
+        return self._taken()
+
+    def _taken(self) -> Step:
+        taken = self.clock.take() | {"launches": self.launches[0]}
+        self.launches[0] = 0
+        return taken
+
+    def _send(self, num_tokens: int, seed: int, num_outputs: int) -> None:
+        from prompts import prompt
+
+        self.stepped.send(prompt(num_tokens, seed), num_outputs)
+
+    def _send_prompts(self) -> None:
+        for _ in range(4):
+            self._send(COHORT_TOKENS // 4, next(self._seeds), 1)
+
+    def _watch(self, backend: Any) -> None:
+        for method in ("init_forward_metadata", "init_forward_metadata_out_graph"):
+            self.clock.watch(backend, method, "planning")
+
+
+def _model() -> Path:
+    """Many layers, few numbers: rows that are copied between the layers cost nothing."""
+    from tiny_models import MODELS
+
+    from sglang_layered_lab.models.catalogue import find_recipe
+    from sglang_layered_lab.models.make import make_from_recipe
+
+    tiny = find_recipe("qwen3_moe", "tiny", num_layers=NUM_LAYERS, dtype="bfloat16")
+    folder = MODELS / f"qwen3_moe-host-{NUM_LAYERS}"
+    make_from_recipe(replace(tiny, head_size=64, hidden_size=16, num_kv_heads=1), folder)
+    return folder
+
+
+def measure(num_rows: int, groups: list[int], granularities: list[int], rounds: int) -> list[dict[str, Any]]:
+    """A row for each kind of step: median milliseconds by part, quartiles of the sum, and launches."""
+    bench, rows = Bench(num_rows), []
+    for granularity in [None, *granularities]:
+        for num_groups in groups:
+            num_graphs = bench.cut(num_groups, granularity)
+            kinds: dict[str, list[Step]] = defaultdict(list)
+            for _ in range(rounds):
+                kinds["stock decode"] += bench.stock(10)
+                kinds["layered loop, decode"] += bench.decode(11)[1:]
+                kinds["stock mixed chunk"] += bench.mixed()
+                kinds["layered step"] += bench.cohort()
+            about = {"rows": num_rows, "groups": num_groups, "granularity": granularity, "graphs": num_graphs}
+            rows += [about | summary(kind, steps) for kind, steps in kinds.items()]
+    return rows
+
+
+def summary(kind: str, steps: list[Step]) -> dict[str, Any]:
+    """Medians of the parts, quartiles of the sum, over these steps."""
+    sums = [sum(step[part] for part in PARTS) for step in steps]
+    low, middle, high = statistics.quantiles(sums, n=4)
+    parts = {part: statistics.median(step[part] for step in steps) for part in PARTS}
+    launches = statistics.median(step["launches"] for step in steps)
+    about = {"kind": kind, "steps": len(steps), "q1_ms": low, "median_ms": middle, "q3_ms": high}
+    return about | parts | {"launches": launches, "sums_ms": [round(value, 4) for value in sums]}
+
+
+@click.command()
+@click.option("--rows", default=64, show_default=True, help="Running requests.")
+@click.option("--groups", multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
+@click.option("--granularity", "granularities", multiple=True, type=int, help="Beside the default.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--record", type=click.Path(path_type=Path), help="Write everything here as JSON.")
+def main(
+    rows: int, groups: tuple[int, ...], granularities: tuple[int, ...], rounds: int, record: Path | None
+) -> None:
+    """Print what steps cost the host, in CPU milliseconds."""
+    prepare(DEVICE)
+    found = measure(rows, list(groups), list(granularities), rounds)
+    table = Table("groups", "granularity", "step", "launches", "median ms", *PARTS)
+    for row in found:
+        cells = [str(row["groups"]), str(row["granularity"] or f"{row['graphs']} graphs"), row["kind"]]
+        times = [f"{row[name]:.2f}" for name in ("median_ms", *PARTS)]
+        table.add_row(*cells, f"{row['launches']:.0f}", *times)
+    Console(width=120).print(table)
+    if record is not None:
+        from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
+
+        about = {"versions": installed_versions(), "machine": this_machine(), "commit": current_commit()}
+        spec = {"layers": NUM_LAYERS, "cohort_tokens": COHORT_TOKENS, "chunk_tokens": CHUNK_TOKENS} | FLAGS
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({"spec": spec, **about, "rows": found}, indent=1) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

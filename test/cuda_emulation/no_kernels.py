@@ -1,0 +1,128 @@
+"""Kernels that compute nothing: what is left of a step on the emulated GPU is the host's work.
+
+Their outputs are memory that nobody wrote. A replay gives the recorded output. To be called in place of
+`emulate_kernels`, before a scheduler is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+import emulated_kernels
+from emulated_streams import IS_CAPTURING
+
+NUM_LAUNCHES = [0]  # replays so far
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """A kernel that writes where it was told to."""
+
+
+def unwritten(rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """A kernel that gives rows like its first argument."""
+    return torch.empty_like(rows)
+
+
+def emulate_no_kernels() -> None:
+    """Put them where SGLang calls kernels for Qwen3-MoE with FlashAttention 3, matrix products and graphs."""
+    for table in (emulated_kernels.SGL_KERNELS, emulated_kernels.SGLANG_KERNELS):
+        table.update(dict.fromkeys(table, nothing))
+    emulated_kernels.emulate_kernels()
+    _patch_layers()
+    _patch_attention()
+    _patch_graphs()
+    torch.nn.functional.linear = lambda rows, weight, bias=None: rows.new_empty(
+        (*rows.shape[:-1], weight.shape[0])
+    )
+    _copy_nothing()
+
+
+def _copy_nothing() -> None:
+    """Copies of activations are launches; those of the tables that a step is planned by stay."""
+    tensor: Any = torch.Tensor
+    join, contiguous = torch.cat, tensor.contiguous
+
+    def cat(tensors: Sequence[torch.Tensor], dim: int = 0, **kwargs: Any) -> torch.Tensor:
+        first = tensors[0]
+        if not first.is_floating_point() or first.dim() < 2 or kwargs:
+            return join(tensors, dim, **kwargs)
+        shape = list(first.shape)
+        shape[dim] = sum(one.shape[dim] for one in tensors)
+        return first.new_empty(shape)
+
+    def make_contiguous(rows: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if rows.is_contiguous() or not rows.is_floating_point():
+            return contiguous(rows, **kwargs)
+        return rows.new_empty(rows.shape)
+
+    torch.cat, tensor.contiguous = cat, make_contiguous
+
+
+def _patch_layers() -> None:
+    import flashinfer.norm as norm
+    import sglang.kernels.ops.moe.moe_fused_gate as gate
+    import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe as fused_moe
+    import sglang.srt.models.utils as model_utils
+
+    def choose(
+        scores: torch.Tensor, bias: Any, topk: int, **others: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (scores.shape[0], topk)
+        return scores.new_empty(shape, dtype=torch.float32), scores.new_empty(shape, dtype=torch.int32)
+
+    _put(gate, moe_fused_gate=choose)
+    _put(fused_moe, fused_experts=lambda hidden_states, *args, **kwargs: hidden_states)
+    _put(model_utils, fused_inplace_qknorm=nothing)
+    _put(norm, rmsnorm=unwritten, fused_add_rmsnorm=nothing)
+
+
+def _patch_attention() -> None:
+    import sgl_kernel.flash_attn as kernels
+    import sglang.srt.layers.attention.flashattention_backend as backend
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    def attend(q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.empty_like(q)
+
+    def schedule(batch_size: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros(1 + 4 * batch_size, dtype=torch.int32)
+
+    _put(kernels, get_scheduler_metadata=schedule)
+    _put(backend, normal_decode_set_metadata=nothing)
+    _put(backend, flash_attn_with_kvcache=attend, flash_attn_varlen_func=attend)
+    MHATokenToKVPool.set_kv_buffer = nothing
+
+
+def _patch_graphs() -> None:
+    from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
+
+    def capture(self: Any, key: Any, call: Callable[[], Any], *args: Any, **kwargs: Any) -> None:
+        IS_CAPTURING[0] = True
+        self._graphs[key], self._outputs[key] = key, call()
+        IS_CAPTURING[0] = False
+
+    def replay(self: Any, key: Any, batch: Any, **kwargs: Any) -> Any:
+        NUM_LAUNCHES[0] += 1
+        return self._outputs[key]
+
+    FullCudaGraphBackend.capture_one, FullCudaGraphBackend.replay = capture, replay
+
+
+def give_fixed_logits(model: Any, vocab_size: int, most_rows: int) -> None:
+    """The model's logits are the same in every step, on the memory that a launch would have."""
+    logits = torch.rand(most_rows, vocab_size)
+
+    def fixed(ids: Any, rows: Any, head: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        return LogitsProcessorOutput(next_token_logits=logits[: batch.batch_size].clone())
+
+    model.logits_processor.forward = fixed
+
+
+def _put(module: ModuleType, **calls: Callable[..., Any]) -> None:
+    for name, call in calls.items():
+        setattr(module, name, call)

@@ -1,0 +1,95 @@
+"""`make-model --quantization`: what is stored stands for the floats of the twin, by another reading of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sglang_layered_kernels.cpu.dequantize import (
+    dequantize_fp8,
+    dequantize_int4,
+    dequantize_int8,
+    dequantize_mxfp4,
+)
+
+from sglang_layered.errors import ModelRecipeError
+from sglang_layered_lab.models.catalogue import find_recipe
+from sglang_layered_lab.models.make import make_from_recipe
+from sglang_layered_lab.models.quantize import BLOCK, LAYOUTS
+from sglang_layered_lab.models.recipe import QUANTIZATIONS
+
+MOST_WRONG = {"fp8-block": 0.04, "w8a8-int8": 0.02, "awq": 0.13, "gptq": 0.13, "mxfp4": 0.2}
+
+
+def made(
+    arch: str, folder: Path, method: str | None, *, dequantized: bool = False
+) -> dict[str, torch.Tensor]:
+    recipe = find_recipe(arch, "tiny", num_layers=1, quantization=method, dequantized=dequantized)
+    make_from_recipe(recipe, folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert ("quantization_config" in config) == (method is not None and not dequantized)
+    tensors: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return tensors
+
+
+def read(method: str, stored: dict[str, torch.Tensor], stem: str, like: torch.Tensor) -> torch.Tensor:
+    def part(ending: str) -> torch.Tensor:
+        return stored[stem + ending]
+
+    dtype = torch.float32
+    if method == "fp8-block":
+        return dequantize_fp8(part("weight"), part("weight_scale_inv"), (BLOCK, BLOCK), dtype)
+    if method == "w8a8-int8":
+        return dequantize_int8(part("weight"), part("weight_scale"), dtype)
+    if method == "mxfp4":
+        return dequantize_mxfp4(part("_blocks").flatten(-2), part("_scales"), dtype).transpose(1, 2)
+    return dequantize_int4(part("qweight"), part("qzeros"), part("scales"), like.shape[1], dtype)
+
+
+@pytest.mark.parametrize("method", QUANTIZATIONS)
+def test_the_stored_weights_stand_for_those_of_the_twin(tmp_path: Path, method: str) -> None:
+    arch = "gpt_oss" if method == "mxfp4" else "qwen3_moe"
+    plain = made(arch, tmp_path / "plain", None)
+    twin = made(arch, tmp_path / "twin", method, dequantized=True)
+    stored = made(arch, tmp_path / "quantized", method)
+    quantized = [name for name in plain if LAYOUTS[method].names.search(name)]
+    # One layer: four projections of attention and three of each of 16 experts; or two tensors of all experts.
+    assert len(quantized) == (2 if method == "mxfp4" else 4 + 3 * 16)
+    for name in plain:
+        if name not in quantized:
+            assert torch.equal(stored[name], plain[name])
+            assert torch.equal(twin[name], plain[name])
+            continue
+        assert name not in stored or stored[name].dtype != torch.float32
+        got = read(method, stored, name.removesuffix("weight"), plain[name])
+        torch.testing.assert_close(got, twin[name], rtol=1e-6, atol=1e-8)
+        wrong = float((twin[name] - plain[name]).norm() / plain[name].norm())
+        assert 0 < wrong < MOST_WRONG[method]
+
+
+def test_every_method_has_a_layout() -> None:
+    assert tuple(LAYOUTS) == QUANTIZATIONS
+
+
+def test_a_plain_recipe_is_recorded_as_before() -> None:
+    assert not {"quantization", "dequantized"} & set(find_recipe("llama", "tiny").as_dict())
+    assert find_recipe("llama", "tiny", quantization="awq").as_dict()["quantization"] == "awq"
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "message"),
+    [
+        ("llama", {"quantization": "int3"}, "--quantization 'int3' is unknown; choose one of fp8-block"),
+        ("llama", {"dequantized": True}, "--dequantized says nothing without --quantization"),
+        ("llama", {"quantization": "mxfp4"}, "--quantization mxfp4 finds no weights of its own"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(
+    tmp_path: Path, arch: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ModelRecipeError, match=message):
+        make_from_recipe(find_recipe(arch, "tiny", num_layers=1, **options), tmp_path / "model")  # type: ignore[arg-type]
+    assert not (tmp_path / "model").exists()

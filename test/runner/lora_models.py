@@ -1,0 +1,63 @@
+"""Adapters for the tiny models, made at random, and what lets SGLang's LoRA run on a CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+STRENGTH = 0.5  # an adapter's part of a module's output: enough to change most tokens
+# The modules of the tiny Qwen3-MoE model that adapters may change, with their output and input sizes.
+ATTENTION = {
+    "self_attn.q_proj": (128, 128),
+    "self_attn.k_proj": (64, 128),
+    "self_attn.v_proj": (64, 128),
+    "self_attn.o_proj": (128, 128),
+}
+
+
+def make_adapter(
+    folder: Path, seed: int, rank: int, num_layers: int, modules: Mapping[str, tuple[int, int]]
+) -> Path:
+    """Write an adapter of every layer; `modules` are paths in a layer with their output and input sizes."""
+    generator, weights = torch.Generator().manual_seed(seed), {}
+    for layer in range(num_layers):
+        for path, (num_outputs, num_inputs) in modules.items():
+            name = f"base_model.model.model.layers.{layer}.{path}"
+            down = torch.randn(rank, num_inputs, generator=generator) / num_inputs**0.5
+            up = torch.randn(num_outputs, rank, generator=generator) * STRENGTH / rank**0.5
+            weights |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "tiny",
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted(path.rpartition(".")[2] for path in modules),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def leave_memory_unpinned(replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """SGLang's LoRA pins host memory whatever the device is, and without an accelerator that raises."""
+
+    def unpinned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @wraps(make)
+        def call(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+            return make(*args, **kwargs)
+
+        return call
+
+    for name in ("tensor", "zeros", "empty", "arange"):
+        replace(torch, name, unpinned(getattr(torch, name)))
+    replace(torch.Tensor, "pin_memory", lambda tensor, *args, **kwargs: tensor)

@@ -1,0 +1,299 @@
+"""SGLang's LoRA under the layered loop, on a CPU: what `test_lora.py` asks for, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from tiny_models import tiny_model, use_the_cpu
+
+use_the_cpu()
+
+# ruff: noqa: E402
+from sglang.srt.lora.lora_drainer import LoRADrainer
+from sglang.srt.lora.lora_registry import LoRARef
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTokenIDOutput,
+    LoadLoRAAdapterReqInput,
+    UnloadLoRAAdapterReqInput,
+)
+
+from harness import SteppedScheduler
+from lora_models import ATTENTION, leave_memory_unpinned, make_adapter
+from prompts import prompt
+from sglang_layered.core.choice import StrategyChoice
+from sglang_layered.core.events import StepDone
+from sglang_layered.upstream.lora import Adapters
+
+NUM_OUTPUTS = 10
+ADAPTERS = {"a": (4, ATTENTION), "b": (8, ATTENTION), "c": (16, {"self_attn.o_proj": (128, 128)})}
+ORDER = ("a", None, "b", "c", "b", "c", "a")  # of the prompts below
+
+
+def prompts() -> list[list[int]]:
+    """Seven, of which the fourth goes in chunks; the fifth and sixth start as the third."""
+    made = [prompt(length, index) for index, length in enumerate((12, 300, 130, 1200, 90, 60, 77))]
+    made[4], made[5] = made[2] + made[4], made[2] + made[5]
+    return made
+
+
+class Run:
+    """One scheduler and its adapters; an id is None where no adapter is used."""
+
+    def __init__(self, folder: Path, **flags: Any) -> None:
+        refs = []
+        for seed, (name, (rank, modules)) in enumerate(ADAPTERS.items()):
+            path = make_adapter(folder / name, seed, rank, 8, modules)
+            refs.append(LoRARef(lora_name=name, lora_path=str(path), pinned=False))
+        self.refs = {ref.lora_name: ref for ref in refs}
+        self.stepped = SteppedScheduler(
+            tiny_model("qwen3_moe"),
+            max_total_tokens=4000,
+            layered_group_tokens=64,
+            chunked_prefill_size=512,
+            enable_lora=True,
+            lora_paths=refs,
+            lora_backend="torch_native",
+            **flags,
+        )
+        self.manager = self.stepped.scheduler.tp_worker.model_runner.lora_manager
+        self.most_adapters = 0
+
+    def send(self, tokens: Sequence[int], name: str | None, num_outputs: int = NUM_OUTPUTS) -> str:
+        """Queue a request with an adapter."""
+        return self.stepped.send(
+            tokens, num_outputs, lora_id=None if name is None else self.refs[name].lora_id
+        )
+
+    def answers(self, names: Sequence[str | None] = ORDER, **settings: float) -> list[list[int]]:
+        """Of all prompts, each sent while those before it decode."""
+        self.stepped.drain()
+        assert self.stepped.change(settings)
+        rids = []
+        for tokens, name in zip(prompts(), names, strict=True):
+            rids.append(self.send(tokens, name))
+            self.stepped.step(3)
+        outputs = self.stepped.finish(*rids)
+        self.cached = [self.stepped.reqs[rid].cached_tokens for rid in rids]
+        return outputs
+
+    def alone(self, tokens: Sequence[int], name: str | None) -> list[int]:
+        """What stock scheduling answers to one prompt."""
+        self.stepped.drain()
+        assert self.stepped.change({"layered_prefill": 0})
+        [output] = self.stepped.finish(self.send(tokens, name))
+        self.stepped.drain()
+        assert self.stepped.change({"layered_prefill": 1, "layered_num_groups": 4})
+        return output
+
+    @contextmanager
+    def decoding(self, name: str | None) -> Iterator[str]:
+        """Something decodes beside what is sent inside."""
+        rid = self.send(prompt(5, 77), name, 200)
+        self.stepped.step(2)
+        yield rid
+        self.stepped.abort(rid)
+        self.stepped.step_until(self.stepped.scheduler.is_fully_idle)
+
+
+def same(outputs: list[list[int]], expected: list[list[int]]) -> list[bool]:
+    """Which of the answers are equal."""
+    return [one == other for one, other in zip(outputs, expected, strict=True)]
+
+
+@contextmanager
+def sequential(run: Run) -> Iterator[None]:
+    """Layered steps run decode rows first, then the group."""
+    execution = run.stepped.loop._execution
+    before, execution.choice = execution.choice, StrategyChoice("sequential")
+    yield
+    execution.choice = before
+
+
+def ways(run: Run) -> dict[str, Any]:
+    """Every way of docs/models.md against stock scheduling."""
+    num_layers, stock = run.stepped.num_layers, run.answers(layered_prefill=0)
+    asked: dict[str, tuple[Any, dict[str, float]]] = {
+        "groups": (nullcontext(), {"layered_prefill": 1, "layered_num_groups": 0}),
+        "uneven": (nullcontext(), {"layered_prefill": 1, "layered_num_groups": 3}),
+        "one layer a group": (nullcontext(), {"layered_prefill": 1, "layered_num_groups": num_layers}),
+        "sequential": (sequential(run), {"layered_prefill": 1, "layered_num_groups": 3}),
+    }
+    found: dict[str, Any] = {"different": stock != run.answers([None] * len(ORDER), layered_prefill=0)}
+    for name, (way, settings) in asked.items():
+        with way:
+            equal = same(run.answers(**settings), stock)
+        steps = [event for event in run.stepped.events if isinstance(event, StepDone)]
+        layered = sum(step.kind == "layered" for step in steps)
+        found[name] = {"equal": equal, "layered": layered, "cached": run.cached}
+    return found
+
+
+def mixed(run: Run) -> dict[str, Any]:
+    """One way only, for what is taken out of the product."""
+    stock = run.answers(layered_prefill=0)
+    return {"equal": same(run.answers(layered_prefill=1), stock)}
+
+
+def leaving(run: Run) -> dict[str, Any]:
+    """One of two prompts with different adapters is aborted at each group of their cohort; then both are."""
+    equal, tokens = [], [prompt(200, 31), prompt(150, 32)]
+    expected = [run.alone(tokens[0], "a"), run.alone(tokens[1], "b")]
+    for group in range(1, 4):
+        for leaving in ((0,), (1,), (0, 1)):
+            with run.decoding("c"):
+                rids = [run.send(tokens[0], "a"), run.send(tokens[1], "b")]
+                run.stepped.step_until(lambda at=group: run.stepped.next_group == at)
+                for index in leaving:
+                    run.stepped.abort(rids[index])
+                stay = [index for index in (0, 1) if index not in leaving]
+                outputs = run.stepped.finish(*(rids[index] for index in stay))
+                equal += [output == expected[index] for output, index in zip(outputs, stay, strict=True)]
+                again = run.stepped.finish(run.send(tokens[0], "a"), run.send(tokens[1], "b"))
+                equal += [again == expected]
+    return {"equal": equal}
+
+
+def paused(run: Run) -> dict[str, Any]:
+    """A pause sends the cohort back at each group; it starts again with its adapter."""
+    equal, tokens = [], prompt(200, 41)
+    expected = run.alone(tokens, "b")
+    for group in range(1, 4):
+        with run.decoding("a"):
+            rid = run.send(tokens, "b")
+            run.stepped.step_until(lambda at=group: run.stepped.next_group == at)
+            run.stepped.pause("retract")
+            run.stepped.resume()
+            equal += [run.stepped.finish(rid) == [expected]]
+    return {"equal": equal}
+
+
+def ended(run: Run) -> dict[str, Any]:
+    """Who hears of a request that is aborted in flight: SGLang's unload waits for what ends it."""
+    run.alone(prompt(5, 1), None)
+    heard: list[str] = []
+    with run.decoding("c"):
+        for name in ("a", None):
+            adapter = None if name is None else run.refs[name].lora_id
+            rid = run.stepped.send(prompt(200, 51), 4, lora_id=adapter, return_logprob=name is not None)
+            run.stepped.step_until(lambda: run.stepped.next_group == 2)
+            run.stepped.abort(rid)
+            run.stepped.step(2)
+            sent = [*run.stepped.detokenizer.sent, *run.stepped.tokenizer.sent]
+            ends = [
+                out
+                for out in sent
+                if (isinstance(out, AbortReq) and out.rid == rid)
+                or (isinstance(out, BatchTokenIDOutput) and rid in out.rids)
+            ]
+            heard += [type(out).__name__ for out in ends]
+            if name is not None:
+                heard += [out.finished_reasons[out.rids.index(rid)]["type"] for out in ends]
+    return {"heard": heard}
+
+
+def changed(run: Run) -> dict[str, Any]:
+    """Beside a cohort of one adapter another one is unloaded and comes again under a new id."""
+    tokens = prompt(200, 61)
+    expected = [run.alone(tokens, "a"), run.alone(tokens, "c")]
+    old, results = run.refs["c"], []
+    new = LoRARef(lora_name="c", lora_path=old.lora_path, pinned=False)
+    scheduler = run.stepped.scheduler
+    with run.decoding(None):
+        rid = run.send(tokens, "a")
+        run.stepped.step_until(lambda: run.stepped.next_group == 1)
+        unload = UnloadLoRAAdapterReqInput(lora_name="c", lora_id=old.lora_id)
+        results.append(scheduler.unload_lora_adapter(unload).success)
+        run.stepped.step()
+        load = LoadLoRAAdapterReqInput(lora_name="c", lora_path=new.lora_path, lora_id=new.lora_id)
+        results.append(scheduler.load_lora_adapter(load).success)
+        assert run.stepped.next_group == 2
+        run.refs["c"] = new
+        later = run.send(tokens, "c")
+        return {"done": results, "equal": run.stepped.finish(rid, later) == expected}
+
+
+def few(run: Run) -> dict[str, Any]:
+    """Two adapters at a time, of three and none."""
+    fetch, sets = run.manager.fetch_new_loras, []
+
+    def watched(new: set[str | None], running: set[str | None] = frozenset()) -> None:  # type: ignore[assignment]
+        sets.append(len(new | running))
+        fetch(new, running)
+
+    run.manager.fetch_new_loras = watched
+    stock = run.answers(layered_prefill=0)
+    sets.clear()
+    equal = same(run.answers(layered_prefill=1), stock)
+    steps = [event for event in run.stepped.events if isinstance(event, StepDone)]
+    run.manager.fetch_new_loras = fetch
+    return {"equal": equal, "layered": sum(step.kind == "layered" for step in steps), "most": max(sets)}
+
+
+def drained(run: Run) -> dict[str, Any]:
+    """The same, and SGLang keeps prompts back for those whose adapter has waited too long."""
+    scheduler = run.stepped.scheduler
+    scheduler.lora_drainer = LoRADrainer(2, 1e-9)
+    try:
+        return few(run)
+    finally:
+        scheduler.lora_drainer = None
+
+
+def evicting(run: Run) -> dict[str, Any]:
+    """The pool holds no adapter and a running one when a cohort's comes: SGLang evicts adapters first."""
+    tokens, other = prompt(200, 71), prompt(20, 72)
+    expected = [run.alone(other, "a"), run.alone(tokens, "b")]
+    run.alone(prompt(5, 1), None)
+    rid = run.send(other, "a")
+    run.stepped.step(2)
+    return {"equal": run.stepped.finish(rid, run.send(tokens, "b")) == expected}
+
+
+# What is taken out of the product, so that a scenario shows what it is for: a method of Adapters.
+WITHOUT: dict[str, tuple[str, Callable[..., Any]]] = {
+    "use": ("use", lambda adapters, batch: None),
+    "fetch": ("fetch", lambda adapters, *batches: None),
+}
+SCENARIOS = {
+    "ways": ways,
+    "mixed": mixed,
+    "leaving": leaving,
+    "paused": paused,
+    "ended": ended,
+    "changed": changed,
+    "few": few,
+    "drained": drained,
+    "evicting": evicting,
+}
+
+
+def played(run: Run, name: str) -> dict[str, Any]:
+    """What a scenario found; `NAME/PART` plays it without that part of the product."""
+    scenario, _, without = name.partition("/")
+    if not without:
+        return SCENARIOS[scenario](run)
+    attribute, instead = WITHOUT[without]
+    kept = getattr(Adapters, attribute)
+    setattr(Adapters, attribute, instead)
+    try:
+        return SCENARIOS[scenario](run)
+    finally:
+        setattr(Adapters, attribute, kept)
+
+
+def main() -> None:
+    """Write what each named scenario found into a file: OUT, flags as JSON, names."""
+    out, flags, *names = sys.argv[1:]
+    leave_memory_unpinned()
+    run = Run(Path(out).with_suffix(""), **json.loads(flags))
+    Path(out).write_text(json.dumps({name: played(run, name) for name in names}))
+
+
+if __name__ == "__main__":
+    main()

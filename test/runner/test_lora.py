@@ -1,0 +1,81 @@
+"""LoRA: every row of a layered step has its own adapter, and a cohort in flight keeps its adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_process import found_by
+
+SCRIPT = Path(__file__).with_name("lora_run.py")
+MANY = ["ways", "mixed/use", "leaving", "paused", "ended", "changed"]
+FEW = ["few", "drained", "evicting", "evicting/fetch"]
+WAYS = ["groups", "uneven", "one layer a group", "sequential"]
+
+
+def found(tmp_path_factory: pytest.TempPathFactory, without: bool, most: int, names: list[str]) -> Any:
+    """What the scenarios found in a process of their own, with so many adapters at a time."""
+    out = tmp_path_factory.mktemp("lora") / "found.json"
+    flags = {"disable_overlap_schedule": without, "max_loras_per_batch": most}
+    return found_by(SCRIPT, out, json.dumps(flags), *names)
+
+
+@pytest.fixture(scope="module")
+def many(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All adapters at a time."""
+    return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 4, MANY)
+
+
+@pytest.fixture(scope="module")
+def few(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two adapters at a time, of three and none."""
+    return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 2, FEW)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_with_mixed_adapters_are_those_of_stock_scheduling(many: Any, way: str) -> None:
+    assert many["ways"]["different"], "the adapters change nothing"
+    seen = many["ways"][way]
+    assert all(seen["equal"])
+    assert seen["layered"] > 10
+
+
+def test_a_prefix_is_found_by_prompts_of_its_own_adapter_only(many: Any) -> None:
+    assert many["ways"]["groups"]["cached"] == [0, 0, 0, 0, 130, 0, 0]
+
+
+def test_rows_with_the_adapters_of_other_rows_give_wrong_answers(many: Any) -> None:
+    assert not all(many["mixed/use"]["equal"])
+
+
+def test_a_request_that_leaves_at_any_group_leaves_the_others_their_adapters(many: Any) -> None:
+    assert all(many["leaving"]["equal"])
+
+
+def test_a_cohort_that_is_sent_back_comes_again_with_its_adapter(many: Any) -> None:
+    assert all(many["paused"]["equal"])
+
+
+def test_an_aborted_prompt_ends_by_an_output_or_its_adapter_could_not_be_unloaded(many: Any) -> None:
+    assert many["ended"]["heard"] == ["BatchTokenIDOutput", "abort", "AbortReq"]
+
+
+def test_adapters_come_and_go_beside_a_cohort(many: Any) -> None:
+    assert many["changed"] == {"done": [True, True], "equal": True}
+
+
+@pytest.mark.parametrize("name", ["few", "drained"])
+def test_prompts_wait_until_their_adapter_fits_beside_those_in_use(few: Any, name: str) -> None:
+    assert all(few[name]["equal"])
+    assert few[name]["most"] == 2
+    assert few[name]["layered"] > 10
+
+
+def test_a_cohorts_adapter_is_not_evicted_by_the_decode_beside_it(few: Any) -> None:
+    assert few["evicting"]["equal"]
+
+
+def test_adapters_fetched_batch_by_batch_evict_each_other(few: Any) -> None:
+    assert not few["evicting/fetch"]["equal"]
