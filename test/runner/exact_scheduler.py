@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from liveness import Liveness, assert_whole
 from sglang_layered.config import LayeredConfig
 from sglang_layered.scheduler.loop import LayeredLoop
 
+MAX_STEPS_AFTER_ABORT = 1  # SGLang takes a running request out after the step that it launches next
 START = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_num_groups": 0}
 
 
@@ -38,6 +40,7 @@ class ExactScheduler:
         self.expected: dict[str, list[int]] = {}
         self.due: dict[str, int] = {}  # rows before the next token: prompt, and what retraction lost
         self.aborted: set[str] = set()  # by a client, or by SGLang for want of KV slots
+        self.computed_late: Counter[str] = Counter()  # steps that computed it after its abort
         self.live: list[str] = []
         self.answers: dict[str, list[int]] = {}  # as the clients see them
         self.ends: Counter[str] = Counter()
@@ -141,6 +144,9 @@ class ExactScheduler:
         self.check()
         assert not unwanted & set(self.live), f"nobody waits for {unwanted & set(self.live)} any more"
         assert heard == {rid: len(self.answers[rid]) for rid in unwanted}, "a token after the abort"
+        self.computed_late.update(self.aborted & set(map(attrgetter("rid"), done)))
+        most, rid = max(((n, rid) for rid, n in self.computed_late.items()), default=(0, ""))
+        assert most <= MAX_STEPS_AFTER_ABORT, f"{rid} is computed although it was aborted"
         self._check_counts(before)
         self.liveness.after_step(bool(self.cohort))
 

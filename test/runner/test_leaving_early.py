@@ -121,6 +121,26 @@ def test_a_chunk_leaves_a_cohort_that_goes_on(exact: ExactScheduler) -> None:
     exact.finish(short)
 
 
+@pytest.mark.parametrize("how", ["pool full", "paused"])
+def test_an_aborted_request_that_sglang_retracts_does_not_start_again(exact: ExactScheduler, how: str) -> None:
+    """The abort marks a running request; before a result ends it, SGLang sends it back to the queue."""
+    stays = exact.send(prompt(20, 1), 60)
+    exact.step(2)
+    leaves = exact.send(prompt(1200, 2), 60)
+    while not exact.answers[leaves]:
+        exact.step()
+    exact.abort(leaves)
+    if how == "paused":
+        exact.pause("retract")
+        exact.stepped.resume()
+    else:
+        exact.take_slots(4000)
+    exact.step(3)
+    assert exact.live == [stays]
+    exact.give_slots()
+    exact.finish(stays)
+
+
 @pytest.mark.parametrize("turns_before", [0, 1])
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("disturbance", ["paused", "no room", "aborted"])

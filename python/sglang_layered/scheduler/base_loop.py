@@ -23,7 +23,7 @@ from sglang_layered.scheduler.report import Reporter, Spans
 from sglang_layered.scheduler.results import LaunchedStep
 from sglang_layered.scheduler.stream import Admitted, EventStream, ResultsDue
 from sglang_layered.upstream.cache import guard_cache
-from sglang_layered.upstream.room import last_one_has_no_room, make_room_for_chunk
+from sglang_layered.upstream.room import end_aborted_that_wait, last_one_has_no_room, make_room_for_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,7 @@ class BaseLoop:
 
         SGLang marks a batch full for a prompt that does not fit, and keeps the mark when that one gives up.
         """
+        end_aborted_that_wait(self.scheduler)
         queue = self.scheduler.waiting_queue
         first = queue[0] if queue else None
         if first is not self._first_waiting:
