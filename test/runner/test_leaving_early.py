@@ -121,12 +121,19 @@ def test_a_chunk_leaves_a_cohort_that_goes_on(exact: ExactScheduler) -> None:
     exact.finish(short)
 
 
+@pytest.mark.parametrize("is_turn", [False, True])
 @pytest.mark.parametrize("how", ["pool full", "paused"])
-def test_an_aborted_request_that_sglang_retracts_does_not_start_again(exact: ExactScheduler, how: str) -> None:
+def test_an_aborted_request_that_sglang_retracts_does_not_start_again(
+    exact: ExactScheduler, how: str, is_turn: bool
+) -> None:
     """The abort marks a running request; before a result ends it, SGLang sends it back to the queue."""
     stays = exact.send(prompt(20, 1), 60)
     exact.step(2)
-    leaves = exact.send(prompt(1200, 2), 60)
+    tokens = prompt(1200, 2)
+    if is_turn:
+        leaves = exact.conversations.turn(exact.conversations.open(), tokens, 60)
+    else:
+        leaves = exact.send(tokens, 60)
     while not exact.answers[leaves]:
         exact.step()
     exact.abort(leaves)
@@ -134,10 +141,12 @@ def test_an_aborted_request_that_sglang_retracts_does_not_start_again(exact: Exa
         exact.pause("retract")
         exact.stepped.resume()
     else:
-        exact.take_slots(4000)
-    exact.step(3)
-    assert exact.live == [stays]
+        exact.take_slots(exact.scheduler.token_to_kv_pool_allocator.available_size() - 1)
+    exact.step()
     exact.give_slots()
+    exact.step(2)
+    assert exact.stepped.reqs[leaves].retraction_count == 1 or how == "paused"
+    assert exact.live == [stays]
     exact.finish(stays)
 
 

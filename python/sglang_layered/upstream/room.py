@@ -84,15 +84,17 @@ def abort_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
 
 
 def end_aborted_that_wait(scheduler: Any) -> None:
-    """End requests that were aborted while they ran, and that SGLang then retracted before a result ended them.
+    """End requests that were aborted while they ran, and retracted before a result ended them.
 
-    In SGLang the mark stays on them in the queue, and they are computed from the start to one token more. A
-    turn of a streaming session is left to that: its session would not learn of the end, and take no other turn.
+    In SGLang the mark stays on them in the queue, and they are computed anew to one token more. A
+    turn leaves its streaming session as there. Upstream: `StreamingSession.find_active_slot`.
     """
     queue = scheduler.waiting_queue
-    ended = [req for req in queue if req.is_retracted and req.to_finish and not in_streaming_session(req)]
-    for req in ended:
+    for req in [req for req in queue if req.is_retracted and req.to_finish is not None]:
         queue.remove(req)
+        if in_streaming_session(req):
+            req.session.abort_req()
+            req.session = None
         req.finished_reason, req.to_finish = req.to_finish, None
         forget_aborted(scheduler, req)
         req.time_stats.trace_ctx.abort(abort_info={"reason": "Aborted"})
