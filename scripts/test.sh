@@ -16,7 +16,7 @@ runtime=(
   "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)"
   "test/runner"
   "test/unit test/kernels test/docker test/models test/patches"
-  "test/runner --without-overlap --ignore=test/runner/test_decode_graphs.py --ignore-glob=test/runner/test_server_*.py"
+  "test/runner --without-overlap"
   "$sharing"
   "test/cuda_emulation"
 )
@@ -33,13 +33,14 @@ esac
 
 worker() { # runs jobs that nobody has taken, until none is left
   trap 'kill $! 2> /dev/null; exit 1' TERM
-  local failed=0 job
+  local failed=0 job begun
   for job in "${!jobs[@]}"; do
     mkdir "$taken/$job" 2> /dev/null || continue
-    echo "test: pytest ${jobs[job]}"
+    begun=$SECONDS
     # shellcheck disable=SC2086
     .venv/bin/python -m pytest ${jobs[job]} > "$taken/$job/log" 2>&1 &
     wait $! || failed=1
+    echo "test: $((SECONDS - begun)) s: pytest ${jobs[job]}" >> "$taken/$job/log"
     flock "$taken" cat "$taken/$job/log"
   done
   exit "$failed"

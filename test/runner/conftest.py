@@ -20,6 +20,14 @@ settings.register_profile(
 )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without overlap only what steps a scheduler without it: the rest would run a second time as it is."""
+    if config.getoption("--without-overlap"):
+        same = [item for item in items if "pytestconfig" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=same)
+        items[:] = [item for item in items if item not in same]
+
+
 WATTS = 100.0  # of the replayed energy source
 
 
