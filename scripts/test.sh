@@ -36,6 +36,7 @@ worker() { # runs jobs that nobody has taken, until none is left
   local failed=0 job begun
   for job in "${!jobs[@]}"; do
     mkdir "$taken/$job" 2> /dev/null || continue
+    echo "test: pytest ${jobs[job]}"
     begun=$SECONDS
     # shellcheck disable=SC2086
     .venv/bin/python -m pytest ${jobs[job]} > "$taken/$job/log" 2>&1 &
