@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sets everything up, then: checks, and every test of the runtime that this machine can run; what steps the scheduler
-# runs a second time without SGLang's overlap. With --lab: tests of the lab and those that take long (monitoring, soak,
-# scale-out) instead, with --all: both. Other arguments go to pytest, and it runs once.
+# Sets everything up, then: checks, and the tests of the runtime. With --lab: instead tests of the lab and those of the
+# runtime that take long (CUDA emulation, schedulers stepped a second time without SGLang's overlap, monitoring, soak,
+# scale-out), with --all: both. Other arguments go to pytest, and it runs once.
 #
 # A job is one pytest; two run side by side, each takes the next one when it has ended one.
 set -euo pipefail
@@ -16,12 +16,12 @@ runtime=(
   "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)"
   "test/runner"
   "test/unit test/kernels test/docker test/models test/patches"
-  "test/runner --without-overlap"
   "$sharing"
-  "test/cuda_emulation"
 )
 lab=(
   "test/monitoring test/soak $played test/e2e/test_scale_out.py"
+  "test/cuda_emulation"
+  "test/runner --without-overlap"
   "test/lab test/gpu $(printf -- '--ignore=%s ' $played)"
 )
 case "${1:-}" in
