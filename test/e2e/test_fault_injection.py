@@ -13,6 +13,7 @@ import pytest
 from tiny_models import EXACT
 
 from crowd import crowd, survivors
+from servers import forked
 from sglang_layered.errors import LabError
 from sglang_layered_lab.serving import ServerProcess
 from workload import Ask, answers, output_tokens, prompt, read_steps
@@ -61,7 +62,7 @@ def layered(folder: Path, model: Path, *flags: str, **env: str) -> ServerProcess
 
 
 def faulty(folder: Path, model: Path, fault: str) -> ServerProcess:
-    server = layered(folder, model, FAULT=fault)
+    server = layered(folder, model, **forked({"FAULT": fault}))
     start = server.command.index("-m")
     server.command[start : start + 2] = [str(HERE / "faulty_server.py")]
     return server

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from servers import forked
 from sglang_layered_lab.bench.sweep_result import SweepResult
 
 pytestmark = pytest.mark.server
@@ -25,7 +27,14 @@ def test_the_command_serves_and_says_what_it_saw(tiny_qwen3_moe: Path, tmp_path:
         "--size",
         "half",
     ]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [*command, *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=os.environ | forked(),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("QUICKSTART OK")
     [cell] = SweepResult.read(tmp_path).cells

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from servers import forked
 from sglang_layered_lab.bench.sweep_result import SweepResult
 from sglang_layered_lab.cli.reproduce import reproduce
 from sglang_layered_lab.paper.studies import read_studies
@@ -29,6 +30,8 @@ def test_the_fast_reproduction_measures_every_study_and_reports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)  # models are made in out/, and shared with other runs
+    for name, value in forked().items():
+        monkeypatch.setenv(name, value)
     out = tmp_path / "cpu-fast"
     run(out)
     text = (out / "REPORT.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def layered_server(spec: SoakSpec, folder: Path) -> ServerProcess:
 def released_server(site: Path, folder: Path) -> ServerProcess:
     """SGLang as released, with room for everything."""
     flags = [*EXACT, "--max-total-tokens", "20000"]
-    return _server(flags, folder / "released.log", {"PYTHONPATH": str(site)})
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    return _server(flags, folder / "released.log", {"PYTHONPATH": path})
 
 
 def _server(flags: list[str], log: Path, env: dict[str, str]) -> ServerProcess:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from servers import forked
 from soak_plan import SoakSpec
 from soak_record import run_soak
 from soak_scenes import SCENES
@@ -15,7 +16,9 @@ from soak_scenes import SCENES
 pytestmark = pytest.mark.server
 
 
-def test_scenes_and_300_disturbed_requests(tmp_path: Path) -> None:
+def test_scenes_and_300_disturbed_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in forked().items():
+        monkeypatch.setenv(name, value)
     done = run_soak(SoakSpec.of(300), tmp_path, Console(quiet=True))
     done.write(tmp_path / "record.json")
     assert done.violations == []
