@@ -17,15 +17,44 @@ def has_recurrent_layers(model_config: Any) -> bool:
     return mambaish_config(model_config) is not None
 
 
-def has_sparse_attention(model_config: Any) -> bool:
-    """Whether this model (an SGLang ModelConfig) chooses the tokens that a row attends to by an indexer."""
-    from sglang.srt.configs.model_config import get_num_indexer_layers, is_deepseek_v4, is_minimax_sparse
+def has_indexer(model_config: Any) -> bool:
+    """Whether this model (an SGLang ModelConfig) has DeepSeek's sparse attention (DSA) over latent keys."""
+    from sglang.srt.configs.model_config import is_deepseek_dsa
 
-    configs = (model_config.hf_config, model_config.hf_text_config)
+    return any(is_deepseek_dsa(config) for config in _configs(model_config))
+
+
+def shares_chosen_tokens(model_config: Any) -> bool:
+    """Whether layers of this model attend to the tokens that the indexer of a layer before chose."""
+    from sglang.srt.configs.model_config import dsa_layer_skips_topk, is_deepseek_dsa
+
     return any(
-        get_num_indexer_layers(config) or is_deepseek_v4(config) or is_minimax_sparse(config)
-        for config in configs
+        getattr(config, "cli_factor", 1) > 1
+        or any(dsa_layer_skips_topk(config, layer) for layer in range(config.num_hidden_layers))
+        for config in _configs(model_config)
+        if is_deepseek_dsa(config)
     )
+
+
+def compresses_keys(model_config: Any) -> bool:
+    """Whether this model has DeepSeek-V4's attention."""
+    from sglang.srt.configs.model_config import is_deepseek_v4
+
+    return any(is_deepseek_v4(config) for config in _configs(model_config))
+
+
+def has_indexer_of_its_own(model_config: Any) -> bool:
+    """Whether attention of this model takes an indexer's rows beside queries, keys and values."""
+    from sglang.srt.configs.model_config import is_minimax_sparse
+
+    return any(
+        is_minimax_sparse(config) or getattr(config, "num_indexer_layers", 0)
+        for config in _configs(model_config)
+    )
+
+
+def _configs(model_config: Any) -> tuple[Any, Any]:
+    return model_config.hf_config, model_config.hf_text_config
 
 
 MODELS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -34,9 +63,20 @@ MODELS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "does not generate text; serve it in chunked mode",
     ),
     **REFUSED,
-    "sparse attention with an indexer (DSA and its kin)": (
-        has_sparse_attention,
-        "has sparse attention with an indexer, which is not tested; serve it in chunked mode",
+    "sparse attention whose layers share an indexer's choice (DSA with skipped layers)": (
+        shares_chosen_tokens,
+        "has layers that attend to the tokens that a layer before chose, and no choice travels with a prompt"
+        " from one layer group to the next; serve it in chunked mode",
+    ),
+    "sparse attention over compressed keys (DeepSeek-V4)": (
+        compresses_keys,
+        "compresses its keys by states beside the KV cache, which nobody has read for prompt and decode rows"
+        " in one layer; serve it in chunked mode",
+    ),
+    "sparse attention with an indexer outside of latent attention (MiniMax-M3)": (
+        has_indexer_of_its_own,
+        "has attention that takes an indexer's queries, keys and values, which are not cut into prompt and"
+        " decode rows; serve it in chunked mode",
     ),
     "recurrent layers (linear attention, state-space layers, short convolutions)": (
         has_recurrent_layers,
