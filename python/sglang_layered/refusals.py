@@ -12,7 +12,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_indexer, model_refusal
+from sglang_layered.models.refused import model_refusal, untried_sparse_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,9 @@ class Start:
         return model_refusal(self.model_config, self.server_args.get_attention_backends())
 
     @property
-    def has_untried_sparse_attention(self) -> bool:
-        """Whether the model has an indexer, and attention kernels that tokens were not compared with."""
-        kernels = (self.server_args.dsa_prefill_backend, self.server_args.dsa_decode_backend)
-        backends = set(self.server_args.get_attention_backends())
-        return has_indexer(self.model_config) and (kernels not in SPARSE_KERNELS or not backends <= SPARSE)
+    def untried_sparse_attention(self) -> str | None:
+        """The flags that take a model with an indexer to attention on which no tokens were compared."""
+        return untried_sparse_attention(self.model_config, self.server_args)
 
     def executes(self, *names: str) -> bool:
         """True when layered steps are asked to run in one of these ways."""
@@ -62,10 +60,6 @@ class Start:
 
 
 Applies = Callable[[Start], bool]
-
-SPARSE = frozenset({"dsa", "nsa"})  # the second is SGLang's old name of the first
-# Of sparse attention, for prompts and for decode rows: what test/cuda_emulation compares tokens on.
-SPARSE_KERNELS = frozenset({("flashmla_sparse", "fa3")})
 
 RANKS = "its ranks agree on the rows of one batch a step and a layered step runs two"
 FOREIGN_CACHE = "it keeps KV in a cache of its own, which may take slots that a cohort has filled half"
@@ -90,8 +84,8 @@ FLAGS: Mapping[str, str] = {
     "--dllm-algorithm": "diffusion models have no decode step; leave it out",
     "--is-embedding": "embedding models do not decode; serve it in chunked mode",
     "--enable-hisparse": "it moves KV between prefill and decode itself; leave it out",
-    "--enable-return-indexer-topk": "prompt and decode rows of a step write the same rows of SGLang's buffer of"
-    " chosen tokens; leave the flag out",
+    "--enable-return-indexer-topk": "prompt and decode rows of a step write the same rows of SGLang's buffer;"
+    " leave the flag out",
     "--enable-unified-memory": "it moves KV while a forward runs and knows nothing of a cohort's; leave it"
     " out",
     "--torchao-config": "it quantizes weights after they are loaded, which is not tested in layered mode yet;"
@@ -247,10 +241,10 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         "--prefill-mode layered cannot serve {args.model_path}: {start.model_refusal}": lambda start: (
             start.model_refusal is not None
         ),
-        "--prefill-mode layered with --dsa-prefill-backend {args.dsa_prefill_backend} and"
-        " --dsa-decode-backend {args.dsa_decode_backend}: sparse attention was compared on flashmla_sparse and"
-        " fa3 only, the defaults of a Hopper GPU; name these two, with --kv-cache-dtype bfloat16": (
-            lambda start: start.has_untried_sparse_attention
+        "--prefill-mode layered cannot serve {args.model_path} with {start.untried_sparse_attention}: tokens"
+        " of its sparse attention were compared on flashmla_sparse and fa3 only; use a Hopper GPU's defaults"
+        " (leave these flags out and --kv-cache-dtype at bfloat16) or serve it in chunked mode": (
+            lambda start: start.untried_sparse_attention is not None
         ),
         "--layered-policy balanced: it cuts by the bytes of the layers, and those of {args.model_path} are"
         " not known; use token-target": _cuts_blindly,

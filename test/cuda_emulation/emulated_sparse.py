@@ -1,4 +1,4 @@
-"""The kernels of DeepSeek's sparse attention (DSA) in plain torch: indexer, choice of tokens, attention on them.
+"""The kernels of DeepSeek's sparse attention (DSA) in plain torch: index keys, choice of tokens, attention.
 
 What calls them stays SGLang's: the indexer, its cache of 8-bit keys in pages of 64, the backend's plans.
 FlashAttention 3, which runs decode rows there, is emulated_flash_attention's.

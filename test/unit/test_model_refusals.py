@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from model_folders import LATENT, QWEN3_MOE, RECURRENT, SIZES, model_folder, recurrent
-from sglang_layered.config import LayeredConfig
-from sglang_layered.models.refused import MODELS, model_refusal
-from sglang_layered.refusals import Start
+from sglang_layered.models.refused import MODELS, model_refusal, untried_sparse_attention
 
 
 def refusal_of(folder: Path) -> str | None:
@@ -119,12 +117,11 @@ def test_an_indexer_is_served_on_the_kernels_that_tokens_were_compared_on(
 
     model_config = ModelConfig(str(model_folder(tmp_path, SIZES | INDEXER)))
     args = SimpleNamespace(
-        get_model_config=lambda: model_config,
         get_attention_backends=lambda: (backend, backend),
         dsa_prefill_backend=kernels[0],
         dsa_decode_backend=kernels[1],
     )
-    assert Start(LayeredConfig("layered"), args).has_untried_sparse_attention is is_refused
+    assert (untried_sparse_attention(model_config, args) is not None) is is_refused
 
 
 @pytest.mark.parametrize("ratio", [None, 2.0])

@@ -9,19 +9,16 @@ from typing import Any
 
 from sglang_layered.models.quantization import REFUSED
 
+# Where test/cuda_emulation compares tokens of sparse attention: a Hopper GPU's defaults; "nsa" is an old name.
+SPARSE_BACKENDS = frozenset({"dsa", "nsa"})
+SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
+
 
 def has_recurrent_layers(model_config: Any) -> bool:
     """Whether SGLang keeps a state per request and layer for this model (an SGLang ModelConfig)."""
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
     return mambaish_config(model_config) is not None
-
-
-def has_indexer(model_config: Any) -> bool:
-    """Whether this model (an SGLang ModelConfig) has DeepSeek's sparse attention (DSA) over latent keys."""
-    from sglang.srt.configs.model_config import is_deepseek_dsa
-
-    return any(is_deepseek_dsa(config) for config in _configs(model_config))
 
 
 def shares_chosen_tokens(model_config: Any) -> bool:
@@ -100,3 +97,18 @@ def model_refusal(model_config: Any, backends: Iterable[str] = ()) -> str | None
     if model_config.has_attention_sinks and "torch_native" in backends:
         return "it has attention sinks, which SGLang's torch_native attention leaves out; use a GPU"
     return None
+
+
+def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
+    """The flags that take DSA (sparse attention over latent keys) where no tokens were compared, or None."""
+    from sglang.srt.configs.model_config import is_deepseek_dsa
+
+    if not any(is_deepseek_dsa(config) for config in _configs(model_config)):
+        return None
+    backends = set(server_args.get_attention_backends())
+    if not backends <= SPARSE_BACKENDS:
+        return f"--attention-backend {' or '.join(sorted(backends))}"
+    kernels = (server_args.dsa_prefill_backend, server_args.dsa_decode_backend)
+    if kernels == SPARSE_KERNELS:
+        return None
+    return "--dsa-prefill-backend {} and --dsa-decode-backend {}".format(*kernels)
