@@ -9,7 +9,7 @@ from typing import Any
 
 from sglang_layered.models.quantization import REFUSED
 
-# Where test/cuda_emulation compares tokens of sparse attention: a Hopper GPU's defaults; "nsa" is an old name.
+# Where test/cuda_emulation compares tokens of sparse attention: Hopper's defaults; "nsa" is an old name.
 SPARSE_BACKENDS = frozenset({"dsa", "nsa"})
 SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
 
