@@ -48,6 +48,21 @@ def sized_model(arch: str, head_size: int | None, dtype: str | None = None) -> P
     return _made(recipe, name)
 
 
+def sparse_model(num_chosen: int, is_interleaved: bool) -> Path:
+    """DeepSeek-V3.2: as V3, and each row attends to as many tokens as an indexer chooses.
+
+    `is_interleaved`: the indexer's rotary embedding turns pairs of neighbours, as in GLM-5.
+    """
+    from sglang_layered_lab.models.catalogue import FAMILIES
+
+    latent = FAMILIES["deepseek_v3"]
+    fields = dict(latent.fields) | {"num_experts": latent.fields["n_routed_experts"]}
+    fields |= {"index_topk": num_chosen, "index_n_heads": 4, "index_head_dim": 128}
+    fields |= {"indexer_rope_interleave": True} if is_interleaved else {}
+    recipe = replace(latent, arch="deepseek_v32", fields=fields)
+    return _made(recipe, f"deepseek_v32-{num_chosen}{'-interleaved' if is_interleaved else ''}")
+
+
 def _made(recipe: Recipe, name: str) -> Path:
     from sglang_layered_lab.models.make import make_from_recipe
 

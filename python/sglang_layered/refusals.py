@@ -12,7 +12,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import model_refusal
+from sglang_layered.models.refused import model_refusal, untried_sparse_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,11 @@ class Start:
     def model_refusal(self) -> str | None:
         """Why layered mode cannot serve the model."""
         return model_refusal(self.model_config, self.server_args.get_attention_backends())
+
+    @property
+    def untried_sparse_attention(self) -> str | None:
+        """The flags that take a model with an indexer to attention on which no tokens were compared."""
+        return untried_sparse_attention(self.model_config, self.server_args)
 
     def executes(self, *names: str) -> bool:
         """True when layered steps are asked to run in one of these ways."""
@@ -79,6 +84,8 @@ FLAGS: Mapping[str, str] = {
     "--dllm-algorithm": "diffusion models have no decode step; leave it out",
     "--is-embedding": "embedding models do not decode; serve it in chunked mode",
     "--enable-hisparse": "it moves KV between prefill and decode itself; leave it out",
+    "--enable-return-indexer-topk": "prompt and decode rows of a step write the same rows of SGLang's buffer;"
+    " leave the flag out",
     "--enable-unified-memory": "it moves KV while a forward runs and knows nothing of a cohort's; leave it"
     " out",
     "--torchao-config": "it quantizes weights after they are loaded, which is not tested in layered mode yet;"
@@ -233,6 +240,11 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " 1": lambda start: start.has("--pp-size") and not start.config.policy_can(Capability.RUNS_ON_STAGES),
         "--prefill-mode layered cannot serve {args.model_path}: {start.model_refusal}": lambda start: (
             start.model_refusal is not None
+        ),
+        "--prefill-mode layered cannot serve {args.model_path} with {start.untried_sparse_attention}: tokens"
+        " of its sparse attention were compared on flashmla_sparse and fa3 only; use a Hopper GPU's defaults"
+        " (leave these flags out and --kv-cache-dtype at bfloat16) or serve it in chunked mode": (
+            lambda start: start.untried_sparse_attention is not None
         ),
         "--layered-policy balanced: it cuts by the bytes of the layers, and those of {args.model_path} are"
         " not known; use token-target": _cuts_blindly,

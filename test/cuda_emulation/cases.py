@@ -10,6 +10,7 @@ from emulated_flash_attention import emulate_flash_attention
 from emulated_flashinfer import emulate_flashinfer
 from emulated_graphs import GRAPHS, emulate_graphs
 from emulated_kernels import emulate_kernels
+from emulated_sparse import emulate_sparse_attention
 from emulated_triton_attention import emulate_triton_attention
 from emulated_trtllm import emulate_trtllm
 from faults import FAULTS, planted
@@ -25,6 +26,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     emulate_graphs()
     for emulate_attention in (
         emulate_flash_attention,
+        emulate_sparse_attention,
         emulate_flashinfer,
         emulate_triton_attention,
         emulate_trtllm,

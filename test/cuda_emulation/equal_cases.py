@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiny_models import sized_model, tiny_model
+from tiny_models import sized_model, sparse_model, tiny_model
 
 from workers import Workers
 
 FEW_GRAPHS = 2  # layers in the shortest of the start, where a configuration names no other number
 LATENT = 0  # instead of a head size: latent attention, DeepSeek's
+SPARSE = {-1: (8, False), -2: (512, False), -3: (8, True)}  # with an indexer: see `sparse_model`
 NUM_GRAPH_SIZES = 3
 ALL = [["fused", None], ["fused", 4], ["sequential", None], ["concurrent", None]]
 SHORT = [["fused", None], ["sequential", None]]
 COUNTER = {"enable_metrics": True, "enable_expert_traffic_metrics": True}
 
-# name: device, head size or LATENT, flags, ways
+DSA = {"attention_backend": "dsa", "page_size": 64}
+
+# name: device, head size or LATENT or a key of SPARSE, flags, ways
 CASES: dict[str, tuple[str, int, dict[str, Any], list[list[Any]]]] = {
     "fa3, page 1": (
         "h100",
@@ -36,6 +39,12 @@ CASES: dict[str, tuple[str, int, dict[str, Any], list[list[Any]]]] = {
         SHORT,
     ),
     "fa3, latent attention": ("h100", LATENT, {"attention_backend": "fa3", "page_size": 1}, SHORT),
+    # Every row of a longer context than the few tokens that it attends to, prompts in three chunks.
+    "dsa, few tokens": ("h100", -1, DSA | {"chunked_prefill_size": 128}, SHORT),
+    # Prompts that attend to all tokens, with expanded keys, beside decode rows in the latent space.
+    "dsa, all tokens": ("h100", -2, DSA, SHORT[:1]),
+    # The indexer of GLM-5: a rotary embedding in pairs of neighbours, and fused kernels.
+    "dsa, few tokens, fused indexer": ("h100", -3, DSA | {"chunked_prefill_size": 128}, SHORT[:1]),
     "flashinfer, page 1": ("h100", 64, {"attention_backend": "flashinfer", "page_size": 1}, ALL),
     "flashinfer, page 16": ("h100", 128, {"attention_backend": "flashinfer", "page_size": 16}, SHORT),
     "triton, page 1": ("h100", 64, {"attention_backend": "triton", "page_size": 1}, ALL[:3]),
@@ -53,7 +62,12 @@ def run(workers: Workers, name: str) -> dict[str, Any]:
     """The result of a configuration; it runs once, however many tests ask."""
     device, head_size, flags, ways = CASES[name]
     dtype = flags.get("dtype", "float32")
-    model = tiny_model("deepseek_v3") if head_size == LATENT else sized_model("qwen3_moe", head_size, dtype)
+    if head_size in SPARSE:
+        model = sparse_model(*SPARSE[head_size])
+    elif head_size == LATENT:
+        model = tiny_model("deepseek_v3")
+    else:
+        model = sized_model("qwen3_moe", head_size, dtype)
     flags = {"layered_graph_granularity": FEW_GRAPHS} | flags
     case = {"kind": "side by side", "model": str(model), "flags": flags, "ways": ways}
     result = workers.on(device).ask(case)
@@ -69,7 +83,7 @@ def granularity_at_start(name: str) -> int | None:
 
 def num_layers(name: str) -> int:
     """Layers of a configuration's model."""
-    return 7 if CASES[name][1] == LATENT else 8
+    return 7 if CASES[name][1] <= LATENT else 8
 
 
 def runs(workers: Workers, name: str) -> list[tuple[str, int | None, dict[str, Any]]]:

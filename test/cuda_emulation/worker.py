@@ -21,7 +21,10 @@ ATTENTION = "sglang.srt.layers.attention"
 IMPORTED = (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",
-    *(f"{ATTENTION}.{name}_backend" for name in ("flashattention", "flashinfer", "triton", "trtllm_mha")),
+    *(
+        f"{ATTENTION}.{name}_backend"
+        for name in ("dsa", "flashattention", "flashinfer", "triton", "trtllm_mha")
+    ),
 )
 LIMIT_S = 600  # of one case
 LOG_CHARACTERS = 6000  # of a failed case, for the reader of the test

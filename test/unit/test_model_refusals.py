@@ -6,12 +6,13 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from model_folders import LATENT, QWEN3_MOE, RECURRENT, SIZES, model_folder, recurrent
-from sglang_layered.models.refused import MODELS, model_refusal
+from sglang_layered.models.refused import MODELS, model_refusal, untried_sparse_attention
 
 
 def refusal_of(folder: Path) -> str | None:
@@ -70,26 +71,57 @@ def test_every_family_with_recurrent_layers_is_tried() -> None:
 UNTRIED = {"inkling_model", "inkling_mm_model", "qwen3_5_text", "nemotron_h_puzzle"}
 
 
+INDEXER = {
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "index_topk": 64,
+    "index_n_heads": 4,
+    "index_head_dim": 128,
+    **LATENT,
+}
+
+
+@pytest.mark.parametrize("fields", [{}, {"index_topk_freq": 1}, {"index_topk_pattern": "FFFFFFFF"}], ids=str)
+def test_an_indexer_in_every_layer_is_served(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert refusal_of(model_folder(tmp_path, SIZES | INDEXER | fields)) is None
+
+
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {
-            "model_type": "deepseek_v3",
-            "architectures": ["DeepseekV32ForCausalLM"],
-            "index_topk": 64,
-            "index_n_heads": 4,
-            "index_head_dim": 32,
-            **LATENT,
-        },
-        # SGLang's own way for other families to say that they have an indexer.
-        QWEN3_MOE | {"num_indexer_layers": 8},
-    ],
-    ids=["DeepSeek-V3.2", "num_indexer_layers"],
+    "fields", [{"index_topk_freq": 4}, {"index_topk_pattern": "FFSSFSSS"}, {"cli_factor": 2}], ids=str
 )
-def test_sparse_attention_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    told = refusal_of(model_folder(tmp_path, SIZES | fields))
-    assert told is not None
-    assert "has sparse attention with an indexer" in told
+def test_layers_that_share_chosen_tokens_are_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    told = refusal_of(model_folder(tmp_path, SIZES | INDEXER | fields))
+    assert "has layers that attend to the tokens that a layer before chose" in str(told)
+
+
+def test_other_indexers_are_refused(tmp_path: Path) -> None:
+    """SGLang's own way for other families to say that they have one."""
+    told = refusal_of(model_folder(tmp_path, QWEN3_MOE | {"num_indexer_layers": 8}))
+    assert "has attention that takes an indexer's queries, keys and values" in str(told)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "backend", "is_refused"),
+    [
+        (("flashmla_sparse", "fa3"), "dsa", False),
+        (("flashmla_sparse", "fa3"), "nsa", False),
+        (("flashmla_sparse", "fa3"), "triton", True),
+        (("trtllm", "trtllm"), "dsa", True),
+        (("flashmla_kv", "flashmla_kv"), "dsa", True),
+    ],
+)
+def test_an_indexer_is_served_on_the_kernels_that_tokens_were_compared_on(
+    tmp_path: Path, kernels: tuple[str, str], backend: str, is_refused: bool
+) -> None:
+    from sglang.srt.configs.model_config import ModelConfig
+
+    model_config = ModelConfig(str(model_folder(tmp_path, SIZES | INDEXER)))
+    args = SimpleNamespace(
+        get_attention_backends=lambda: (backend, backend),
+        dsa_prefill_backend=kernels[0],
+        dsa_decode_backend=kernels[1],
+    )
+    assert (untried_sparse_attention(model_config, args) is not None) is is_refused
 
 
 @pytest.mark.parametrize("ratio", [None, 2.0])

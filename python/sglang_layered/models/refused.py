@@ -9,6 +9,10 @@ from typing import Any
 
 from sglang_layered.models.quantization import REFUSED
 
+# Where test/cuda_emulation compares tokens of sparse attention: Hopper's defaults; "nsa" is an old name.
+SPARSE_BACKENDS = frozenset({"dsa", "nsa"})
+SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
+
 
 def has_recurrent_layers(model_config: Any) -> bool:
     """Whether SGLang keeps a state per request and layer for this model (an SGLang ModelConfig)."""
@@ -17,15 +21,37 @@ def has_recurrent_layers(model_config: Any) -> bool:
     return mambaish_config(model_config) is not None
 
 
-def has_sparse_attention(model_config: Any) -> bool:
-    """Whether this model (an SGLang ModelConfig) chooses the tokens that a row attends to by an indexer."""
-    from sglang.srt.configs.model_config import get_num_indexer_layers, is_deepseek_v4, is_minimax_sparse
+def shares_chosen_tokens(model_config: Any) -> bool:
+    """Whether layers of this model attend to the tokens that the indexer of a layer before chose."""
+    from sglang.srt.configs.model_config import dsa_layer_skips_topk, is_deepseek_dsa
 
-    configs = (model_config.hf_config, model_config.hf_text_config)
     return any(
-        get_num_indexer_layers(config) or is_deepseek_v4(config) or is_minimax_sparse(config)
-        for config in configs
+        getattr(config, "cli_factor", 1) > 1
+        or any(dsa_layer_skips_topk(config, layer) for layer in range(config.num_hidden_layers))
+        for config in _configs(model_config)
+        if is_deepseek_dsa(config)
     )
+
+
+def compresses_keys(model_config: Any) -> bool:
+    """Whether this model has DeepSeek-V4's attention."""
+    from sglang.srt.configs.model_config import is_deepseek_v4
+
+    return any(is_deepseek_v4(config) for config in _configs(model_config))
+
+
+def has_indexer_of_its_own(model_config: Any) -> bool:
+    """Whether attention of this model takes an indexer's rows beside queries, keys and values."""
+    from sglang.srt.configs.model_config import is_minimax_sparse
+
+    return any(
+        is_minimax_sparse(config) or getattr(config, "num_indexer_layers", 0)
+        for config in _configs(model_config)
+    )
+
+
+def _configs(model_config: Any) -> tuple[Any, Any]:
+    return model_config.hf_config, model_config.hf_text_config
 
 
 MODELS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -34,9 +60,20 @@ MODELS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "does not generate text; serve it in chunked mode",
     ),
     **REFUSED,
-    "sparse attention with an indexer (DSA and its kin)": (
-        has_sparse_attention,
-        "has sparse attention with an indexer, which is not tested; serve it in chunked mode",
+    "sparse attention whose layers share an indexer's choice (DSA with skipped layers)": (
+        shares_chosen_tokens,
+        "has layers that attend to the tokens that a layer before chose, and no choice travels with a prompt"
+        " from one layer group to the next; serve it in chunked mode",
+    ),
+    "sparse attention over compressed keys (DeepSeek-V4)": (
+        compresses_keys,
+        "compresses its keys by states beside the KV cache, which nobody has read for prompt and decode rows"
+        " in one layer; serve it in chunked mode",
+    ),
+    "sparse attention with an indexer outside of latent attention (MiniMax-M3)": (
+        has_indexer_of_its_own,
+        "has attention that takes an indexer's queries, keys and values, which are not cut into prompt and"
+        " decode rows; serve it in chunked mode",
     ),
     "recurrent layers (linear attention, state-space layers, short convolutions)": (
         has_recurrent_layers,
@@ -60,3 +97,18 @@ def model_refusal(model_config: Any, backends: Iterable[str] = ()) -> str | None
     if model_config.has_attention_sinks and "torch_native" in backends:
         return "it has attention sinks, which SGLang's torch_native attention leaves out; use a GPU"
     return None
+
+
+def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
+    """The flags that take DSA (sparse attention over latent keys) where no tokens were compared, or None."""
+    from sglang.srt.configs.model_config import is_deepseek_dsa
+
+    if not any(is_deepseek_dsa(config) for config in _configs(model_config)):
+        return None
+    backends = set(server_args.get_attention_backends())
+    if not backends <= SPARSE_BACKENDS:
+        return f"--attention-backend {' or '.join(sorted(backends))}"
+    kernels = (server_args.dsa_prefill_backend, server_args.dsa_decode_backend)
+    if kernels == SPARSE_KERNELS:
+        return None
+    return "--dsa-prefill-backend {} and --dsa-decode-backend {}".format(*kernels)

@@ -198,13 +198,13 @@ class SplitAttention:
 
     def _splitter(
         self, module: Any, forward: Callable[..., Any], batches: tuple[ForwardBatch, ForwardBatch]
-    ) -> Callable[..., torch.Tensor]:
+    ) -> Callable[..., Any]:
         num_prompt_rows = batches[0].input_ids.shape[0]
         parts = (slice(None, num_prompt_rows), slice(num_prompt_rows, None))
 
         def split(
             positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch, **kwargs: Any
-        ) -> torch.Tensor:
+        ) -> Any:
             outputs = []
             for rows, batch, backend in zip(parts, batches, self._backends, strict=True):
                 if self._adapters is not None:
@@ -223,6 +223,21 @@ class SplitAttention:
                     )
             if self._adapters is not None:
                 self._adapters.use(forward_batch)
-            return torch.cat(outputs)
+            return _joined(outputs)
 
         return split
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """What a module gave for prompt rows and for decode rows, as it would have given it for both.
+
+    With an indexer it gives a pair where it ran in the latent space, rows and the tokens that the next layer
+    is to take over from it, and rows alone where it ran with expanded keys (upstream:
+    srt/models/deepseek_common/attention_forward_methods/forward_mla.py `forward_absorb_core`).
+    """
+    if not any(isinstance(output, tuple) for output in outputs):
+        return torch.cat(outputs)
+    pairs = [output if isinstance(output, tuple) else (output, None) for output in outputs]
+    if any(tokens is not None for _, tokens in pairs):
+        raise NotImplementedError("a layer that takes over chosen tokens is unknown to layered mode")
+    return torch.cat([rows for rows, _ in pairs]), None
