@@ -98,6 +98,7 @@ class Bench:
         from harness import SteppedScheduler
 
         no_kernels.emulate_no_kernels()
+        self._plain = no_kernels.without_emulation
         pool = num_rows * (OUTPUT_TOKENS + 64) + 4 * COHORT_TOKENS
         self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **FLAGS)
         self.launches = no_kernels.NUM_LAUNCHES
@@ -166,13 +167,15 @@ class Bench:
             steps.append((None if batch is None else batch.forward_mode, self._taken()))
             return len(steps) <= count + 1
 
-        self.stepped.run_stock(note)
+        with self._plain():
+            self.stepped.run_stock(note)
         return steps[2:]
 
     def _timed(self, call: Callable[[], None]) -> Step:
-        self._taken()
-        call()
-        return self._taken()
+        with self._plain():
+            self._taken()
+            call()
+            return self._taken()
 
     def _taken(self) -> Step:
         taken = self.clock.take() | {"launches": self.launches[0]}
