@@ -1,9 +1,10 @@
 """Host time of a step: the real scheduler and runner on the emulated GPU, with kernels that do nothing.
 
 A model of 48 layers and a cohort of 8192 tokens. In one process take turns: decode steps of SGLang's loop and
-of ours, SGLang's mixed chunks, and layered steps. A step's CPU time is told apart into *launching* (the
-forward), *planning* (attention metadata), *results*, and *scheduling* (the rest). Launches themselves are
-free here: a device adds its driver's time for each. Run by `scripts/bench-host-time`.
+of ours, SGLang's mixed chunks, and layered steps. A step's CPU time is told apart into *layers* (SGLang's
+model where no graph is replayed, with what we put around its attention), *launching* (all else of the forward),
+*planning* (attention metadata), *results*, and *scheduling* (the rest). Launches themselves are free here: a
+device adds its driver's time for each. Run by `scripts/bench-host-time`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from worker import prepare
 
 DEVICE = "h100"
 NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 900
-PARTS = ("launching", "planning", "results", "scheduling")
+PARTS = ("layers", "launching", "planning", "results", "scheduling")
 FLAGS: dict[str, Any] = {
     "attention_backend": "fa3",
     "dtype": "bfloat16",
@@ -102,15 +103,19 @@ class Bench:
         pool = num_rows * (OUTPUT_TOKENS + 64) + 4 * COHORT_TOKENS
         self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **FLAGS)
         self.launches = no_kernels.NUM_LAUNCHES
-        scheduler = self.scheduler = self.stepped.scheduler
+        scheduler, loop = self.stepped.scheduler, self.stepped.loop
+        self.scheduler = scheduler
+        loop.stream.remove(loop.report)  # it tells the test of every step, as no server does by itself
+        loop.is_heard = False
         self.model_runner = scheduler.tp_worker.model_runner
         vocab_size = self.model_runner.model_config.vocab_size
         no_kernels.give_fixed_logits(self.model_runner.model, vocab_size, num_rows + 8)
         self.clock = Clock()
-        self._runner = self.stepped.loop._execution._runner
+        self._runner = loop._execution._runner
         # Triton's interpreter runs what it launches: on a GPU that is no host time.
         self.clock.watch(GridExecutor, "__call__", "kernels")
         self.clock.watch(self.model_runner, "forward", "launching")
+        self.clock.watch(self.model_runner.model, "forward", "layers")
         self.clock.watch(scheduler, "process_batch_result", "results")
         for backend in (self.model_runner.attn_backend, self._runner._prompt_backend):
             self._watch(backend)
@@ -210,25 +215,48 @@ def _model() -> Path:
 
 
 def measure(num_rows: int, groups: list[int], granularities: list[int], rounds: int) -> list[dict[str, Any]]:
-    """A row for each kind of step: median milliseconds by part, quartiles of the sum, and launches."""
+    """A row for each kind of step; mixed chunks know no granularity and are measured at the default's."""
     bench, rows = Bench(num_rows), []
     for granularity in [None, *granularities]:
         for num_groups in groups:
             num_graphs = bench.cut(num_groups, granularity)
-            kinds: dict[str, list[Step]] = defaultdict(list)
-            for _ in range(rounds):
-                kinds["stock decode"] += bench.stock(10)
-                kinds["layered loop, decode"] += bench.decode(11)[1:]
-                kinds["stock mixed chunk"] += bench.mixed()
-                kinds["layered step"] += bench.cohort()
+            done = [_round(bench, with_mixed=granularity is None) for _ in range(rounds)]
             about = {"rows": num_rows, "groups": num_groups, "granularity": granularity, "graphs": num_graphs}
-            rows += [about | summary(kind, steps) for kind, steps in kinds.items()]
+            for kind in done[0]:
+                rows.append(about | summary(kind, [step for turn in done for step in turn[kind]]))
+            rows[-1] |= compared(done)
     return rows
+
+
+def _round(bench: Bench, with_mixed: bool) -> dict[str, list[Step]]:
+    kinds = {"stock decode": bench.stock(10), "layered loop, decode": bench.decode(11)[1:]}
+    if with_mixed:
+        kinds["stock mixed chunk"] = bench.mixed()
+    return kinds | {"layered step": bench.cohort()}
+
+
+def compared(rounds: list[dict[str, list[Step]]]) -> dict[str, float]:
+    """A layered step beside SGLang's own of the same round, which other work on the machine slows as much.
+
+    Median over the rounds of the difference of medians to a decode step, and of their ratio to a mixed chunk.
+    """
+    middle = [{kind: statistics.median(map(_sum, steps)) for kind, steps in turn.items()} for turn in rounds]
+    found = {
+        "over_decode_ms": statistics.median(turn["layered step"] - turn["stock decode"] for turn in middle)
+    }
+    if "stock mixed chunk" in middle[0]:
+        ratios = (turn["layered step"] / turn["stock mixed chunk"] for turn in middle)
+        found["of_mixed_chunk"] = statistics.median(ratios)
+    return found
+
+
+def _sum(step: Step) -> float:
+    return sum(step[part] for part in PARTS)
 
 
 def summary(kind: str, steps: list[Step]) -> dict[str, Any]:
     """Medians of the parts, quartiles of the sum, over these steps."""
-    sums = [sum(step[part] for part in PARTS) for step in steps]
+    sums = [*map(_sum, steps)]
     low, middle, high = statistics.quantiles(sums, n=4)
     parts = {part: statistics.median(step[part] for step in steps) for part in PARTS}
     launches = statistics.median(step["launches"] for step in steps)
@@ -248,12 +276,13 @@ def main(
     """Print what steps cost the host, in CPU milliseconds."""
     prepare(DEVICE)
     found = measure(rows, list(groups), list(granularities), rounds)
-    table = Table("groups", "granularity", "step", "launches", "median ms", *PARTS)
+    table = Table("groups", "granularity", "step", "launches", "ms", *PARTS, "over decode", "of mixed")
     for row in found:
         cells = [str(row["groups"]), str(row["granularity"] or f"{row['graphs']} graphs"), row["kind"]]
         times = [f"{row[name]:.2f}" for name in ("median_ms", *PARTS)]
+        times += [f"{row[name]:.2f}" if name in row else "" for name in ("over_decode_ms", "of_mixed_chunk")]
         table.add_row(*cells, f"{row['launches']:.0f}", *times)
-    Console(width=120).print(table)
+    Console(width=160).print(table)
     if record is not None:
         from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 

@@ -20,7 +20,14 @@ from emulated_torch import MODES
 from order import Clock, Order
 
 NUM_LAUNCHES = [0]  # replays so far
-MAKERS = ("arange", "empty", "full", "ones", "tensor", "zeros")  # torch's functions that a step gives a device
+MAKERS = (
+    "arange",
+    "empty",
+    "full",
+    "ones",
+    "tensor",
+    "zeros",
+)  # torch's functions that a step gives a device
 
 
 @contextmanager
