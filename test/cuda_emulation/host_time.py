@@ -2,7 +2,7 @@
 
 A model of 48 layers and a cohort of 8192 tokens. In one process take turns: decode steps of SGLang's loop and
 of ours, SGLang's mixed chunks, and layered steps. A step's CPU time is told apart into *layers* (SGLang's
-model where no graph is replayed, with what we put around its attention), *launching* (all else of the forward),
+model where no graph is replayed, with what we put around its attention), *launching* (all else of a forward),
 *planning* (attention metadata), *results*, and *scheduling* (the rest). Launches themselves are free here: a
 device adds its driver's time for each. Run by `scripts/bench-host-time`.
 """
