@@ -28,7 +28,7 @@ from rich.table import Table
 from worker import prepare
 
 DEVICE = "h100"
-NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 900
+NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 1600
 PARTS = ("layers", "launching", "planning", "results", "scheduling")
 FLAGS: dict[str, Any] = {
     "attention_backend": "fa3",
@@ -124,6 +124,7 @@ class Bench:
         for _ in range(num_rows):
             self._send(8, next(self._seeds), OUTPUT_TOKENS)
         self.decode(8)
+        self._num_rows = num_rows
 
     def cut(self, num_groups: int, granularity: int | None) -> int:
         """Cut cohorts so, and capture layered graphs of this granularity; gives how many there are."""
@@ -148,6 +149,9 @@ class Bench:
         while self.stepped.loop.inflight is not None:
             steps.append(self._timed(self.stepped.step))
         self.decode(2)
+        assert len(self.scheduler.running_batch.reqs) >= self._num_rows, (
+            "requests ended: measure less at once"
+        )
         return steps[1:-1] or steps
 
     def stock(self, count: int) -> list[Step]:
@@ -159,8 +163,8 @@ class Bench:
         scheduler = self.scheduler
         before = scheduler.is_mixed_chunk, scheduler.chunked_prefill_size
         scheduler.is_mixed_chunk, scheduler.chunked_prefill_size = True, CHUNK_TOKENS
-        self._send_prompts()
-        steps = self._stock(2 * COHORT_TOKENS // CHUNK_TOKENS)
+        self._send_prompts(2)
+        steps = self._stock(COHORT_TOKENS // CHUNK_TOKENS)
         scheduler.is_mixed_chunk, scheduler.chunked_prefill_size = before
         return [step for mode, step in steps if mode is not None and mode.is_mixed()][1:]
 
@@ -192,8 +196,8 @@ class Bench:
 
         self.stepped.send(prompt(num_tokens, seed), num_outputs)
 
-    def _send_prompts(self) -> None:
-        for _ in range(4):
+    def _send_prompts(self, count: int = 4) -> None:
+        for _ in range(count):
             self._send(COHORT_TOKENS // 4, next(self._seeds), 1)
 
     def _watch(self, backend: Any) -> None:
