@@ -45,6 +45,7 @@ FLAGS: dict[str, Any] = {
     "disable_custom_all_reduce": True,
     "cuda_graph_max_bs_decode": 256,
 }
+FEWEST_LAYERED = 4  # steps a round; a cohort in one group has one
 Step = dict[str, float]  # milliseconds by part, and how many graphs it launched
 
 
@@ -236,7 +237,10 @@ def _round(bench: Bench, with_mixed: bool) -> dict[str, list[Step]]:
     kinds = {"stock decode": bench.stock(10), "layered loop, decode": bench.decode(11)[1:]}
     if with_mixed:
         kinds["stock mixed chunk"] = bench.mixed()
-    return kinds | {"layered step": bench.cohort()}
+    layered: list[Step] = []
+    while len(layered) < FEWEST_LAYERED:
+        layered += bench.cohort()
+    return kinds | {"layered step": layered}
 
 
 def compared(rounds: list[dict[str, list[Step]]]) -> dict[str, float]:
