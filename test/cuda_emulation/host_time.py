@@ -13,10 +13,7 @@ import itertools
 import json
 import statistics
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from cpu_clock import Clock, Step
 from worker import prepare
 
 DEVICE = "h100"
@@ -46,48 +44,6 @@ FLAGS: dict[str, Any] = {
     "cuda_graph_max_bs_decode": 256,
 }
 FEWEST_LAYERED = 4  # steps a round; a cohort in one group has one
-Step = dict[str, float]  # milliseconds by part, and how many graphs it launched
-
-
-class Clock:
-    """CPU time by part; time inside of another part counts there alone."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = defaultdict(float)
-        self._parts, self._since = ["scheduling"], time.thread_time()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """What runs inside counts as this part."""
-        self._lap()
-        self._parts.append(name)
-        try:
-            yield
-        finally:
-            self._lap()
-            self._parts.pop()
-
-    def watch(self, owner: Any, method: str, part: str) -> None:
-        """Count each call of a method as this part."""
-        call = getattr(owner, method)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            with self.part(part):
-                return call(*args, **kwargs)
-
-        (type if isinstance(owner, type) else object).__setattr__(owner, method, counted)
-
-    def take(self) -> Step:
-        """Milliseconds since the last time, by part."""
-        self._lap()
-        taken = {part: 1e3 * self.spent[part] for part in PARTS}
-        self.spent.clear()
-        return taken
-
-    def _lap(self) -> None:
-        now = time.thread_time()
-        self.spent[self._parts[-1]] += now - self._since
-        self._since = now
 
 
 class Bench:
@@ -111,7 +67,7 @@ class Bench:
         self.model_runner = scheduler.tp_worker.model_runner
         vocab_size = self.model_runner.model_config.vocab_size
         no_kernels.give_fixed_logits(self.model_runner.model, vocab_size, num_rows + 8)
-        self.clock = Clock()
+        self.clock = Clock(PARTS)
         self._runner = loop._execution._runner
         # Triton's interpreter runs what it launches: on a GPU that is no host time.
         self.clock.watch(GridExecutor, "__call__", "kernels")
