@@ -1,9 +1,10 @@
 """Host time of a step: the real scheduler and runner on the emulated GPU, with kernels that do nothing.
 
 A model of 48 layers and a cohort of 8192 tokens. In one process take turns: decode steps of SGLang's loop and
-of ours, SGLang's mixed chunks, and layered steps. A step's CPU time is told apart into *launching* (the
-forward), *planning* (attention metadata), *results*, and *scheduling* (the rest). Launches themselves are
-free here: a device adds its driver's time for each. Run by `scripts/bench-host-time`.
+of ours, SGLang's mixed chunks, and layered steps. A step's CPU time is told apart into *layers* (SGLang's
+model where no graph is replayed, with what we put around its attention), *launching* (all else of a forward),
+*planning* (attention metadata), *results*, and *scheduling* (the rest). Launches themselves are free here: a
+device adds its driver's time for each. Run by `scripts/bench-host-time`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,7 @@ import itertools
 import json
 import statistics
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from cpu_clock import Clock, Step
 from worker import prepare
 
 DEVICE = "h100"
-NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 900
-PARTS = ("launching", "planning", "results", "scheduling")
+NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 1600
+PARTS = ("layers", "launching", "planning", "results", "scheduling")
 FLAGS: dict[str, Any] = {
     "attention_backend": "fa3",
     "dtype": "bfloat16",
@@ -44,48 +43,7 @@ FLAGS: dict[str, Any] = {
     "disable_custom_all_reduce": True,
     "cuda_graph_max_bs_decode": 256,
 }
-Step = dict[str, float]  # milliseconds by part, and how many graphs it launched
-
-
-class Clock:
-    """CPU time by part; time inside of another part counts there alone."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = defaultdict(float)
-        self._parts, self._since = ["scheduling"], time.thread_time()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """What runs inside counts as this part."""
-        self._lap()
-        self._parts.append(name)
-        try:
-            yield
-        finally:
-            self._lap()
-            self._parts.pop()
-
-    def watch(self, owner: Any, method: str, part: str) -> None:
-        """Count each call of a method as this part."""
-        call = getattr(owner, method)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            with self.part(part):
-                return call(*args, **kwargs)
-
-        (type if isinstance(owner, type) else object).__setattr__(owner, method, counted)
-
-    def take(self) -> Step:
-        """Milliseconds since the last time, by part."""
-        self._lap()
-        taken = {part: 1e3 * self.spent[part] for part in PARTS}
-        self.spent.clear()
-        return taken
-
-    def _lap(self) -> None:
-        now = time.thread_time()
-        self.spent[self._parts[-1]] += now - self._since
-        self._since = now
+FEWEST_LAYERED = 4  # steps a round; a cohort in one group has one
 
 
 class Bench:
@@ -98,18 +56,23 @@ class Bench:
         from harness import SteppedScheduler
 
         no_kernels.emulate_no_kernels()
+        self._plain = no_kernels.without_emulation
         pool = num_rows * (OUTPUT_TOKENS + 64) + 4 * COHORT_TOKENS
         self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **FLAGS)
         self.launches = no_kernels.NUM_LAUNCHES
-        scheduler = self.scheduler = self.stepped.scheduler
+        scheduler, loop = self.stepped.scheduler, self.stepped.loop
+        self.scheduler = scheduler
+        loop.stream.remove(loop.report)  # it tells the test of every step, as no server does by itself
+        loop.is_heard = False
         self.model_runner = scheduler.tp_worker.model_runner
         vocab_size = self.model_runner.model_config.vocab_size
         no_kernels.give_fixed_logits(self.model_runner.model, vocab_size, num_rows + 8)
-        self.clock = Clock()
-        self._runner = self.stepped.loop._execution._runner
+        self.clock = Clock(PARTS)
+        self._runner = loop._execution._runner
         # Triton's interpreter runs what it launches: on a GPU that is no host time.
         self.clock.watch(GridExecutor, "__call__", "kernels")
         self.clock.watch(self.model_runner, "forward", "launching")
+        self.clock.watch(self.model_runner.model, "forward", "layers")
         self.clock.watch(scheduler, "process_batch_result", "results")
         for backend in (self.model_runner.attn_backend, self._runner._prompt_backend):
             self._watch(backend)
@@ -118,6 +81,7 @@ class Bench:
         for _ in range(num_rows):
             self._send(8, next(self._seeds), OUTPUT_TOKENS)
         self.decode(8)
+        self._num_rows = num_rows
 
     def cut(self, num_groups: int, granularity: int | None) -> int:
         """Cut cohorts so, and capture layered graphs of this granularity; gives how many there are."""
@@ -142,6 +106,9 @@ class Bench:
         while self.stepped.loop.inflight is not None:
             steps.append(self._timed(self.stepped.step))
         self.decode(2)
+        assert len(self.scheduler.running_batch.reqs) >= self._num_rows, (
+            "requests ended: measure less at once"
+        )
         return steps[1:-1] or steps
 
     def stock(self, count: int) -> list[Step]:
@@ -153,8 +120,8 @@ class Bench:
         scheduler = self.scheduler
         before = scheduler.is_mixed_chunk, scheduler.chunked_prefill_size
         scheduler.is_mixed_chunk, scheduler.chunked_prefill_size = True, CHUNK_TOKENS
-        self._send_prompts()
-        steps = self._stock(2 * COHORT_TOKENS // CHUNK_TOKENS)
+        self._send_prompts(2)
+        steps = self._stock(COHORT_TOKENS // CHUNK_TOKENS)
         scheduler.is_mixed_chunk, scheduler.chunked_prefill_size = before
         return [step for mode, step in steps if mode is not None and mode.is_mixed()][1:]
 
@@ -166,13 +133,15 @@ class Bench:
             steps.append((None if batch is None else batch.forward_mode, self._taken()))
             return len(steps) <= count + 1
 
-        self.stepped.run_stock(note)
+        with self._plain():
+            self.stepped.run_stock(note)
         return steps[2:]
 
     def _timed(self, call: Callable[[], None]) -> Step:
-        self._taken()
-        call()
-        return self._taken()
+        with self._plain():
+            self._taken()
+            call()
+            return self._taken()
 
     def _taken(self) -> Step:
         taken = self.clock.take() | {"launches": self.launches[0]}
@@ -184,8 +153,8 @@ class Bench:
 
         self.stepped.send(prompt(num_tokens, seed), num_outputs)
 
-    def _send_prompts(self) -> None:
-        for _ in range(4):
+    def _send_prompts(self, count: int = 4) -> None:
+        for _ in range(count):
             self._send(COHORT_TOKENS // 4, next(self._seeds), 1)
 
     def _watch(self, backend: Any) -> None:
@@ -207,25 +176,51 @@ def _model() -> Path:
 
 
 def measure(num_rows: int, groups: list[int], granularities: list[int], rounds: int) -> list[dict[str, Any]]:
-    """A row for each kind of step: median milliseconds by part, quartiles of the sum, and launches."""
+    """A row for each kind of step; mixed chunks know no granularity and are measured at the default's."""
     bench, rows = Bench(num_rows), []
     for granularity in [None, *granularities]:
         for num_groups in groups:
             num_graphs = bench.cut(num_groups, granularity)
-            kinds: dict[str, list[Step]] = defaultdict(list)
-            for _ in range(rounds):
-                kinds["stock decode"] += bench.stock(10)
-                kinds["layered loop, decode"] += bench.decode(11)[1:]
-                kinds["stock mixed chunk"] += bench.mixed()
-                kinds["layered step"] += bench.cohort()
+            done = [_round(bench, with_mixed=granularity is None) for _ in range(rounds)]
             about = {"rows": num_rows, "groups": num_groups, "granularity": granularity, "graphs": num_graphs}
-            rows += [about | summary(kind, steps) for kind, steps in kinds.items()]
+            for kind in done[0]:
+                rows.append(about | summary(kind, [step for turn in done for step in turn[kind]]))
+            rows[-1] |= compared(done)
     return rows
+
+
+def _round(bench: Bench, with_mixed: bool) -> dict[str, list[Step]]:
+    kinds = {"stock decode": bench.stock(10), "layered loop, decode": bench.decode(11)[1:]}
+    if with_mixed:
+        kinds["stock mixed chunk"] = bench.mixed()
+    layered: list[Step] = []
+    while len(layered) < FEWEST_LAYERED:
+        layered += bench.cohort()
+    return kinds | {"layered step": layered}
+
+
+def compared(rounds: list[dict[str, list[Step]]]) -> dict[str, float]:
+    """A layered step beside SGLang's own of the same round, which other work on the machine slows as much.
+
+    Median over the rounds of the difference of medians to a decode step, and of their ratio to a mixed chunk.
+    """
+    middle = [{kind: statistics.median(map(_sum, steps)) for kind, steps in turn.items()} for turn in rounds]
+    found = {
+        "over_decode_ms": statistics.median(turn["layered step"] - turn["stock decode"] for turn in middle)
+    }
+    if "stock mixed chunk" in middle[0]:
+        ratios = (turn["layered step"] / turn["stock mixed chunk"] for turn in middle)
+        found["of_mixed_chunk"] = statistics.median(ratios)
+    return found
+
+
+def _sum(step: Step) -> float:
+    return sum(step[part] for part in PARTS)
 
 
 def summary(kind: str, steps: list[Step]) -> dict[str, Any]:
     """Medians of the parts, quartiles of the sum, over these steps."""
-    sums = [sum(step[part] for part in PARTS) for step in steps]
+    sums = [*map(_sum, steps)]
     low, middle, high = statistics.quantiles(sums, n=4)
     parts = {part: statistics.median(step[part] for step in steps) for part in PARTS}
     launches = statistics.median(step["launches"] for step in steps)
@@ -245,12 +240,13 @@ def main(
     """Print what steps cost the host, in CPU milliseconds."""
     prepare(DEVICE)
     found = measure(rows, list(groups), list(granularities), rounds)
-    table = Table("groups", "granularity", "step", "launches", "median ms", *PARTS)
+    table = Table("groups", "granularity", "step", "launches", "ms", *PARTS, "over decode", "of mixed")
     for row in found:
         cells = [str(row["groups"]), str(row["granularity"] or f"{row['graphs']} graphs"), row["kind"]]
         times = [f"{row[name]:.2f}" for name in ("median_ms", *PARTS)]
+        times += [f"{row[name]:.2f}" if name in row else "" for name in ("over_decode_ms", "of_mixed_chunk")]
         table.add_row(*cells, f"{row['launches']:.0f}", *times)
-    Console(width=120).print(table)
+    Console(width=160).print(table)
     if record is not None:
         from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 

@@ -6,7 +6,8 @@ Their outputs are memory that nobody wrote. A replay gives the recorded output. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -14,9 +15,66 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 import emulated_kernels
-from emulated_streams import IS_CAPTURING
+from emulated_streams import IS_CAPTURING, ORDER
+from emulated_torch import MODES
+from order import Clock, Order
 
 NUM_LAUNCHES = [0]  # replays so far
+MAKERS = (
+    "arange",
+    "empty",
+    "full",
+    "ones",
+    "tensor",
+    "zeros",
+)  # torch's functions that a step gives a device
+
+
+@contextmanager
+def without_emulation() -> Iterator[None]:
+    """Inside, only calls that name a device pass through the emulation, and no order of streams is recorded.
+
+    Otherwise each call of torch, an attribute of a tensor too, would cost a microsecond that no GPU asks for:
+    450 of them in a layered step, 80 in a decode step.
+    """
+    mode, module, tensor = MODES[-1], torch, torch.Tensor
+    owners: list[tuple[Any, str]] = [*((module, name) for name in MAKERS), (tensor, "to")]
+    calls = [getattr(owner, name) for owner, name in owners]
+    recorded, ORDER[0] = ORDER[0], _NoOrder()
+    for (owner, name), call in zip(owners, calls, strict=True):
+        setattr(owner, name, _emulated(mode, call, is_method=owner is tensor))
+    try:
+        with torch._C.DisableTorchFunction():
+            yield
+    finally:
+        ORDER[0] = recorded
+        for (owner, name), call in zip(owners, calls, strict=True):
+            setattr(owner, name, call)
+
+
+def _emulated(mode: Any, call: Callable[..., Any], *, is_method: bool) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if is_method or "device" in kwargs or "pin_memory" in kwargs:
+            return mode.__torch_function__(call, (), args, kwargs)
+        return call(*args, **kwargs)
+
+    return called
+
+
+class _NoOrder(Order):
+    """Streams and events that cost next to nothing."""
+
+    def launch(self, stream: str) -> Clock:
+        return {}
+
+    def record(self, stream: str) -> Clock:
+        return {}
+
+    def wait(self, stream: str, recorded: Clock) -> None:
+        pass
+
+    def synchronize(self, recorded: Clock) -> None:
+        pass
 
 
 def nothing(*args: Any, **kwargs: Any) -> None:

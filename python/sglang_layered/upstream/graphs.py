@@ -116,6 +116,7 @@ class StaticRows:
             for key, tensor in sample.tensors.items():
                 if tensor is not None and key not in self.tensors:
                     self.tensors[key] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        self._homes = {tensor.untyped_storage().data_ptr(): key for key, tensor in self.tensors.items()}
 
     def at(self, cut: int, num_rows: int) -> PPProxyTensors:
         """Views of the first rows, as the model gives them at this cut."""
@@ -129,8 +130,7 @@ class StaticRows:
         there = {key: tensor for key, tensor in rows.items() if tensor is not None}
         if there.keys() != {key for key, is_there in self.keys[cut].items() if is_there}:
             raise AssertionError(f"rows at cut {cut} are {set(there)}, recorded were {self.keys[cut]}")
-        ours = {tensor.untyped_storage().data_ptr(): key for key, tensor in self.tensors.items()}
-        homes = {key: ours.get(tensor.untyped_storage().data_ptr()) for key, tensor in there.items()}
+        homes = {key: self._homes.get(tensor.untyped_storage().data_ptr()) for key, tensor in there.items()}
         strays = [key for key, home in homes.items() if home not in (None, key)]
         there |= {key: there[key].clone() for key in strays}
         for key, tensor in there.items():

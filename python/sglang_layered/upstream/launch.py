@@ -8,7 +8,6 @@ srt/managers/scheduler.py `get_next_batch_to_run`, `run_batch`; srt/managers/tp_
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -118,7 +117,7 @@ class StepLauncher:
         """Hold the cohort's tensors in this step's ring slot: it may be dropped while the forward runs."""
         scheduler = self._scheduler
         if scheduler.enable_overlap:
-            tensors = [getattr(inflight.batch, item.name, None) for item in fields(inflight.batch)]
+            tensors = list(vars(inflight.batch).values())
             slot = scheduler.batch_record_buf[scheduler.batch_record_ct]
             slot.extend([inflight.batch, tensors, inflight.forward, inflight.parked])
 

@@ -6,7 +6,7 @@ batch's forward mode), the attention modules are run twice. Upstream: srt/model_
 srt/layers/attention/base_attn_backend.py, srt/models/deepseek_v2.py `DeepseekV2AttentionMLA`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -145,21 +145,20 @@ class HybridAttention(AttentionBackend):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows."""
-        unknown = kwargs.keys() - ROW_ARGUMENTS - HEAD_ARGUMENTS
-        if unknown:
-            raise NotImplementedError(f"attention arguments {sorted(unknown)} are unknown to layered mode")
-        q, cut = _rows_first(q), self._num_prompt_rows
-        prompt_k, decode_k = _cut(_rows_first(k), cut)
-        prompt_v, decode_v = _cut(v, cut)
-        prompt_kwargs = {name: _rows(name, value, slice(None, cut)) for name, value in kwargs.items()}
-        decode_kwargs = {name: _rows(name, value, slice(cut, None)) for name, value in kwargs.items()}
+        q, cut, prompt_kwargs, decode_kwargs = _rows_first(q), self._num_prompt_rows, kwargs, kwargs
+        sizes = (cut, q.shape[0] - cut)
+        prompt_q, decode_q = q.split_with_sizes(sizes)
+        prompt_k, decode_k = _cut(_rows_first(k), sizes)
+        prompt_v, decode_v = _cut(v, sizes)
+        if kwargs:
+            prompt_kwargs, decode_kwargs = _cut_arguments(kwargs, sizes)
         prompt = self.prompt_backend.forward(
-            q[:cut], prompt_k, prompt_v, layer, self._prompt, save_kv_cache, **prompt_kwargs
+            prompt_q, prompt_k, prompt_v, layer, self._prompt, save_kv_cache, **prompt_kwargs
         )
         decode = self.decode_backend.forward(
-            q[cut:], decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
+            decode_q, decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
         )
-        return torch.cat([prompt.reshape(cut, -1), decode.reshape(q.shape[0] - cut, -1)])
+        return torch.cat([prompt.flatten(1), decode.flatten(1)])
 
 
 def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -167,12 +166,17 @@ def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return tensor.squeeze(0) if tensor is not None and tensor.dim() == 4 else tensor
 
 
-def _cut(tensor: torch.Tensor | None, at: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    return (None, None) if tensor is None else (tensor[:at], tensor[at:])
+def _cut(tensor: torch.Tensor | None, sizes: tuple[int, int]) -> Sequence[torch.Tensor | None]:
+    return (None, None) if tensor is None else tensor.split_with_sizes(sizes)
 
 
-def _rows(name: str, value: Any, rows: slice) -> Any:
-    return value[rows] if name in ROW_ARGUMENTS and value is not None else value
+def _cut_arguments(kwargs: dict[str, Any], sizes: tuple[int, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    unknown = kwargs.keys() - ROW_ARGUMENTS - HEAD_ARGUMENTS
+    if unknown:
+        raise NotImplementedError(f"attention arguments {sorted(unknown)} are unknown to layered mode")
+    cut = {name: _cut(value, sizes) for name, value in kwargs.items() if name in ROW_ARGUMENTS}
+    prompt, decode = ({name: parts[part] for name, parts in cut.items()} for part in (0, 1))
+    return kwargs | prompt, kwargs | decode
 
 
 class SplitAttention:

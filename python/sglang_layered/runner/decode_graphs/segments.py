@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cache
 
 from sglang_layered.errors import PlanError
 
@@ -78,6 +79,9 @@ class LayerSegments:
 
     def cover(self, start: int, end: int) -> Cover:
         """Layers [start, end) by as many base segments as fit, in as few runs as there are."""
+        return _cover(self, start, end)
+
+    def _cover(self, start: int, end: int) -> Cover:
         if not 0 <= start <= end <= self.num_layers:
             raise PlanError(f"layers [{start}, {end}) are not within [0, {self.num_layers})")
         first = -(-start // self.granularity)
@@ -95,6 +99,12 @@ class LayerSegments:
             runs.append(range(first, min(first + width, count)))
             first += width
         return tuple(runs)
+
+
+@cache
+def _cover(segments: LayerSegments, start: int, end: int) -> Cover:
+    """A step asks twice, always for the few cuts of its policy."""
+    return segments._cover(start, end)
 
 
 @dataclass(frozen=True, slots=True)
