@@ -7,7 +7,7 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 
 from sglang_layered.upstream import models
-from sglang_layered.upstream.models import with_pending_sum
+from sglang_layered.upstream.layer_ranges import with_pending_sum
 
 
 @pytest.fixture(autouse=True)
