@@ -42,7 +42,7 @@ ON_REFERENCE = {
     "gpt_oss": {"moe_runner_backend": "triton"},
     "gemma2": {},
     "exaone_moe": {},
-    "llama4": {},
+    "llama4": {"disable_hybrid_swa_memory": True},
     "deepseek_v2": {},
     "deepseek_v3": {},
 }

@@ -29,7 +29,6 @@ ROWS = (0, 1)  # of the table of requests; 0 is SGLang's for padding
 # show none at all; sums over ranks and atomic additions are rounded in another order. A layer that reads
 # another prompt's activations makes another sequence of them.
 MOST = {True: 1e-3, False: 0.2}  # by whether numbers have 32 bits
-NOISE = 4  # times the difference of two runs of the whole model
 
 
 def proved_ranges(model_runner: Any) -> ListRanges:
@@ -78,17 +77,17 @@ class Probe:
         Raises:
             UnsupportedError: a layer takes more from those before it than its rows.
         """
-        most = max(self._most, NOISE * self._difference(self._whole(self._asked)))
+        model, most = self._model_runner.model, self._most
+        self._whole(self._other)
+        if self._difference(self._whole(self._asked)) > most:
+            raise unfit(model, "the same tokens give other numbers after another forward")
         if self._difference(self._layer_by_layer(ranges)) <= most:
             return
         cuts = [self._difference(self._cut(ranges, layer)) for layer in range(1, ranges.num_layers)]
         # What a layer reads of one far before it is lost at every cut between them: the last one is its own.
         differing = [layer for layer, difference in enumerate(cuts, start=1) if difference > most]
         layer = differing[-1] if differing else cuts.index(max(cuts)) + 1
-        raise unfit(
-            self._model_runner.model,
-            f"layer {layer} takes more from the layers before it than what they hand on",
-        )
+        raise unfit(model, f"layer {layer} takes more from the layers before it than what they hand on")
 
     def _layer_by_layer(self, ranges: ListRanges) -> torch.Tensor:
         asked, other = self._run(ranges, self._asked, 0, 0), self._run(ranges, self._other, 0, 0)
