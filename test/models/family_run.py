@@ -25,7 +25,7 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
 )
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
-from sglang.srt.models import ernie4, qwen2_moe  # noqa: E402
+from sglang.srt.models import ernie4, llama4, qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
@@ -87,7 +87,9 @@ def main(out: Path, archs: tuple[str, ...], turns: int) -> None:
     ATTENTION_BACKENDS["triton"] = ReferenceAttention
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
-    ernie4._is_npu = True  # the router's bias has one dimension then, which SGLang's CPU top-k takes
+    # What these two do on another device without the kernels of CUDA is right on a CPU too: a router's bias of
+    # one dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
+    ernie4._is_npu = llama4._is_npu = True
     results = {}
     for arch in archs or ARCHS:
         started_s = time.monotonic()
