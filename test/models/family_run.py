@@ -87,8 +87,8 @@ def main(out: Path, archs: tuple[str, ...], turns: int) -> None:
     ATTENTION_BACKENDS["triton"] = ReferenceAttention
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
-    # What these two do on another device without the kernels of CUDA is right on a CPU too: a router's bias of
-    # one dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
+    # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
+    # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
     results = {}
     for arch in archs or ARCHS:

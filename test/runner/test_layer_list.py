@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +48,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoder = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
         self.blocks = nn.ModuleList(kind(layer) for layer in range(NUM_LAYERS))
-        self.between = between
+        self.between, self.is_paired = between, kind is Paired
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> torch.Tensor:
         positions += 1
@@ -55,7 +56,7 @@ class Model(nn.Module):
         x *= 2.5
         skip = None
         for index, block in enumerate(self.blocks):
-            if isinstance(block, Paired):
+            if self.is_paired:
                 x, skip, _ = block(positions, hidden=x, skip=skip)
             else:
                 x = block(x, positions)
@@ -86,7 +87,7 @@ def test_ranges_give_what_the_whole_model_gives(kind: type[Plain], cuts: tuple[i
     want = model(batch.input_ids, batch.positions.clone(), batch)
     ranges = ranges_of(model)
     rows = ranges.run(batch, 0, 0, None)
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         rows = ranges.run(batch, start, end, rows) if start < end else rows
     assert torch.equal(ranges.run(batch, NUM_LAYERS, NUM_LAYERS, rows, last=True), want)
     assert torch.equal(batch.positions, torch.arange(NUM_TOKENS)), "the model counts up a copy"
@@ -104,14 +105,13 @@ def test_a_layer_that_takes_something_else_is_named() -> None:
         ranges_of(Model(Plain, between=lambda index, x: x + 1 if index == 2 else x))
 
 
-def test_a_forward_of_a_module_of_its_own_is_put_back() -> None:
-    """SGLang's offloader makes one."""
+def test_a_loop_may_ask_a_layer_for_its_attributes() -> None:
     model = Model(Plain)
-    own = model.blocks[1].forward
-    vars(model.blocks[1])["forward"] = own
-    ranges_of(model).run(batch_of(TOKENS), 0, 2, None)
-    assert vars(model.blocks[1])["forward"] is own
-    assert "forward" not in vars(model.blocks[0])
+    asked: list[int] = []
+    model.between = lambda index, x: asked.append(model.blocks[index].layer) or x
+    ranges_of(model).run(batch_of(TOKENS), 2, 3, ranges_of(model).run(batch_of(TOKENS), 0, 2, None))
+    assert asked[-2:] == [0, 1], "of layers before the range as well"
+    assert model.blocks is model.get_submodule("blocks"), "the list is the model's own again"
 
 
 class Sideways(Plain):
@@ -135,7 +135,21 @@ def test_layers_that_run_twice_are_refused() -> None:
 
 def test_only_a_list_whose_every_module_attends_is_one_of_layers() -> None:
     model = Model(Plain)
-    assert find_layers(model) == list(model.blocks)
+    assert find_layers(model) is model.blocks
     model.more = nn.ModuleList([Plain(0)])
     assert find_layers(model) is None
+
+
+def test_a_wrapper_that_hides_the_pipeline_interface_has_a_list_of_layers() -> None:
+    """As SGLang's Kimi-VL and InternVL around models that have it."""
+    model = Model(Plain)
+    model.pp_group, model.start_layer, model.end_layer = SimpleNamespace(), 0, NUM_LAYERS
     assert not PipelineRanges.can_cut(model)
+
+    class Open(Model):
+        def forward(self, pp_proxy_tensors: Any = None) -> None:  # type: ignore[override]
+            pass
+
+    open_one = Open(Plain)
+    vars(open_one).update(pp_group=SimpleNamespace(), start_layer=0, end_layer=NUM_LAYERS)
+    assert PipelineRanges.can_cut(open_one)

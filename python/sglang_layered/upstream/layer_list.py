@@ -2,15 +2,16 @@
 
 Nothing of the model is known by name. A few tokens go through all layers while the server starts; what one
 layer returns and the next one takes are the rows (`Flow`). To run a range, the layers before it return the
-rows they are given, its first layer starts from them, and its last one ends the forward. Layers are shadowed
-in their modules' attribute dictionaries, so nothing of the model is changed.
+rows they are given, its first layer starts from them, and its last one ends the forward. The list is shadowed
+in its module's attribute dictionary, so nothing of the model is changed.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -22,7 +23,8 @@ from torch import nn
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.upstream.layer_ranges import Kwargs, LayerRanges, unfit
 
-Forward: TypeAlias = Callable[..., Any]
+Call: TypeAlias = Callable[..., Any]
+Shadow: TypeAlias = tuple[dict[str, Any], str, Any]  # attributes of a module, a name, what it stands for
 
 
 class Reached(Exception):
@@ -59,55 +61,94 @@ class Flow:
         return values if self.is_tuple else values[0]
 
 
-class Layer:
-    """One layer, and the forward that stands for it while a range runs."""
+class StandIn:
+    """Stands in the list where a layer stands; a loop may ask it for the layer's attributes."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, call: Call) -> None:
+        self._layer = layer
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the loop gets from this layer."""
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class Layer:
+    """One layer, and what is called in its place while a range runs."""
+
+    def __init__(self, module: nn.Module, passing: Call) -> None:
         self.module = module
-        self._forward: Forward = module.forward
+        self.passing = StandIn(module, passing)
         self._signature = inspect.signature(module.forward)
 
-    def bound(self, args: Any, kwargs: Any) -> inspect.BoundArguments:
+    def arguments(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The arguments of a call by name."""
-        return self._signature.bind(*args, **kwargs)
+        return dict(self._signature.bind(*args, **kwargs).arguments)
 
-    def noted(self, calls: list[tuple[dict[str, Any], Any]], *args: Any, **kwargs: Any) -> Any:
-        """Run and note arguments and result."""
-        output = self._forward(*args, **kwargs)
-        calls.append((dict(self.bound(args, kwargs).arguments), output))
-        return output
+    def noting(self, calls: list[tuple[dict[str, Any], Any]]) -> StandIn:
+        """Runs, and notes arguments and result."""
 
-    def resumed(self, rows: PPProxyTensors, *args: Any, **kwargs: Any) -> Any:
-        """Run from the given rows, whatever the loop hands over."""
-        call = self.bound(args, kwargs)
-        call.arguments.update(rows.tensors)
-        return self._forward(*call.args, **call.kwargs)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            calls.append((self.arguments(args, kwargs), self.module(*args, **kwargs)))
+            return calls[-1][1]
 
-    def entered(self, flow: Flow, *args: Any, **kwargs: Any) -> Any:
-        """End the forward before this layer."""
-        raise Reached(flow.taken(self.bound(args, kwargs).arguments))
+        return StandIn(self.module, run)
 
-    def last(self, run: Forward | None, flow: Flow, *args: Any, **kwargs: Any) -> Any:
-        """End the forward after this layer; `run` is its forward where another stands for it already."""
-        raise Reached(flow.given((run or self._forward)(*args, **kwargs)))
+    def resumed(self, rows: PPProxyTensors) -> StandIn:
+        """Runs from the given rows, whatever the loop hands over."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            call = self._signature.bind(*args, **kwargs)
+            call.arguments.update(rows.tensors)
+            return self.module(*call.args, **call.kwargs)
+
+        return StandIn(self.module, run)
+
+    def entered(self, flow: Flow) -> StandIn:
+        """Ends the forward before this layer."""
+
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            raise Reached(flow.taken(self.arguments(args, kwargs)))
+
+        return StandIn(self.module, stop)
+
+    def last(self, flow: Flow, run: Call) -> StandIn:
+        """Ends the forward after this layer, which `run` runs."""
+
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            raise Reached(flow.given(run(*args, **kwargs)))
+
+        return StandIn(self.module, stop)
 
 
 class ListRanges(LayerRanges):
     """Layer ranges of a model with one list of layers.
 
     Args:
-        layers: the modules, in order.
+        layers: the modules, in order; the model's own list.
         whole: runs the model's forward on a few tokens, once.
 
     Raises:
         UnsupportedError: rows do not pass from layer to layer alone; it names the layer.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module], whole: Callable[[], int]) -> None:
+    def __init__(self, model: nn.Module, layers: nn.ModuleList, whole: Callable[[], int]) -> None:
         self._model = model
-        self._layers = [Layer(module) for module in layers]
+        self._output: Any = None  # what layers before the range return
+        self._layers = [Layer(module, self._pass) for module in layers]
+        self._modules: list[Any] = [layer.module for layer in self._layers]
+        self._passing: list[Any] = [layer.passing for layer in self._layers]
         self.num_layers = len(self._layers)
         modules = list(model.modules())
+        self._homes = [
+            (vars(module), name)
+            for module in modules
+            for name, child in module.named_children()
+            if child is layers
+        ]
         self._embeddings = [
             module
             for module in modules
@@ -118,43 +159,56 @@ class ListRanges(LayerRanges):
     def _forward(
         self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
-        if rows is not None and batch.input_embeds is not None:
-            batch = replace(batch, input_embeds=None)  # multimodal models write what they embed into it
-        with _shadowed(self._stand_ins(layers, rows, last)):
+        shadows = self._instead(self._range(layers, rows, last))
+        if rows is not None:
+            shadows += self._unembedded(rows)
+            if batch.input_embeds is not None:
+                batch = replace(batch, input_embeds=None)  # multimodal models write what they embed into it
+        with _shadowed(shadows):
             try:
                 # Some models count positions up in place (srt/models/gemma3_mm.py), once a forward.
-                output = self._model.forward(batch.input_ids, batch.positions.clone(), batch, **kwargs)
+                return self._model.forward(batch.input_ids, batch.positions.clone(), batch, **kwargs)
             except Reached as reached:
                 return PPProxyTensors(reached.rows)
-        return output
 
-    def _stand_ins(
-        self, layers: LayerGroup, rows: PPProxyTensors | None, last: bool
-    ) -> list[tuple[nn.Module, Forward]]:
-        start, end, run = layers.start, layers.end, None
-        shadows: list[tuple[nn.Module, Forward]] = []
+    def _range(self, layers: LayerGroup, rows: PPProxyTensors | None, last: bool) -> list[Any]:
+        """The model's list of layers for this range."""
+        start, end = layers.start, layers.end
+        stack = self._modules.copy()
         if rows is not None:
-            sample = next(tensor for tensor in rows.tensors.values() if tensor is not None)
-            shadows += [(module, partial(_no_embedding, module, sample)) for module in self._embeddings]
-            passing = partial(_passing, self._flow.output(rows))
-            shadows += [(layer.module, passing) for layer in self._layers[:start]]
+            self._output = self._flow.output(rows)
+            stack[:start] = self._passing[:start]
             if start < end:
-                run = partial(self._layers[start].resumed, rows)
-                shadows.append((self._layers[start].module, run))
+                stack[start] = self._layers[start].resumed(rows)
         if not last:
-            edge = self._layers[max(end - 1, 0)]
-            ending = partial(edge.last, run if end - start == 1 else None) if end else edge.entered
-            shadows.append((edge.module, partial(ending, self._flow)))
-        return shadows
+            edge = max(end - 1, 0)
+            layer = self._layers[edge]
+            stack[edge] = layer.last(self._flow, stack[edge]) if end else layer.entered(self._flow)
+        return stack
+
+    def _pass(self, *args: Any, **kwargs: Any) -> Any:
+        return self._output
+
+    def _instead(self, stack: list[Any]) -> list[Shadow]:
+        return [(*home, stack) for home in self._homes]
+
+    def _unembedded(self, rows: PPProxyTensors) -> list[Shadow]:
+        """Zeros for embeddings: layers get their rows otherwise; were they for more, the probe would tell."""
+        sample = next(tensor for tensor in rows.tensors.values() if tensor is not None)
+
+        def zeros(width: int, ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return sample.new_zeros((*ids.shape, width))
+
+        return [(vars(each), "forward", partial(zeros, each.embedding_dim)) for each in self._embeddings]
 
     def _seen(self, whole: Callable[[], int]) -> Flow:
         """How rows were seen to pass."""
         calls: list[tuple[dict[str, Any], Any]] = []
-        with _shadowed([(layer.module, partial(layer.noted, calls)) for layer in self._layers]):
+        with _shadowed(self._instead([layer.noting(calls) for layer in self._layers])):
             num_rows = whole()
         if len(calls) != self.num_layers or self.num_layers == 1:
             raise unfit(self._model, f"{self.num_layers} layers are called {len(calls)} times")
-        flows = [_flow(before[1], after[0]) for before, after in zip(calls, calls[1:], strict=False)]
+        flows = [_flow(before[1], after[0]) for before, after in pairwise(calls)]
         for layer, flow in enumerate(flows, start=1):
             if flow != flows[0] or not any(flow.names):
                 raise unfit(self._model, f"layer {layer} does not take what the layer before returns")
@@ -164,7 +218,7 @@ class ListRanges(LayerRanges):
         return flows[0]
 
 
-def find_layers(model: nn.Module) -> Sequence[nn.Module] | None:
+def find_layers(model: nn.Module) -> nn.ModuleList | None:
     """The one list of modules of a model each of which attends to the KV cache, or None."""
     found: list[nn.ModuleList] = []
     inside: set[nn.Module] = set()
@@ -172,7 +226,7 @@ def find_layers(model: nn.Module) -> Sequence[nn.Module] | None:
         if isinstance(module, nn.ModuleList) and module not in inside and all(map(_attends, module)):
             found.append(module)
             inside.update(module.modules())
-    return list(found[0]) if len(found) == 1 and len(found[0]) else None
+    return found[0] if len(found) == 1 and len(found[0]) else None
 
 
 def _attends(layer: nn.Module) -> bool:
@@ -193,27 +247,16 @@ def _values(output: Any) -> tuple[Any, ...]:
     return output if isinstance(output, tuple) else (output,)
 
 
-def _passing(output: Any, *args: Any, **kwargs: Any) -> Any:
-    return output
-
-
-def _no_embedding(
-    module: VocabParallelEmbedding, sample: torch.Tensor, ids: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:
-    """Rows of zeros: the layers get theirs otherwise, and where embeddings go elsewhere the probe tells."""
-    return sample.new_zeros((*ids.shape, module.embedding_dim))
-
-
 @contextmanager
-def _shadowed(forwards: list[tuple[nn.Module, Forward]]) -> Iterator[None]:
-    # A module may have such an entry already: SGLang's offloader makes one (srt/utils/offloader.py).
-    before = [(vars(module), vars(module).get("forward")) for module, _ in forwards]
+def _shadowed(shadows: list[Shadow]) -> Iterator[None]:
+    # A module may have a `forward` of its own already: SGLang's offloader makes one (srt/utils/offloader.py).
+    before = [(attributes, name, attributes.get(name)) for attributes, name, _ in shadows]
     try:
-        for module, forward in forwards:
-            vars(module)["forward"] = forward
+        for attributes, name, value in shadows:
+            attributes[name] = value
         yield
     finally:
-        for attributes, forward in before:
-            attributes.pop("forward", None)
-            if forward is not None:
-                attributes["forward"] = forward
+        for attributes, name, value in before:
+            del attributes[name]
+            if value is not None:
+                attributes[name] = value

@@ -96,7 +96,9 @@ def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     """Attributes of the modules that know their pipeline group, and of those that have layer bounds."""
     modules = [vars(module) for module in model.modules()]
     bounds = {"start_layer", "end_layer"}
-    return [each for each in modules if "pp_group" in each], [each for each in modules if bounds <= each.keys()]
+    return [each for each in modules if "pp_group" in each], [
+        each for each in modules if bounds <= each.keys()
+    ]
 
 
 def prompt_kwargs(model_runner: Any, batch: ForwardBatch) -> Kwargs:

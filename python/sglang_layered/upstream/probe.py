@@ -145,7 +145,7 @@ def _prompts(model_runner: Any) -> Iterator[tuple[ForwardBatch, ForwardBatch]]:
     slots = torch.arange(starts[0], starts[1] + NUM_OTHER_TOKENS, device=model_runner.device)
     # Sliding-window layers have slots of their own, which a table finds.
     mapping = getattr(model_runner.token_to_kv_pool_allocator, "full_to_swa_index_mapping", None)
-    tables = [(pool, (slice(0, len(ROWS)), slice(0, NUM_TOKENS)))]
+    tables: list[tuple[torch.Tensor, tuple[Any, ...]]] = [(pool, (slice(0, len(ROWS)), slice(0, NUM_TOKENS)))]
     if mapping is not None:
         tables.append((mapping, (slots,)))
     kept = [table[place].clone() for table, place in tables]
