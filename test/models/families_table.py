@@ -36,6 +36,7 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
     "qwen3": ("Qwen3", "dense"),
     "gemma2": ("Gemma 2", "dense, sliding and full attention, soft caps, tied embeddings"),
     "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
+    "gemma3_mm": ("Gemma 3, multimodal, text", "a vision encoder, positions counted from 1"),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (

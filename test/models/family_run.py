@@ -45,6 +45,7 @@ ON_REFERENCE = {
     "llama4": {"disable_hybrid_swa_memory": True},
     "deepseek_v2": {},
     "deepseek_v3": {},
+    "gemma4": {"disable_hybrid_swa_memory": True},
 }
 
 
