@@ -37,6 +37,10 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
     "gemma2": ("Gemma 2", "dense, sliding and full attention, soft caps, tied embeddings"),
     "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
     "gemma3_mm": ("Gemma 3, multimodal, text", "a vision encoder, positions counted from 1"),
+    "gemma4": (
+        "Gemma 4, dense",
+        "an input of its own for each layer, sliding and full attention, keys and values that layers share",
+    ),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (
