@@ -25,10 +25,22 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "experts in every second layer, a router bias, rotary embedding in two of three layers",
     ),
     "qwen3_vl_moe": ("Qwen3-VL-MoE, text", "a vision encoder, three positions a token"),
+    "olmoe": ("OLMoE", "norms on queries and keys"),
+    "ernie4_5_moe": ("ERNIE 4.5", "a shared expert, a router bias, 1 dense layer first"),
+    "llama4": (
+        "Llama 4, text",
+        "experts in every second layer that are chosen one a token, a shared expert, rotary embedding in"
+        " three of four layers",
+    ),
     "llama": ("Llama", "dense"),
     "qwen3": ("Qwen3", "dense"),
     "gemma2": ("Gemma 2", "dense, sliding and full attention, soft caps, tied embeddings"),
     "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
+    "gemma3_mm": ("Gemma 3, multimodal, text", "a vision encoder, positions counted from 1"),
+    "gemma4": (
+        "Gemma 4, dense",
+        "an input of its own for each layer, sliding and full attention, keys and values that layers share",
+    ),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (

@@ -12,6 +12,7 @@ import torch
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.topk import TopK
 
+from broken_models import probe_findings
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.choice import StrategyChoice
@@ -51,6 +52,7 @@ class FamilyResult:
     num_chunks: int = 0
     expert_bytes_equal: bool = False
     counted_layers: int = 0
+    probe: dict[str, Any] = field(default_factory=dict)
 
     def also(self, other: FamilyResult) -> None:
         """Equal only where another turn is as well."""
@@ -101,6 +103,8 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
         name: sorted({step.group.num_layers for step in seen.steps if step.group is not None})
         for name, seen in runs.items()
     }
+    if result.ranges == "ListRanges":
+        result.probe = probe_findings(runner_model)
     result.cached_tokens = runs["uneven"].cached_tokens
     result.num_chunks = chunks_of(runs["uneven"], runs["uneven"].rids[LONGEST])
     return result

@@ -24,10 +24,12 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_model_parallel,
 )
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
-from sglang.srt.models import qwen2_moe  # noqa: E402
+from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
+from sglang.srt.models import ernie4, llama4, qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
+from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from family_checks import CHUNK_TOKENS, GROUP_TOKENS, check_family  # noqa: E402
@@ -40,8 +42,10 @@ ON_REFERENCE = {
     "gpt_oss": {"moe_runner_backend": "triton"},
     "gemma2": {},
     "exaone_moe": {},
+    "llama4": {"disable_hybrid_swa_memory": True},
     "deepseek_v2": {},
     "deepseek_v3": {},
+    "gemma4": {"disable_hybrid_swa_memory": True},
 }
 
 
@@ -83,6 +87,10 @@ def main(out: Path, archs: tuple[str, ...], turns: int) -> None:
     """Check the families ARCHS (all without any) and write what was seen to OUT."""
     ATTENTION_BACKENDS["triton"] = ReferenceAttention
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
+    fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
+    # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
+    # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
+    ernie4._is_npu = llama4._is_npu = True
     results = {}
     for arch in archs or ARCHS:
         started_s = time.monotonic()

@@ -41,6 +41,19 @@ def test_expert_bytes_equal_a_count_of_every_row(family: dict[str, Any]) -> None
     assert family["expert_bytes_equal"]
 
 
+def test_the_probe_at_start_names_the_layer_that_looks_aside(family: dict[str, Any]) -> None:
+    """And takes little, and leaves nothing."""
+    if family["ranges"] != "ListRanges":
+        assert family["probe"] == {}
+        return
+    seen = family["probe"]
+    assert "layer 3 takes more from the layers before it" in seen["layer 3 looks at its neighbour"]
+    assert "layer 5 takes more from the layers before it" in seen["layer 5 looks at layer 1"]
+    assert "other numbers after another forward" in seen["layer 4 looks at layer 5"]
+    assert seen["changed"] == []
+    assert seen["seconds"] < 10  # 0.1 s where nothing else runs
+
+
 def test_the_prompts_went_through_uneven_groups_and_single_layers(family: dict[str, Any]) -> None:
     num_layers = family["num_layers"]
     uneven = {num_layers // 3, -(-num_layers // 3)}

@@ -68,6 +68,12 @@ class Adapters:
         carrier: Any = batch
         carrier.layered_adapters = {name: state[name] for name in STATE if name in state}
 
+    def prepare(self, batch: ForwardBatch, rows: ForwardBatch | None = None) -> None:
+        """Prepare a batch and note it on `rows`, or on itself."""
+        with self.kept_apart():
+            self._manager.prepare_lora_batch(batch)
+        self.note(batch if rows is None else rows)
+
     def join(self, rows: ForwardBatch, prompt: ForwardBatch, decode: ForwardBatch) -> None:
         """Prepare the joined rows of a group: prompts as they are, one row a request that decodes."""
         ones = torch.ones_like(decode.seq_lens, dtype=prompt.extend_seq_lens.dtype)
@@ -78,9 +84,7 @@ class Adapters:
             extend_num_tokens=rows.input_ids.shape[0],
             return_logprob=False,  # no logits are made of joined rows
         )
-        with self.kept_apart():
-            self._manager.prepare_lora_batch(joined)
-        self.note(rows)
+        self.prepare(joined, rows)
 
     def use(self, batch: ForwardBatch) -> None:
         """Layers that run from now on have the rows of this batch."""

@@ -7,69 +7,19 @@ in srt/models, srt/layers/communicator.py, `ModelRunner._extend_forward_kwargs`.
 """
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
-from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
-from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.layer_list import ListRanges
+from sglang_layered.upstream.layer_ranges import Kwargs, LayerRanges, unfit
 from sglang_layered.upstream.lora import Adapters
-
-Kwargs: TypeAlias = dict[str, Any]
-STACK_PARTS = {"embed_tokens", "layers", "norm"}
-# Models of this kind whose tokens the tests compare with SGLang's own and Hugging Face's (docs/models.md).
-TESTED = frozenset({"Ernie4_5_MoeForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"})
-
-
-class LayerRanges(ABC):
-    """The layers of one model, any range at a time."""
-
-    num_layers: int
-    first_layer = 0
-    has_head = True
-
-    def run(
-        self,
-        batch: ForwardBatch,
-        start: int,
-        end: int,
-        rows: PPProxyTensors | None,
-        *,
-        last: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Run layers [start, end) on `rows`; None stands for the embedded tokens of `batch`.
-
-        Returns:
-            The rows after layer end - 1 as PPProxyTensors or, if `last`, their logits.
-        """
-        output = self._forward(batch, LayerGroup(start, end), rows, last, kwargs)
-        return output if last else with_pending_sum(output)
-
-    @abstractmethod
-    def _forward(
-        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
-    ) -> Any:
-        """The model's forward over these layers."""
-
-
-def with_pending_sum(rows: PPProxyTensors) -> PPProxyTensors:
-    """Rows whose last layer left its sum over tensor ranks to the next layer's norm, with the sum done.
-
-    Upstream marks such rows (srt/layers/communicator.py); the mark is lost when rows are joined or cut, and
-    of the models only srt/models/qwen2_moe.py sums at the end of a pipeline stage itself.
-    """
-    hidden = rows.tensors.get("hidden_states")
-    if getattr(hidden, "_sglang_needs_allreduce_fusion", False):
-        rows.tensors["hidden_states"] = tensor_model_parallel_all_reduce(hidden)
-    return rows
+from sglang_layered.upstream.probe import proved_ranges
 
 
 class VirtualStage:
@@ -96,11 +46,9 @@ class PipelineRanges(LayerRanges):
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        modules = [vars(module) for module in model.modules()]
-        self._grouped = [attributes for attributes in modules if "pp_group" in attributes]
-        stacks = [attributes for attributes in modules if {"start_layer", "end_layer"} <= attributes.keys()]
-        if len(stacks) != 1 or not self._grouped:
-            raise _unfit(model)
+        self._grouped, stacks = _stages(model)
+        if not self.can_cut(model):
+            raise unfit(model, "SGLang has no pipeline parallelism for it")
         self._stack = stacks[0]
         self.first_layer = self._stack["start_layer"]
         self.num_layers: int = self._stack["end_layer"]
@@ -111,6 +59,13 @@ class PipelineRanges(LayerRanges):
             for first in (False, True)
             for last in (False, True)
         }
+
+    @staticmethod
+    def can_cut(model: nn.Module) -> bool:
+        """Whether the model has the pipeline interface; a multimodal one may keep it from its own callers."""
+        grouped, stacks = _stages(model)
+        takes_rows = "pp_proxy_tensors" in inspect.signature(model.forward).parameters
+        return takes_rows and bool(grouped) and len(stacks) == 1
 
     def _forward(
         self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
@@ -137,84 +92,13 @@ class PipelineRanges(LayerRanges):
                 attributes["pp_group"] = group
 
 
-class ListRanges(LayerRanges):
-    """Layer ranges of a model whose forward loops over all its layers: SGLang cannot cut it into stages.
-
-    While a range runs, the stack's list of layers is that range's, the first of them starts from the given
-    rows, and the final norm hands out what the last one left. Each layer takes `hidden_states` and
-    `residual`. Layers and norm are shadowed in the module's attribute dictionary, so nothing of the model is
-    changed.
-
-    Raises:
-        UnsupportedError: the model is not among those that were tested this way.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        stacks = [module for module in model.modules() if vars(module)["_modules"].keys() >= STACK_PARTS]
-        if type(model).__name__ not in TESTED or len(stacks) != 1:
-            raise _unfit(model)
-        self._model = model
-        [self._stack] = stacks
-        self._layers = list(self._stack.layers)
-        self._signature = inspect.signature(self._layers[0].forward)
-        self.num_layers = len(self._layers)
-
-    def _forward(
-        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
-    ) -> Any:
-        entry = None if rows is None else (rows["hidden_states"], rows["residual"])
-        if entry is not None:
-            kwargs["input_embeds"] = torch.empty_like(entry[0])  # embeds nothing; only its type is read
-        stack: list[Any] = self._layers[layers.start : layers.end]
-        norm = _Norm(self._stack.norm, None if stack else entry, is_open=last)
-        if entry is not None and stack:
-            stack[0] = _Resumed(stack[0], self._signature, entry)
-        with self._shadowed(layers=stack, norm=norm):
-            forward = self._model.forward if last else self._stack.forward
-            output = forward(batch.input_ids, batch.positions, batch, **kwargs)
-        return output if last else PPProxyTensors(norm.seen)
-
-    @contextmanager
-    def _shadowed(self, **parts: Any) -> Iterator[None]:
-        attributes = vars(self._stack)
-        attributes.update(parts)
-        try:
-            yield
-        finally:
-            for name in parts:
-                del attributes[name]
-
-
-class _Resumed:
-    """A layer that starts from the given rows, whatever the loop hands it."""
-
-    def __init__(self, layer: nn.Module, signature: inspect.Signature, entry: tuple[Any, Any]) -> None:
-        self._layer = layer
-        self._signature = signature
-        self._entry = entry
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = self._signature.bind(*args, **kwargs)
-        call.arguments["hidden_states"], call.arguments["residual"] = self._entry
-        return self._layer(*call.args, **call.kwargs)
-
-
-class _Norm:
-    """Stands where the final norm stands: normalises if `is_open`, else notes the rows and passes them."""
-
-    def __init__(self, norm: Any, entry: tuple[Any, Any] | None, *, is_open: bool) -> None:
-        self._norm = norm
-        self._entry = entry
-        self._is_open = is_open
-        self.seen: dict[str, Any] = {}
-
-    def __call__(self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
-        if self._entry is not None:
-            hidden_states, residual = self._entry
-        if self._is_open:
-            return self._norm(hidden_states) if residual is None else self._norm(hidden_states, residual)
-        self.seen = {"hidden_states": hidden_states, "residual": residual}
-        return hidden_states, residual
+def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Attributes of the modules that know their pipeline group, and of those that have layer bounds."""
+    modules = [vars(module) for module in model.modules()]
+    bounds = {"start_layer", "end_layer"}
+    return [each for each in modules if "pp_group" in each], [
+        each for each in modules if bounds <= each.keys()
+    ]
 
 
 def prompt_kwargs(model_runner: Any, batch: ForwardBatch) -> Kwargs:
@@ -234,7 +118,7 @@ class LayerCalls:
 
     def __init__(self, model_runner: Any, ranges: LayerRanges | None = None) -> None:
         self._model_runner = model_runner
-        self._ranges = _ranges_of(model_runner.model) if ranges is None else ranges
+        self._ranges = _ranges_of(model_runner) if ranges is None else ranges
         self._adapters = Adapters.of(model_runner)
         self._run = self._ranges.run if self._adapters is None else partial(self._adapted, self._adapters)
         self.num_layers = self._ranges.num_layers  # where a pipeline stage ends, in the whole model's count
@@ -263,13 +147,15 @@ class LayerCalls:
         return self._ranges.run(batch, *args, **kwargs)
 
 
-def _ranges_of(model: nn.Module) -> LayerRanges:
-    can_be_cut = any({"start_layer", "end_layer"} <= vars(module).keys() for module in model.modules())
-    return PipelineRanges(model) if can_be_cut else ListRanges(model)
+def _ranges_of(model_runner: Any) -> LayerRanges:
+    """The model's layers as pipeline stages, else as a list that is proved once a process.
 
-
-def _unfit(model: nn.Module) -> UnsupportedError:
-    return UnsupportedError(
-        f"--prefill-mode layered cannot serve {type(model).__name__}: its layers cannot be run in ranges"
-        " (SGLang has no pipeline parallelism for it); serve it in chunked mode"
-    )
+    Not proved again for new weights, with which SGLang captures its graphs anew: they change no rows' way.
+    """
+    model = model_runner.model
+    if PipelineRanges.can_cut(model):
+        return PipelineRanges(model)
+    made: ListRanges | None = vars(model).get("layered_ranges")
+    if made is None:
+        made = vars(model)["layered_ranges"] = proved_ranges(model_runner)
+    return made

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sglang_layered_lab.models.recipe import DTYPE_BYTES, FamilyRecipe, ModelRecipe
 from sglang_layered_lab.models.tensors import TensorSpec, list_tensors, tensor_spec
@@ -103,6 +103,13 @@ def write_family(recipe: FamilyRecipe, folder: Path, on_progress: Callable[[int]
             for name, weight in model.state_dict().items()
         }
         write_file(weights, folder / "model.safetensors", like=folder / "config.json")
+    for ours, released in recipe.renames.items():
+        path = folder / "model.safetensors"
+        weights = {
+            released + name.removeprefix(ours) if name.startswith(ours) else name: weight
+            for name, weight in load_file(path).items()
+        }
+        write_file(weights, path, like=folder / "config.json")
     if recipe.architecture:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         write_json(folder / "config.json", config | {"architectures": [recipe.architecture]})

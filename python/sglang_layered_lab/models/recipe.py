@@ -138,7 +138,8 @@ class FamilyRecipe(RecipeBase):
     a norm that scales by one (Gemma stores the distance to 1), `embedding_std` small beside a layer's output.
     `model_type` and `architecture` are there where transformers' names are not `arch`, or not SGLang's.
     `around` is the config of a multimodal model around that of its language model. With `turns_experts` the
-    released files hold an expert's matrices as [inputs, outputs] and transformers' modules do not.
+    released files hold an expert's matrices as [inputs, outputs] and transformers' modules do not. `renames`
+    are beginnings of tensor names, of transformers and of the released files.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +149,12 @@ class FamilyRecipe(RecipeBase):
     architecture: str = ""
     around: Mapping[str, Any] = field(default_factory=dict)
     turns_experts: bool = False
+    renames: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As of any recipe; what came later is left out where it says nothing, so that folders stay valid."""
+        fields = RecipeBase.as_dict(self)
+        return fields if self.renames else {name: fields[name] for name in fields if name != "renames"}
 
     def config_fields(self) -> dict[str, Any]:
         """All fields of config.json that are not transformers' defaults; lists are cut to the layers."""

@@ -1,0 +1,197 @@
+"""A few tokens through a model while the server starts, whole and layer by layer: are the numbers the same?
+
+For models that SGLang cannot cut into pipeline stages. Those that it can have an interface for just this,
+which SGLang uses itself; a list of layers promises nothing. Every process does it for its part of the
+weights, before "ready". KV goes to slots that no request has yet; tables are put back.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.layer_list import ListRanges, find_layers
+from sglang_layered.upstream.layer_ranges import unfit
+from sglang_layered.upstream.lora import Adapters
+
+logger = logging.getLogger(__name__)
+
+NUM_TOKENS, NUM_OTHER_TOKENS = 5, 3
+ROWS = (0, 1)  # of the table of requests; 0 is SGLang's for padding
+# Norm of the logits' difference by that of the logits. The same kernels see the same shapes, so most models
+# show none at all; sums over ranks and atomic additions are rounded in another order. A layer that reads
+# another prompt's activations makes another sequence of them.
+MOST = {True: 1e-3, False: 0.2}  # by whether numbers have 32 bits
+
+
+def proved_ranges(model_runner: Any) -> ListRanges:
+    """The layers of a model with one list of them.
+
+    Raises:
+        UnsupportedError: it has no such list, or ranges of its layers give other numbers than all at once.
+    """
+    began, model = time.perf_counter(), model_runner.model
+    layers = find_layers(model)
+    if layers is None:
+        raise unfit(model, "SGLang has no pipeline parallelism for it, and it has no single list of layers")
+    with torch.no_grad(), _prompts(model_runner) as (asked, other):
+        probe = Probe(model_runner, asked, other)
+        ranges = ListRanges(model, layers, probe.whole)
+        probe.prove(ranges)
+    logger.info(
+        "Layered prefill runs the %d layers of %s as a list; %d tokens gave the same whole and layer by layer"
+        " (%.2f s)",
+        ranges.num_layers,
+        type(model).__name__,
+        NUM_TOKENS,
+        time.perf_counter() - began,
+    )
+    return ranges
+
+
+class Probe:
+    """Two prompts; while the first is between two layers, the other runs."""
+
+    def __init__(self, model_runner: Any, asked: ForwardBatch, other: ForwardBatch) -> None:
+        self._model_runner = model_runner
+        self._asked = asked
+        self._other = other
+        self._adapters = Adapters.of(model_runner)
+        self._most = MOST[model_runner.dtype.itemsize >= torch.float32.itemsize]
+
+    def whole(self) -> int:
+        """Run the model's own forward; gives the number of tokens."""
+        self._want = self._whole(self._asked)
+        return NUM_TOKENS
+
+    def prove(self, ranges: ListRanges) -> None:
+        """Refuse a model whose ranges give other numbers, with the layer where they begin.
+
+        Raises:
+            UnsupportedError: a layer takes more from those before it than its rows.
+        """
+        model, most = self._model_runner.model, self._most
+        self._whole(self._other)
+        if self._difference(self._whole(self._asked)) > most:
+            raise unfit(model, "the same tokens give other numbers after another forward")
+        if self._difference(self._layer_by_layer(ranges)) <= most:
+            return
+        cuts = [self._difference(self._cut(ranges, layer)) for layer in range(1, ranges.num_layers)]
+        # What a layer reads of one far before it is lost at every cut between them: the last one is its own.
+        differing = [layer for layer, difference in enumerate(cuts, start=1) if difference > most]
+        layer = differing[-1] if differing else cuts.index(max(cuts)) + 1
+        raise unfit(model, f"layer {layer} takes more from the layers before it than what they hand on")
+
+    def _layer_by_layer(self, ranges: ListRanges) -> torch.Tensor:
+        asked, other = self._run(ranges, self._asked, 0, 0), self._run(ranges, self._other, 0, 0)
+        for layer in range(ranges.num_layers):
+            asked = self._run(ranges, self._asked, layer, layer + 1, asked)
+            other = self._run(ranges, self._other, layer, layer + 1, other)
+        return self._logits(ranges, ranges.num_layers, asked)
+
+    def _cut(self, ranges: ListRanges, layer: int) -> torch.Tensor:
+        rows = self._run(ranges, self._asked, 0, layer)
+        self._whole(self._other)
+        return self._logits(ranges, layer, rows)
+
+    def _logits(self, ranges: ListRanges, start: int, rows: Any) -> torch.Tensor:
+        output = self._run(ranges, self._asked, start, ranges.num_layers, rows, last=True)
+        return torch.Tensor.float(output.next_token_logits)
+
+    def _run(
+        self, ranges: ListRanges, batch: ForwardBatch, start: int, end: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        rows = args[0] if args else None
+        with self._attending(batch):
+            try:
+                return ranges.run(batch, start, end, rows, **kwargs)
+            except UnsupportedError:
+                raise
+            except Exception as error:
+                raise unfit(
+                    self._model_runner.model, f"layers [{start}, {end}) fail alone, {error!r}"
+                ) from error
+
+    def _whole(self, batch: ForwardBatch) -> torch.Tensor:
+        with self._attending(batch):
+            output = self._model_runner.model.forward(batch.input_ids, batch.positions.clone(), batch)
+        return torch.Tensor.float(output.next_token_logits)
+
+    @contextmanager
+    def _attending(self, batch: ForwardBatch) -> Iterator[None]:
+        backend = self._model_runner.attn_backend
+        if self._adapters is not None:
+            self._adapters.use(batch)
+        backend.init_forward_metadata(batch)
+        with forward_context(ForwardContext(attn_backend=backend)):
+            yield
+
+    def _difference(self, logits: torch.Tensor) -> float:
+        return float((logits - self._want).norm() / self._want.norm())
+
+
+@contextmanager
+def _prompts(model_runner: Any) -> Iterator[tuple[ForwardBatch, ForwardBatch]]:
+    """Two prompts with slots of their own, on pages after the one that SGLang has for padding."""
+    pool, page = model_runner.req_to_token_pool.req_to_token, model_runner.page_size
+    starts = (page, page + -(-NUM_TOKENS // page) * page)
+    slots = torch.arange(starts[0], starts[1] + NUM_OTHER_TOKENS, device=model_runner.device)
+    # Sliding-window layers have slots of their own, which a table finds.
+    mapping = getattr(model_runner.token_to_kv_pool_allocator, "full_to_swa_index_mapping", None)
+    tables: list[tuple[torch.Tensor, tuple[Any, ...]]] = [(pool, (slice(0, len(ROWS)), slice(0, NUM_TOKENS)))]
+    if mapping is not None:
+        tables.append((mapping, (slots,)))
+    kept = [table[place].clone() for table, place in tables]
+    if mapping is not None:
+        mapping[slots] = slots.to(mapping.dtype)
+    try:
+        asked = _prompt(model_runner, ROWS[0], starts[0], NUM_TOKENS)
+        yield asked, _prompt(model_runner, ROWS[1], starts[1], NUM_OTHER_TOKENS)
+    finally:
+        for (table, place), values in zip(tables, kept, strict=True):
+            table[place] = values
+
+
+def _prompt(model_runner: Any, row: int, slot: int, num_tokens: int) -> ForwardBatch:
+    """A prompt of distinct tokens without a prefix, as SGLang makes one for a request."""
+    device, vocab_size = model_runner.device, model_runner.model_config.vocab_size
+    slots = torch.arange(slot, slot + num_tokens, device=device)
+    model_runner.req_to_token_pool.req_to_token[row, :num_tokens] = slots
+    positions = torch.arange(num_tokens, device=device)
+    length = torch.tensor([num_tokens], device=device)
+    batch = ForwardBatch(
+        forward_mode=ForwardMode.EXTEND,
+        global_forward_mode=ForwardMode.EXTEND,
+        batch_size=1,
+        input_ids=(slots * 7 + 3) % vocab_size,
+        req_pool_indices=torch.tensor([row], device=device),
+        seq_lens=length,
+        seq_lens_cpu=length.cpu(),
+        orig_seq_lens=length.int(),
+        seq_lens_sum=num_tokens,
+        out_cache_loc=slots,
+        positions=positions,
+        mrope_positions=positions.repeat(3, 1) if model_runner.model_config.model_is_mrope else None,
+        extend_num_tokens=num_tokens,
+        extend_seq_lens=length.int(),
+        extend_prefix_lens=torch.zeros_like(length, dtype=torch.int32),
+        extend_start_loc=torch.zeros_like(length, dtype=torch.int32),
+        extend_seq_lens_cpu=[num_tokens],
+        extend_prefix_lens_cpu=[0],
+        extend_logprob_start_lens_cpu=[0],
+        capture_hidden_mode=CaptureHiddenMode.NULL,
+        spec_algorithm=SpeculativeAlgorithm.NONE,
+        lora_ids=[None],
+    )
+    model_runner._prepare_eager_forward_batch(batch)
+    adapters = Adapters.of(model_runner)
+    if adapters is not None:
+        adapters.prepare(batch)
+    return batch
