@@ -1,7 +1,7 @@
 """Lets SGLang's hierarchical cache run without CUDA, in a process that is for nothing else.
 
-Host memory is not registered, and a transfer copies by indexing. A layer's load is put off until somebody waits
-for its event: who reads a layer without having waited reads what was there before.
+Host memory is not registered, and a transfer copies by indexing. A layer's load is put off until somebody
+waits for its event: who reads a layer without having waited reads what was there before.
 """
 
 from __future__ import annotations

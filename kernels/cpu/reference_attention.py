@@ -1,5 +1,6 @@
-"""CPU reference of what SGLang's torch attention leaves out: sinks, soft caps, sliding-window pools, latent
-attention's prompts.
+"""CPU reference of what SGLang's torch attention leaves out.
+
+Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class ReferenceAttention(TorchNativeAttnBackend):
     Also where layers with a sliding window have a KV pool of their own: SGLang's writes to the slots of that
     pool and reads those of the other, which are the same numbers until the first eviction.
 
-    Latent attention (MLA) hands over the keys of a prompt without a prefix: expanded ones, which the pool never
-    holds.
+    Latent attention (MLA) hands over the keys of a prompt without a prefix: expanded ones, which the pool
+    never holds.
     """
 
     def forward_extend(

@@ -1,7 +1,7 @@
 """What released checkpoints bring, on a real server: quantized weights, LoRA adapters, a hierarchical cache.
 
-One server a kind. It answers first in chunked mode, which is SGLang's own scheduling, and then in layered mode;
-Hugging Face answers every third request from the same weights as floats.
+One server a kind. It answers first in chunked mode, which is SGLang's own scheduling, and then in layered
+mode; Hugging Face answers every third request from the same weights as floats.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,12 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from lora_models import ATTENTION, make_adapter
 from safetensors.torch import load_file
 from tiny_models import ON_CUDA, quantized_model, tiny_model
 from transformers import AutoModelForCausalLM
 
 from disturbances import hang_ups, pauses
-from lora_models import ATTENTION, make_adapter
-from measured import series
 from servers import LAYERED, Served, serve
 from workload import (
     Ask,
@@ -48,6 +47,7 @@ POOL_TOKENS = 9000  # the prompts have 22000
 HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "6", "--hicache-io-backend", "direct")
 HIERARCHICAL += ("--hicache-mem-layout", "layer_first", "--hicache-write-policy", "write_through")
 NAMES = ("a", "b")
+HELD = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")
 PLAIN = (None,)
 
 
@@ -75,13 +75,17 @@ def plain() -> Path:
 
 
 GPT_OSS = ("--attention-backend", "triton", "--moe-runner-backend", "triton")
-LORA = ("--enable-lora", "--lora-backend", "torch_native", "--max-loras-per-batch", "2")
+LORA = ("--enable-lora", "--lora-backend", "torch_native")
 KINDS = {
     "fp8-block": quantized("qwen3_moe", "fp8-block"),
     "mxfp4": quantized("gpt_oss", "mxfp4", *GPT_OSS, TRITON_INTERPRET="1"),
     "lora": Kind("lora", plain, plain, LORA, adapters=(*PLAIN, *NAMES)),
-    "hicache": Kind("hicache", plain, plain, (*HIERARCHICAL, "--enable-metrics")),
+    "hicache": Kind("hicache", plain, plain, HIERARCHICAL),
 }
+
+
+Answers = tuple[list[dict[str, Any]], list[str]]
+Disturbance = Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -101,22 +105,52 @@ class Serving(Served):
         ]
 
     @cached_property
-    def stock(self) -> list[dict[str, Any]]:
+    def stock(self) -> Answers:
         """What SGLang's own scheduling answers."""
         change(self.url, {"layered_prefill": 0})
         already = len(read_steps(self.steps))
-        got = asyncio.run(send_all(self.url, self.asks))
+        got = self.answers()
         assert not any(step["kind"] == "layered" for step in read_steps(self.steps)[already:])
         change(self.url, {"layered_prefill": 1})
         return got
 
-    def load(self) -> dict[str, Any]:
-        """What the server holds: requests and KV slots."""
-        return get(self.url, "/v1/loads")["loads"][0]
+    def answers(self, *disturbances: Disturbance) -> Answers:
+        """To all requests, and to a chat that is streamed beside them for each adapter."""
+
+        async def all_at_once() -> Answers:
+            async with httpx.AsyncClient(base_url=self.url, timeout=300, trust_env=False) as client:
+                chats = [chat(client, adapter) for adapter in self.kind.adapters]
+                beside = [disturb(client) for disturb in disturbances]
+                got, *texts = await asyncio.gather(send_all(self.url, self.asks), *chats, *beside)
+            return got, texts[: len(chats)]
+
+        return asyncio.run(all_at_once())
+
+    def held(self) -> dict[str, int]:
+        """What the server holds of requests and KV slots, with an empty cache."""
+        self.server.flush_cache()
+        reply = httpx.get(f"{self.url}/v1/loads", timeout=60, trust_env=False).raise_for_status()
+        return {name: reply.json()["loads"][0][name] for name in HELD}
 
 
-def get(url: str, path: str) -> Any:
-    return httpx.get(f"{url}{path}", timeout=60, trust_env=False).raise_for_status().json()
+async def chat(client: httpx.AsyncClient, adapter: str | None) -> str:
+    """The text of an answer that is streamed."""
+    await asyncio.sleep(1.0)
+    body = {
+        "model": "default" if adapter is None else f"default:{adapter}",
+        "messages": [{"role": "user", "content": "Tell me about ships, and about the weather at sea. " * 12}],
+        "max_tokens": 30,
+        "temperature": 0,
+        "stream": True,
+    }
+    parts = []
+    async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        reply.raise_for_status()
+        async for line in reply.aiter_lines():
+            if line.startswith("data: {"):
+                parts += [choice["delta"].get("content") or "" for choice in json.loads(line[6:])["choices"]]
+    assert len(parts) > 5
+    return "".join(parts)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -139,11 +173,12 @@ def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_staggered_requests_equal_stock_and_hugging_face(serving: Serving) -> None:
-    asks, stock = serving.asks, serving.stock
-    forget_prefixes(serving)
+    asks, (stock, texts) = serving.asks, serving.stock
+    serving.server.flush_cache()
     already = len(read_steps(serving.steps))
-    got = asyncio.run(send_all(serving.url, asks))
+    got, spoken = serving.answers()
     assert_equal_answers(asks, got, stock)
+    assert spoken == texts
     layered = [step for step in read_steps(serving.steps)[already:] if step["kind"] == "layered"]
     assert len(layered) > 20
     assert max(step["num_groups"] for step in layered) >= NUM_LAYERS
@@ -151,11 +186,6 @@ def test_staggered_requests_equal_stock_and_hugging_face(serving: Serving) -> No
         model = floats(serving, adapter)
         indices = [index for index in range(0, len(asks), 3) if asks[index].adapter == adapter]
         assert_equal_hugging_face(model, [asks[at] for at in indices], [got[at] for at in indices])
-
-
-def forget_prefixes(serving: Serving) -> None:
-    """Also of the host, or layered mode would compute little."""
-    serving.server.flush_cache()
 
 
 def floats(serving: Serving, adapter: str | None) -> torch.nn.Module:
@@ -182,22 +212,18 @@ def test_adapters_change_the_answers(serving: Serving) -> None:
 
 
 def test_aborts_and_pauses_leave_the_others_tokens_alone_and_nothing_behind(serving: Serving) -> None:
-    stock, adapters = serving.stock, serving.kind.adapters
-    serving.server.flush_cache()
-    idle = serving.load()
-
-    async def disturbed() -> list[dict[str, Any]]:
-        async with httpx.AsyncClient(base_url=serving.url, timeout=120, trust_env=False) as client:
-            asks = send_all(serving.url, serving.asks)
-            got, *_ = await asyncio.gather(asks, pauses(client), hang_ups(client, adapters))
-            assert (await client.get("/health_generate")).status_code == 200
-        return got
-
+    """What those before left in the cache is found: on the host, where there is one."""
+    stock, texts = serving.stock
     already = len(read_steps(serving.steps))
-    assert_equal_answers(serving.asks, asyncio.run(disturbed()), stock)
+    got, spoken = serving.answers(pauses, lambda client: hang_ups(client, serving.kind.adapters))
+    assert_equal_answers(serving.asks, got, stock)
+    assert spoken == texts
     assert any(step["kind"] == "layered" for step in read_steps(serving.steps)[already:])
-    serving.server.flush_cache()
-    held = serving.load()
-    for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens"):
-        assert held[name] == idle[name] == 0
-    assert " ERROR" not in serving.log and "Traceback" not in serving.log
+    from_host = [(answer["meta_info"]["cached_tokens_details"] or {}).get("host", 0) for answer in got]
+    assert (sum(from_host) > 1000) == (serving.kind.stand_in == "hicache")
+    assert serving.held() == dict.fromkeys(HELD, 0)
+    assert "Traceback" not in serving.log
+    for name in filter(None, serving.kind.adapters):  # answers when no request has it any more
+        body = {"lora_name": name}
+        reply = httpx.post(f"{serving.url}/unload_lora_adapter", json=body, timeout=60, trust_env=False)
+        assert reply.json()["success"], reply.text

@@ -17,8 +17,9 @@ from tiny_models import tiny_model, use_the_cpu
 use_the_cpu()
 
 # ruff: noqa: E402
-from harness import SteppedScheduler
 from hicache_on_cpu import LazyLoads, stand_in
+
+from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.scheduler import cohorts
 from sglang_layered.upstream import launch
