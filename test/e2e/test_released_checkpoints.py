@@ -43,7 +43,7 @@ pytestmark = [
 
 NUM_LAYERS = 4
 CHUNK_TOKENS = 1024
-POOL_TOKENS = 9000  # the prompts have 22000
+POOL_TOKENS = 9000  # the prompts have 20000
 HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "6", "--hicache-io-backend", "direct")
 HIERARCHICAL += ("--hicache-mem-layout", "layer_first", "--hicache-write-policy", "write_through")
 NAMES = ("a", "b")
