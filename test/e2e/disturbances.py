@@ -36,6 +36,21 @@ async def hang_ups(client: httpx.AsyncClient, adapters: Sequence[str | None] = (
         await (leave_stream if index % 2 else leave_answer)(client, body, rng.uniform(0.05, 0.5))
 
 
+async def aborts(client: httpx.AsyncClient, adapters: Sequence[str | None] = (None,)) -> None:
+    """Requests that `/abort_request` ends at some moment, most of them while they wait."""
+    rng = random.Random(6)
+    for index in range(NUM_ABORTED):
+        tokens, adapter = prompt(rng.randrange(200, 1500), 950 + index), adapters[index % len(adapters)]
+        body = Ask(tokens, 0.0, MANY_OUTPUTS, adapter=adapter).body() | {"rid": f"aborted-{index}"}
+        answer = asyncio.create_task(client.post("/generate", json=body))
+        while not answer.done():  # an abort that overtakes its request is lost
+            await asyncio.sleep(rng.uniform(0.05, 0.5))
+            await client.post("/abort_request", json={"rid": body["rid"]})
+        reply = await answer
+        if reply.status_code != 400:  # SGLang's answer where the abort comes during a pause
+            assert reply.json()["meta_info"]["finish_reason"]["type"] == "abort", reply.text
+
+
 async def leave_answer(client: httpx.AsyncClient, body: dict[str, Any], patience_s: float) -> None:
     """Send a request and go away before it is answered."""
     with pytest.raises(httpx.ReadTimeout):
