@@ -29,7 +29,9 @@ def lora() -> None:
 
 
 def hicache() -> None:
-    import_module("hicache_on_cpu").stand_in()
+    on_cpu = import_module("hicache_on_cpu")
+    on_cpu.stand_in()
+    on_cpu.lock_until_loaded()
 
 
 STAND_INS: dict[str, Callable[[], None]] = {"quantized": quantized, "lora": lora, "hicache": hicache}
