@@ -48,37 +48,6 @@ class LazyLoads:
         event_class.__init__, event_class.complete, event_class.wait = made, complete, wait
 
 
-class Loaded:
-    """The event at the end of a load, for SGLang's list of what may be evicted again."""
-
-    def __init__(self, event: Any) -> None:
-        self._event = event
-
-    def query(self) -> bool:
-        return not self._event.loads
-
-    def synchronize(self) -> None:
-        """Asked for after `query`."""
-
-
-def lock_until_loaded() -> None:
-    """Keep what is loaded from eviction until somebody has waited for all of its layers, as a GPU does.
-
-    Events of a CPU have always happened: slots would be anybody's while their load is put off.
-    """
-    controller = cache_controller.HiCacheController
-    start = controller.start_loading
-
-    def start_loading(self: Any) -> int:
-        index: int = start(self)
-        if index >= 0:
-            event = self.layer_done_counter.events[index]
-            self.ack_load_queue[-1] = self.ack_load_queue[-1]._replace(finish_event=Loaded(event))
-        return index
-
-    controller.start_loading = start_loading
-
-
 def copy_by_index(
     src_layers: Any, dst_layers: Any, src_indices: Any, dst_indices: Any, page_size: int
 ) -> None:
