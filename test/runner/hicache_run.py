@@ -136,6 +136,17 @@ def events(run: Run) -> dict[str, Any]:
         return {"pending": [*pending, len(tree.ongoing_load_back)]}
 
 
+def joined(run: Run) -> dict[str, Any]:
+    """One prompt twice: the first computes its prefix anew, the second loads it while the first decodes."""
+    run.fill()
+    with run.decoding():
+        first = run.stepped.send(run.whole[0], 4, return_logprob=True, logprob_start_len=0)
+        run.stepped.step()
+        second = run.stepped.send(run.whole[0], 4)
+        outputs = run.stepped.finish(first, second)
+    return {"equal": [output == run.expected[0] for output in outputs]}
+
+
 @contextmanager
 def nothing(*args: Any) -> Iterator[None]:
     """In place of a context manager."""
@@ -147,8 +158,15 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "loads": (launch, "loads_of", nothing),
     "drop": (cohorts, "wait_for_loads", lambda scheduler, batch: None),
     "events": (launch, "collect_events", lambda scheduler: None),
+    "late": (cohorts.CohortSet, "wait_for_loads", lambda cohorts: None),
 }
-SCENARIOS = {"hits": hits, "one_group": one_group, "dropped": dropped, "events": events}
+SCENARIOS = {
+    "hits": hits,
+    "one_group": one_group,
+    "dropped": dropped,
+    "events": events,
+    "joined": joined,
+}
 
 
 def played(run: Run, name: str) -> dict[str, Any]:
