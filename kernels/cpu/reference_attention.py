@@ -1,4 +1,7 @@
-"""CPU reference of what SGLang's torch attention leaves out: sinks, soft caps, latent attention's prompts."""
+"""CPU reference of what SGLang's torch attention leaves out.
+
+Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 class ReferenceAttention(TorchNativeAttnBackend):
     """SGLang's torch attention, and our own where a layer has sinks or a soft cap, or is handed all its keys.
 
-    The last is how latent attention (MLA) runs a prompt without a prefix: with expanded keys that the pool
+    Also where layers with a sliding window have a KV pool of their own: SGLang's writes to the slots of that
+    pool and reads those of the other, which are the same numbers until the first eviction.
+
+    Latent attention (MLA) hands over the keys of a prompt without a prefix: expanded ones, which the pool
     never holds.
     """
 
@@ -30,7 +36,7 @@ class ReferenceAttention(TorchNativeAttnBackend):
         """As upstream; `sinks` [heads]."""
         if k is not None and v is not None and not save_kv_cache:
             return _attend_expanded(q, k, v, layer, forward_batch)
-        if sinks is None and not layer.logit_cap:
+        if sinks is None and not layer.logit_cap and not self.use_sliding_window_kv_pool:
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         self._save(k, v, layer, forward_batch, save_kv_cache)
         return self._attend(q, layer, forward_batch, forward_batch.extend_seq_lens.tolist(), sinks)
@@ -46,7 +52,7 @@ class ReferenceAttention(TorchNativeAttnBackend):
         sinks: torch.Tensor | None = None,
     ) -> Any:
         """As upstream; `sinks` [heads]."""
-        if sinks is None and not layer.logit_cap:
+        if sinks is None and not layer.logit_cap and not self.use_sliding_window_kv_pool:
             return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         self._save(k, v, layer, forward_batch, save_kv_cache)
         return self._attend(q, layer, forward_batch, [1] * forward_batch.batch_size, sinks)
@@ -70,19 +76,29 @@ class ReferenceAttention(TorchNativeAttnBackend):
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim).split(query_lens)
         tables = self.req_to_token_pool.req_to_token[batch.req_pool_indices]
+        slots = [
+            self._slots(table[:num_keys], layer.layer_id)
+            for table, num_keys in zip(tables, batch.seq_lens.tolist(), strict=True)
+        ]
         outputs = [
             attention(
                 query,
-                keys[table[:num_keys]],
-                values[table[:num_keys]],
+                keys[own],
+                values[own],
                 scale=layer.scaling,
                 window_left=layer.sliding_window_size,
                 soft_cap=layer.logit_cap,
                 sinks=sinks,
             )
-            for query, table, num_keys in zip(queries, tables, batch.seq_lens.tolist(), strict=True)
+            for query, own in zip(queries, slots, strict=True)
         ]
         return torch.cat(outputs).view(q.shape[0], -1)
+
+    def _slots(self, table: torch.Tensor, layer: int) -> torch.Tensor:
+        """A request's slots in the pool of a layer; 0 for keys that have left its window."""
+        if not self.use_sliding_window_kv_pool or not self.token_to_kv_pool.layers_mapping[layer][1]:
+            return table
+        return self.token_to_kv_pool.translate_loc_from_full_to_swa(table)
 
 
 def _attend_expanded(

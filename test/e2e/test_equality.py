@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from workload import (
     Ask,
     answers,
     assert_equal_answers,
-    output_tokens,
+    assert_equal_hugging_face,
     prompt,
     read_steps,
     send_all,
@@ -29,23 +29,6 @@ pytestmark = pytest.mark.server
 
 NUM_LAYERS = {"moe": 8, "llama": 7}
 NUM_DECODED = 150  # so many that those sent first still run when the others come, on a fast machine too
-
-
-def assert_equal_hugging_face(model_path: Path, asks: list[Ask], got: list[dict]) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-    for ask, answer in zip(asks, got, strict=True):
-        inputs = torch.tensor([ask.tokens])
-        generated = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            max_new_tokens=ask.num_outputs,
-        )
-        assert generated[0, len(ask.tokens) :].tolist() == output_tokens(answer), len(ask.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +62,8 @@ def test_staggered_requests_equal_stock_and_hugging_face(
     assert max(sum(step["prompt"].values()) for step in steps) <= cohort_tokens
     if (cohort_tokens, group_tokens) == (8192, 64):
         model_path = request.getfixturevalue("tiny_qwen3_moe" if arch == "moe" else "tiny_llama")
-        assert_equal_hugging_face(model_path, asks[::3], got[::3])
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        assert_equal_hugging_face(model, asks[::3], got[::3])
     layered.server.flush_cache()
 
 

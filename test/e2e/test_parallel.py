@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from disturbances import hang_ups, pauses
 from measured import MEASURING, replayed_energy, series, state
 from servers import LAYERED, Served, serve
 from workload import Ask, answers, assert_equal_answers, change, prompt, read_steps, send_all, staggered
@@ -27,8 +27,6 @@ RANKS = ("--tp-size", "2")
 OVER_GLOO = {"SGLANG_NCCL_SO_PATH": "/nonexistent.so"}
 ENVIRONMENT = OVER_GLOO | {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 GROUPS = 4
-NUM_PAUSES = 4
-NUM_ABORTED = 10
 
 
 @pytest.fixture(scope="module")
@@ -98,24 +96,6 @@ def test_ranks_agree_on_decisions_by_time(ranks: Served, of_the_release: list[di
     decided = [step for step in read_steps(ranks.steps)[before:] if step["decision"] is not None]
     assert decided
     assert all(step["decision"]["budget_s"] < 0.02 for step in decided)
-
-
-async def pauses(client: httpx.AsyncClient) -> None:
-    for mode in ("retract", "in_place") * (NUM_PAUSES // 2):
-        await asyncio.sleep(0.9)
-        for path, body in (("/pause_generation", {"mode": mode}), ("/continue_generation", {})):
-            reply = await client.post(path, json=body)
-            assert reply.status_code == 200, reply.text
-
-
-async def hang_ups(client: httpx.AsyncClient) -> None:
-    """Clients that go away at some moment; their requests are aborted on every rank."""
-    rng = random.Random(5)
-    for index in range(NUM_ABORTED):
-        ask = Ask(prompt(rng.randrange(200, 1500), 900 + index), 0.0, 200)
-        patience = httpx.Timeout(60, read=rng.uniform(0.05, 0.5))
-        with pytest.raises(httpx.ReadTimeout):
-            await client.post("/generate", json=ask.body(), timeout=patience)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Ask:
     delay_s: float
     num_outputs: int
     logprobs: bool = False
+    adapter: str | None = None
 
     def body(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -38,6 +39,8 @@ class Ask:
         }
         if self.logprobs:
             body |= {"return_logprob": True, "logprob_start_len": 0}
+        if self.adapter is not None:
+            body["lora_path"] = self.adapter
         return body
 
 
@@ -132,6 +135,18 @@ def assert_equal_answers(asks: list[Ask], got: list[dict], expected: list[dict])
             torch.testing.assert_close(
                 torch.tensor(logprobs(mine)), torch.tensor(logprobs(theirs)), atol=1e-4, rtol=0
             )
+
+
+@torch.no_grad()
+def assert_equal_hugging_face(model: torch.nn.Module, asks: list[Ask], got: list[dict[str, Any]]) -> None:
+    """Every token is the best one of a model of transformers, and log-probabilities are its own to 1e-4."""
+    for ask, answer in zip(asks, got, strict=True):
+        tokens, start = torch.tensor([*ask.tokens, *output_tokens(answer)]), len(ask.tokens)
+        logits = model(tokens[None]).logits[0, :-1]
+        assert logits[start - 1 :].argmax(-1).tolist() == tokens[start:].tolist(), start
+        if ask.logprobs:
+            theirs = logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(logprobs(answer)), theirs, atol=1e-4, rtol=0)
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """SGLang's hierarchical cache under the layered loop, on a CPU: what `test_hicache.py` asks for, as JSON.
 
-Two stand-ins let it run without CUDA: host memory is not registered, and a transfer copies by indexing. A
-layer's load is put off until somebody waits for its event, so a missing wait shows as a wrong token.
+A layer's load is put off until somebody waits for its event, so a missing wait shows as a wrong token.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from tiny_models import tiny_model, use_the_cpu
 use_the_cpu()
 
 # ruff: noqa: E402
-from sglang.srt.managers import cache_controller
-from sglang.srt.mem_cache.pool_host import base, common, mha
+from hicache_on_cpu import LazyLoads, stand_in
 
 from harness import SteppedScheduler
 from prompts import prompt
@@ -27,60 +25,6 @@ from sglang_layered.scheduler import cohorts
 from sglang_layered.upstream import launch
 
 NUM_PROMPTS, PREFIX, TAIL = 4, 400, 60
-
-
-class LazyLoads:
-    """Loads of layers that come when they are waited for."""
-
-    def __init__(self) -> None:
-        self.pending: dict[int, Callable[[], None]] = {}
-        self.num_put_off = self.num_waited = 0
-        self.layers: list[int] = []  # waited for, in order
-
-    def install(self) -> None:
-        """Put them where SGLang loads at once."""
-        pool_class, event_class = mha.MHATokenToKVPoolHost, cache_controller.LayerLoadingEvent
-        load, init, loads = pool_class.load_to_device_per_layer, event_class.__init__, self
-
-        def put_off(pool: Any, device: Any, host: Any, slots: Any, layer: int, backend: str) -> None:
-            loads.pending[layer] = lambda: load(pool, device, host, slots, layer, backend)
-            loads.num_put_off += 1
-
-        def made(event: Any, num_layers: int) -> None:
-            init(event, num_layers)
-            event.loads = {}
-
-        def complete(event: Any, layer: int) -> None:
-            event.loads[layer] = loads.pending.pop(layer)
-
-        def wait(event: Any, layer: int) -> None:
-            call = event.loads.pop(layer, None)
-            if call is not None:
-                call()
-                loads.num_waited += 1
-                loads.layers.append(layer)
-
-        pool_class.load_to_device_per_layer = put_off
-        event_class.__init__, event_class.complete, event_class.wait = made, complete, wait
-
-
-def copy_by_index(
-    src_layers: Any, dst_layers: Any, src_indices: Any, dst_indices: Any, page_size: int
-) -> None:
-    """SGLang's direct transfer; it names its arguments."""
-    for source, target in zip(src_layers, dst_layers, strict=True):
-        target[dst_indices.long()] = source[src_indices.long()]
-
-
-def stand_in() -> LazyLoads:
-    """What needs CUDA, replaced."""
-    common._cuda_host_register = lambda buffer: None
-    mha.transfer_kv_direct = copy_by_index
-    for module in (base, mha):
-        module.HICACHE_HOST_MEMORY_RESERVE_BYTES = -(8 << 30)  # reserve nothing
-    loads = LazyLoads()
-    loads.install()
-    return loads
 
 
 def make_scheduler(**flags: Any) -> SteppedScheduler:
@@ -192,6 +136,17 @@ def events(run: Run) -> dict[str, Any]:
         return {"pending": [*pending, len(tree.ongoing_load_back)]}
 
 
+def joined(run: Run) -> dict[str, Any]:
+    """One prompt twice: the first computes its prefix anew, the second loads it while the first decodes."""
+    run.fill()
+    with run.decoding():
+        first = run.stepped.send(run.whole[0], 4, return_logprob=True, logprob_start_len=0)
+        run.stepped.step()
+        second = run.stepped.send(run.whole[0], 4)
+        outputs = run.stepped.finish(first, second)
+    return {"equal": [output == run.expected[0] for output in outputs]}
+
+
 @contextmanager
 def nothing(*args: Any) -> Iterator[None]:
     """In place of a context manager."""
@@ -203,8 +158,15 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "loads": (launch, "loads_of", nothing),
     "drop": (cohorts, "wait_for_loads", lambda scheduler, batch: None),
     "events": (launch, "collect_events", lambda scheduler: None),
+    "late": (cohorts.CohortSet, "wait_for_loads", lambda cohorts: None),
 }
-SCENARIOS = {"hits": hits, "one_group": one_group, "dropped": dropped, "events": events}
+SCENARIOS = {
+    "hits": hits,
+    "one_group": one_group,
+    "dropped": dropped,
+    "events": events,
+    "joined": joined,
+}
 
 
 def played(run: Run, name: str) -> dict[str, Any]:

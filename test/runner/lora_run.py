@@ -14,6 +14,7 @@ from tiny_models import tiny_model, use_the_cpu
 use_the_cpu()
 
 # ruff: noqa: E402
+from lora_models import ATTENTION, leave_memory_unpinned, make_adapter
 from sglang.srt.lora.lora_drainer import LoRADrainer
 from sglang.srt.lora.lora_registry import LoRARef
 from sglang.srt.managers.io_struct import (
@@ -24,7 +25,6 @@ from sglang.srt.managers.io_struct import (
 )
 
 from harness import SteppedScheduler
-from lora_models import ATTENTION, leave_memory_unpinned, make_adapter
 from prompts import prompt
 from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.core.events import StepDone
@@ -174,26 +174,23 @@ def paused(run: Run) -> dict[str, Any]:
 
 
 def ended(run: Run) -> dict[str, Any]:
-    """Who hears of a request that is aborted in flight: SGLang's unload waits for what ends it."""
+    """Who hears of a request that is aborted in flight, or while it waits: an unload waits for an output."""
     run.alone(prompt(5, 1), None)
-    heard: list[str] = []
+    heard: list[list[str]] = []
     with run.decoding("c"):
-        for name in ("a", None):
+        for name, group in (("a", 2), ("a", None), (None, 2)):
             adapter = None if name is None else run.refs[name].lora_id
             rid = run.stepped.send(prompt(200, 51), 4, lora_id=adapter, return_logprob=name is not None)
-            run.stepped.step_until(lambda: run.stepped.next_group == 2)
+            if group is not None:
+                run.stepped.step_until(lambda: run.stepped.next_group == 2)
             run.stepped.abort(rid)
             run.stepped.step(2)
-            sent = [*run.stepped.detokenizer.sent, *run.stepped.tokenizer.sent]
-            ends = [
-                out
-                for out in sent
-                if (isinstance(out, AbortReq) and out.rid == rid)
-                or (isinstance(out, BatchTokenIDOutput) and rid in out.rids)
-            ]
-            heard += [type(out).__name__ for out in ends]
-            if name is not None:
-                heard += [out.finished_reasons[out.rids.index(rid)]["type"] for out in ends]
+            heard.append([])
+            for out in (*run.stepped.detokenizer.sent, *run.stepped.tokenizer.sent):
+                if isinstance(out, AbortReq) and out.rid == rid:
+                    heard[-1] += ["AbortReq"]
+                if isinstance(out, BatchTokenIDOutput) and rid in out.rids:
+                    heard[-1] += ["output", out.finished_reasons[out.rids.index(rid)]["type"]]
     return {"heard": heard}
 
 

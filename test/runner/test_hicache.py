@@ -11,6 +11,7 @@ from own_process import found_by
 
 SCRIPT = Path(__file__).with_name("hicache_run.py")
 NAMES = ["hits", "hits/loads", "one_group", "dropped", "dropped/drop", "events", "events/events"]
+NAMES += ["joined", "joined/late"]
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +50,12 @@ def test_without_the_wait_at_a_drop_answers_are_wrong(found: dict[str, Any]) -> 
 def test_loads_that_have_ended_are_taken_in_while_a_cohort_flies(found: dict[str, Any]) -> None:
     assert found["events"]["pending"] == [1, 0]
     assert found["events/events"]["pending"] == [1, 1]
+
+
+def test_a_prompt_that_goes_on_from_slots_of_the_next_cohort_waits_for_all_their_layers(
+    found: dict[str, Any], pytestconfig: pytest.Config
+) -> None:
+    """With overlap it is put into the cache when that cohort is on its way."""
+    assert found["joined"]["put_off"] > 0 or pytestconfig.getoption("--without-overlap")
+    assert all(found["joined"]["equal"])
+    assert found["joined/late"]["equal"] == [pytestconfig.getoption("--without-overlap"), True]

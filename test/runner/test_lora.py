@@ -59,7 +59,7 @@ def test_a_cohort_that_is_sent_back_comes_again_with_its_adapter(many: Any) -> N
 
 
 def test_an_aborted_prompt_ends_by_an_output_or_its_adapter_could_not_be_unloaded(many: Any) -> None:
-    assert many["ended"]["heard"] == ["BatchTokenIDOutput", "abort", "AbortReq"]
+    assert many["ended"]["heard"] == [["output", "abort"], ["output", "abort"], ["AbortReq"]]
 
 
 def test_adapters_come_and_go_beside_a_cohort(many: Any) -> None:

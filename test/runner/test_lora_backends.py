@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from lora_models import leave_memory_unpinned
 from sglang.srt.lora.backend.base_backend import BaseLoRABackend
 from sglang.srt.lora.backend.lora_registry import get_backend_from_name
 from sglang.srt.lora.lora_manager import LoRAManager
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-from lora_models import leave_memory_unpinned
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.rows import hybrid_batch
 from sglang_layered.upstream.lora import Adapters, refuse_expert_adapters

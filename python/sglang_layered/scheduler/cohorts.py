@@ -99,6 +99,17 @@ class CohortSet:
         for item in list(self.inflight):
             self._drop(item, reason)
 
+    def wait_for_loads(self) -> None:
+        """Let what is launched next wait for all layers that are loaded for cohorts in flight.
+
+        Results are a step late: SGLang puts a prompt into the prefix cache when the next one may be on its
+        way. Where that one loads the same prefix from host memory, the first gives its own slots of it back
+        and goes on from those that are loaded: it decodes in all layers, the cohort is in its first ones.
+        Upstream: `RadixCache.cache_unfinished_req`.
+        """
+        for item in self.inflight:
+            wait_for_loads(self._scheduler, item.batch)
+
     def room_came_free(self) -> None:
         """What leaves makes room in every micro-batch: they share the request slots and the KV pool."""
         scheduler = self._scheduler

@@ -112,6 +112,8 @@ class LayeredLoop(BaseLoop):
     def process(self, step: LaunchedStep) -> None:
         """A step's results are to be processed now."""
         self.hand_over(step)
+        if step.finished is not None or step.kind == "prefill":
+            self.cohorts.wait_for_loads()
         timing = self.last_timing = step.timing(self._num_layers)
         if step.strategy is not None and self._execution.choice.learns:
             self._execution.observe(step.strategy, timing)

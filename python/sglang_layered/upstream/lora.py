@@ -9,10 +9,12 @@ srt/lora/backend/base_backend.py `reset_batch_state`, srt/lora/utils.py `generat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
 import torch
-from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from sglang_layered.errors import UnsupportedError
@@ -25,6 +27,8 @@ STATE = (
     "lm_head_pass_batch_infos",
     "_lm_head_pass_idx",
 )
+
+GIVEN_BACK = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class Adapters:
@@ -90,6 +94,40 @@ class Adapters:
         """Layers that run from now on have the rows of this batch."""
         carrier: Any = batch
         vars(self._manager.lora_backend).update(carrier.layered_adapters)
+
+
+class EndsByOutputs:
+    """SGLang's way to the tokenizer process, on which an output ends whatever has an adapter.
+
+    There an adapter is in use until an output ends its request; an AbortReq leaves it in use for ever, and
+    whoever unloads it waits as long. Of a request that a status 500 or 503 ends it is given back in another
+    place, and an output would give it back twice. Upstream: srt/managers/tokenizer_manager.py
+    `_handle_abort_req`, `_handle_abort_finish_reason`.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._sender = scheduler.ipc_channels.send_to_tokenizer
+        self._streamer = scheduler.output_streamer
+
+    @classmethod
+    def install(cls, scheduler: Any) -> None:
+        """Put it in place, if there are adapters; SGLang's class is frozen."""
+        if scheduler.server_args.enable_lora:
+            object.__setattr__(scheduler.ipc_channels, "send_to_tokenizer", cls(scheduler))
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is SGLang's."""
+        return getattr(self._sender, name)
+
+    def send_output(self, output: Any, source: Any = None) -> None:
+        """As SGLang's; `source` is what the output answers, here a request that waits or ran."""
+        is_end = isinstance(output, AbortReq) and getattr(source, "lora_id", None) is not None
+        if not is_end or (output.finished_reason or {}).get("status_code") in GIVEN_BACK:
+            self._sender.send_output(output, source)
+            return
+        source.finished_reason = source.finished_reason or FINISH_ABORT("Abort in waiting queue")
+        source.time_stats.set_completion_time()
+        self._streamer.stream_output([source], source.return_logprob)
 
 
 def refuse_expert_adapters(model_runner: Any) -> None:

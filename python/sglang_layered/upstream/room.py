@@ -102,15 +102,7 @@ def end_aborted_that_wait(scheduler: Any) -> None:
 
 
 def _tell(scheduler: Any, req: Any) -> None:
-    """Tell the tokenizer process that a request is over.
-
-    There an adapter is in use until an output ends its request; an AbortReq leaves it in use for ever, and
-    whoever unloads it would wait as long. Upstream: srt/managers/tokenizer_manager.py `_handle_abort_req`.
-    """
-    if req.lora_id is not None:
-        req.time_stats.set_completion_time()
-        scheduler.output_streamer.stream_output([req], req.return_logprob)
-        return
+    """Tell the tokenizer process that a request is over."""
     end = AbortReq(finished_reason=req.finished_reason.to_json(), rid=req.rid)
     scheduler.ipc_channels.send_to_tokenizer.send_output(end, req)
 

@@ -18,6 +18,7 @@ from sglang_layered.errors import ModelRecipeError
 
 PROJECTION = re.compile(r"\blayers\.\d+\..*_proj(_with_mqa)?\.weight$")
 JOINED_EXPERTS = re.compile(r"\bexperts\.(gate_up|down)_proj$")  # GPT-OSS: [experts, inputs, outputs]
+IN_BFLOAT16 = re.compile(r"\b(experts\.(gate_up|down)_proj_bias|self_attn\.sinks)$")  # of GPT-OSS
 BLOCK = 32  # outputs and inputs that share an FP8 scale; releases have 128, wider than tiny layers
 GROUP = 32  # inputs that share a scale
 FP8_LARGEST, INT8_LARGEST, INT4_LARGEST = 448.0, 127, 15
@@ -37,11 +38,12 @@ class Quantized:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a method stores weights, and `quantization_config` of config.json."""
+    """How a method stores weights, `quantization_config` of config.json, and what it has in bfloat16."""
 
     names: re.Pattern[str]
     quantize: Callable[[torch.Tensor], Quantized]
     config: Mapping[str, Any]
+    bfloat16: re.Pattern[str] | None = None  # SGLang rounds these whatever dtype they have
 
 
 def quantize_folder(folder: Path, method: str, *, dequantized: bool = False) -> None:
@@ -60,7 +62,8 @@ def quantize_folder(folder: Path, method: str, *, dequantized: bool = False) -> 
         tensors: dict[str, torch.Tensor] = {}
         for name, weight in load_file(path).items():
             if layout.names.search(name) is None:
-                tensors[name] = weight
+                is_rounded = layout.bfloat16 is not None and layout.bfloat16.search(name) is not None
+                tensors[name] = weight.bfloat16().to(weight.dtype) if is_rounded else weight
                 continue
             num_quantized += 1
             quantized = layout.quantize(weight.float())
@@ -216,6 +219,7 @@ LAYOUTS: Mapping[str, Layout] = {
                 "lm_head",
             ],
         },
+        IN_BFLOAT16,
     ),
 }
 """What `make-model --quantization` takes."""

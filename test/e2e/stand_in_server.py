@@ -1,0 +1,42 @@
+"""Starts SGLang's HTTP server with what a CPU lacks for quantized weights, LoRA or hierarchical cache.
+
+STAND_IN names it. Its processes are forked, so they have what is put in place here (`servers.forked`).
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from sglang.srt.entrypoints.http_server import launch_server
+from sglang.srt.server_args import prepare_server_args
+from sglang.srt.utils import kill_process_tree
+
+
+def quantized() -> None:
+    """The references of kernels/cpu instead of AMX, and attention with the sinks of GPT-OSS."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+    from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention
+
+    ATTENTION_BACKENDS["triton"] = ReferenceAttention
+    on_cpu = import_module("quantized_on_cpu")
+    on_cpu.run_without_amx()
+    on_cpu.use_ops()
+
+
+def lora() -> None:
+    import_module("lora_models").leave_memory_unpinned()
+
+
+def hicache() -> None:
+    import_module("hicache_on_cpu").stand_in()
+
+
+STAND_INS: dict[str, Callable[[], None]] = {"quantized": quantized, "lora": lora, "hicache": hicache}
+
+if __name__ == "__main__":
+    STAND_INS[os.environ["STAND_IN"]]()
+    try:
+        launch_server(prepare_server_args(sys.argv[1:]))
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
