@@ -176,6 +176,23 @@ class LayeredRunner(GroupRunner):
                 output.parked = with_ids(output.parked, step.expert_ids)
         return output
 
+    def embed(self, step: GroupStep) -> PPProxyTensors:
+        """Run what is before a prompt's layer 0: its encoder. No layer."""
+        rows = replace(step.prompt)
+        Carried(rows, partial(self._embed, step), num_rows_of(step.prompt, None))
+        record = self._model_runner.forward(rows)
+        parked: PPProxyTensors
+        parked, record.logits_output = record.logits_output, None
+        if self._ids is None:
+            return parked
+        return with_ids(parked, self._ids.of_prompt(None, step.prompt.input_ids.shape[0]))
+
+    def _embed(self, step: GroupStep) -> PPProxyTensors:
+        # The groups take the attention's plan for made once the prompt has a ForwardBatch.
+        plan_attention(self._model_runner, self._prompt_backend, step.prompt, None)
+        with device_timer_ctx(self._model_runner.device_timer, "extend"):
+            return self._calls.embed(step.prompt)
+
     def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
         path = self.decode_paths.of(step.decode)
         return path.below, path.above

@@ -16,7 +16,8 @@ class InFlightCohort:
 
     `forward` is the cohort's own ForwardBatch, made at the first group and kept to the last, or made anew
     after requests have left; `parked` holds its rows' activations [prompt rows, hidden] between two groups.
-    `has_begun` is True from the launch of the first group on.
+    `has_begun` is True from the launch of the first group on, or of the encoder's step: with
+    `needs_encoder` the prompt's images get one of their own, so that no step has an encoder and a group.
     """
 
     cohort: Cohort
@@ -24,6 +25,7 @@ class InFlightCohort:
     forward: ForwardBatch | None = None
     parked: PPProxyTensors | None = None
     has_begun: bool = False
+    needs_encoder: bool = False
 
     @property
     def reqs(self) -> list[Req]:
@@ -43,11 +45,15 @@ class InFlightCohort:
 
 @dataclass(frozen=True, slots=True)
 class LayerGroupBatch:
-    """One engine step: every running request through all layers, the cohort through one group."""
+    """One engine step: every running request through all layers, the cohort through one group.
+
+    With `encodes` the cohort's images pass the encoder instead, and the group is the one after that.
+    """
 
     decode: ScheduleBatch | None
     inflight: InFlightCohort
     group: LayerGroup
+    encodes: bool = False
 
     @property
     def shape(self) -> StepShape:

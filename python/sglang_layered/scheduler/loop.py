@@ -16,7 +16,7 @@ from sglang_layered.core.stages import PipelineStages
 from sglang_layered.core.view import StepTiming
 from sglang_layered.errors import InvariantError
 from sglang_layered.runner.at_start import take_runner
-from sglang_layered.runner.execution import Execution
+from sglang_layered.runner.execution import ENCODER, Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
@@ -174,9 +174,10 @@ class LayeredLoop(BaseLoop):
         [inflight] = self.cohorts.inflight
         if decode is None:
             self.cohorts.finish_in_one_step()
-        if self.driver.policy is not None:
+        encodes = inflight.needs_encoder and not inflight.has_begun and decode is not None
+        if self.driver.policy is not None and not encodes:
             self.driver.pace(inflight, decode)
-        return LayerGroupBatch(decode, inflight, inflight.cohort.group)
+        return LayerGroupBatch(decode, inflight, inflight.cohort.group, encodes)
 
     def _groups_of(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
         """The policy's plan; None when the policy failed and prompts go whole from now on."""
@@ -216,6 +217,9 @@ class LayeredLoop(BaseLoop):
     def _run_layered(self, step: LayerGroupBatch) -> None:
         inflight, cohort, decode = step.inflight, step.inflight.cohort, step.decode
         self.scheduler.cur_batch_for_debug = inflight.batch
+        if step.encodes:
+            self._run_encoder(step)
+            return
         strategy = None if decode is None else self._execution.choose(step.shape)
         load = None
         if self.driver.policy is not None or self.is_heard:
@@ -235,6 +239,14 @@ class LayeredLoop(BaseLoop):
                 number, "layered", outcomes, timer, cohort, prompt, strategy, load, decision, finished
             )
         )
+
+    def _run_encoder(self, step: LayerGroupBatch) -> None:
+        """Decode beside the encoder; the step-time model knows nothing of encoders, so it is told nothing."""
+        timer = StepTimer.start(self.scheduler)
+        [(decode, result)] = self._launcher.launch(step, ENCODER)
+        timer.stop()
+        outcomes = (Outcome(decode, self._at_launch(decode), result),)
+        self.results.launched(LaunchedStep(self.scheduler.forward_ct, "encoder", outcomes, timer))
 
     def _at_launch(self, batch: ScheduleBatch) -> ScheduleBatch:
         """The batch as it is at its launch: SGLang's own is changed before its results are processed."""

@@ -20,6 +20,7 @@ from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.images import Deepstack
 from sglang_layered.upstream.lora import Adapters
 
 Kwargs: TypeAlias = dict[str, Any]
@@ -98,10 +99,11 @@ class PipelineRanges(LayerRanges):
         self._model = model
         modules = [vars(module) for module in model.modules()]
         self._grouped = [attributes for attributes in modules if "pp_group" in attributes]
-        stacks = [attributes for attributes in modules if {"start_layer", "end_layer"} <= attributes.keys()]
+        stacks = [module for module in model.modules() if {"start_layer", "end_layer"} <= vars(module).keys()]
         if len(stacks) != 1 or not self._grouped:
             raise _unfit(model)
-        self._stack = stacks[0]
+        self._stack = vars(stacks[0])
+        self._deepstack = Deepstack.of(stacks[0])
         self.first_layer = self._stack["start_layer"]
         self.num_layers: int = self._stack["end_layer"]
         group = self._grouped[0]["pp_group"]
@@ -116,9 +118,13 @@ class PipelineRanges(LayerRanges):
         self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
         with self._stage(layers.start, layers.end, first=rows is None, last=last):
-            return self._model.forward(
-                batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows, **kwargs
-            )
+            if self._deepstack is None:
+                return self._model.forward(
+                    batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows, **kwargs
+                )
+            kwargs["pp_proxy_tensors"] = rows
+            forward = partial(self._model.forward, batch.input_ids, batch.positions, batch, **kwargs)
+            return self._deepstack.run(forward, layers.end, rows)
 
     @contextmanager
     def _stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
@@ -240,8 +246,10 @@ class LayerCalls:
         self.num_layers = self._ranges.num_layers  # where a pipeline stage ends, in the whole model's count
 
     def embed(self, batch: ForwardBatch) -> PPProxyTensors:
-        """Prompt rows before layer 0."""
-        return self._run(batch, 0, 0, None, **prompt_kwargs(self._model_runner, batch))
+        """Prompt rows before layer 0; of images an encoder makes them."""
+        rows: PPProxyTensors = self._run(batch, 0, 0, None, **prompt_kwargs(self._model_runner, batch))
+        batch.mm_input_embeds = None  # kept for drafts of speculative decoding: as large as the rows
+        return rows
 
     def below(self, batch: ForwardBatch, end: int, rows: PPProxyTensors | None = None) -> PPProxyTensors:
         """Decode rows, from their tokens or from those of the stage before, through layers up to `end`."""
