@@ -17,8 +17,8 @@ from sglang_layered.core.stages import PipelineStages
 from sglang_layered.runner.rows import keep_rows
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.stream import Dropped, EventStream, Left
-from sglang_layered.upstream.images import has_work_for_encoder
 from sglang_layered.upstream.hicache import forward_stream, wait_for_loads
+from sglang_layered.upstream.images import has_work_for_encoder
 from sglang_layered.upstream.room import abort_requests, requeue_requests, room_came_free
 
 logger = logging.getLogger(__name__)
