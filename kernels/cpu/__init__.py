@@ -8,7 +8,7 @@ kernels.
 from typing import Any
 
 from sglang_layered_kernels.cpu.kv_cache import assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu
-from sglang_layered_kernels.cpu.missing import missing_operators, resolve_missing
+from sglang_layered_kernels.cpu.missing import resolve_missing
 
 __all__ = ["assign_req_to_token_pool_cpu", "copy_all_layer_kv_cache_cpu"]
 

@@ -76,13 +76,13 @@ def _check(server_args: Any) -> None:
 def limit_media(server_args: Any) -> None:
     """Let SGLang answer what layer ranges would lose of an encoder's work with 400, request by request.
 
-    Its warm-up sends an image to a multimodal model and ends the server when that gets a 400: where images do,
-    it is left out.
+    Its warm-up sends an image to a multimodal model and ends the server when that gets a 400. Where images
+    do, the warm-up is left out.
     """
     refused = refused_media(server_args)
     if not refused:
         return
-    limits = (server_args.limit_mm_data_per_request or {}) | refused
+    limits = {**(server_args.limit_mm_data_per_request or {}), **refused}
     skips_warmup = server_args.skip_server_warmup or "image" in refused
     server_args.override("layered prefill", limit_mm_data_per_request=limits, skip_server_warmup=skips_warmup)
     logger.warning(
