@@ -48,6 +48,7 @@ PROMPTS = (
     Asked((SMALL, HIGH, prompt(4, 11))),
     Asked((prompt(77, 7),)),
 )
+NUM_ENCODER_STEPS = 2  # of this cohort, when the first image has been seen
 COHORT = PROMPTS[5], Asked((prompt(30, 12),)), Asked((prompt(10, 13), WIDE, prompt(3, 14)))
 
 
@@ -153,14 +154,14 @@ def encoder_step(run: Run) -> dict[str, Any]:
         run.encoded.clear()
         rids, steps = [run.send(asked) for asked in COHORT], []
         before, heard = len(req.output_ids), len(stepped.events)
-        for _ in range(NUM_GROUPS + 1):
+        for _ in range(NUM_ENCODER_STEPS + NUM_GROUPS):
             stepped.step()
             steps.append([sum(run.encoded), stepped.next_group])
         stepped.loop.settle()
         kinds = [event.kind for event in stepped.events[heard:] if isinstance(event, StepDone)]
         return {
             "steps": steps,
-            "kinds": kinds[-NUM_GROUPS - 1 :],
+            "kinds": kinds[-NUM_ENCODER_STEPS - NUM_GROUPS :],
             "neighbour": len(req.output_ids) - before,
             "tokens": stepped.finish(*rids),
         }
@@ -169,7 +170,7 @@ def encoder_step(run: Run) -> dict[str, Any]:
 def leaving(run: Run) -> list[dict[str, Any]]:
     """Each request of a cohort is aborted after each number of steps, and so are all."""
     cases = []
-    for num_steps in range(NUM_GROUPS + 1):
+    for num_steps in range(NUM_ENCODER_STEPS + NUM_GROUPS):
         for gone in ([0], [1, 2], [0, 1, 2]):
             with run.decoding():
                 rids = [run.send(asked) for asked in COHORT]
@@ -185,7 +186,7 @@ def leaving(run: Run) -> list[dict[str, Any]]:
 def dropped(run: Run) -> list[dict[str, Any]]:
     """All requests are retracted after each number of steps and go on later, those that decode as well."""
     cases = []
-    for num_steps in range(NUM_GROUPS + 3):
+    for num_steps in range(NUM_ENCODER_STEPS + NUM_GROUPS + 2):
         run.forget(layered_prefill=1, layered_num_groups=NUM_GROUPS)
         neighbour = run.send(PROMPTS[1])
         run.stepped.step(3)

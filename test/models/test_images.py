@@ -52,11 +52,11 @@ def test_features_of_early_layers_decide_tokens(found: Any) -> None:
     ]
 
 
-def test_a_cohort_passes_the_encoder_in_one_step_of_its_own_in_which_others_decode(found: Any) -> None:
+def test_images_pass_the_encoder_in_steps_of_their_own_in_which_others_decode(found: Any) -> None:
     seen = found["encoder step"]
-    assert seen["steps"] == [[2, 0], [2, 1], [2, 2], [2, 3], [2, None]], "images so far, the next group"
-    assert seen["kinds"] == ["encoder", *["layered"] * 4]
-    assert seen["neighbour"] >= 5
+    assert seen["steps"] == [[1, 0], [2, 0], [2, 1], [2, 2], [2, 3], [2, None]], "images so far, next group"
+    assert seen["kinds"] == ["encoder", "encoder", *["layered"] * 4]
+    assert seen["neighbour"] >= 6
     assert seen["tokens"] == found["alone"][1:]
 
 

@@ -18,7 +18,6 @@ from sglang_layered.runner.rows import keep_rows
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.stream import Dropped, EventStream, Left
 from sglang_layered.upstream.hicache import forward_stream, wait_for_loads
-from sglang_layered.upstream.images import has_work_for_encoder
 from sglang_layered.upstream.room import abort_requests, requeue_requests, room_came_free
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class CohortSet:
         slots = batch.out_cache_loc.split(list(batch.extend_lens))
         for request_id, part in zip(cohort.request_ids, slots, strict=True):
             self.ledger.admit(request_id, part)
-        self.inflight.append(InFlightCohort(cohort, batch, needs_encoder=has_work_for_encoder(batch)))
+        self.inflight.append(InFlightCohort(cohort, batch))
         return self.inflight[-1]
 
     def finish_in_one_step(self) -> None:

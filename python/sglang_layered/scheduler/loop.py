@@ -24,6 +24,7 @@ from sglang_layered.scheduler.invariants import RankCheck
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults, StepTimer
 from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import StepDone
+from sglang_layered.upstream.images import unseen_images
 from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
 from sglang_layered.upstream.room import filter_finished, somebody_decodes
 
@@ -154,13 +155,17 @@ class LayeredLoop(BaseLoop):
             return batch
         self.admit(batch, groups)
         scheduler.last_batch = batch
+        [inflight] = self.cohorts.inflight
+        inflight.to_encode = unseen_images(batch, self.controls.config.layered_group_tokens)
         return self._compose()
 
     def _resume(self) -> LayerGroupBatch | ScheduleBatch | None:
         """A cohort is in flight: no admission, its next group beside the next decode."""
         scheduler, [inflight] = self.scheduler, self.cohorts.inflight
         tend_requests(scheduler, inflight.batch)
-        if inflight.aborted:
+        aborted = inflight.aborted
+        # What a client gave in place of tokens is not cut with the rows, so layer 0 must have had it before.
+        if aborted and (not inflight.to_encode or len(aborted) == len(inflight.reqs)):
             self.settle()
             self.cohorts.let_aborted_leave()
             if not self.cohorts.inflight:
@@ -174,7 +179,8 @@ class LayeredLoop(BaseLoop):
         [inflight] = self.cohorts.inflight
         if decode is None:
             self.cohorts.finish_in_one_step()
-        encodes = inflight.needs_encoder and not inflight.has_begun and decode is not None
+            inflight.to_encode.clear()
+        encodes = bool(inflight.to_encode)
         if self.driver.policy is not None and not encodes:
             self.driver.pace(inflight, decode)
         return LayerGroupBatch(decode, inflight, inflight.cohort.group, encodes)
@@ -245,6 +251,7 @@ class LayeredLoop(BaseLoop):
         timer = StepTimer.start(self.scheduler)
         [(decode, result)] = self._launcher.launch(step, ENCODER)
         timer.stop()
+        step.inflight.to_encode.popleft()
         outcomes = (Outcome(decode, self._at_launch(decode), result),)
         self.results.launched(LaunchedStep(self.scheduler.forward_ct, "encoder", outcomes, timer))
 

@@ -1,4 +1,4 @@
-"""Images of multimodal models: whether an encoder has work, and the features that early layers add.
+"""Images of multimodal models: what an encoder has to do, and the features that early layers add.
 
 SGLang runs the encoder inside the model's forward, where the prompt is embedded. Qwen3-VL's gives more than
 embeddings: features that the language model adds after each of its first layers. A layer range that starts
@@ -8,9 +8,11 @@ prompt's rows. Upstream: srt/managers/mm_utils.py `general_mm_embed_routine`, sr
 """
 
 import inspect
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from sglang.srt.managers import mm_utils
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
@@ -20,20 +22,42 @@ ARGUMENT = "input_deepstack_embeds"
 FEATURES = "layered_deepstack"  # no model has activations of this name
 
 
-def has_work_for_encoder(batch: ScheduleBatch) -> bool:
-    """Whether a prompt batch computes rows of an image that the encoder has not seen, or not lately.
+def unseen_images(batch: ScheduleBatch, most_tokens: int) -> deque[list[Any]]:
+    """Images with rows in a prompt batch that the encoder has not seen lately, as it takes them step by step.
 
-    SGLang keeps embeddings by image for a while: those of an image that an earlier chunk began, or of one
-    that many ask about, cost nothing.
+    Each list is of images that have at most `most_tokens` together, or of one. SGLang keeps embeddings by
+    image for a while: those of an image that an earlier chunk began, or that many ask about, cost nothing.
     """
     spans = zip(batch.multimodal_inputs or (), batch.prefix_lens, batch.extend_lens, strict=False)
-    return any(
-        first < prefix + rows and last >= prefix and not mm_utils.embedding_cache.has(item.hash)
+    found = {
+        item.hash: (item, last - first + 1)
         for inputs, prefix, rows in spans
         if inputs is not None
         for item in inputs.mm_items
         for first, last in item.offsets
-    )
+        if first < prefix + rows and last >= prefix and not mm_utils.embedding_cache.has(item.hash)
+    }
+    parts: deque[list[Any]] = deque()
+    room = 0
+    for item, num_tokens in found.values():
+        # Several images in one item are kept together only, and not by its hash.
+        if not parts or (num_tokens > room and len(item.offsets) == 1):
+            parts.append([])
+            room = most_tokens
+        parts[-1].append(item)
+        room -= num_tokens
+    return parts
+
+
+def encode(model_runner: Any, images: Sequence[Any]) -> None:
+    """Run the encoder on images of the requests, so that SGLang's cache has their embeddings.
+
+    Where the cache is too small for them the prompt's embedding runs the encoder once more.
+    """
+    spans, far = [image.offsets[0] for image in images], max(image.offsets[0][1] for image in images) + 1
+    wanted = mm_utils.PerImageRequestInfo(0, list(images), spans, 0, far)
+    encoder = model_runner.model.get_image_feature
+    mm_utils._batch_encode_per_image_misses(encoder, [wanted], torch.device(model_runner.device))
 
 
 class Deepstack:
