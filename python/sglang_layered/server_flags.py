@@ -9,10 +9,10 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, LayeredPrefillError
 from sglang_layered.files import check_writable
 from sglang_layered.listeners.dispatch import check_listeners
+from sglang_layered.models.images import refused_media
 
 logger = logging.getLogger(__name__)
 
-TEXT_ONLY = {"image": 0, "video": 0, "audio": 0}
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
 
@@ -69,22 +69,27 @@ def _check(server_args: Any) -> None:
         _check_files(config, may_write=server_args.node_rank == 0)  # tensor rank 0, which writes, runs there
     refuse(config, server_args)
     if config.is_layered:
-        serve_text_only(server_args)
+        limit_media(server_args)
         config.check_depth(server_args.get_model_config().num_hidden_layers)
 
 
-def serve_text_only(server_args: Any) -> None:
-    """Let SGLang answer images, videos and audio with 400: layer ranges would lose what an encoder adds.
+def limit_media(server_args: Any) -> None:
+    """Let SGLang answer what layer ranges would lose of an encoder's work with 400, request by request.
 
-    Its warm-up would send an image and end the server because of the answer, so it is left out.
+    Its warm-up sends an image to a multimodal model and ends the server when that gets a 400. Where images
+    do, the warm-up is left out.
     """
-    if not server_args.get_model_config().is_multimodal:
+    refused = refused_media(server_args)
+    if not refused:
         return
-    server_args.override("layered prefill", limit_mm_data_per_request=TEXT_ONLY, skip_server_warmup=True)
+    limits = {**(server_args.limit_mm_data_per_request or {}), **refused}
+    skips_warmup = server_args.skip_server_warmup or "image" in refused
+    server_args.override("layered prefill", limit_mm_data_per_request=limits, skip_server_warmup=skips_warmup)
     logger.warning(
-        "Layered mode serves text only of %s: requests with images, video or audio are answered with 400, and"
-        " the server's warm-up, which sends an image, is left out",
+        "Layered mode answers requests with %s with 400 for %s%s",
+        ", ".join(refused),
         server_args.model_path,
+        "; the server's warm-up, which sends an image, is left out" if "image" in refused else "",
     )
 
 

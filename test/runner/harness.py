@@ -150,7 +150,7 @@ class SteppedScheduler:
             input_text=None,
             input_ids=array("q", prompt),
             input_embeds=None,
-            mm_inputs=None,
+            mm_inputs=params.pop("mm_inputs", None),
             token_type_ids=None,
             sampling_params=sampling,
             return_logprob=params.pop("return_logprob", False),

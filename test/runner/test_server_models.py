@@ -1,5 +1,7 @@
 """What a server says at its start to weights, adapters, images and expert ids (no server is started)."""
 
+import json
+import pickle
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -71,16 +73,40 @@ def test_expert_ids_that_sglang_itself_gets_wrong_are_refused(
         check(tiny_qwen3_moe, *asked, *flags)
 
 
-@pytest.mark.parametrize("kind", ["image", "video", "audio"])
-@pytest.mark.parametrize("mode", [(), LAYERED])
+ANSWERS = {
+    ("image", ()): None,
+    ("image", LAYERED): None,
+    ("image", (*LAYERED, "--limit-mm-data-per-request", '{"image": 0, "video": 9}')): "limit 0 per request",
+    ("image", (*LAYERED, "--pp-size", "2")): "limit 0 .*use chunked",
+    ("image", (*LAYERED, *ADAPTERS)): "limit 0 .*use chunked",
+    ("video", ()): None,
+    ("video", (*LAYERED, "--limit-mm-data-per-request", '{"video": 9}')): "limit 0 .*use chunked",
+    ("audio", LAYERED): "limit 0 .*use chunked",
+}
+
+
+@pytest.mark.parametrize(("kind", "flags"), ANSWERS)
 def test_layered_mode_answers_what_is_no_text_with_an_error_of_sglang(
-    kind: str, mode: tuple[str, ...]
+    kind: str, flags: tuple[str, ...]
 ) -> None:
-    args = check(tiny_model("qwen3_vl_moe"), *mode)
-    assert args.skip_server_warmup == bool(mode), "the warm-up sends an image to such a model"
+    message = ANSWERS[kind, flags]
+    args = check(tiny_model("qwen3_vl_moe"), *flags)
     nothing = {"image_data": None, "video_data": None, "audio_data": None}
     judge = partial(TokenizerManager._validate_mm_limits, SimpleNamespace(server_args=args))
     judge(SimpleNamespace(**nothing))
     request = SimpleNamespace(**nothing | {f"{kind}_data": ["data"]})
-    with pytest.raises(ValueError, match="limit 0") if mode else nullcontext():
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
         judge(request)
+
+
+def test_the_warm_up_which_sends_an_image_is_left_out_where_images_are_refused() -> None:
+    model = tiny_model("qwen3_vl_moe")
+    assert not check(model, *LAYERED).skip_server_warmup
+    assert check(model, *LAYERED, "--skip-server-warmup").skip_server_warmup
+    assert check(model, *LAYERED, "--pp-size", "2").skip_server_warmup
+
+
+def test_a_refused_limit_travels_as_a_number_does() -> None:
+    limits = check(tiny_model("qwen3_vl_moe"), *LAYERED).limit_mm_data_per_request
+    assert json.loads(json.dumps(limits)) == {"video": 0, "audio": 0}
+    assert str(pickle.loads(pickle.dumps(limits))["video"]) == str(limits["video"]) != "0"

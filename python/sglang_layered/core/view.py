@@ -8,7 +8,7 @@ from typing import Literal
 
 from sglang_layered.core.layer_shape import LayerShape
 
-StepKind = Literal["prefill", "decode", "layered"]
+StepKind = Literal["prefill", "decode", "layered", "encoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,8 @@ class StepTiming:
     """How long a step took and what was in it.
 
     `duration_s` is the forward's time on the device (on CPU: the launch, which computes). A decode or prefill
-    step runs all layers; in a layered step the prompt rows run `num_layers` of them.
+    step runs all layers; in a layered step the prompt rows run `num_layers` of them. An encoder step is a
+    decode step beside which the images of a prompt pass their encoder, and its prompt no layer yet.
     """
 
     kind: StepKind

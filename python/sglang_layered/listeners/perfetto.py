@@ -75,6 +75,8 @@ class PerfettoListener(FileListener):
             name = f"layers [{step.group.start}, {step.group.end})"
             groups = {"num_groups": step.num_groups}
             self._span(track, name, start, end, {**shared, **_prompt(step), **groups})
+        elif step.kind == "encoder":
+            self._span(self._track(PREFILL, "prefill"), "encoder", start, end, shared)
         elif step.num_prompt_rows:
             track = self._track(PREFILL, "prefill")
             self._span(track, "prefill", start, end, {**shared, **_prompt(step)})

@@ -90,11 +90,14 @@ METRICS = (
         MODE_CHANGES,
     ),
     Metric(
-        "layered_steps_total", "Steps by kind: prefill, decode, layered.", ("kind",), each(get_args(StepKind))
+        "layered_steps_total",
+        "Steps by kind: prefill, decode, layered, encoder.",
+        ("kind",),
+        each(get_args(StepKind)),
     ),
     Metric(
         "layered_step_seconds",
-        "Time of a step's forward on its device by kind: prefill, decode, layered.",
+        "Time of a step's forward on its device by kind: prefill, decode, layered, encoder.",
         ("kind",),
         buckets=STEP_SECONDS,
     ),

@@ -21,6 +21,7 @@ ONE_WORKSPACE = (
     " at the same time"
 )
 Strategy = Callable[[GroupStep], StepOutput]
+ENCODER = "encoder"  # no way to run a group, and never chosen: a step before the first one
 
 
 class SideStream:
@@ -68,6 +69,7 @@ class Execution:
             "fused": runner.fused,
             "sequential": self._sequential,
             "concurrent": self._concurrent,
+            ENCODER: self._encoder,
         }
 
     @classmethod
@@ -115,6 +117,10 @@ class Execution:
     def _sequential(self, step: GroupStep) -> StepOutput:
         record = self._runner.decode_alone(step.decode)
         return _together(record, self._runner.fused(replace(step, decode=None)))
+
+    def _encoder(self, step: GroupStep) -> StepOutput:
+        record = self._runner.decode_alone(step.decode)
+        return _together(record, StepOutput(None, None, self._runner.embed(step)))
 
     def _concurrent(self, step: GroupStep) -> StepOutput:
         if self._beside is None:

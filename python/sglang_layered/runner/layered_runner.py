@@ -1,7 +1,7 @@
 """Runs a layered step: decode rows through all layers, prompt rows through one layer group."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.decode_graphs.graphs import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
+from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerCalls, PipelineRanges
 from sglang_layered.upstream.routed_experts import ExpertIds, with_ids, without_ids
@@ -41,6 +42,7 @@ class GroupStep:
     Inside `loads()` layers wait for the prompt's KV that comes back from host memory. `decode_rows` came from
     the pipeline stage before, as `parked` did where the prompt enters a stage; None on the first.
     `expert_ids` [prompt rows, layers, chosen] takes the ids that requests want returned; None: nobody does.
+    `images` are some of the prompt's, for their encoder alone, with others to follow.
     """
 
     prompt: ForwardBatch
@@ -51,6 +53,7 @@ class GroupStep:
     loads: Callable[[], AbstractContextManager[None]] = nullcontext
     decode_rows: PPProxyTensors | None = None
     expert_ids: torch.Tensor | None = None
+    images: Sequence[Any] | None = None
 
 
 @dataclass(slots=True)
@@ -175,6 +178,26 @@ class LayeredRunner(GroupRunner):
             else:
                 output.parked = with_ids(output.parked, step.expert_ids)
         return output
+
+    def embed(self, step: GroupStep) -> PPProxyTensors | None:
+        """Run the encoder on what the step says, or on all the rest: the prompt's rows before layer 0."""
+        rows = replace(step.prompt)
+        Carried(rows, partial(self._embed, step), num_rows_of(step.prompt, None))
+        record = self._model_runner.forward(rows)
+        parked: PPProxyTensors | None
+        parked, record.logits_output = record.logits_output, None
+        if self._ids is None or parked is None:
+            return parked
+        return with_ids(parked, self._ids.of_prompt(None, step.prompt.input_ids.shape[0]))
+
+    def _embed(self, step: GroupStep) -> PPProxyTensors | None:
+        if step.images is not None:
+            encode(self._model_runner, step.images)
+            return None
+        # The groups take the attention's plan for made once the prompt has a ForwardBatch.
+        plan_attention(self._model_runner, self._prompt_backend, step.prompt, None)
+        with device_timer_ctx(self._model_runner.device_timer, "extend"):
+            return self._calls.embed(step.prompt)
 
     def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
         path = self.decode_paths.of(step.decode)

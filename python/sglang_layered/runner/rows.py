@@ -10,11 +10,20 @@ from typing import Any
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode, PPProxyTensors
 
+from sglang_layered.upstream.images import FEATURES
+
 BATCH_FIELDS = tuple(item.name for item in fields(ForwardBatch))
 
 
 def join_rows(prompt: PPProxyTensors, decode: PPProxyTensors) -> PPProxyTensors:
-    """Stack the activations of both; keys must agree, a key that is None in one is None in both."""
+    """Stack the activations of both; keys must agree, a key that is None in one is None in both.
+
+    Only features of images are the prompt's alone: rows that decode add zeros.
+    """
+    features = prompt.tensors.get(FEATURES)
+    if features is not None:
+        zeros = features.new_zeros((decode["hidden_states"].shape[0], features.shape[1]))
+        decode = PPProxyTensors(decode.tensors | {FEATURES: zeros})
     if prompt.tensors.keys() != decode.tensors.keys():
         raise AssertionError(f"activations differ: {set(prompt.tensors)} and {set(decode.tensors)}")
     return PPProxyTensors(
@@ -23,11 +32,11 @@ def join_rows(prompt: PPProxyTensors, decode: PPProxyTensors) -> PPProxyTensors:
 
 
 def cut_rows(hybrid: PPProxyTensors, num_prompt_rows: int) -> tuple[PPProxyTensors, PPProxyTensors]:
-    """Views of the prompt rows and of the decode rows."""
-    return (
-        keep_rows(hybrid, lambda tensor: tensor[:num_prompt_rows]),
-        keep_rows(hybrid, lambda tensor: tensor[num_prompt_rows:]),
-    )
+    """Views of the prompt rows and of the decode rows, these without the zeros that `join_rows` gave them."""
+    prompt = keep_rows(hybrid, lambda tensor: tensor[:num_prompt_rows])
+    decode = keep_rows(hybrid, lambda tensor: tensor[num_prompt_rows:])
+    decode.tensors.pop(FEATURES, None)
+    return prompt, decode
 
 
 def keep_rows(rows: PPProxyTensors, keep: Callable[[torch.Tensor], torch.Tensor]) -> PPProxyTensors:

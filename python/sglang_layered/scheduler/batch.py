@@ -1,6 +1,8 @@
 """What the layered loop holds between steps and hands to the runner in one."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
@@ -16,7 +18,8 @@ class InFlightCohort:
 
     `forward` is the cohort's own ForwardBatch, made at the first group and kept to the last, or made anew
     after requests have left; `parked` holds its rows' activations [prompt rows, hidden] between two groups.
-    `has_begun` is True from the launch of the first group on.
+    `has_begun` is True from the first launch on. `to_encode` are images that have not passed the encoder, a
+    list for each step before the first group: no step has an encoder and a group.
     """
 
     cohort: Cohort
@@ -24,6 +27,7 @@ class InFlightCohort:
     forward: ForwardBatch | None = None
     parked: PPProxyTensors | None = None
     has_begun: bool = False
+    to_encode: deque[list[Any]] = field(default_factory=deque)
 
     @property
     def reqs(self) -> list[Req]:
@@ -43,11 +47,15 @@ class InFlightCohort:
 
 @dataclass(frozen=True, slots=True)
 class LayerGroupBatch:
-    """One engine step: every running request through all layers, the cohort through one group."""
+    """One engine step: every running request through all layers, the cohort through one group.
+
+    With `encodes` some of the cohort's images pass the encoder instead; the group comes after all of them.
+    """
 
     decode: ScheduleBatch | None
     inflight: InFlightCohort
     group: LayerGroup
+    encodes: bool = False
 
     @property
     def shape(self) -> StepShape:

@@ -134,6 +134,7 @@ def describe(step: LayerGroupBatch | ScheduleBatch | None) -> str:
     if isinstance(step, LayerGroupBatch):
         cohort = step.inflight.cohort
         decode = "no decode" if step.decode is None else describe(step.decode)
-        return f"layers {cohort.group} of {cohort.plan} for {cohort.request_ids}, {decode}"
+        what = "the encoder before" if step.encodes else "layers"
+        return f"{what} {cohort.group} of {cohort.plan} for {cohort.request_ids}, {decode}"
     rows = step.extend_lens if step.forward_mode.is_extend() else ()
     return f"{step.forward_mode.name} {[req.rid for req in step.reqs]} rows {list(rows or ())}"

@@ -16,7 +16,7 @@ from sglang_layered.core.stages import PipelineStages
 from sglang_layered.core.view import StepTiming
 from sglang_layered.errors import InvariantError
 from sglang_layered.runner.at_start import take_runner
-from sglang_layered.runner.execution import Execution
+from sglang_layered.runner.execution import ENCODER, Execution
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
@@ -24,6 +24,7 @@ from sglang_layered.scheduler.invariants import RankCheck
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults, StepTimer
 from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import StepDone
+from sglang_layered.upstream.images import unseen_images
 from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
 from sglang_layered.upstream.room import filter_finished, somebody_decodes
 
@@ -156,13 +157,17 @@ class LayeredLoop(BaseLoop):
             return batch
         self.admit(batch, groups)
         scheduler.last_batch = batch
+        [inflight] = self.cohorts.inflight
+        inflight.to_encode = unseen_images(batch, self.controls.config.layered_group_tokens)
         return self._compose()
 
     def _resume(self) -> LayerGroupBatch | ScheduleBatch | None:
         """A cohort is in flight: no admission, its next group beside the next decode."""
         scheduler, [inflight] = self.scheduler, self.cohorts.inflight
         tend_requests(scheduler, inflight.batch)
-        if inflight.aborted:
+        aborted = inflight.aborted
+        # What a client gave in place of tokens is not cut with the rows, so layer 0 must have had it before.
+        if aborted and (not inflight.to_encode or len(aborted) == len(inflight.reqs)):
             self.settle()
             self.cohorts.let_aborted_leave()
             if not self.cohorts.inflight:
@@ -176,9 +181,11 @@ class LayeredLoop(BaseLoop):
         [inflight] = self.cohorts.inflight
         if decode is None:
             self.cohorts.finish_in_one_step()
-        if self.driver.policy is not None:
+            inflight.to_encode.clear()
+        encodes = bool(inflight.to_encode)
+        if self.driver.policy is not None and not encodes:
             self.driver.pace(inflight, decode)
-        return LayerGroupBatch(decode, inflight, inflight.cohort.group)
+        return LayerGroupBatch(decode, inflight, inflight.cohort.group, encodes)
 
     def _groups_of(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
         """The policy's plan; None when the policy failed and prompts go whole from now on."""
@@ -218,6 +225,9 @@ class LayeredLoop(BaseLoop):
     def _run_layered(self, step: LayerGroupBatch) -> None:
         inflight, cohort, decode = step.inflight, step.inflight.cohort, step.decode
         self.scheduler.cur_batch_for_debug = inflight.batch
+        if step.encodes:
+            self._run_encoder(step)
+            return
         strategy = None if decode is None else self._execution.choose(step.shape)
         load = None
         if self.driver.policy is not None or self.is_heard:
@@ -237,6 +247,15 @@ class LayeredLoop(BaseLoop):
                 number, "layered", outcomes, timer, cohort, prompt, strategy, load, decision, finished
             )
         )
+
+    def _run_encoder(self, step: LayerGroupBatch) -> None:
+        """Decode beside the encoder; the step-time model knows nothing of encoders, so it is told nothing."""
+        timer = StepTimer.start(self.scheduler)
+        [(decode, result)] = self._launcher.launch(step, ENCODER)
+        timer.stop()
+        step.inflight.to_encode.popleft()
+        outcomes = (Outcome(decode, self._at_launch(decode), result),)
+        self.results.launched(LaunchedStep(self.scheduler.forward_ct, "encoder", outcomes, timer))
 
     def _at_launch(self, batch: ScheduleBatch) -> ScheduleBatch:
         """The batch as it is at its launch: SGLang's own is changed before its results are processed."""

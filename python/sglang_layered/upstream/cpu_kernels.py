@@ -56,6 +56,8 @@ class CpuKernelLoader(importlib.abc.Loader):
         cpu = import_module("sglang_layered_kernels.cpu")
         if module.__name__ == KERNEL_MODULE:
             vars(module).update({name: getattr(cpu, name) for name in cpu.__all__}, __all__=cpu.__all__)
+            stand_ins = import_module("sglang_layered_kernels.cpu.missing").missing_operators()
+            vars(import_module("torch").ops.sgl_kernel).update(stand_ins)
         module.__doc__ = cpu.__doc__
         vars(module)["__getattr__"] = partial(cpu.resolve_missing, module.__name__)
 

@@ -70,13 +70,15 @@ class StepLauncher:
         with self._isolated(step):
             if self._adapters is not None:
                 self._adapters.fetch(inflight.batch, *([] if step.decode is None else [step.decode]))
-            is_new = inflight.forward is None
+            is_new = inflight.forward is None or inflight.parked is None
             if inflight.forward is None:
                 inflight.forward = forward_of(self._scheduler, inflight.batch)
             decode = None if step.decode is None else forward_of(self._scheduler, step.decode)
             self._keep_alive(inflight)
             self._scheduler.tp_worker.set_hicache_consumer(NOBODY)
             group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked, is_new)
+            if len(inflight.to_encode) > 1:
+                group_step.images = inflight.to_encode[0]
             if inflight.batch.hicache_consumer_index != NOBODY:
                 group_step.loads = partial(loads_of, self._scheduler.tp_worker, inflight.batch)
             output = self._execution.run(group_step, strategy)

@@ -16,6 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.upstream.images import Deepstack
 from sglang_layered.upstream.layer_list import ListRanges
 from sglang_layered.upstream.layer_ranges import Kwargs, LayerRanges, unfit
 from sglang_layered.upstream.lora import Adapters
@@ -49,7 +50,8 @@ class PipelineRanges(LayerRanges):
         self._grouped, stacks = _stages(model)
         if not self.can_cut(model):
             raise unfit(model, "SGLang has no pipeline parallelism for it")
-        self._stack = stacks[0]
+        self._stack = vars(stacks[0])
+        self._deepstack = Deepstack.of(stacks[0])
         self.first_layer = self._stack["start_layer"]
         self.num_layers: int = self._stack["end_layer"]
         group = self._grouped[0]["pp_group"]
@@ -71,9 +73,13 @@ class PipelineRanges(LayerRanges):
         self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
         with self._stage(layers.start, layers.end, first=rows is None, last=last):
-            return self._model.forward(
-                batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows, **kwargs
-            )
+            if self._deepstack is None:
+                return self._model.forward(
+                    batch.input_ids, batch.positions, batch, pp_proxy_tensors=rows, **kwargs
+                )
+            kwargs["pp_proxy_tensors"] = rows
+            forward = partial(self._model.forward, batch.input_ids, batch.positions, batch, **kwargs)
+            return self._deepstack.run(forward, layers.end, rows)
 
     @contextmanager
     def _stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
@@ -92,13 +98,11 @@ class PipelineRanges(LayerRanges):
                 attributes["pp_group"] = group
 
 
-def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Attributes of the modules that know their pipeline group, and of those that have layer bounds."""
-    modules = [vars(module) for module in model.modules()]
-    bounds = {"start_layer", "end_layer"}
-    return [each for each in modules if "pp_group" in each], [
-        each for each in modules if bounds <= each.keys()
-    ]
+def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Module]]:
+    """Attributes of the modules that know their pipeline group, and the modules that have layer bounds."""
+    modules, bounds = list(model.modules()), {"start_layer", "end_layer"}
+    grouped = [vars(module) for module in modules if "pp_group" in vars(module)]
+    return grouped, [module for module in modules if bounds <= vars(module).keys()]
 
 
 def prompt_kwargs(model_runner: Any, batch: ForwardBatch) -> Kwargs:
@@ -124,8 +128,10 @@ class LayerCalls:
         self.num_layers = self._ranges.num_layers  # where a pipeline stage ends, in the whole model's count
 
     def embed(self, batch: ForwardBatch) -> PPProxyTensors:
-        """Prompt rows before layer 0."""
-        return self._run(batch, 0, 0, None, **prompt_kwargs(self._model_runner, batch))
+        """Prompt rows before layer 0; of images an encoder makes them."""
+        rows: PPProxyTensors = self._run(batch, 0, 0, None, **prompt_kwargs(self._model_runner, batch))
+        batch.mm_input_embeds = None  # kept for drafts of speculative decoding: as large as the rows
+        return rows
 
     def below(self, batch: ForwardBatch, end: int, rows: PPProxyTensors | None = None) -> PPProxyTensors:
         """Decode rows, from their tokens or from those of the stage before, through layers up to `end`."""

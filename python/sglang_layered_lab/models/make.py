@@ -77,6 +77,7 @@ def make_from_recipe(
 
 def _write_model(recipe: Recipe, folder: Path, on_progress: Callable[[int], object]) -> None:
     from sglang_layered_lab.models import checkpoint
+    from sglang_layered_lab.models.processor import write_processor
     from sglang_layered_lab.models.tokenizer import write_tokenizer
 
     if isinstance(recipe, ModelRecipe):
@@ -91,15 +92,15 @@ def _write_model(recipe: Recipe, folder: Path, on_progress: Callable[[int], obje
     generation = {"eos_token_id": [END_ID], "pad_token_id": PAD_ID, "do_sample": False}
     checkpoint.write_json(folder / "generation_config.json", generation)
     write_tokenizer(recipe, folder)
+    write_processor(recipe, folder)
     file_bytes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     checkpoint.write_json(folder / MARKER, _identity(recipe) | {"file_bytes": file_bytes})
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """Return what two folders must share to hold the same model."""
-    texts = {
-        name: Path(__file__).with_name(name).read_bytes() for name in ("corpus.txt", "chat_template.jinja")
-    }
+    template = "chat_template_vision.jinja" if getattr(recipe, "around", {}) else "chat_template.jinja"
+    texts = {name: Path(__file__).with_name(name).read_bytes() for name in ("corpus.txt", template)}
     return {
         "made_by": MADE_BY,
         "format": RECIPE_FORMAT,
