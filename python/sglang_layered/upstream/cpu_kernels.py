@@ -20,7 +20,8 @@ CUDA_DRIVER = "libcuda.so.1"
 
 # Submodules from which SGLang's CPU path imports. Only these are offered: `from sgl_kernel import name` looks
 # for a submodule when there is no such attribute, so a finder of every submodule would make every name exist.
-CPU_SUBMODULES = frozenset({"sgl_kernel.mamba"})
+RECURRENT_SUBMODULE = "sgl_kernel.mamba"
+CPU_SUBMODULES = frozenset({RECURRENT_SUBMODULE})
 
 
 @cache
@@ -56,8 +57,21 @@ class CpuKernelLoader(importlib.abc.Loader):
         cpu = import_module("sglang_layered_kernels.cpu")
         if module.__name__ == KERNEL_MODULE:
             vars(module).update({name: getattr(cpu, name) for name in cpu.__all__}, __all__=cpu.__all__)
+        elif module.__name__ == RECURRENT_SUBMODULE:
+            _offer_recurrent_kernels(module)
         module.__doc__ = cpu.__doc__
         vars(module)["__getattr__"] = partial(cpu.resolve_missing, module.__name__)
+
+
+def _offer_recurrent_kernels(module: ModuleType) -> None:
+    """Give the submodule what SGLang imports from it, and `torch.ops.sgl_kernel` what it takes from there.
+
+    As plain attributes: a registered operator, or one of AMX's names, would stand for AMX kernels to SGLang.
+    Whoever takes an operator from there has imported this submodule before.
+    """
+    ours = import_module("sglang_layered_kernels.cpu.recurrent")
+    vars(module).update(ours.FUNCTIONS)
+    vars(import_module("torch").ops.sgl_kernel).update(ours.OPERATORS)
 
 
 class CpuKernelFinder(importlib.abc.MetaPathFinder):

@@ -25,7 +25,10 @@ from sglang_layered.upstream.lora import Adapters
 Kwargs: TypeAlias = dict[str, Any]
 STACK_PARTS = {"embed_tokens", "layers", "norm"}
 # Models of this kind whose tokens the tests compare with SGLang's own and Hugging Face's (docs/models.md).
-TESTED = frozenset({"Ernie4_5_MoeForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"})
+TESTED = frozenset(
+    {"Ernie4_5_MoeForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Qwen3NextForCausalLM"}
+)
+EMBEDDINGS = ("input_embeds", "inputs_embeds")  # what a stack calls the rows that it is given
 
 
 class LayerRanges(ABC):
@@ -156,7 +159,9 @@ class ListRanges(LayerRanges):
         self._model = model
         [self._stack] = stacks
         self._layers = list(self._stack.layers)
-        self._signature = inspect.signature(self._layers[0].forward)
+        self._signatures = [inspect.signature(layer.forward) for layer in self._layers]  # differ in a hybrid
+        taken = inspect.signature(self._stack.forward).parameters
+        [self._embeds] = [name for name in EMBEDDINGS if name in taken]
         self.num_layers = len(self._layers)
 
     def _forward(
@@ -164,11 +169,11 @@ class ListRanges(LayerRanges):
     ) -> Any:
         entry = None if rows is None else (rows["hidden_states"], rows["residual"])
         if entry is not None:
-            kwargs["input_embeds"] = torch.empty_like(entry[0])  # embeds nothing; only its type is read
+            kwargs[self._embeds] = torch.empty_like(entry[0])  # embeds nothing; only its type is read
         stack: list[Any] = self._layers[layers.start : layers.end]
         norm = _Norm(self._stack.norm, None if stack else entry, is_open=last)
         if entry is not None and stack:
-            stack[0] = _Resumed(stack[0], self._signature, entry)
+            stack[0] = _Resumed(stack[0], self._signatures[layers.start], entry)
         with self._shadowed(layers=stack, norm=norm):
             forward = self._model.forward if last else self._stack.forward
             output = forward(batch.input_ids, batch.positions, batch, **kwargs)
@@ -209,12 +214,16 @@ class _Norm:
         self.seen: dict[str, Any] = {}
 
     def __call__(self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+        is_alone = residual is None  # then the loop expects the rows alone
         if self._entry is not None:
             hidden_states, residual = self._entry
-        if self._is_open:
-            return self._norm(hidden_states) if residual is None else self._norm(hidden_states, residual)
-        self.seen = {"hidden_states": hidden_states, "residual": residual}
-        return hidden_states, residual
+        if not self._is_open:
+            self.seen = {"hidden_states": hidden_states, "residual": residual}
+        elif residual is None:
+            return self._norm(hidden_states)
+        else:
+            hidden_states, residual = self._norm(hidden_states, residual)
+        return hidden_states if is_alone else (hidden_states, residual)
 
 
 def prompt_kwargs(model_runner: Any, batch: ForwardBatch) -> Kwargs:

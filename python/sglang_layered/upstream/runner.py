@@ -6,7 +6,7 @@ batch's forward mode), the attention modules are run twice. Upstream: srt/model_
 srt/layers/attention/base_attn_backend.py, srt/models/deepseek_v2.py `DeepseekV2AttentionMLA`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -83,6 +83,10 @@ def plan_attention(
             # `_forward_raw` does this before any eager forward; the seam returns ahead of that.
             model_runner._prepare_eager_forward_batch(batch)
             backend.init_forward_metadata(batch)
+    if prompt is not None:
+        # A recurrent layer's state starts from zeros or from the prefix's, which is copied here, in all
+        # layers: before the first group, never again. `_forward_raw` does this behind the seam as well.
+        model_runner._maybe_execute_deferred_mamba_cow_and_clear(prompt)
 
 
 def attend(backend: Any) -> AbstractContextManager[None]:
@@ -136,15 +140,20 @@ class HybridAttention(AttentionBackend):
 
     def forward(
         self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: Any,
-        forward_batch: ForwardBatch,
+        q: torch.Tensor | None = None,
+        k: torch.Tensor | None = None,
+        v: torch.Tensor | None = None,
+        layer: Any = None,
+        forward_batch: ForwardBatch | None = None,
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows."""
+        """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows.
+
+        A linear layer's is [1, rows, heads, head_dim], as its backend's; it has other arguments, row by row.
+        """
+        if q is None:
+            return self._linear(layer, kwargs)
         unknown = kwargs.keys() - ROW_ARGUMENTS - HEAD_ARGUMENTS
         if unknown:
             raise NotImplementedError(f"attention arguments {sorted(unknown)} are unknown to layered mode")
@@ -160,6 +169,21 @@ class HybridAttention(AttentionBackend):
             q[cut:], decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
         )
         return torch.cat([prompt.reshape(cut, -1), decode.reshape(q.shape[0] - cut, -1)])
+
+    def _linear(self, layer: Any, rows: Mapping[str, Any]) -> torch.Tensor:
+        """Every request's state has a slot of its own. Upstream: srt/layers/radix_linear_attention.py."""
+        cut = self._num_prompt_rows
+        prompt = {name: _part(value, slice(None, cut)) for name, value in rows.items()}
+        decode = {name: _part(value, slice(cut, None)) for name, value in rows.items()}
+        outputs = [
+            self.prompt_backend.forward(layer=layer, forward_batch=self._prompt, **prompt),
+            self.decode_backend.forward(layer=layer, forward_batch=self._decode, **decode),
+        ]
+        return torch.cat(outputs, dim=1)
+
+
+def _part(value: Any, rows: slice) -> Any:
+    return tuple(part[rows] for part in value) if isinstance(value, tuple) else value[rows]
 
 
 def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
