@@ -75,6 +75,12 @@ def has_experts(model: Path) -> bool:
     return any(layer.num_experts for layer in read_layer_shapes(config.get_text_config()))
 
 
+def use_references() -> None:
+    """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
+    ATTENTION_BACKENDS["triton"] = ReferenceAttention
+    qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
+
+
 def close() -> None:
     """Forget SGLang's global state, so that the next family starts as in a new process."""
     destroy_model_parallel()
@@ -89,8 +95,7 @@ def close() -> None:
 @click.option("--turns", default=1, show_default=True, help="How many sets of prompts; many for a long run.")
 def main(out: Path, archs: tuple[str, ...], turns: int) -> None:
     """Check the families ARCHS (all without any) and write what was seen to OUT."""
-    ATTENTION_BACKENDS["triton"] = ReferenceAttention
-    qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
+    use_references()
     results = {}
     for arch in archs or ARCHS:
         started_s = time.monotonic()

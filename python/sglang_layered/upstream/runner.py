@@ -20,6 +20,7 @@ from sglang.srt.runtime_context import get_forward
 from torch import nn
 
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.recurrent import start_states
 
 ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
@@ -84,9 +85,7 @@ def plan_attention(
             model_runner._prepare_eager_forward_batch(batch)
             backend.init_forward_metadata(batch)
     if prompt is not None:
-        # A recurrent layer's state starts from zeros or from the prefix's, which is copied here, in all
-        # layers: before the first group, never again. `_forward_raw` does this behind the seam as well.
-        model_runner._maybe_execute_deferred_mamba_cow_and_clear(prompt)
+        start_states(model_runner, prompt)
 
 
 def attend(backend: Any) -> AbstractContextManager[None]:
