@@ -32,6 +32,10 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "Qwen3-Next",
         "gated delta nets, full attention in every fourth layer, gates on attention and shared expert",
     ),
+    "qwen3_5_moe": (
+        "Qwen3.5-MoE, text",
+        "gated delta nets, full attention in every fourth layer, a vision encoder, three positions a token",
+    ),
     "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}

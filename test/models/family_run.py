@@ -26,9 +26,11 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
+from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang.srt.models import qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
+from sglang_layered_kernels.cpu.gated_delta import fused_rmsnorm_gated_cpu  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
@@ -49,7 +51,7 @@ ON_REFERENCE = {
 
 # Recurrent layers: on a CPU SGLang keeps states for its prefix cache this way only, without overlap.
 RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
-FLAGS: dict[str, dict[str, Any]] = {"qwen3_next": RECURRENT}
+FLAGS: dict[str, dict[str, Any]] = {"qwen3_next": RECURRENT, "qwen3_5_moe": RECURRENT}
 
 
 def check(arch: str, turns: int) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def use_references() -> None:
     """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
     ATTENTION_BACKENDS["triton"] = ReferenceAttention
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
+    RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
 
 
 def close() -> None:

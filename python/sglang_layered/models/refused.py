@@ -10,7 +10,7 @@ from typing import Any
 from sglang_layered.models.quantization import REFUSED
 
 # Of the models with a state per request and layer those whose tokens the tests compare (docs/models.md).
-SERVED_RECURRENT = frozenset({"Qwen3NextForCausalLM"})
+SERVED_RECURRENT = frozenset({"Qwen3NextForCausalLM", "Qwen3_5MoeForConditionalGeneration"})
 
 
 def has_recurrent_layers(model_config: Any) -> bool:

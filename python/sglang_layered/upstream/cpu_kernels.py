@@ -57,21 +57,20 @@ class CpuKernelLoader(importlib.abc.Loader):
         cpu = import_module("sglang_layered_kernels.cpu")
         if module.__name__ == KERNEL_MODULE:
             vars(module).update({name: getattr(cpu, name) for name in cpu.__all__}, __all__=cpu.__all__)
+            _offer_operators()
         elif module.__name__ == RECURRENT_SUBMODULE:
-            _offer_recurrent_kernels(module)
+            vars(module).update(import_module("sglang_layered_kernels.cpu.recurrent").FUNCTIONS)
         module.__doc__ = cpu.__doc__
         vars(module)["__getattr__"] = partial(cpu.resolve_missing, module.__name__)
 
 
-def _offer_recurrent_kernels(module: ModuleType) -> None:
-    """Give the submodule what SGLang imports from it, and `torch.ops.sgl_kernel` what it takes from there.
+def _offer_operators() -> None:
+    """Put what SGLang takes from `torch.ops.sgl_kernel` there.
 
-    As plain attributes: a registered operator, or one of AMX's names, would stand for AMX kernels to SGLang.
-    Whoever takes an operator from there has imported this submodule before.
+    As plain attributes: nothing is registered, and to SGLang one of AMX's names would stand for AMX kernels.
     """
-    ours = import_module("sglang_layered_kernels.cpu.recurrent")
-    vars(module).update(ours.FUNCTIONS)
-    vars(import_module("torch").ops.sgl_kernel).update(ours.OPERATORS)
+    operators = import_module("sglang_layered_kernels.cpu.recurrent").OPERATORS
+    vars(import_module("torch").ops.sgl_kernel).update(operators)
 
 
 class CpuKernelFinder(importlib.abc.MetaPathFinder):

@@ -23,6 +23,8 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.lora import Adapters
 
 Kwargs: TypeAlias = dict[str, Any]
+# What is written; the second pair lies behind properties of the first one's names (srt/models/qwen3_5.py).
+BOUNDS = (("start_layer", "end_layer"), ("_start_layer", "_end_layer"))
 STACK_PARTS = {"embed_tokens", "layers", "norm"}
 # Models of this kind whose tokens the tests compare with SGLang's own and Hugging Face's (docs/models.md).
 TESTED = frozenset(
@@ -101,12 +103,12 @@ class PipelineRanges(LayerRanges):
         self._model = model
         modules = [vars(module) for module in model.modules()]
         self._grouped = [attributes for attributes in modules if "pp_group" in attributes]
-        stacks = [attributes for attributes in modules if {"start_layer", "end_layer"} <= attributes.keys()]
+        stacks = [(attributes, names) for attributes in modules if (names := _bounds_of(attributes))]
         if len(stacks) != 1 or not self._grouped:
             raise _unfit(model)
-        self._stack = stacks[0]
-        self.first_layer = self._stack["start_layer"]
-        self.num_layers: int = self._stack["end_layer"]
+        self._stack, (self._start, self._end) = stacks[0]
+        self.first_layer = self._stack[self._start]
+        self.num_layers: int = self._stack[self._end]
         group = self._grouped[0]["pp_group"]
         self.has_head = group.is_last_rank
         self._stages = {
@@ -126,16 +128,16 @@ class PipelineRanges(LayerRanges):
     @contextmanager
     def _stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
         groups = [attributes["pp_group"] for attributes in self._grouped]
-        bounds = (self._stack["start_layer"], self._stack["end_layer"])
+        bounds = (self._stack[self._start], self._stack[self._end])
         virtual = self._stages[first, last]
         try:
             # With no layers (start == end) the first stage still embeds, and the last one makes logits.
-            self._stack["start_layer"], self._stack["end_layer"] = start, end
+            self._stack[self._start], self._stack[self._end] = start, end
             for attributes in self._grouped:
                 attributes["pp_group"] = virtual
             yield
         finally:
-            self._stack["start_layer"], self._stack["end_layer"] = bounds
+            self._stack[self._start], self._stack[self._end] = bounds
             for attributes, group in zip(self._grouped, groups, strict=True):
                 attributes["pp_group"] = group
 
@@ -273,8 +275,13 @@ class LayerCalls:
 
 
 def _ranges_of(model: nn.Module) -> LayerRanges:
-    can_be_cut = any({"start_layer", "end_layer"} <= vars(module).keys() for module in model.modules())
+    can_be_cut = any(_bounds_of(vars(module)) for module in model.modules())
     return PipelineRanges(model) if can_be_cut else ListRanges(model)
+
+
+def _bounds_of(attributes: Kwargs) -> tuple[str, str] | None:
+    """What a module calls its first layer and the one after its last, if it has any."""
+    return next((names for names in BOUNDS if attributes.keys() >= set(names)), None)
 
 
 def _unfit(model: nn.Module) -> UnsupportedError:
