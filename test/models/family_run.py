@@ -49,8 +49,10 @@ ON_REFERENCE = {
     "deepseek_v3": {},
 }
 
-# Recurrent layers: on a CPU SGLang keeps states for its prefix cache this way only, without overlap.
-RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True}
+# Without a limit the pool of states takes most of the machine's memory.
+FEW_STATES = {"max_mamba_cache_size": 64}
+# On a CPU SGLang keeps states for its prefix cache this way only, without overlap.
+RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True, **FEW_STATES}
 FLAGS: dict[str, dict[str, Any]] = {"qwen3_next": RECURRENT, "qwen3_5_moe": RECURRENT}
 
 

@@ -10,7 +10,7 @@ from prompts import prompt
 from sglang_layered.core.events import DropReason
 
 NUM_OUTPUTS = 6
-NUM_BACKGROUND = 40  # tokens of the request that decodes beside; it must outlast a prompt that starts twice
+NUM_BACKGROUND = 26  # tokens of the request that decodes beside; it must outlast a prompt that starts twice
 BACKGROUND = prompt(20, 70_001)
 PREFIX = prompt(130, 70_002)
 HITS, MISSES = "with a prefix", "without a prefix"

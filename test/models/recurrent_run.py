@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from family_run import CHUNK_TOKENS, RECURRENT, close, use_references
+from family_run import CHUNK_TOKENS, FEW_STATES, RECURRENT, close, use_references
 
 use_references()
 
@@ -33,7 +33,7 @@ def check_further_slots(arch: str) -> Seen:
     """
     ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
     leave_memory_unpinned()
-    stepped = scheduler(arch, mamba_radix_cache_strategy="extra_buffer")
+    stepped = scheduler(arch, mamba_radix_cache_strategy="extra_buffer", **FEW_STATES)
     return check_states(stepped, range(1, stepped.num_layers))
 
 
