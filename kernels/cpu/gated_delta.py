@@ -163,7 +163,12 @@ def fused_rmsnorm_gated_cpu(
 
 
 def _recur(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One prompt's tokens [tokens, heads, size]; gives their outputs and the state after them."""
     wide = torch.promote_types(state.dtype, torch.float32)

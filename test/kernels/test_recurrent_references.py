@@ -110,7 +110,9 @@ def test_recurrence_outputs_states_and_what_is_kept_on_the_way() -> None:
         own = tuple(part[start : start + length] for part in rows)
         heads = [recurred(own, head, before[slot, head].tolist()) for head in range(VALUE_HEADS)]
         for head, (expected, after) in enumerate(heads):
-            torch.testing.assert_close(output[0, start : start + length, head], torch.tensor(expected).double())
+            torch.testing.assert_close(
+                output[0, start : start + length, head], torch.tensor(expected).double()
+            )
             torch.testing.assert_close(states[slot, head], torch.tensor(after[-1]).double())
         for first in range(0, length, ours.CHUNK_TOKENS):
             expected_state = torch.tensor([after[first] for _, after in heads]).double()
@@ -121,7 +123,11 @@ def test_recurrence_outputs_states_and_what_is_kept_on_the_way() -> None:
 
 def test_the_next_token_of_a_recurrence_makes_its_own_gates() -> None:
     q, k = randn(1, 3, KEY_HEADS, KEY_SIZE), randn(1, 3, KEY_HEADS, KEY_SIZE, seed=2)
-    v, a, b = randn(1, 3, VALUE_HEADS, VALUE_SIZE, seed=3), randn(3, VALUE_HEADS), randn(3, VALUE_HEADS, seed=7)
+    v, a, b = (
+        randn(1, 3, VALUE_HEADS, VALUE_SIZE, seed=3),
+        randn(3, VALUE_HEADS),
+        randn(3, VALUE_HEADS, seed=7),
+    )
     decay, dt_bias = randn(VALUE_HEADS, seed=8).float(), randn(VALUE_HEADS, seed=9).float()
     states = randn(5, VALUE_HEADS, VALUE_SIZE, KEY_SIZE, seed=6)
     before = states.clone()
@@ -145,9 +151,7 @@ def test_the_next_token_of_a_recurrence_makes_its_own_gates() -> None:
             own = (q[0, row : row + 1], k[0, row : row + 1], v[0, row : row + 1], *gates)
             [expected], (_, after) = recurred(own, head, before[slot, head].tolist())
             assert output[0, row, head].tolist() == pytest.approx(expected, rel=1e-5)
-            torch.testing.assert_close(
-                states[slot, head], torch.tensor(after).double(), rtol=1e-5, atol=1e-6
-            )
+            torch.testing.assert_close(states[slot, head], torch.tensor(after).double(), rtol=1e-5, atol=1e-6)
 
 
 def test_gated_norm_divides_by_the_root_mean_square() -> None:
@@ -155,9 +159,7 @@ def test_gated_norm_divides_by_the_root_mean_square() -> None:
     output = ours.fused_rmsnorm_gated_cpu(x, weight, gate, 1e-5)
     for row in range(3):
         size = math.sqrt(sum(float(y) ** 2 for y in x[row]) / 6 + 1e-5)
-        expected = [
-            float(weight[i]) * float(x[row, i]) / size * silu(float(gate[row, i])) for i in range(6)
-        ]
+        expected = [float(weight[i]) * float(x[row, i]) / size * silu(float(gate[row, i])) for i in range(6)]
         assert output[row].tolist() == pytest.approx(expected, rel=1e-5)
 
 

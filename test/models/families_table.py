@@ -28,6 +28,7 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
     "llama": ("Llama", "dense"),
     "qwen3": ("Qwen3", "dense"),
     "gemma2": ("Gemma 2", "dense, sliding and full attention, soft caps, tied embeddings"),
+    "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
     "qwen3_next": (
         "Qwen3-Next",
         "gated delta nets, full attention in every fourth layer, gates on attention and shared expert",
@@ -36,7 +37,6 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "Qwen3.5-MoE, text",
         "gated delta nets, full attention in every fourth layer, a vision encoder, three positions a token",
     ),
-    "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (

@@ -22,11 +22,11 @@ from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 use_the_cpu()
 
 import click  # noqa: E402
+from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
-from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang.srt.models import qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402

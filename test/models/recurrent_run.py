@@ -13,11 +13,11 @@ use_references()
 
 import click  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
+from tiny_models import tiny_model  # noqa: E402
 
 from harness import SteppedScheduler  # noqa: E402
 from lora_models import leave_memory_unpinned  # noqa: E402
 from recurrent_checks import Seen, check_states  # noqa: E402
-from tiny_models import tiny_model  # noqa: E402
 
 
 def check_own_slots(arch: str) -> Seen:
@@ -29,7 +29,7 @@ def check_own_slots(arch: str) -> Seen:
 def check_further_slots(arch: str) -> Seen:
     """Its states are kept in further slots on the way (extra_buffer), with overlap, as on a GPU by default.
 
-    SGLang allows it with CUDA's kernels alone, and pins memory for it: our references keep the states as well.
+    SGLang allows it with CUDA's kernels alone, and pins memory for it. Our references keep the states too.
     """
     ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
     leave_memory_unpinned()

@@ -1,4 +1,4 @@
-"""States of recurrent layers: whatever happens to a cohort, its requests answer as SGLang's own scheduling."""
+"""States of recurrent layers: whatever happens to a cohort, its requests answer as in stock scheduling."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ MODELS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "recurrent layers (linear attention, state-space layers, short convolutions) of other families": (
         has_untested_states,
-        "has recurrent layers, whose states are not tested beside a cohort in this family; serve it in chunked"
-        " mode",
+        "has recurrent layers, whose states are not tested beside a cohort in this family; serve it in"
+        " chunked mode",
     ),
     "embeddings that read the tokens before (n-gram embedding)": (
         lambda model: bool(model.use_ngram_embedding),

@@ -38,8 +38,8 @@ def goes_on_from_slot(sessions: StreamingSession, req: Any) -> bool:
 def give_turn_back(sessions: StreamingSession, req: Any) -> None:
     """Free what a later turn has allocated behind its session's slot; the slot is as before the turn.
 
-    Or it is gone, and the next turn computes the whole conversation: where the turn has moved on what the slot
-    would start from, a sliding window or the states of recurrent layers.
+    Or it is gone, and the next turn computes the whole conversation: where the turn has moved on what the
+    slot would start from, a sliding window or the states of recurrent layers.
     """
     slot = sessions.slots[req.session.session_id]
     has_moved = req.kv.swa_evicted_seqlen > slot.kv.swa_evicted_seqlen
