@@ -139,7 +139,7 @@ class HybridAttention(AttentionBackend):
 
     def forward(
         self,
-        q: torch.Tensor | None = None,
+        q: Any = None,
         k: torch.Tensor | None = None,
         v: torch.Tensor | None = None,
         layer: Any = None,
@@ -185,7 +185,7 @@ def _part(value: Any, rows: slice) -> Any:
     return tuple(part[rows] for part in value) if isinstance(value, tuple) else value[rows]
 
 
-def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
+def _rows_first(tensor: Any) -> Any:
     """Some models hand over [1, rows, heads, head_dim] (upstream: srt/models/gemma3_causal.py)."""
     return tensor.squeeze(0) if tensor is not None and tensor.dim() == 4 else tensor
 
