@@ -77,10 +77,7 @@ class Checks:
         self._stepped.resume()
 
     def one_leaves(self) -> None:
-        """Of two prompts in a cohort one is aborted; the other answers as stock, and so does what hits it.
-
-        Stock comes after: what it leaves in the slots would stand for states that were not kept.
-        """
+        """Of two prompts in a cohort one is aborted; the other answers as stock, and so does what hits it."""
         self._begin()
         asked = prompt(95, 70_010)
         stays = self._stepped.send(asked, NUM_OUTPUTS)
@@ -118,11 +115,18 @@ class Checks:
     def _begin(self) -> str:
         """An empty cache with the prefix, and one request that decodes."""
         self._stepped.drain()
+        self._soil()
         assert self._stepped.change({"layered_prefill": 1, "layered_num_groups": self._stepped.num_layers})
         self._alone(PREFIX, 1)
         background = self._stepped.send(BACKGROUND, NUM_BACKGROUND)
         self._stepped.step(3)
         return background
+
+    def _soil(self) -> None:
+        """Fill all states with noise: an earlier run's would stand for ones that were not kept or cleared."""
+        states = self._stepped.scheduler.req_to_token_pool.mamba_pool.mamba_cache
+        for tensor in (states.temporal, *states.conv):
+            tensor.normal_()
 
     def _stock_mode(self) -> None:
         self._stepped.drain()
