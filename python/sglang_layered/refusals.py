@@ -12,7 +12,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import model_refusal, untried_sparse_attention
+from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Start:
         """A listener's file that several pipeline stages would write."""
         specs = self.config.layered_listeners or () if self.has("--pp-size") else ()
         return next((spec for spec in specs if "=" in spec and "{pp}" not in spec), None)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """True for a model that keeps a state per request and layer."""
+        return has_recurrent_layers(self.model_config)
 
     @property
     def model_refusal(self) -> str | None:
@@ -113,6 +118,16 @@ LORA: Mapping[str, str] = {
     "--tp-size": "cut adapters are not tested beside a cohort; use 1",
 }
 """What adapters do not work with in layered mode: the reason, and after a semicolon the remedy."""
+
+RECURRENT: Mapping[str, str] = {
+    "--pp-size": "states of several stages are not tested beside a cohort; use 1",
+    "--enable-hierarchical-cache": "states that come back from host memory are not tested beside a cohort;"
+    " leave the flag out",
+    "--enable-lora": "adapters of these layers are not tested beside a cohort; serve merged weights",
+    "--enable-int8-mamba-checkpoint": "rounded states are not tested beside a cohort; leave the flag out",
+    "--enable-linear-replayssm": "states late by some tokens are not tested; leave the flag out",
+}
+"""What models with recurrent layers do not work with: the reason, and after a semicolon the remedy."""
 
 # Values, beside none and false ones, that ask for nothing of what a flag is refused for. The two loaders
 # choose the quantization by themselves, after these checks; that of "gguf" shows as --quantization.
@@ -258,6 +273,9 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         "--enable-lora in layered mode cannot serve {args.model_path}: adapters of latent attention (MLA) are"
         " not tested; serve merged weights": lambda start: start.model_config.attention_arch.name == "MLA",
     },
+    lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
+        _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)
+    ),
     lambda start: start.config.is_layered and start.config.group_attention != "backends": {
         f"{ATTENTION} does not work with an attention backend other than flashinfer: it runs FlashInfer's"
         " kernels on the tables of that backend; add --attention-backend flashinfer": lambda start: (
@@ -267,6 +285,9 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         f"{ATTENTION} cannot serve {{args.model_path}}: its attention is"
         f" {{start.model_config.attention_arch.name}}, which has kernels of its own;"
         f" {BACKENDS}": lambda start: start.model_config.attention_arch.name != "MHA",
+        f"{ATTENTION} cannot serve {{args.model_path}}: it has recurrent layers; {BACKENDS}": lambda start: (
+            start.is_recurrent
+        ),
         f"{ATTENTION} cannot serve {{args.model_path}}: it has attention sinks; {BACKENDS}": lambda start: (
             start.model_config.has_attention_sinks
         ),

@@ -41,6 +41,14 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "Gemma 4, dense",
         "an input of its own for each layer, sliding and full attention, keys and values that layers share",
     ),
+    "qwen3_next": (
+        "Qwen3-Next",
+        "gated delta nets, full attention in every fourth layer, gates on attention and shared expert",
+    ),
+    "qwen3_5_moe": (
+        "Qwen3.5-MoE, text",
+        "gated delta nets, full attention in every fourth layer, a vision encoder, three positions a token",
+    ),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (

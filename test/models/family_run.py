@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come from a Triton kernel
+# Short convolutions keep their last inputs in bfloat16 by default, whatever the model's type: then the tokens
+# are not Hugging Face's, and depend on where a prompt is cut.
+os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
 from tiny_models import tiny_model, use_the_cpu  # noqa: E402
@@ -19,6 +22,7 @@ from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 use_the_cpu()
 
 import click  # noqa: E402
+from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
@@ -27,6 +31,7 @@ from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  #
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.models import ernie4, llama4, qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
+from sglang_layered_kernels.cpu.gated_delta import fused_rmsnorm_gated_cpu  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
 from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
@@ -48,9 +53,16 @@ ON_REFERENCE = {
     "gemma4": {"disable_hybrid_swa_memory": True},
 }
 
+# Without a limit the pool of states takes most of the machine's memory.
+FEW_STATES = {"max_mamba_cache_size": 64}
+# On a CPU SGLang keeps states for its prefix cache this way only, without overlap.
+RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True, **FEW_STATES}
+FLAGS: dict[str, dict[str, Any]] = {"qwen3_next": RECURRENT, "qwen3_5_moe": RECURRENT}
+
 
 def check(arch: str, turns: int) -> dict[str, Any]:
     flags = {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
+    flags |= FLAGS.get(arch, {})
     model = tiny_model(arch)
     flags["enable_expert_traffic_metrics"] = has_experts(model)
     stepped = SteppedScheduler(
@@ -71,6 +83,17 @@ def has_experts(model: Path) -> bool:
     return any(layer.num_experts for layer in read_layer_shapes(config.get_text_config()))
 
 
+def use_references() -> None:
+    """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
+    ATTENTION_BACKENDS["triton"] = ReferenceAttention
+    qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
+    RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
+    fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
+    # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
+    # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
+    ernie4._is_npu = llama4._is_npu = True
+
+
 def close() -> None:
     """Forget SGLang's global state, so that the next family starts as in a new process."""
     destroy_model_parallel()
@@ -85,12 +108,7 @@ def close() -> None:
 @click.option("--turns", default=1, show_default=True, help="How many sets of prompts; many for a long run.")
 def main(out: Path, archs: tuple[str, ...], turns: int) -> None:
     """Check the families ARCHS (all without any) and write what was seen to OUT."""
-    ATTENTION_BACKENDS["triton"] = ReferenceAttention
-    qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
-    fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
-    # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
-    # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
-    ernie4._is_npu = llama4._is_npu = True
+    use_references()
     results = {}
     for arch in archs or ARCHS:
         started_s = time.monotonic()

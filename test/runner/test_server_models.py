@@ -13,6 +13,7 @@ from tiny_models import tiny_model
 
 from server_doors import LAYERED, check
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.refusals import RECURRENT
 
 
 def test_weights_quantized_at_load_are_served_unless_nobody_ran_the_method(tiny_qwen3_moe: Path) -> None:
@@ -35,6 +36,8 @@ def test_policy_balanced_needs_the_bytes_of_the_layers(tiny_qwen3_moe: Path) -> 
         check(tiny_qwen3_moe, *balanced, *unknown)
 
 
+# What SGLang takes on a CPU.
+NO_BUFFER = ("--mamba-radix-cache-strategy", "no_buffer", "--disable-overlap-schedule")
 ADAPTERS = ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "o_proj")
 
 
@@ -55,6 +58,15 @@ def test_what_adapters_do_not_work_with_is_refused(tiny_qwen3_moe: Path, flags: 
 def test_adapters_of_latent_attention_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"--enable-lora .*deepseek_v2: .*\(MLA\).*; serve merged"):
         check(tiny_model("deepseek_v2"), *LAYERED, *ADAPTERS)
+
+
+@pytest.mark.parametrize("flag", RECURRENT)
+def test_what_recurrent_layers_do_not_work_with_is_refused(flag: str) -> None:
+    model = tiny_model("qwen3_next")
+    check(model, *LAYERED, *NO_BUFFER)
+    asked = ADAPTERS if flag == "--enable-lora" else (flag, "2") if flag == "--pp-size" else (flag,)
+    with pytest.raises(UnsupportedError, match=rf"with recurrent layers does not work with {flag}: .*; .*"):
+        check(model, *LAYERED, *NO_BUFFER, *asked)
 
 
 @pytest.mark.parametrize(

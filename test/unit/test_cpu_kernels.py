@@ -146,12 +146,12 @@ def test_slots_that_cannot_be_are_refused_before_memory_is_touched(
 
 def test_a_missing_cpu_function_imports_and_says_its_name_when_called(offered: None) -> None:
     from sgl_kernel import verify_tree_greedy_cpu  # type: ignore[attr-defined]
-    from sgl_kernel.mamba import causal_conv1d_fn_cpu
+    from sgl_kernel.mamba import of_another_family_cpu
 
     with pytest.raises(CpuKernelError, match=r"sgl_kernel\.verify_tree_greedy_cpu .*speculative decoding"):
         verify_tree_greedy_cpu(1, key=2)
-    with pytest.raises(CpuKernelError, match=r"sgl_kernel\.mamba\.causal_conv1d_fn_cpu "):
-        causal_conv1d_fn_cpu()
+    with pytest.raises(CpuKernelError, match=r"sgl_kernel\.mamba\.of_another_family_cpu "):
+        of_another_family_cpu()
 
 
 @pytest.mark.parametrize("name", ["silu_and_mul", "flash_mla", "spatial", "allreduce"])

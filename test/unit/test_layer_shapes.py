@@ -58,6 +58,13 @@ def test_gpt_oss_20b_by_hand() -> None:
     assert sum(layer.expert_bytes for layer in layers) / 1e9 == pytest.approx(38.2, abs=0.05)
 
 
+def test_layers_with_a_state_attend_to_nothing() -> None:
+    layers = tiny("qwen3_next")
+    assert [layer.attention_width for layer in layers] == [0, 0, 0, 4 * 32, 0, 0, 0]
+    assert {(layer.num_experts, layer.num_experts_per_token) for layer in layers} == {(16, 4)}
+    assert {layer.expert_params for layer in layers} == {3 * 128 * 64}
+
+
 def test_dense_layers_first_and_latent_attention() -> None:
     layers = tiny("deepseek_v3")
     assert [layer.num_experts for layer in layers] == [0, 0, *[16] * 5]

@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 
 from model_folders import LATENT, QWEN3_MOE, RECURRENT, SIZES, model_folder, recurrent
-from sglang_layered.models.refused import MODELS, model_refusal, untried_sparse_attention
+from sglang_layered.models.refused import (
+    MODELS,
+    SERVED_RECURRENT,
+    model_refusal,
+    untried_sparse_attention,
+)
 
 
 def refusal_of(folder: Path) -> str | None:
@@ -43,7 +48,11 @@ def test_what_layered_mode_serves_is_not_refused(tmp_path: Path, fields: dict[st
     assert refusal_of(model_folder(tmp_path, QWEN3_MOE | fields)) is None
 
 
-@pytest.mark.parametrize("architecture", RECURRENT)
+def test_recurrent_layers_that_are_tested_are_served(tmp_path: Path) -> None:
+    assert refusal_of(model_folder(tmp_path, recurrent("Qwen3NextForCausalLM"))) is None
+
+
+@pytest.mark.parametrize("architecture", [name for name in RECURRENT if name not in SERVED_RECURRENT])
 def test_recurrent_layers_are_refused(tmp_path: Path, architecture: str) -> None:
     told = refusal_of(model_folder(tmp_path, recurrent(architecture)))
     assert told is not None

@@ -96,9 +96,11 @@ def _empty_model(config: Any) -> nn.Module:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    if type(config) in transformers.AutoModelForCausalLM._model_mapping:
+    is_own = type(config).__module__.startswith("transformers.")
+    if is_own and type(config) in transformers.AutoModelForCausalLM._model_mapping:
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    # The text part of a multimodal model has no head, and SGLang a configuration class of its own for it.
+    # The text part of a multimodal model has no head. For some SGLang has a configuration class of its own,
+    # even under the name of transformers' one, without all its fields.
     model_class = getattr(transformers, MODEL_MAPPING_NAMES[config.model_type])
     return model_class(model_class.config_class.from_dict(config.to_dict()))
 
@@ -147,7 +149,7 @@ def _shape(config: Any, index: int, parts: dict[str, _Part]) -> LayerShape:
         num_experts=num_experts,
         num_experts_per_token=_top_k(config) if num_experts else 0,
         expert_params=total // num_experts if num_experts else 0,
-        attention_width=_attention_width(config),
+        attention_width=0 if _is_recurrent(config, index) else _attention_width(config),
         window=_window(config, index),
         param_bytes=dense_width,
         expert_param_bytes=None if expert_width == dense_width else expert_width,
@@ -177,7 +179,15 @@ def _attention_width(config: Any) -> int:
 
 
 def _window(config: Any, index: int) -> int | None:
-    kinds = getattr(config, "layer_types", None)
-    if not kinds or "sliding" not in str(kinds[index]):
-        return None
-    return int(config.sliding_window)
+    return int(config.sliding_window) if "sliding" in _kind(config, index) else None
+
+
+def _is_recurrent(config: Any, index: int) -> bool:
+    """True for a layer whose work does not grow with the tokens before: it has a state instead of KV."""
+    return any(word in _kind(config, index) for word in ("linear", "mamba", "conv"))
+
+
+def _kind(config: Any, index: int) -> str:
+    """What the configuration calls a layer's attention; SGLang's own classes have another field for it."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    return str(kinds[index]) if kinds else ""

@@ -64,11 +64,11 @@ class FlashInferGroupAttention(HybridAttention):
 
     def forward(
         self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: Any,
-        forward_batch: ForwardBatch,
+        q: Any = None,
+        k: torch.Tensor | None = None,
+        v: torch.Tensor | None = None,
+        layer: Any = None,
+        forward_batch: ForwardBatch | None = None,
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:

@@ -18,6 +18,7 @@ from sglang_layered.runner.rows import keep_rows
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.stream import Dropped, EventStream, Left
 from sglang_layered.upstream.hicache import forward_stream, wait_for_loads
+from sglang_layered.upstream.recurrent import still_tracked
 from sglang_layered.upstream.room import abort_requests, requeue_requests, room_came_free
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,8 @@ def cut_batch(batch: ScheduleBatch, keep: list[int], forward_stream: AbstractCon
         pairs = zip(batch.extend_lens, batch.extend_logprob_start_lens, strict=True)
         logprob_ids = _part_of([length - start for length, start in pairs], keep)(logprob_ids)
     batch.input_ids = None
-    batch.filter_batch(keep_indices=keep)
+    with still_tracked(batch, keep):
+        batch.filter_batch(keep_indices=keep)
     batch.out_cache_loc = rows(slots)
     if batch.prefill_input_ids_cpu is not None:  # a pipeline stage that the prompts have not come to
         batch.prefill_input_ids_cpu = rows(batch.prefill_input_ids_cpu)

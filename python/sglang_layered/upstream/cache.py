@@ -36,10 +36,14 @@ def goes_on_from_slot(sessions: StreamingSession, req: Any) -> bool:
 
 
 def give_turn_back(sessions: StreamingSession, req: Any) -> None:
-    """Free what a later turn has allocated behind its session's slot; the slot is as before the turn."""
+    """Free what a later turn has allocated behind its session's slot; the slot is as before the turn.
+
+    Or it is gone, and the next turn computes the whole conversation: where the turn has moved on what the
+    slot would start from, a sliding window or the states of recurrent layers.
+    """
     slot = sessions.slots[req.session.session_id]
-    if req.kv.swa_evicted_seqlen > slot.kv.swa_evicted_seqlen:
-        # The turn has moved the sliding window on, so the slot has lost the window that it would start from.
+    has_moved = req.kv.swa_evicted_seqlen > slot.kv.swa_evicted_seqlen
+    if has_moved or slot.mamba_pool_idx is not None:
         slot.kv.kv_allocated_len = req.kv.kv_allocated_len
         slot.kv.swa_evicted_seqlen = req.kv.swa_evicted_seqlen
         sessions.release_session(req.session.session_id)

@@ -20,7 +20,8 @@ CUDA_DRIVER = "libcuda.so.1"
 
 # Submodules from which SGLang's CPU path imports. Only these are offered: `from sgl_kernel import name` looks
 # for a submodule when there is no such attribute, so a finder of every submodule would make every name exist.
-CPU_SUBMODULES = frozenset({"sgl_kernel.mamba"})
+RECURRENT_SUBMODULE = "sgl_kernel.mamba"
+CPU_SUBMODULES = frozenset({RECURRENT_SUBMODULE})
 
 
 @cache
@@ -56,10 +57,21 @@ class CpuKernelLoader(importlib.abc.Loader):
         cpu = import_module("sglang_layered_kernels.cpu")
         if module.__name__ == KERNEL_MODULE:
             vars(module).update({name: getattr(cpu, name) for name in cpu.__all__}, __all__=cpu.__all__)
-            stand_ins = import_module("sglang_layered_kernels.cpu.missing").missing_operators()
-            vars(import_module("torch").ops.sgl_kernel).update(stand_ins)
+            _offer_operators()
+        elif module.__name__ == RECURRENT_SUBMODULE:
+            vars(module).update(import_module("sglang_layered_kernels.cpu.recurrent").FUNCTIONS)
         module.__doc__ = cpu.__doc__
         vars(module)["__getattr__"] = partial(cpu.resolve_missing, module.__name__)
+
+
+def _offer_operators() -> None:
+    """Put what SGLang takes from `torch.ops.sgl_kernel` there.
+
+    As plain attributes: nothing is registered, and to SGLang one of AMX's names would stand for AMX kernels.
+    """
+    operators = vars(import_module("torch").ops.sgl_kernel)
+    operators.update(import_module("sglang_layered_kernels.cpu.missing").missing_operators())
+    operators.update(import_module("sglang_layered_kernels.cpu.recurrent").OPERATORS)
 
 
 class CpuKernelFinder(importlib.abc.MetaPathFinder):

@@ -32,6 +32,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets
 from sglang_layered.upstream.memory import free_gib
+from sglang_layered.upstream.recurrent import has_states
 
 INPUTS = ("input_ids", "positions", "req_pool_indices", "seq_lens", "seq_lens_cpu", "out_cache_loc")
 
@@ -286,15 +287,14 @@ def slower_than_stock(model_runner: Any) -> dict[str, bool]:
 
 def obstacle(model_runner: Any) -> str | None:
     """What SGLang's decode graphs handle on this server and layered ones do not, or None."""
-    stock = model_runner.decode_cuda_graph_runner
+    stock, args = model_runner.decode_cuda_graph_runner, model_runner.server_args
     obstacles = {
         "the decode graph backend is not 'full'": not isinstance(stock.backend, FullCudaGraphBackend),
         "the model has an encoder": stock.is_encoder_decoder,
         "rows are gathered between ranks (--moe-a2a-backend)": stock.require_gathered_buffer,
         "n-gram embeddings are on": stock.use_ngram_embedding,
+        "the model has recurrent layers, which they were not tried with": has_states(model_runner),
         "the KV canary is on": model_runner.canary_manager is not None,
-        "adapters are on, which SGLang's graphs read from buffers of their own (--enable-lora)": (
-            model_runner.server_args.enable_lora
-        ),
+        "adapters are on (--enable-lora): SGLang's graphs read their own buffers": args.enable_lora,
     }
     return next((reason for reason, applies in obstacles.items() if applies), None)

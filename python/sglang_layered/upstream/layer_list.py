@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.radix_linear_attention import RadixLinearAttention
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
@@ -219,7 +220,7 @@ class ListRanges(LayerRanges):
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList | None:
-    """The one list of modules of a model each of which attends to the KV cache, or None."""
+    """The one list of modules of a model each of which attends to the KV cache or has a state, or None."""
     found: list[nn.ModuleList] = []
     inside: set[nn.Module] = set()
     for module in model.modules():  # an outer list before those in its layers
@@ -230,7 +231,7 @@ def find_layers(model: nn.Module) -> nn.ModuleList | None:
 
 
 def _attends(layer: nn.Module) -> bool:
-    return any(isinstance(module, RadixAttention) for module in layer.modules())
+    return any(isinstance(module, (RadixAttention, RadixLinearAttention)) for module in layer.modules())
 
 
 def _flow(output: Any, arguments: Mapping[str, Any]) -> Flow:

@@ -22,6 +22,9 @@ from sglang_layered.upstream.layer_ranges import Kwargs, LayerRanges, unfit
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.probe import proved_ranges
 
+# What is written; the second pair lies behind properties of the first one's names (srt/models/qwen3_5.py).
+BOUNDS = (("start_layer", "end_layer"), ("_start_layer", "_end_layer"))
+
 
 class VirtualStage:
     """A pipeline group that says where the current range stands; everything else is the real group's."""
@@ -50,10 +53,11 @@ class PipelineRanges(LayerRanges):
         self._grouped, stacks = _stages(model)
         if not self.can_cut(model):
             raise unfit(model, "SGLang has no pipeline parallelism for it")
-        self._stack = vars(stacks[0])
-        self._deepstack = Deepstack.of(stacks[0])
-        self.first_layer = self._stack["start_layer"]
-        self.num_layers: int = self._stack["end_layer"]
+        stack, (self._start, self._end) = stacks[0]
+        self._stack = vars(stack)
+        self._deepstack = Deepstack.of(stack)
+        self.first_layer = self._stack[self._start]
+        self.num_layers: int = self._stack[self._end]
         group = self._grouped[0]["pp_group"]
         self.has_head = group.is_last_rank
         self._stages = {
@@ -84,25 +88,30 @@ class PipelineRanges(LayerRanges):
     @contextmanager
     def _stage(self, start: int, end: int, *, first: bool, last: bool) -> Iterator[None]:
         groups = [attributes["pp_group"] for attributes in self._grouped]
-        bounds = (self._stack["start_layer"], self._stack["end_layer"])
+        bounds = (self._stack[self._start], self._stack[self._end])
         virtual = self._stages[first, last]
         try:
             # With no layers (start == end) the first stage still embeds, and the last one makes logits.
-            self._stack["start_layer"], self._stack["end_layer"] = start, end
+            self._stack[self._start], self._stack[self._end] = start, end
             for attributes in self._grouped:
                 attributes["pp_group"] = virtual
             yield
         finally:
-            self._stack["start_layer"], self._stack["end_layer"] = bounds
+            self._stack[self._start], self._stack[self._end] = bounds
             for attributes, group in zip(self._grouped, groups, strict=True):
                 attributes["pp_group"] = group
 
 
-def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Module]]:
+def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[tuple[nn.Module, tuple[str, str]]]]:
     """Attributes of the modules that know their pipeline group, and the modules that have layer bounds."""
-    modules, bounds = list(model.modules()), {"start_layer", "end_layer"}
+    modules = list(model.modules())
     grouped = [vars(module) for module in modules if "pp_group" in vars(module)]
-    return grouped, [module for module in modules if bounds <= vars(module).keys()]
+    return grouped, [(module, names) for module in modules if (names := _bounds_of(vars(module)))]
+
+
+def _bounds_of(attributes: Kwargs) -> tuple[str, str] | None:
+    """What a module calls its first layer and the one after its last, if it has any."""
+    return next((names for names in BOUNDS if attributes.keys() >= set(names)), None)
 
 
 def prompt_kwargs(model_runner: Any, batch: ForwardBatch) -> Kwargs:

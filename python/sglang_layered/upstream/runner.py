@@ -6,7 +6,7 @@ batch's forward mode), the attention modules are run twice. Upstream: srt/model_
 srt/layers/attention/base_attn_backend.py, srt/models/deepseek_v2.py `DeepseekV2AttentionMLA`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from sglang.srt.runtime_context import get_forward
 from torch import nn
 
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.recurrent import start_states
 
 ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
@@ -83,6 +84,8 @@ def plan_attention(
             # `_forward_raw` does this before any eager forward; the seam returns ahead of that.
             model_runner._prepare_eager_forward_batch(batch)
             backend.init_forward_metadata(batch)
+    if prompt is not None:
+        start_states(model_runner, prompt)
 
 
 def attend(backend: Any) -> AbstractContextManager[None]:
@@ -136,15 +139,20 @@ class HybridAttention(AttentionBackend):
 
     def forward(
         self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: Any,
-        forward_batch: ForwardBatch,
+        q: Any = None,
+        k: torch.Tensor | None = None,
+        v: torch.Tensor | None = None,
+        layer: Any = None,
+        forward_batch: ForwardBatch | None = None,
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows."""
+        """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows.
+
+        A linear layer's is [1, rows, heads, head_dim], as its backend's; it has other arguments, row by row.
+        """
+        if q is None:
+            return self._linear(layer, kwargs)
         q, cut, prompt_kwargs, decode_kwargs = _rows_first(q), self._num_prompt_rows, kwargs, kwargs
         sizes = (cut, q.shape[0] - cut)
         prompt_q, decode_q = q.split_with_sizes(sizes)
@@ -160,8 +168,23 @@ class HybridAttention(AttentionBackend):
         )
         return torch.cat([prompt.flatten(1), decode.flatten(1)])
 
+    def _linear(self, layer: Any, rows: Mapping[str, Any]) -> torch.Tensor:
+        """Every request's state has a slot of its own. Upstream: srt/layers/radix_linear_attention.py."""
+        cut = self._num_prompt_rows
+        prompt = {name: _part(value, slice(None, cut)) for name, value in rows.items()}
+        decode = {name: _part(value, slice(cut, None)) for name, value in rows.items()}
+        outputs = [
+            self.prompt_backend.forward(layer=layer, forward_batch=self._prompt, **prompt),
+            self.decode_backend.forward(layer=layer, forward_batch=self._decode, **decode),
+        ]
+        return torch.cat(outputs, dim=1)
 
-def _rows_first(tensor: torch.Tensor | None) -> torch.Tensor | None:
+
+def _part(value: Any, rows: slice) -> Any:
+    return tuple(part[rows] for part in value) if isinstance(value, tuple) else value[rows]
+
+
+def _rows_first(tensor: Any) -> Any:
     """Some models hand over [1, rows, heads, head_dim] (upstream: srt/models/gemma3_causal.py)."""
     return tensor.squeeze(0) if tensor is not None and tensor.dim() == 4 else tensor
 

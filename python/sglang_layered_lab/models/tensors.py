@@ -20,6 +20,9 @@ QK_NORM_WEIGHT = 1.7
 BIAS_STD = 0.05
 ROUTER_BIAS_STD = 0.02  # beside scores between 0 and 1 that choose the experts
 SINK_STD = 1.0
+# Log of a recurrent head's decay a token: states that remember some ten tokens or many, so that one that
+# starts from elsewhere is seen.
+DECAY_MEAN, DECAY_STD = -2.5, 1.0
 TRANSPOSED_EXPERTS = ("gpt_oss",)  # families that store an expert's matrices as [inputs, outputs]
 
 
@@ -43,6 +46,10 @@ def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec
     family = recipe if isinstance(recipe, FamilyRecipe) else None
     if "embed_tokens" in name:
         return TensorSpec(name, shape, std=family.embedding_std if family else EMBEDDING_STD)
+    if name.endswith("A_log"):
+        return TensorSpec(name, shape, mean=DECAY_MEAN, std=DECAY_STD)
+    if name.endswith("linear_attn.norm.weight"):  # scales by itself in every family
+        return TensorSpec(name, shape, mean=1.0)
     if "norm" in name:
         sharper = QK_NORM_WEIGHT - 1 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0
         return TensorSpec(name, shape, mean=(family.norm_weight if family else 1.0) + sharper)

@@ -1,0 +1,59 @@
+"""Checks what happens to the states of a family's cohorts, and writes what was seen as JSON; see --help."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from family_run import CHUNK_TOKENS, FEW_STATES, RECURRENT, close, use_references
+
+use_references()
+
+import click  # noqa: E402
+from lora_models import leave_memory_unpinned  # noqa: E402
+from sglang.srt.server_args import ServerArgs  # noqa: E402
+from tiny_models import tiny_model  # noqa: E402
+
+from harness import SteppedScheduler  # noqa: E402
+from recurrent_checks import Seen, check_states  # noqa: E402
+
+
+def check_own_slots(arch: str) -> Seen:
+    """A request's states become those of the prefix cache (no_buffer), without overlap."""
+    stepped = scheduler(arch, **RECURRENT)
+    return check_states(stepped, (1, stepped.num_layers - 1))
+
+
+def check_further_slots(arch: str) -> Seen:
+    """Its states are kept in further slots on the way (extra_buffer), with overlap, as on a GPU by default.
+
+    SGLang allows it with CUDA's kernels alone, and pins memory for it. Our references keep the states too.
+    """
+    ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
+    leave_memory_unpinned()
+    stepped = scheduler(arch, mamba_radix_cache_strategy="extra_buffer", **FEW_STATES)
+    return check_states(stepped, range(1, stepped.num_layers))
+
+
+def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
+    return SteppedScheduler(
+        tiny_model(arch), max_total_tokens=4000, chunked_prefill_size=CHUNK_TOKENS, **flags
+    )
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("arch", default="qwen3_next")
+def main(out: Path, arch: str) -> None:
+    """Check the family ARCH and write what was seen to OUT."""
+    results = {}
+    for name, check in (("no_buffer", check_own_slots), ("extra_buffer", check_further_slots)):
+        results[name] = asdict(check(arch))
+        close()
+        out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
