@@ -18,6 +18,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 from torch import nn
 
+DEPTH = "deepstack_embed_to_decoder_layer"  # Qwen3.5 takes features and has none
 ARGUMENT = "input_deepstack_embeds"
 FEATURES = "layered_deepstack"  # no model has activations of this name
 
@@ -69,12 +70,13 @@ class Deepstack:
     def __init__(self, stack: Any) -> None:
         self._attributes = vars(stack)
         self._forward = stack.forward
-        self._depth = len(stack.deepstack_embed_to_decoder_layer)
+        self._depth = len(getattr(stack, DEPTH))
 
     @classmethod
     def of(cls, stack: nn.Module) -> "Deepstack | None":
         """None for a language model that adds no features."""
-        return cls(stack) if ARGUMENT in inspect.signature(stack.forward).parameters else None
+        adds = ARGUMENT in inspect.signature(stack.forward).parameters and hasattr(stack, DEPTH)
+        return cls(stack) if adds else None
 
     def run(self, forward: Callable[[], Any], end: int, rows: PPProxyTensors | None) -> Any:
         """Run a range that ends before layer `end`; `rows` as for `LayerRanges.run`.
