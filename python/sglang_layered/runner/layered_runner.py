@@ -42,7 +42,7 @@ class GroupStep:
     Inside `loads()` layers wait for the prompt's KV that comes back from host memory. `decode_rows` came from
     the pipeline stage before, as `parked` did where the prompt enters a stage; None on the first.
     `expert_ids` [prompt rows, layers, chosen] takes the ids that requests want returned; None: nobody does.
-    `images` are some of the prompt's, for their encoder alone, with others to follow.
+    `images` are the prompt's that have not passed their encoder, a list for each step that it takes.
     """
 
     prompt: ForwardBatch
@@ -53,7 +53,7 @@ class GroupStep:
     loads: Callable[[], AbstractContextManager[None]] = nullcontext
     decode_rows: PPProxyTensors | None = None
     expert_ids: torch.Tensor | None = None
-    images: Sequence[Any] | None = None
+    images: Sequence[Sequence[Any]] = ()
 
 
 @dataclass(slots=True)
@@ -180,7 +180,7 @@ class LayeredRunner(GroupRunner):
         return output
 
     def embed(self, step: GroupStep) -> PPProxyTensors | None:
-        """Run the encoder on what the step says, or on all the rest: the prompt's rows before layer 0."""
+        """Run the encoder on the next images; with the last of them: the rows before layer 0, else None."""
         rows = replace(step.prompt)
         Carried(rows, partial(self._embed, step), num_rows_of(step.prompt, None))
         record = self._model_runner.forward(rows)
@@ -191,8 +191,8 @@ class LayeredRunner(GroupRunner):
         return with_ids(parked, self._ids.of_prompt(None, step.prompt.input_ids.shape[0]))
 
     def _embed(self, step: GroupStep) -> PPProxyTensors | None:
-        if step.images is not None:
-            encode(self._model_runner, step.images)
+        if len(step.images) > 1:
+            encode(self._model_runner, step.images[0])
             return None
         # The groups take the attention's plan for made once the prompt has a ForwardBatch.
         plan_attention(self._model_runner, self._prompt_backend, step.prompt, None)

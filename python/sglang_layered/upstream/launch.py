@@ -77,13 +77,11 @@ class StepLauncher:
             self._keep_alive(inflight)
             self._scheduler.tp_worker.set_hicache_consumer(NOBODY)
             group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked, is_new)
-            if len(inflight.to_encode) > 1:
-                group_step.images = inflight.to_encode[0]
+            group_step.images = inflight.to_encode
             if inflight.batch.hicache_consumer_index != NOBODY:
                 group_step.loads = partial(loads_of, self._scheduler.tp_worker, inflight.batch)
             output = self._execution.run(group_step, strategy)
-            inflight.parked, inflight.has_begun = output.parked, True
-            results = []
+            results, inflight.parked, inflight.has_begun = [], output.parked, True
             if step.decode is not None:
                 result = self._result(step.decode, decode, output.decode_logits, output.decode_record)
                 results.append((step.decode, result))
