@@ -5,6 +5,7 @@ In every hybrid tensor the prompt rows come first: `[prompt; decode]`.
 
 from collections.abc import Callable
 from dataclasses import fields
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from sglang_layered.upstream.images import FEATURES
 
 BATCH_FIELDS = tuple(item.name for item in fields(ForwardBatch))
+_fields_of = itemgetter(*BATCH_FIELDS)
 
 
 def join_rows(prompt: PPProxyTensors, decode: PPProxyTensors) -> PPProxyTensors:
@@ -60,8 +62,10 @@ def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
     Attention and logits get the real prompt or decode batch, never this one. Upstream:
     srt/model_executor/forward_batch_info.py.
     """
-    return _with(
-        prompt,
+    rows = object.__new__(ForwardBatch)
+    # `dataclasses.replace` is far slower. Fields alone, as there: what rides on a batch stays its own.
+    vars(rows).update(
+        zip(BATCH_FIELDS, _fields_of(vars(prompt)), strict=True),
         forward_mode=ForwardMode.MIXED,
         batch_size=prompt.batch_size + decode.batch_size,
         input_ids=torch.cat([prompt.input_ids, decode.input_ids]),
@@ -83,14 +87,7 @@ def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
         rids=[*(prompt.rids or []), *(decode.rids or [])],
         lora_ids=[*(prompt.lora_ids or []), *(decode.lora_ids or [])],
     )
-
-
-def _with(batch: ForwardBatch, **changes: Any) -> ForwardBatch:
-    """A copy with other values in some fields, in a fraction of the time that `dataclasses.replace` takes."""
-    made, held = object.__new__(ForwardBatch), vars(batch)
-    # Fields alone, as `replace` does: what rides on a batch beside them is of that batch.
-    vars(made).update({name: held[name] for name in BATCH_FIELDS}, **changes)
-    return made
+    return rows
 
 
 def _join(prompt: torch.Tensor | None, decode: torch.Tensor | None) -> torch.Tensor | None:
