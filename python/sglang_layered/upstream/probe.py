@@ -20,7 +20,7 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.layer_ranges import unfit
 from sglang_layered.upstream.lora import Adapters
-from sglang_layered.upstream.recurrent import has_states, start_states
+from sglang_layered.upstream.recurrent import clear_states, has_states
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,8 @@ class Probe:
         backend = self._model_runner.attn_backend
         if self._adapters is not None:
             self._adapters.use(batch)
-        start_states(self._model_runner, batch)
+        if has_states(self._model_runner):
+            clear_states(self._model_runner, batch)
         backend.init_forward_metadata(batch)
         with forward_context(ForwardContext(attn_backend=backend)):
             yield
@@ -192,9 +193,6 @@ def _prompt(model_runner: Any, row: int, slot: int, num_tokens: int) -> ForwardB
         spec_algorithm=SpeculativeAlgorithm.NONE,
         lora_ids=[None],
     )
-    if has_states(model_runner):
-        # Both prompts have the slot of requests without one, so each range's states start from zeros.
-        batch.mamba_clear_indices = model_runner.req_to_token_pool.get_mamba_indices(batch.req_pool_indices)
     model_runner._prepare_eager_forward_batch(batch)
     adapters = Adapters.of(model_runner)
     if adapters is not None:

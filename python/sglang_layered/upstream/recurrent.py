@@ -31,6 +31,12 @@ def start_states(model_runner: Any, prompt: ForwardBatch) -> None:
     model_runner._maybe_execute_deferred_mamba_cow_and_clear(prompt)
 
 
+def clear_states(model_runner: Any, prompt: ForwardBatch) -> None:
+    """Let the states of a prompt that is no request start from zeros; SGLang does it once a request."""
+    prompt.mamba_clear_indices = model_runner.req_to_token_pool.get_mamba_indices(prompt.req_pool_indices)
+    start_states(model_runner, prompt)
+
+
 @contextmanager
 def still_tracked(batch: ScheduleBatch, keep: Sequence[int]) -> Iterator[None]:
     """Inside, SGLang cuts a prompt batch to the requests at these indices.
