@@ -33,7 +33,8 @@ def start_states(model_runner: Any, prompt: ForwardBatch) -> None:
 
 def clear_states(model_runner: Any, prompt: ForwardBatch) -> None:
     """Let the states of a prompt that is no request start from zeros; SGLang does it once a request."""
-    prompt.mamba_clear_indices = model_runner.req_to_token_pool.get_mamba_indices(prompt.req_pool_indices)
+    states: HybridReqToTokenPool = model_runner.req_to_token_pool
+    prompt.mamba_clear_indices = states.get_mamba_indices(prompt.req_pool_indices)
     start_states(model_runner, prompt)
 
 
