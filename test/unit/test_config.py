@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from transformers import PreTrainedConfig
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, UnsupportedError
@@ -45,6 +46,7 @@ def flashinfer_args(model: dict | None = None, **changes: object) -> SimpleNames
         "attention_arch": SimpleNamespace(name="MHA"),
         "has_attention_sinks": False,
         "is_hybrid_swa": False,
+        "hf_config": PreTrainedConfig(),
     }
     config = SimpleNamespace(**plain | (model or {}))
     backends = changes.pop("backends", ("flashinfer", "flashinfer"))

@@ -20,7 +20,7 @@ SETTINGS = sorted({*next(each.labels for each in METRICS if each.name == "prefil
 NO_MODE = "unknown (no sglang:prefill_mode_info: not patched?)"
 NO_DEVICE = "off (no device can be read there (see sglang-layered doctor))"
 AT_END = " (counted at the end of a request)"
-KINDS = ("prefill", "decode", "layered")
+KINDS = ("prefill", "decode", "layered", "encoder")
 PHASES = ("prompt", "decode", "hybrid")
 SLOS = {"ttft": "TTFT", "tbt": "TBT", "both": "both"}
 SLO_METRICS = ("slo_limit_seconds", "slo_requests_total")
