@@ -47,6 +47,7 @@ def flashinfer_args(model: dict | None = None, **changes: object) -> SimpleNames
         "has_attention_sinks": False,
         "is_hybrid_swa": False,
         "hf_config": PreTrainedConfig(),
+        "linear_attn_registry_result": None,
     }
     config = SimpleNamespace(**plain | (model or {}))
     backends = changes.pop("backends", ("flashinfer", "flashinfer"))
