@@ -13,6 +13,7 @@ from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
+from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, RECURRENT, UNASKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,82 +67,6 @@ class Start:
 
 Applies = Callable[[Start], bool]
 
-RANKS = "its ranks agree on the rows of one batch a step and a layered step runs two"
-FOREIGN_CACHE = "it keeps KV in a cache of its own, which may take slots that a cohort has filled half"
-
-FLAGS: Mapping[str, str] = {
-    "--speculative-algorithm": "a draft model verifies whole steps and a cohort spreads over several; leave"
-    " the flag out",
-    "--disaggregation-mode": "prefill and decode run on different servers there, so there is no decode to"
-    " keep going; use 'null'",
-    "--enable-pdmux": "it has a prefill scheduler of its own; choose one of the two",
-    "--language-only": "embeddings of images come from other servers there, and only text is served; leave"
-    " the flag out",
-    "--encoder-only": "an encoder has no decode step; serve it in chunked mode",
-    "--enable-two-batch-overlap": "it splits the batch that a layered step composes; leave the flag out",
-    "--enable-single-batch-overlap": "it reorders the work inside a layer range; leave the flag out",
-    "--enable-mixed-chunk": "layered mode already runs decode in every step; leave the flag out",
-    "--enable-dp-attention": "its ranks must agree on one forward mode per step; use --dp-size replicas"
-    " without it",
-    "--attn-cp-size": "context parallel cuts the prompt rows; use 1",
-    "--dcp-size": "context parallel cuts the KV pool; use 1",
-    "--enable-prefill-cp": "context parallel cuts the prompt rows; leave it out",
-    "--dllm-algorithm": "diffusion models have no decode step; leave it out",
-    "--is-embedding": "embedding models do not decode; serve it in chunked mode",
-    "--enable-hisparse": "it moves KV between prefill and decode itself; leave it out",
-    "--enable-return-indexer-topk": "prompt and decode rows of a step write the same rows of SGLang's buffer;"
-    " leave the flag out",
-    "--enable-unified-memory": "it moves KV while a forward runs and knows nothing of a cohort's; leave it"
-    " out",
-    "--torchao-config": "it quantizes weights after they are loaded, which is not tested in layered mode yet;"
-    " leave the flag out",
-    "--modelopt-quant": "it quantizes weights while they are loaded, which is not tested in layered mode yet;"
-    " leave the flag out",
-    "--load-format": "this loader quantizes weights whatever the model says, which is not tested in layered"
-    " mode yet; use 'auto' with bf16, fp16 or fp32 weights",
-    "--kt-weight-path": "it computes quantized experts on the CPU, which is not tested in layered mode yet;"
-    " leave the flag out",
-    "--moe-a2a-backend": f"{RANKS}; use 'none'",
-    "--moe-dense-tp-size": f"{RANKS}; leave the flag out",
-    "--enable-lmcache": f"{FOREIGN_CACHE}; leave the flag out",
-    "--enable-flexkv": f"{FOREIGN_CACHE}; leave the flag out",
-    "--radix-cache-backend": f"{FOREIGN_CACHE}; leave the flag out",
-    "--enable-forward-pass-metrics": "they count a prompt in one forward and it takes several; use"
-    " --enable-metrics",
-}
-"""What layered mode does not work with: the reason, and after a semicolon the remedy."""
-
-LORA: Mapping[str, str] = {
-    "--enable-lora-overlap-loading": "a stream of its own writes adapters beside a cohort, which is not"
-    " tested; leave the flag out",
-    "--pp-size": "stages have several cohorts in flight, whose adapters are not counted together; use 1",
-    "--tp-size": "cut adapters are not tested beside a cohort; use 1",
-}
-"""What adapters do not work with in layered mode: the reason, and after a semicolon the remedy."""
-
-RECURRENT: Mapping[str, str] = {
-    "--pp-size": "states of several stages are not tested beside a cohort; use 1",
-    "--enable-hierarchical-cache": "states that come back from host memory are not tested beside a cohort;"
-    " leave the flag out",
-    "--enable-lora": "adapters of these layers are not tested beside a cohort; serve merged weights",
-    "--enable-int8-mamba-checkpoint": "rounded states are not tested beside a cohort; leave the flag out",
-    "--enable-linear-replayssm": "states late by some tokens are not tested; leave the flag out",
-}
-"""What models with recurrent layers do not work with: the reason, and after a semicolon the remedy."""
-
-# Values, beside none and false ones, that ask for nothing of what a flag is refused for. The two loaders
-# choose the quantization by themselves, after these checks; that of "gguf" shows as --quantization.
-UNASKED: Mapping[str, Callable[[Any], bool]] = {
-    "--disaggregation-mode": lambda value: value == "null",
-    "--moe-a2a-backend": lambda value: value == "none",
-    "--attn-cp-size": lambda value: value == 1,
-    "--dcp-size": lambda value: value == 1,
-    "--pp-size": lambda value: value == 1,
-    "--tp-size": lambda value: value == 1,
-    "--load-format": lambda value: value not in ("bitsandbytes", "flash_rl"),
-    "--kv-cache-dtype": lambda value: value in ("auto", "bf16", "bfloat16"),
-}
-
 
 def _is_dense(start: Start) -> bool:
     """True only for a model that is known to have no experts."""
@@ -166,13 +91,6 @@ def _with_flags(feature: str, flags: Mapping[str, str]) -> dict[str, Applies]:
     return {text: partial(Start.has, flag=flag) for flag, text in texts.items()}
 
 
-# What FlashInfer's kernels in the place of SGLang's attention backend do not work with.
-GROUP_ATTENTION: Mapping[str, str] = {
-    "--pp-size": "its stages run SGLang's attention backends; use 'backends'",
-    "--kv-cache-dtype": "its kernels get no scales for a quantized KV cache; use 'auto'",
-    "--enable-deterministic-inference": "it lets FlashInfer split the keys by load; leave the flag out",
-    "--enable-mis": "its masks know no items; leave the flag out",
-}
 LIMIT = (
     "would only feed metrics; add --enable-metrics, or --prefill-mode layered with a --layered-policy that"
     " acts on it, as auto"

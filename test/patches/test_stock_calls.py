@@ -15,7 +15,7 @@ import pytest
 
 from sglang_layered.patching import Site
 from sglang_layered.patching.port import read_guards
-from sglang_layered.refusals import FLAGS
+from sglang_layered.refused_flags import FLAGS
 from stock_calls import calls_in, find_function, last_names
 
 OURS = Path(__file__).resolve().parents[2] / "python" / "sglang_layered"

@@ -13,7 +13,7 @@ from tiny_models import tiny_model
 
 from server_doors import LAYERED, check
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.refusals import RECURRENT
+from sglang_layered.refused_flags import RECURRENT
 
 
 def test_weights_quantized_at_load_are_served_unless_nobody_ran_the_method(tiny_qwen3_moe: Path) -> None:

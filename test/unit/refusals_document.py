@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sglang_layered.models.quantization import METHODS
 from sglang_layered.models.refused import MODELS
-from sglang_layered.refusals import FLAGS
+from sglang_layered.refused_flags import FLAGS
 
 REPO = Path(__file__).resolve().parents[2]
 MARKED = r"(<!-- {0}: begin[^>]*-->\n).*?(<!-- {0}: end -->)"

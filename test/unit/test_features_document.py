@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from sglang_layered.config import LayeredConfig
-from sglang_layered.refusals import FLAGS, REFUSALS, Start
+from sglang_layered.refusals import REFUSALS, Start
+from sglang_layered.refused_flags import FLAGS
 
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs" / "features.md").read_text()

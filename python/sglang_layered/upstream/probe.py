@@ -194,7 +194,6 @@ def _prompt(model_runner: Any, row: int, slot: int, num_tokens: int) -> ForwardB
         lora_ids=[None],
     )
     model_runner._prepare_eager_forward_batch(batch)
-    adapters = Adapters.of(model_runner)
-    if adapters is not None:
+    if (adapters := Adapters.of(model_runner)) is not None:
         adapters.prepare(batch)
     return batch
