@@ -15,6 +15,7 @@ from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.runner.decode_graphs.graphs import LayeredDecodeGraphs
 from sglang_layered.upstream.models import LayerCalls
+from sglang_layered.upstream.probe import ranges_of
 
 
 class Bench:
@@ -22,7 +23,7 @@ class Bench:
 
     def __init__(self, model_runner: Any, decode: ForwardBatch) -> None:
         self.model_runner = model_runner
-        self.calls = LayerCalls(model_runner)
+        self.calls = LayerCalls(model_runner, ranges_of(model_runner))
         self.decode = decode
 
     def rows(self, num_rows: int) -> ForwardBatch:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from sglang_layered.runner.decode_graphs.graphs import LayeredDecodeGraphs
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets, LayerSegments
 from sglang_layered.upstream.models import LayerCalls
+from sglang_layered.upstream.probe import ranges_of
 
 NUM_WATCHED = 3
 
@@ -123,7 +124,7 @@ def fake_graphs(
     model_runner: Any, granularity: int, sizes: tuple[int, ...], *, with_logits_buffer: bool = True
 ) -> tuple[LayeredDecodeGraphs, FakeRecorder]:
     """Captured graphs of this model on the fake recorder."""
-    calls, recorder = LayerCalls(model_runner), FakeRecorder()
+    calls, recorder = LayerCalls(model_runner, ranges_of(model_runner)), FakeRecorder()
     logits = torch.zeros((max(sizes), model_runner.model_config.vocab_size))
     graphs = LayeredDecodeGraphs(
         calls,

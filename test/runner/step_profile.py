@@ -18,16 +18,18 @@ import click
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "models"), str(TESTS)]
 
-from tiny_models import MODELS, use_the_cpu  # noqa: E402
+from tiny_models import quantized_model, tiny_model, use_the_cpu  # noqa: E402
 
 use_the_cpu()
+
+from quantized_on_cpu import run_without_amx, use_ops  # noqa: E402
 
 import sglang_layered  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
-from sglang_layered_lab.models import make_model  # noqa: E402
 
 FUNCTIONS = False
+NUM_LAYERS = 8  # of the tiny model
 OURS = str(Path(sglang_layered.__file__).parent)
 
 
@@ -67,15 +69,22 @@ def middle_step(stepped: SteppedScheduler) -> Counter[str]:
     return sorted(seen, key=Counter.total)[len(seen) // 2]
 
 
+def _quantized(method: str) -> Path:
+    run_without_amx()
+    use_ops()
+    return quantized_model("qwen3_moe", method, num_layers=NUM_LAYERS)
+
+
 @click.command()
 @click.option("--auto/--rule", default=False, help="Policy auto with metrics, or the rule without.")
+@click.option("--weights", help="A method of quantization, such as fp8-block; without it floats.")
 @click.option("--json", "as_json", is_flag=True, help="Print counts by file as JSON.")
-def main(auto: bool, as_json: bool) -> None:
+def main(auto: bool, weights: str | None, as_json: bool) -> None:
     """Print how many of our files and functions a middle step enters."""
     flags: dict[str, Any] = (
         dict(layered_policy="auto", slo_tbt_ms=1e-3) if auto else dict(layered_num_groups=4)
     )
-    model = make_model("qwen3_moe", "tiny", MODELS / "qwen3_moe")
+    model = tiny_model("qwen3_moe") if weights is None else _quantized(weights)
     stepped = SteppedScheduler(
         model,
         max_total_tokens=3000,

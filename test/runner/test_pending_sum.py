@@ -6,13 +6,13 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 
-from sglang_layered.upstream import layer_ranges
-from sglang_layered.upstream.layer_ranges import with_pending_sum
+from sglang_layered.upstream import models
+from sglang_layered.upstream.models import with_pending_sum
 
 
 @pytest.fixture(autouse=True)
 def two_equal_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_ranges, "tensor_model_parallel_all_reduce", lambda rows: rows * 2)
+    monkeypatch.setattr(models, "tensor_model_parallel_all_reduce", lambda rows: rows * 2)
 
 
 @pytest.mark.parametrize(("mark", "factor"), [(True, 2), (False, 1), (None, 1)])

@@ -22,7 +22,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
-from sglang_layered.upstream.layer_ranges import Kwargs, LayerRanges, unfit
+from sglang_layered.upstream.models import Kwargs, LayerRanges, unfit
 
 Call: TypeAlias = Callable[..., Any]
 Shadow: TypeAlias = tuple[dict[str, Any], str, Any]  # attributes of a module, a name, what it stands for

@@ -7,23 +7,76 @@ in srt/models, srt/layers/communicator.py, `ModelRunner._extend_forward_kwargs`.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
+from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.images import Deepstack
-from sglang_layered.upstream.layer_list import ListRanges
-from sglang_layered.upstream.layer_ranges import Kwargs, LayerRanges, unfit
 from sglang_layered.upstream.lora import Adapters
-from sglang_layered.upstream.probe import proved_ranges
 
+Kwargs: TypeAlias = dict[str, Any]
 # What is written; the second pair lies behind properties of the first one's names (srt/models/qwen3_5.py).
 BOUNDS = (("start_layer", "end_layer"), ("_start_layer", "_end_layer"))
+
+
+class LayerRanges(ABC):
+    """The layers of one model, any range at a time."""
+
+    num_layers: int
+    first_layer = 0
+    has_head = True
+
+    def run(
+        self,
+        batch: ForwardBatch,
+        start: int,
+        end: int,
+        rows: PPProxyTensors | None,
+        *,
+        last: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Run layers [start, end) on `rows`; None stands for the embedded tokens of `batch`.
+
+        Returns:
+            The rows after layer end - 1 as PPProxyTensors or, if `last`, their logits.
+        """
+        output = self._forward(batch, LayerGroup(start, end), rows, last, kwargs)
+        return output if last else with_pending_sum(output)
+
+    @abstractmethod
+    def _forward(
+        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
+    ) -> Any:
+        """The model's forward over these layers."""
+
+
+def with_pending_sum(rows: PPProxyTensors) -> PPProxyTensors:
+    """Rows whose last layer left its sum over tensor ranks to the next layer's norm, with the sum done.
+
+    Upstream marks such rows (srt/layers/communicator.py); the mark is lost when rows are joined or cut, and
+    of the models only srt/models/qwen2_moe.py sums at the end of a pipeline stage itself.
+    """
+    hidden = rows.tensors.get("hidden_states")
+    if getattr(hidden, "_sglang_needs_allreduce_fusion", False):
+        rows.tensors["hidden_states"] = tensor_model_parallel_all_reduce(hidden)
+    return rows
+
+
+def unfit(model: nn.Module, why: str) -> UnsupportedError:
+    """The refusal of a model whose layers cannot be run in ranges."""
+    return UnsupportedError(
+        f"--prefill-mode layered cannot serve {type(model).__name__}: its layers cannot be run in ranges:"
+        f" {why}; serve it in chunked mode"
+    )
 
 
 class VirtualStage:
@@ -123,15 +176,11 @@ def prompt_kwargs(model_runner: Any, batch: ForwardBatch) -> Kwargs:
 
 
 class LayerCalls:
-    """The layers of one ModelRunner, range by range; rows are [rows of the batch, ...] a key.
+    """The layers of one ModelRunner, range by range; rows are [rows of the batch, ...] a key."""
 
-    Raises:
-        UnsupportedError: the model's layers cannot be run in ranges.
-    """
-
-    def __init__(self, model_runner: Any, ranges: LayerRanges | None = None) -> None:
+    def __init__(self, model_runner: Any, ranges: LayerRanges) -> None:
         self._model_runner = model_runner
-        self._ranges = _ranges_of(model_runner) if ranges is None else ranges
+        self._ranges = ranges
         self._adapters = Adapters.of(model_runner)
         self._run = self._ranges.run if self._adapters is None else partial(self._adapted, self._adapters)
         self.num_layers = self._ranges.num_layers  # where a pipeline stage ends, in the whole model's count
@@ -160,17 +209,3 @@ class LayerCalls:
     def _adapted(self, adapters: Adapters, batch: ForwardBatch, *args: Any, **kwargs: Any) -> Any:
         adapters.use(batch)
         return self._ranges.run(batch, *args, **kwargs)
-
-
-def _ranges_of(model_runner: Any) -> LayerRanges:
-    """The model's layers as pipeline stages, else as a list that is proved once a process.
-
-    Not proved again for new weights, with which SGLang captures its graphs anew: they change no rows' way.
-    """
-    model = model_runner.model
-    if PipelineRanges.can_cut(model):
-        return PipelineRanges(model)
-    made: ListRanges | None = vars(model).get("layered_ranges")
-    if made is None:
-        made = vars(model)["layered_ranges"] = proved_ranges(model_runner)
-    return made

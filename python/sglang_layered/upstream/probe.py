@@ -18,8 +18,8 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
-from sglang_layered.upstream.layer_ranges import unfit
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.models import LayerRanges, PipelineRanges, unfit
 from sglang_layered.upstream.recurrent import clear_states, has_states
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,23 @@ ROWS = (0, 1)  # of the table of requests; 0 is SGLang's for padding
 # show none at all; sums over ranks and atomic additions are rounded in another order. A layer that reads
 # another prompt's activations makes another sequence of them.
 MOST = {True: 1e-3, False: 0.2}  # by whether numbers have 32 bits
+
+
+def ranges_of(model_runner: Any) -> LayerRanges:
+    """The model's layers as pipeline stages, else as a list that is proved once a process.
+
+    Not proved again for new weights, with which SGLang captures its graphs anew: they change no rows' way.
+
+    Raises:
+        UnsupportedError: the model's layers cannot be run in ranges.
+    """
+    model = model_runner.model
+    if PipelineRanges.can_cut(model):
+        return PipelineRanges(model)
+    made: ListRanges | None = vars(model).get("layered_ranges")
+    if made is None:
+        made = vars(model)["layered_ranges"] = proved_ranges(model_runner)
+    return made
 
 
 def proved_ranges(model_runner: Any) -> ListRanges:
