@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
@@ -211,12 +212,16 @@ def stock_runner(**changes: Any) -> Any:
         ({"is_encoder_decoder": True}, "encoder"),
         ({"require_gathered_buffer": True}, "--moe-a2a-backend"),
         ({"enable_lora": True}, "--enable-lora"),
+        ({"pool": HybridReqToTokenPool.__new__(HybridReqToTokenPool)}, "recurrent"),
     ],
 )
 def test_what_layered_graphs_cannot_serve_is_said(changes: dict[str, Any], reason: str | None) -> None:
     args = SimpleNamespace(enable_lora=changes.pop("enable_lora", False))
     runner = SimpleNamespace(
-        decode_cuda_graph_runner=stock_runner(**changes), canary_manager=None, server_args=args
+        req_to_token_pool=changes.pop("pool", None),
+        decode_cuda_graph_runner=stock_runner(**changes),
+        canary_manager=None,
+        server_args=args,
     )
     found = obstacle(runner)
     assert found is None if reason is None else reason in str(found)
