@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up, then: checks, and the tests of the runtime. With --lab: instead tests of the lab and those of the
-# runtime that take long (CUDA emulation, schedulers stepped a second time without SGLang's overlap, monitoring, soak,
-# scale-out), with --all: both. Other arguments go to pytest, and it runs once.
+# runtime that take long (servers of several ranks, kinds of weights and replicas, CUDA emulation, schedulers stepped a
+# second time without SGLang's overlap, monitoring, soak), with --all: both. Other arguments go to pytest, and it runs once.
 #
 # A job is one pytest; two run side by side, each takes the next one when it has ended one.
 set -euo pipefail
@@ -10,16 +10,18 @@ cd "$(dirname "$0")/.."
 # Servers that are shared live as long as their pytest: those of five configurations are in one job, so that more
 # servers at once never fill the memory.
 sharing=$(printf 'test/e2e/test_%s.py ' bench_run equality faults feature_off fuzz)
+several=$(printf 'test/e2e/test_%s.py ' parallel released_checkpoints scale_out) # ranks, kinds of weights, replicas
 played=$(printf 'test/lab/test_%s.py ' quickstart_run reproduce) # on servers
 # The longest first, so that none runs alone at the end; the shared servers when those of e2e have ended.
 runtime=(
-  "test/e2e $(printf -- '--ignore=%s ' $sharing test/e2e/test_scale_out.py)"
+  "test/e2e $(printf -- '--ignore=%s ' $sharing $several)"
   "test/runner"
   "test/unit test/kernels test/docker test/models test/patches"
   "$sharing"
 )
 lab=(
-  "test/monitoring test/soak $played test/e2e/test_scale_out.py"
+  "$several"
+  "test/monitoring test/soak $played"
   "test/cuda_emulation"
   "test/runner --without-overlap"
   "test/lab test/gpu $(printf -- '--ignore=%s ' $played)"
