@@ -29,7 +29,7 @@ from features_servers import Served
 from features_text import metric_values
 from workload import Ask, answers, output_tokens, prompt
 
-SLOW_STEP_S = 0.1
+SLOW_STEP_S = 0.2
 
 
 def slow(served: Served, step_s: float) -> None:
