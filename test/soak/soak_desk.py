@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -112,10 +113,16 @@ class Desk:
         outcome.aborted_s = await self.fence()
 
     async def abort_all(self) -> None:
-        """Abort whatever the server has."""
-        sent_s = time.monotonic()
-        await self.post("/abort_request", {"rid": "", "abort_all": True})
-        self.played.abort_alls.append(AbortAll(sent_s, await self.fence()))
+        """Abort whatever the server has.
+
+        It may end the last requests, and with them the soak before the server has said that it read it.
+        """
+        sent_s, read_s = time.monotonic(), math.inf
+        try:
+            await self.post("/abort_request", {"rid": "", "abort_all": True})
+            read_s = await self.fence()
+        finally:
+            self.played.abort_alls.append(AbortAll(sent_s, read_s))
 
     async def loads(self) -> dict[str, int]:
         """What runs, what waits, and how many KV slots neither are free nor can be evicted."""
