@@ -16,7 +16,7 @@ from typing import Any
 from sglang.srt.runtime_context import get_parallel
 
 from exact_model import ExactAttention, ExactModel
-from exact_scheduler import START, ExactScheduler
+from exact_scheduler import ExactScheduler
 from harness import SteppedScheduler, listen
 from pipeline_liveness import PipelineLiveness
 from sglang_layered.config import LayeredConfig
@@ -133,23 +133,23 @@ class ExactPipeline(ExactScheduler):
 @contextmanager
 def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator[ExactPipeline]:
     """Put an exact model on virtual stages under SGLang's pipeline loop; afterwards all is as it was."""
-    scheduler, plain, limit = stepped.scheduler, stepped.loop, get_parallel().pp_max_micro_batch_size
-    max_total = scheduler.invariant_checker.max_total_num_tokens
-    try:
-        with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
-            loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
-            loop._launcher = VirtualStages(scheduler, model, loop.stages)
-            listen(loop, stepped)
-            listen(loop, model.log)
-            stepped.loop = scheduler.layered_loop = loop
-            with closing(Ticks(scheduler)) as ticks:
-                yield ExactPipeline(stepped, model, loop, ticks)
-    finally:
-        stepped.loop = scheduler.layered_loop = plain
-        stepped.limit_running(limit)
-        assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
-        scheduler.invariant_checker.max_total_num_tokens = max_total
-        stepped.empty()
+    with stepped.left_empty():
+        scheduler, plain, limit = stepped.scheduler, stepped.loop, get_parallel().pp_max_micro_batch_size
+        max_total = scheduler.invariant_checker.max_total_num_tokens
+        try:
+            with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
+                loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
+                loop._launcher = VirtualStages(scheduler, model, loop.stages)
+                listen(loop, stepped)
+                listen(loop, model.log)
+                stepped.loop = scheduler.layered_loop = loop
+                with closing(Ticks(scheduler)) as ticks:
+                    yield ExactPipeline(stepped, model, loop, ticks)
+        finally:
+            stepped.loop = scheduler.layered_loop = plain
+            stepped.limit_running(limit)
+            stepped.change_back()
+            scheduler.invariant_checker.max_total_num_tokens = max_total
 
 
 @contextmanager

@@ -20,8 +20,6 @@ from liveness import Liveness, assert_whole
 from sglang_layered.config import LayeredConfig
 from sglang_layered.scheduler.loop import LayeredLoop
 
-START = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_num_groups": 0}
-
 
 class ExactScheduler:
     """Sends requests whose answers are known, and checks every step.
@@ -273,26 +271,25 @@ class ExactScheduler:
 @contextmanager
 def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[ExactScheduler]:
     """Put an exact model of `num_layers` layers in; afterwards all is as it was, also after a failure."""
-    stepped.empty()
-    scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
-    saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
-    max_total = scheduler.invariant_checker.max_total_num_tokens
-    model = ExactModel(num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
-    runner.model = model
-    runner.attn_backend = ExactAttention(model, runner.req_to_token_pool)
-    runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
-    try:
-        _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
-        listen(stepped.loop, stepped)
-        yield ExactScheduler(stepped, model)
-    finally:
-        stepped.limit_running(scheduler.max_running_requests)
-        assert stepped.change(START | {"layered_cohort_tokens": scheduler.server_args.chunked_prefill_size})
-        runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers = saved
-        del runner._get_attention_backend
-        scheduler.invariant_checker.max_total_num_tokens = max_total
-        _attach(stepped, loop)
-        stepped.empty()
+    with stepped.left_empty():
+        scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
+        saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
+        max_total = scheduler.invariant_checker.max_total_num_tokens
+        model = ExactModel(num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
+        runner.model = model
+        runner.attn_backend = ExactAttention(model, runner.req_to_token_pool)
+        runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
+        try:
+            _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
+            listen(stepped.loop, stepped)
+            yield ExactScheduler(stepped, model)
+        finally:
+            stepped.limit_running(scheduler.max_running_requests)
+            stepped.change_back()
+            runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers = saved
+            del runner._get_attention_backend
+            scheduler.invariant_checker.max_total_num_tokens = max_total
+            _attach(stepped, loop)
 
 
 def _attach(stepped: SteppedScheduler, loop: LayeredLoop) -> None:

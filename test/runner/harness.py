@@ -38,6 +38,7 @@ from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.scheduler.observer import observe
 
+START = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_num_groups": 0}
 ON_CUDA = {"device": "cuda", "attention_backend": "triton"}  # the default there takes no float32
 
 
@@ -120,6 +121,11 @@ class SteppedScheduler:
         """Ask for other settings, as `/set_internal_state` does."""
         reply = self.scheduler.set_internal_state(SetInternalStateReq(server_args=settings))
         return bool(reply.updated)
+
+    def change_back(self) -> None:
+        """Settings as at the start; the scheduler's own `chunked_prefill_size` is the budget in force."""
+        budget = self.scheduler.server_args.chunked_prefill_size
+        assert self.change(START | {"layered_cohort_tokens": budget})
 
     def limit_running(self, most: int) -> None:
         """At most so many requests at a time, as `--max-running-requests` says, by SGLang's own setting."""
@@ -243,22 +249,35 @@ class SteppedScheduler:
         """Index of the group that the cohort in flight runs next, or None."""
         return None if self.loop.inflight is None else self.loop.inflight.cohort.next_group
 
-    def empty(self) -> None:
-        """Empty it, whatever a failed test left in it.
+    @contextmanager
+    def left_empty(self) -> Iterator[None]:
+        """Nothing may be in it before and after. After a failure it is emptied by hand, for the next test."""
+        self._begin_anew()
+        try:
+            yield
+        except BaseException:
+            self._empty_by_hand()
+            raise
+        finally:
+            self._begin_anew()
 
-        After a test that passed nothing runs, and the running batch stays as SGLang left it: were it marked
-        full, the next test would wait for ever.
-        """
+    def _begin_anew(self) -> None:
         scheduler = self.scheduler
-        scheduler.waiting_queue.clear()
-        if scheduler.running_batch.reqs:
-            scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
-        scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
-        scheduler.result_queue.clear()
-        scheduler.session_controller.sessions.clear()
+        assert not scheduler.waiting_queue and not scheduler.running_batch.reqs
+        assert not scheduler.running_batch.batch_is_full, "whoever waits next would wait for ever"
+        assert scheduler.last_batch is scheduler.chunked_req is scheduler._pending_chunked_abort_req is None
+        assert not scheduler.result_queue
+        scheduler.session_controller.sessions.clear()  # SGLang never closes some (`Conversations.stuck`)
         scheduler.new_token_ratio_tracker.reset()
         self.resume()
         assert scheduler.flush_cache(empty_cache=False)
         for kept in (self.reqs, self.events, self.tokenizer.sent, self.detokenizer.sent):
             kept.clear()
         self._names = itertools.count()
+
+    def _empty_by_hand(self) -> None:
+        scheduler = self.scheduler
+        scheduler.waiting_queue.clear()
+        scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
+        scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
+        scheduler.result_queue.clear()

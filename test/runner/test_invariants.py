@@ -40,12 +40,12 @@ def test_the_places_that_keep_kv_hold_what_is_computed(exact: ExactScheduler) ->
     partial = set(in_flight(exact))
     scheduler = exact.scheduler
     held = session_values(scheduler.tree_cache, scheduler.req_to_token_pool.req_to_token)
-    assert len(held) >= 103
+    assert len(held) >= 103 and not partial & set(held.tolist())
     exact.settle()
     exact.finish(exact.send(prompt(50, 3), 2))
     tree = set(tree_values(scheduler.tree_cache).tolist())
     assert len(tree) >= 50
-    assert partial
+    exact.settle()
 
 
 def test_a_half_filled_slot_in_a_session_is_found(exact: ExactScheduler) -> None:

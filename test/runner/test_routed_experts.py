@@ -149,7 +149,6 @@ def returned(stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch) -> Iter
         stepped.loop = scheduler.layered_loop = loop
         scheduler.result_queue = queue
         set_global_experts_capturer(saved)
-        stepped.empty()
 
 
 def run_in(stepped: SteppedScheduler, strategy: str) -> None:

@@ -64,11 +64,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Settle, unless an operation has just failed."""
         if not hasattr(self, "exact"):
             return
+        failure = error if isinstance(error := sys.exc_info()[1], Exception) else None
         try:
-            if not isinstance(sys.exc_info()[1], Exception):
+            if failure is None:
                 self.exact.settle()
+        except Exception as unsettled:
+            failure = unsettled
+            raise
         finally:
-            self.swap.__exit__(None, None, None)
+            self.swap.__exit__(failure and type(failure), failure, None)
 
     def then(self, steps: int) -> None:
         """Disturbances come nearer to their end, then the scheduler steps."""
