@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from event_tail import EventTail
 
 from features_requests import GREEDY, PROMPT
 from features_servers import Served
@@ -29,17 +30,7 @@ VOLATILE = {"id", "rid", "created", "created_at", "total_duration"} | {
 }  # fmt: skip
 NEIGHBOURS = ("left", "right")
 _numbers = itertools.count()
-
-
-@dataclass
-class Heard:
-    """The events of a file up to a place: who polls thousands of lines again and again comes too late."""
-
-    place: int = 0
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-
-_heard: dict[Path, Heard] = {}
+_heard: dict[Path, tuple[EventTail, list[dict[str, Any]]]] = {}
 
 
 def call(served: Served, path: str, body: Any = None) -> httpx.Response:
@@ -91,14 +82,9 @@ def assert_same(mine: Any, theirs: Any, where: str = "answer", tolerance: float 
 def events(served: Served) -> list[dict[str, Any]]:
     """What the server's listener has heard so far; a line still being written is left out."""
     assert served.steps is not None
-    heard = _heard.setdefault(served.steps, Heard())
-    with served.steps.open("rb") as lines:
-        lines.seek(heard.place)
-        for line in lines:
-            if line.endswith(b"\n"):
-                heard.place += len(line)
-                heard.events.append(json.loads(line))
-    return heard.events.copy()
+    tail, heard = _heard.setdefault(served.steps, (EventTail(served.steps), []))
+    heard += tail.new()
+    return heard.copy()
 
 
 def wait_for(condition: Any, what: str, timeout_s: float = 20) -> Any:

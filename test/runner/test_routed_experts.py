@@ -20,7 +20,6 @@ from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.upstream.routed_experts import ExpertIds
 
-START = {"layered_group_tokens": 64, "layered_num_groups": 0}
 TOP_K = 4  # of the tiny model
 NOTHING = -5  # no expert has this id: what is left of it was never written
 KNOWN: dict[tuple[tuple[int, ...], int], tuple[list[int], torch.Tensor]] = {}  # what the oracle has said
@@ -145,7 +144,7 @@ def returned(stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield made
         stepped.drain()
     finally:
-        assert stepped.change(START)
+        stepped.change_back()
         stepped.loop = scheduler.layered_loop = loop
         scheduler.result_queue = queue
         set_global_experts_capturer(saved)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from event_tail import EventTail
 
 from soak_asks import AbortAll, Outcome, abort_read_s
 
@@ -49,12 +50,11 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             yield orjson.loads(line)
 
 
-class EventTail:
+class NewEvents:
     """The events that come from now on."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._place = path.stat().st_size if path.exists() else 0
+        self._tail = EventTail(path, path.stat().st_size if path.exists() else 0)
 
     async def wait_for(
         self, is_it: Callable[[dict[str, Any]], bool], timeout_s: float
@@ -62,19 +62,8 @@ class EventTail:
         """The next event of a kind, or None when it does not come in time."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            for event in self._new():
+            for event in self._tail.new():
                 if is_it(event):
                     return event
             await asyncio.sleep(POLL_S)
         return None
-
-    def _new(self) -> Iterator[dict[str, Any]]:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._place)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._place += len(line)
-                yield orjson.loads(line)

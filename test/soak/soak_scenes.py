@@ -14,7 +14,7 @@ from typing import Any
 
 from soak_asks import Ask, Outcome
 from soak_desk import Desk
-from soak_events import EventTail
+from soak_events import NewEvents
 from soak_operator import SESSION_CAPACITY
 from soak_plan import VOCAB, SoakSpec
 
@@ -44,7 +44,7 @@ class Scenes:
     def __init__(self, desk: Desk, spec: SoakSpec, events: Path) -> None:
         self._desk, self._spec, self._events = desk, spec, events
         self._rng = random.Random(spec.seed)
-        self._tag, self._number, self._tail = "", 0, EventTail(events)
+        self._tag, self._number, self._tail = "", 0, NewEvents(events)
         self._tasks: list[asyncio.Task[Outcome]] = []
 
     async def play(self, names: Sequence[str] | None) -> None:
@@ -52,7 +52,7 @@ class Scenes:
         if names is None:
             names = SCENES if self._spec.num_talkers else SCENES[: -len(OF_SESSIONS)]
         for name in names:
-            self._tag, self._tail = name, EventTail(self._events)
+            self._tag, self._tail = name, NewEvents(self._events)
             self._desk.played.operator[f"scene {name}"] += 1
             try:
                 await getattr(self, name.replace("-", "_"))()

@@ -11,7 +11,7 @@ from tiny_models import tiny_model
 from soak_asks import AbortAll, Ask, Outcome, abort_read_s
 from soak_checks import all_violations, memory_verdict, read_log, too_gentle, wrong_answers
 from soak_desk import MemorySample, Played
-from soak_events import EventTail, late_steps
+from soak_events import NewEvents, late_steps
 from soak_plan import Abort, SoakSpec, make_plan
 from soak_replay import Expected, longest_outputs
 from soak_ties import TiedModel
@@ -166,7 +166,7 @@ def test_prompts_are_replayed_with_the_longest_output_wanted() -> None:
 def test_the_tail_of_an_event_file_begins_where_it_was_opened(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "old"}\n')
-    tail = EventTail(path)
+    tail = NewEvents(path)
     with path.open("a") as file:
         file.write('{"event": "new"}\n{"event": "half')
     assert asyncio.run(tail.wait_for(lambda event: event["event"] != "none", 9)) == {"event": "new"}

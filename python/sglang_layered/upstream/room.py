@@ -79,7 +79,6 @@ def abort_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
         _leave_chunking(scheduler, req)
         forget_aborted(scheduler, req)
         release_kv_cache(req, scheduler.tree_cache, is_insert=False)
-        req.time_stats.trace_ctx.abort(abort_info={"reason": "Aborted"})
         _tell(scheduler, req)
 
 
@@ -97,12 +96,12 @@ def end_aborted_that_wait(scheduler: Any) -> None:
             req.session = None
         req.finished_reason, req.to_finish = req.to_finish, None
         forget_aborted(scheduler, req)
-        req.time_stats.trace_ctx.abort(abort_info={"reason": "Aborted"})
         _tell(scheduler, req)
 
 
 def _tell(scheduler: Any, req: Any) -> None:
-    """Tell the tokenizer process that a request is over."""
+    """Tell the trace and the tokenizer process that an aborted request is over."""
+    req.time_stats.trace_ctx.abort(abort_info={"reason": "Aborted"})
     end = AbortReq(finished_reason=req.finished_reason.to_json(), rid=req.rid)
     scheduler.ipc_channels.send_to_tokenizer.send_output(end, req)
 

@@ -77,11 +77,9 @@ class LayerSegments:
         """First layer of a run, and the one after its last."""
         return self.cut(run.start), self.cut(run.stop)
 
+    @cache  # noqa: B019 - few, small and equal ones live as long as the server; a step asks twice
     def cover(self, start: int, end: int) -> Cover:
         """Layers [start, end) by as many base segments as fit, in as few runs as there are."""
-        return _cover(self, start, end)
-
-    def _cover(self, start: int, end: int) -> Cover:
         if not 0 <= start <= end <= self.num_layers:
             raise PlanError(f"layers [{start}, {end}) are not within [0, {self.num_layers})")
         first = -(-start // self.granularity)
@@ -99,12 +97,6 @@ class LayerSegments:
             runs.append(range(first, min(first + width, count)))
             first += width
         return tuple(runs)
-
-
-@cache
-def _cover(segments: LayerSegments, start: int, end: int) -> Cover:
-    """A step asks twice, always for the few cuts of its policy."""
-    return segments._cover(start, end)
 
 
 @dataclass(frozen=True, slots=True)
