@@ -57,6 +57,18 @@ class LayeredConfig:
         "Layered mode: a fixed number of layer groups for every cohort; overrides the policy.",
         least=(1, "1 or more groups"),
     )
+    layered_max_parked: int = flag(
+        0,
+        "Layered mode: this many cohorts may wait at a group's edge while a cohort of short prompts runs"
+        " first; 0: prompts run in the order in which they were admitted.",
+        least=(0, "1 or more cohorts, or 0"),
+    )
+    layered_short_tokens: int | None = flag(
+        None,
+        "Layered mode with --layered-max-parked: prompts of at most so many tokens to compute go before a"
+        " cohort of more. Absent: --layered-group-tokens, so that they take one step.",
+        least=(1, "1 or more tokens"),
+    )
     layered_policy: str = flag(
         DEFAULT_POLICY,
         "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
@@ -180,6 +192,11 @@ class LayeredConfig:
         return "backends" if self.layered_group_attention == "auto" else self.layered_group_attention
 
     @property
+    def short_tokens(self) -> int:
+        """Most tokens to compute of a prompt that overtakes."""
+        return self.layered_short_tokens or self.layered_group_tokens
+
+    @property
     def may_fuse(self) -> bool:
         """True when some steps may run decode rows apart from SGLang's own decode step."""
         return self.layered_execution in ("fused", "auto")
@@ -252,6 +269,11 @@ class LayeredConfig:
                 f"--layered-calibration-file {self.layered_calibration_file}: --layered-policy"
                 f" {self.layered_policy} learns no step times; use one that does, as auto, or leave the file"
                 " out"
+            )
+        if self.layered_short_tokens is not None and not self.layered_max_parked:
+            raise ConfigError(
+                f"--layered-short-tokens {self.layered_short_tokens}: no prompt overtakes another with"
+                " --layered-max-parked 0; give 1, or leave it out"
             )
         if not self.may_fuse and self.layered_graph_granularity is not None:
             raise ConfigError(

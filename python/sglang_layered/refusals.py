@@ -13,7 +13,7 @@ from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
-from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, RECURRENT, UNASKED
+from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, OVERTAKING, RECURRENT, UNASKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ TRAFFIC = "--enable-expert-traffic-metrics does not work with"
 ONE = "leave one of the two out"
 EXECUTION = "--layered-execution {config.layered_execution}:"
 ATTENTION = "--layered-group-attention {config.group_attention}"
+PARKED = "--layered-max-parked {config.layered_max_parked}"
 BACKENDS = "use --layered-group-attention backends"
 OWN_ROUTING = ("flashinfer_trtllm", "flashinfer_mxfp4", "experimental_sgl_trtllm")
 
@@ -194,6 +195,11 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)
     ),
+    lambda start: start.config.is_layered and start.config.layered_max_parked > 0: {
+        **_with_flags(PARKED, OVERTAKING),
+        f"{PARKED} cannot serve {{args.model_path}}: states of recurrent layers are not tested beside two"
+        " cohorts; leave the flag out": lambda start: start.is_recurrent,
+    },
     lambda start: start.config.is_layered and start.config.group_attention != "backends": {
         f"{ATTENTION} does not work with an attention backend other than flashinfer: it runs FlashInfer's"
         " kernels on the tables of that backend; add --attention-backend flashinfer": lambda start: (

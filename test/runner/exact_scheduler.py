@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ class ExactScheduler:
         self.ends: Counter[str] = Counter()
         self.taken: Any = None  # KV slots that a test took away
         self.conversations, self.liveness = Conversations(self), Liveness(stepped.scheduler)
-        model.log.told = self._told
+        model.log.told, model.log.several = self._told, stepped.loop.controls.config.layered_max_parked > 0
+        self.steps_in_flight: Counter[int] = Counter()  # of each cohort, by its batch
 
     def send(
         self,
@@ -116,8 +118,9 @@ class ExactScheduler:
 
     @property
     def cohort(self) -> tuple[str, ...]:
-        inflight = self.stepped.loop.inflight
-        return () if inflight is None else inflight.cohort.request_ids
+        """Requests in flight; in the cohort that was admitted first come first."""
+        items = self.stepped.loop.cohorts.inflight
+        return tuple(rid for item in items for rid in item.cohort.request_ids)
 
     @property
     def most_groups(self) -> int:
@@ -133,7 +136,8 @@ class ExactScheduler:
         done = Counter(log.done)
         assert set(done.values()) <= {1}, f"computed twice: {done}"
         prompts = {rows.rid for rows in done if rows.is_prompt}
-        assert not cohort or prompts <= set(cohort), f"{prompts} finish beside cohort {cohort}"
+        expected = set(cohort) | (self._short_ones(prompts) if log.several else set())
+        assert not cohort or prompts <= expected, f"{prompts} finish beside cohort {cohort}"
         self._check_decodes(before, {rows.rid for rows in done if not rows.is_prompt}, prompts, was_layered)
         self.check()
         assert not unwanted & set(self.live), f"nobody waits for {unwanted & set(self.live)} any more"
@@ -142,7 +146,20 @@ class ExactScheduler:
         # SGLang takes a running request out after the step that it launches next.
         assert set(self.computed_late.values()) <= {1}, f"computed after aborts: {self.computed_late}"
         self._check_counts(before)
+        self._check_turns()
         self.liveness.after_step(bool(self.cohort))
+
+    def _short_ones(self, rids: set[str]) -> set[str]:
+        most = self.stepped.loop.controls.config.short_tokens
+        return {rid for rid in rids if self.model.log.ran[rid] <= most}
+
+    def _check_turns(self) -> None:
+        """However many short prompts come, a cohort ends: one cohort of others may run between two groups."""
+        items = {id(item.batch): item for item in self.stepped.loop.cohorts.inflight}
+        self.steps_in_flight = Counter({key: self.steps_in_flight[key] + 1 for key in items})
+        for key, steps in self.steps_in_flight.items():
+            most = self.model.num_layers * (1 + self.model.num_layers * self.model.log.several)
+            assert steps <= most, f"{items[key].cohort} is in flight for {steps} steps"
 
     def _check_decodes(
         self, before: dict[str, int], decoded: set[str], prompts: set[str], was_layered: bool
@@ -182,10 +199,11 @@ class ExactScheduler:
             self.conversations.ended(rid, answered=rid not in self.aborted)
         loop, log = self.stepped.loop, self.model.log
         assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
-        assert self._in_flight() == {rid: layer for rid, (_, layer) in log.open.items()}
+        begun = {rid: layer for rid, layer in self._in_flight().items() if layer}
+        assert begun == {rid: layer for rid, (_, layer) in log.open.items()}
         assert {rid for rid, _ in loop.cohorts.ledger} == set(self.cohort)
-        if loop.inflight is not None:
-            assert tuple(req.rid for req in loop.inflight.reqs) == self.cohort
+        for item in loop.cohorts.inflight:
+            assert tuple(req.rid for req in item.reqs) == item.cohort.request_ids
 
     def _in_flight(self) -> dict[str, int]:
         """Requests between two layer groups, and the layer that is next."""
@@ -265,12 +283,16 @@ class ExactScheduler:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""
         chunk = self.scheduler.chunked_prefill_size
         chunks = sum(-(-len(self.prompts[rid]) // chunk) + 1 for rid in self.live)
-        return 2 * (chunks * self.model.num_layers + sum(len(self.expected[rid]) for rid in self.live)) + 10
+        tokens = sum(len(self.expected[rid]) for rid in self.live)
+        return 2 * (chunks * self.model.num_layers * (1 + self.model.log.several) + tokens) + 10
 
 
 @contextmanager
-def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[ExactScheduler]:
-    """Put an exact model of `num_layers` layers in; afterwards all is as it was, also after a failure."""
+def exact_scheduler(stepped: SteppedScheduler, num_layers: int, **flags: Any) -> Iterator[ExactScheduler]:
+    """Put an exact model of `num_layers` layers in; afterwards all is as it was, also after a failure.
+
+    `flags` are settings of the loop other than the server's.
+    """
     with stepped.left_empty():
         scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
         saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
@@ -280,7 +302,8 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[Exac
         runner.attn_backend = ExactAttention(model, runner.req_to_token_pool)
         runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
         try:
-            _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
+            config = replace(LayeredConfig.from_server_args(scheduler.server_args), **flags)
+            _attach(stepped, LayeredLoop(scheduler, config))
             listen(stepped.loop, stepped)
             yield ExactScheduler(stepped, model)
         finally:

@@ -48,14 +48,15 @@ DEFAULT = settings(
 class SchedulerMachine(RuleBasedStateMachine):
     """Clients, an operator and shortages of KV slots against one scheduler, each time of another depth."""
 
-    def __init__(self, stepped: SteppedScheduler) -> None:
+    def __init__(self, stepped: SteppedScheduler, flags: dict[str, int]) -> None:
         super().__init__()
         self.stepped = stepped
+        self.flags = flags
         self.pause_left = self.shortage_left = 0  # operations until it ends
 
     @initialize(num_layers=st.sampled_from([7, 7, 7, 4, 1]), group_tokens=st.sampled_from([1, 1, 16, 100]))
     def start(self, num_layers: int, group_tokens: int) -> None:
-        self.swap = exact_scheduler(self.stepped, num_layers)
+        self.swap = exact_scheduler(self.stepped, num_layers, **self.flags)
         self.exact = self.swap.__enter__()
         assert self.stepped.change({"layered_group_tokens": group_tokens})
         self.exact.conversations.open()
@@ -251,8 +252,14 @@ def silence() -> Iterator[None]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("silence")
-def test_any_sequence_of_operations(stepped: SteppedScheduler) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"layered_max_parked": 1, "layered_short_tokens": 100}],
+    ids=["in order", "short ones overtake"],
+)
+def test_any_sequence_of_operations(stepped: SteppedScheduler, flags: dict[str, int]) -> None:
     is_default = settings.get_current_profile_name() != "long"
     run_state_machine_as_test(
-        partial(SchedulerMachine, stepped), settings=DEFAULT if is_default else settings.get_profile("long")
+        partial(SchedulerMachine, stepped, flags),
+        settings=DEFAULT if is_default else settings.get_profile("long"),
     )
