@@ -59,14 +59,13 @@ class LayeredConfig:
     )
     layered_max_parked: int = flag(
         0,
-        "Layered mode: this many cohorts may wait at a group's edge while a cohort of short prompts runs"
-        " first; 0: prompts run in the order in which they were admitted.",
+        "Layered mode: so many cohorts may wait at a group's edge while one of short prompts runs first.",
         least=(0, "1 or more cohorts, or 0"),
     )
     layered_short_tokens: int | None = flag(
         None,
-        "Layered mode with --layered-max-parked: prompts of at most so many tokens to compute go before a"
-        " cohort of more. Absent: --layered-group-tokens, so that they take one step.",
+        "Layered mode with --layered-max-parked: what a short prompt has at most to compute. Absent:"
+        " --layered-group-tokens, so that it takes one step.",
         least=(1, "1 or more tokens"),
     )
     layered_policy: str = flag(
@@ -115,7 +114,6 @@ class LayeredConfig:
         nargs="+",
         unused="refuse",
     )
-
     layered_graph_granularity: int | None = flag(
         None,
         "Layered mode, where SGLang uses decode CUDA graphs: layers in the shortest graphs of a layered"
@@ -124,7 +122,6 @@ class LayeredConfig:
         " allow.",
         least=(0, "1 or more layers a graph, or 0 for no graphs"),
     )
-
     enable_expert_traffic_metrics: bool = flag(
         False,
         "Count the experts that every step activates, and their bytes, in any prefill mode: metrics with"
@@ -183,7 +180,7 @@ class LayeredConfig:
 
     @property
     def observes(self) -> bool:
-        """True when results are looked at in any mode: expert traffic, energy or limits."""
+        """True when results are looked at in any mode."""
         return self.enable_expert_traffic_metrics or self.enable_energy_metrics or self.has_slo
 
     @property
@@ -272,8 +269,8 @@ class LayeredConfig:
             )
         if self.layered_short_tokens is not None and not self.layered_max_parked:
             raise ConfigError(
-                f"--layered-short-tokens {self.layered_short_tokens}: no prompt overtakes another with"
-                " --layered-max-parked 0; give 1, or leave it out"
+                f"--layered-short-tokens {self.layered_short_tokens}: no prompt goes before another without"
+                " --layered-max-parked; give 1 there, or leave it out"
             )
         if not self.may_fuse and self.layered_graph_granularity is not None:
             raise ConfigError(

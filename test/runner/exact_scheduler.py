@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +13,9 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from cohort_events import open_cohorts
 from conversations import Conversations
-from exact_model import ExactAttention, ExactModel
-from harness import SteppedScheduler, listen
-from liveness import Liveness, assert_whole
-from sglang_layered.config import LayeredConfig
-from sglang_layered.scheduler.loop import LayeredLoop
+from exact_model import ExactModel
+from harness import SteppedScheduler
+from liveness import LateWork, Liveness, Turns, assert_whole
 
 
 class ExactScheduler:
@@ -37,16 +33,14 @@ class ExactScheduler:
         self.expected: dict[str, list[int]] = {}
         self.due: dict[str, int] = {}  # rows before the next token: prompt, and what retraction lost
         self.aborted: set[str] = set()  # by a client, or by SGLang for want of KV slots
-        self.computed_late: Counter[str] = Counter()  # steps that computed it after its abort
-        self.most_late: Counter[str] = Counter()
-        self.latest: set[str] = set()  # computed by the latest step
+        self.late = LateWork()
         self.live: list[str] = []
         self.answers: dict[str, list[int]] = {}  # as the clients see them
         self.ends: Counter[str] = Counter()
         self.taken: Any = None  # KV slots that a test took away
         self.conversations, self.liveness = Conversations(self), Liveness(stepped.scheduler)
         model.log.told, model.log.several = self._told, stepped.loop.controls.config.layered_max_parked > 0
-        self.steps_in_flight: Counter[int] = Counter()  # of each cohort, by its batch
+        self.turns = Turns(stepped.loop, model)
 
     def send(
         self,
@@ -74,11 +68,7 @@ class ExactScheduler:
         self.check()
 
     def _note_aborted(self, rids: set[str]) -> None:
-        """SGLang takes a running request out with the next results of a step that computed it.
-
-        With the overlap scheduler it has launched one step more by then.
-        """
-        self.most_late.update({rid: 1 if rid in self.latest else 2 for rid in rids - self.aborted})
+        self.late.aborted(rids - self.aborted)
         self.aborted |= rids
 
     def pause(self, mode: str) -> None:
@@ -146,31 +136,16 @@ class ExactScheduler:
         done = Counter(log.done)
         assert set(done.values()) <= {1}, f"computed twice: {done}"
         prompts = {rows.rid for rows in done if rows.is_prompt}
-        expected = set(cohort) | (self._short_ones(prompts) if log.several else set())
+        expected = set(cohort) | (self.turns.short_ones(prompts))
         assert not cohort or prompts <= expected, f"{prompts} finish beside cohort {cohort}"
         self._check_decodes(before, {rows.rid for rows in done if not rows.is_prompt}, prompts, was_layered)
         self.check()
         assert not unwanted & set(self.live), f"nobody waits for {unwanted & set(self.live)} any more"
         assert heard == {rid: len(self.answers[rid]) for rid in unwanted}, "a token after the abort"
-        self.computed_late.update(self.aborted & {rows.rid for rows in done})
-        late = {rid: steps for rid, steps in self.computed_late.items() if steps > self.most_late[rid]}
-        assert not late, f"computed after aborts: {late}"
-        self.latest = set(rows.rid for rows in done)
+        self.late.after_step(self.aborted, {rows.rid for rows in done})
         self._check_counts(before)
-        self._check_turns()
+        self.turns.after_step()
         self.liveness.after_step(bool(self.cohort))
-
-    def _short_ones(self, rids: set[str]) -> set[str]:
-        most = self.stepped.loop.controls.config.short_tokens
-        return {rid for rid in rids if self.model.log.ran[rid] <= most}
-
-    def _check_turns(self) -> None:
-        """However many short prompts come, a cohort ends: one cohort of others may run between two groups."""
-        items = {id(item.batch): item for item in self.stepped.loop.cohorts.inflight}
-        self.steps_in_flight = Counter({key: self.steps_in_flight[key] + 1 for key in items})
-        for key, steps in self.steps_in_flight.items():
-            most = self.model.num_layers * (1 + self.model.num_layers * self.model.log.several)
-            assert steps <= most, f"{items[key].cohort} is in flight for {steps} steps"
 
     def _check_decodes(
         self, before: dict[str, int], decoded: set[str], prompts: set[str], was_layered: bool
@@ -296,36 +271,3 @@ class ExactScheduler:
         chunks = sum(-(-len(self.prompts[rid]) // chunk) + 1 for rid in self.live)
         tokens = sum(len(self.expected[rid]) for rid in self.live)
         return 2 * (chunks * self.model.num_layers * (1 + self.model.log.several) + tokens) + 10
-
-
-@contextmanager
-def exact_scheduler(stepped: SteppedScheduler, num_layers: int, **flags: Any) -> Iterator[ExactScheduler]:
-    """Put an exact model of `num_layers` layers in; afterwards all is as it was, also after a failure.
-
-    `flags` are settings of the loop other than the server's.
-    """
-    with stepped.left_empty():
-        scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
-        saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
-        max_total = scheduler.invariant_checker.max_total_num_tokens
-        model = ExactModel(num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
-        runner.model = model
-        runner.attn_backend = ExactAttention(model, runner.req_to_token_pool)
-        runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
-        try:
-            config = replace(LayeredConfig.from_server_args(scheduler.server_args), **flags)
-            _attach(stepped, LayeredLoop(scheduler, config))
-            listen(stepped.loop, stepped)
-            yield ExactScheduler(stepped, model)
-        finally:
-            stepped.limit_running(scheduler.max_running_requests)
-            stepped.change_back()
-            runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers = saved
-            del runner._get_attention_backend
-            scheduler.invariant_checker.max_total_num_tokens = max_total
-            _attach(stepped, loop)
-
-
-def _attach(stepped: SteppedScheduler, loop: LayeredLoop) -> None:
-    stepped.loop = stepped.scheduler.layered_loop = loop
-    stepped.num_layers = loop.stages.num_layers

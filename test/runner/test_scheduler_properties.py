@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from exact_model import FIRST_TOKEN, VOCAB
-from exact_scheduler import exact_scheduler
+from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 
 MOST_LIVE = 14
@@ -231,12 +231,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         group_tokens=st.sampled_from([1, 1, 40, 300]),
         num_groups=st.sampled_from([0, 0, 0, 1, 3, 7]),
         cohort_tokens=st.sampled_from([100, 512, 512]),
+        max_parked=st.sampled_from([0, 1, 1, 1, 2]),
         steps=THEN,
     )
     def change_settings(
-        self, layered: int, group_tokens: int, num_groups: int, cohort_tokens: int, steps: int
+        self,
+        layered: int,
+        group_tokens: int,
+        num_groups: int,
+        cohort_tokens: int,
+        max_parked: int,
+        steps: int,
     ) -> None:
         wanted = {"layered_prefill": layered, "layered_group_tokens": group_tokens}
+        if self.flags:
+            wanted["layered_max_parked"] = max_parked
         wanted |= {"layered_num_groups": num_groups, "layered_cohort_tokens": cohort_tokens}
         assert self.stepped.change(wanted) == (num_groups <= self.exact.most_groups)
         self.then(steps)

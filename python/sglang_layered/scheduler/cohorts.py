@@ -33,7 +33,9 @@ class CohortSet:
     """
 
     def __init__(self, scheduler: Any, stages: PipelineStages, stream: EventStream) -> None:
-        self.inflight: list[InFlightCohort] = []  # oldest, and deepest in the pipeline, first; parked ones too
+        self.inflight: list[
+            InFlightCohort
+        ] = []  # oldest, and deepest in the pipeline, first; parked ones too
         self.ledger = GroupKVLedger()
         self.stages = stages
         self._scheduler = scheduler

@@ -58,6 +58,7 @@ class LayeredLoop(BaseLoop):
         self.stream.add(self.driver, is_vital=True)
         super().subscribe(config)
         self._overtaking = Overtaking(self.scheduler, self.cohorts, config)
+        self.stream.add(self._overtaking, is_vital=True)
 
     @property
     def inflight(self) -> InFlightCohort | None:

@@ -1,9 +1,9 @@
 """Short prompts overtake the cohort in flight at a group's edge.
 
-The cohort's rows stay parked, as between any two of its groups, while a cohort of short prompts runs; then it
-goes on. It runs a group between two such turns, so it takes at most one cohort of short prompts a group. Short
-and long prompts share no cohort. What is short is told by tokens to compute, so a conversation's next turn is
-however long its history.
+The cohort's rows stay parked, as between any two of its groups, while a cohort of short prompts runs; then
+it goes on. It runs a group between two such turns, so at most one cohort of short prompts a group goes before
+it. Short and long prompts share no cohort. What is short is told by tokens to compute, so a conversation's
+next turn is short however long its history.
 """
 
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.upstream.overtake import (
@@ -32,10 +33,21 @@ class Overtaking:
     def __init__(self, scheduler: Any, cohorts: CohortSet, config: LayeredConfig) -> None:
         self._scheduler = scheduler
         self._cohorts = cohorts
-        self.is_on = config.layered_max_parked > 0
+        self._unmerged: ScheduleBatch | None = None
+        self._use(config)
+
+    def handlers(self) -> stream.Handlers:
+        """An operator may change who overtakes."""
+        return {stream.SettingsChanged: lambda event: self._use(event.config)}
+
+    def _use(self, config: LayeredConfig) -> None:
         self._most_parked = config.layered_max_parked
         self._most_tokens = config.short_tokens
-        self._unmerged: ScheduleBatch | None = None
+        self.is_on = self._is_needed()
+
+    def _is_needed(self) -> bool:
+        """Cohorts that are parked go on, though from now on nobody overtakes."""
+        return self._most_parked > 0 or len(self._cohorts) > 1 or self._unmerged is not None
 
     def next_batch(self, running_batch: ScheduleBatch, last_batch: Any) -> Any:
         """SGLang's next batch, of short prompts or of long ones: whichever the first that waits is."""
@@ -58,6 +70,7 @@ class Overtaking:
     def step_begins(self) -> None:
         """What has overtaken and has run all layers decodes from now on, and who was overtaken goes on."""
         if self._unmerged is None:
+            self.is_on = self._is_needed()
             return
         batch, self._unmerged = self._unmerged, None
         merge(self._scheduler, batch)
@@ -104,7 +117,8 @@ class Overtaking:
 
     def _chosen(self) -> list[Any]:
         """Short prompts in the queue's order, together no more than one may have."""
-        chosen, left, page = [], self._most_tokens, self._scheduler.page_size
+        chosen: list[Any] = []
+        left, page = self._most_tokens, self._scheduler.page_size
         for req in islice(self._scheduler.waiting_queue, MOST_LOOKED_AT):
             if self._is_short(req):
                 left -= -(-self._to_compute(req) // page) * page

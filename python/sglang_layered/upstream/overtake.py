@@ -70,7 +70,7 @@ def admit_only(scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any]) 
 
 @contextmanager
 def waiting(scheduler: Any, shown: Sequence[Any]) -> Iterator[None]:
-    """SGLang sees only these in its queue. Afterwards those that it left wait in their places, new ones last."""
+    """SGLang sees only these in its queue. Those that it leaves wait in their places after, new ones last."""
     before = list(scheduler.waiting_queue)
     scheduler.waiting_queue = list(shown)
     try:
