@@ -144,8 +144,10 @@ class LayeredLoop(BaseLoop):
         self.make_room_for_chunk()
         self.look_at_queue_again()
         filter_finished(scheduler)
-        choose = self._overtaking.next_batch if self._overtaking.is_on else scheduler.get_next_batch_to_run
-        plan = choose(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
+        with self._overtaking.one_kind_waits():
+            plan = scheduler.get_next_batch_to_run(
+                running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
+            )
         scheduler.running_batch = plan.running_batch
         batch = plan.batch_to_run
         if batch is None or not batch.forward_mode.is_extend():

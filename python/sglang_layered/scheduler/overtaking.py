@@ -6,6 +6,7 @@ it. Short and long prompts share no cohort. What is short is told by tokens to c
 next turn is short however long its history.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -49,19 +50,13 @@ class Overtaking:
         """Cohorts that are parked go on, though from now on nobody overtakes."""
         return self._most_parked > 0 or len(self._cohorts) > 1 or self._unmerged is not None
 
-    def next_batch(self, running_batch: ScheduleBatch, last_batch: Any) -> Any:
-        """SGLang's next batch, of short prompts or of long ones: whichever the first that waits is."""
-        choose, scheduler = self._scheduler.get_next_batch_to_run, self._scheduler
-        queue = scheduler.waiting_queue
-        if scheduler.chunked_req is not None:
-            shown = [req for req in queue if not self._is_short(req)]
-        elif queue:
-            first_is_short = self._is_short(queue[0])
-            shown = [req for req in queue if self._is_short(req) == first_is_short]
-        else:
-            shown = queue
-        with waiting(scheduler, shown):
-            return choose(running_batch=running_batch, last_batch=last_batch)
+    def one_kind_waits(self) -> AbstractContextManager[None]:
+        """SGLang sees short prompts in its queue, or long ones: what the first that waits is."""
+        queue, chunked = self._scheduler.waiting_queue, self._scheduler.chunked_req
+        if not (self.is_on and queue):
+            return nullcontext()
+        is_short = chunked is None and self._is_short(queue[0])
+        return waiting(self._scheduler, [req for req in queue if self._is_short(req) == is_short])
 
     def is_long(self, batch: ScheduleBatch) -> bool:
         """True for prompts that others may overtake; they are cut though nobody decodes."""
