@@ -143,7 +143,7 @@ def test_a_short_prompt_waits_where_the_next_chunk_needs_the_room(exact: ExactSc
     chunked = exact.send(prompt(1200, 2), 4)
     exact.step()
     free = exact.scheduler.token_to_kv_pool_allocator.available_size()
-    exact.take_slots(free - 800)
+    exact.take_slots(free - 750)
     short = exact.send(prompt(30, 3), 100)
     exact.step(2)
     assert not exact.launched(short)

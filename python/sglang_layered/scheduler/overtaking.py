@@ -98,7 +98,7 @@ class Overtaking:
         if len(inflight) > self._most_parked or not self._may_be_overtaken(inflight[-1]):
             return None
         chosen = self._chosen()
-        if not chosen or not chunks_keep_room(scheduler, sum(map(_most_slots, chosen))):
+        if not chosen or not chunks_keep_room(scheduler, chosen):
             return None
         batch = admit_only(scheduler, chosen, [req for item in inflight for req in item.reqs])
         if batch is not None:
@@ -128,8 +128,3 @@ class Overtaking:
     def _to_compute(self, req: Any) -> int:
         length: int = req.seqlen
         return length if length <= self._most_tokens else length - cached_tokens(self._scheduler, req)
-
-
-def _most_slots(req: Any) -> int:
-    most: int = req.seqlen + req.sampling_params.max_new_tokens
-    return most

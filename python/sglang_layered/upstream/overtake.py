@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.managers.schedule_policy import match_prefix_for_req
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, match_prefix_for_req
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_layered.upstream.room import filter_running, room_came_free
@@ -82,14 +82,21 @@ def waiting(scheduler: Any, shown: Sequence[Any]) -> Iterator[None]:
         scheduler.waiting_queue = [*kept, *(req for req in left if id(req) not in known)]
 
 
-def chunks_keep_room(scheduler: Any, num_tokens: int) -> bool:
-    """True when so many tokens leave slots for the other chunks of the prompt that is between two."""
+def chunks_keep_room(scheduler: Any, chosen: Sequence[Any]) -> bool:
+    """True when these leave slots for the other chunks of the prompt that is between two.
+
+    Tokens to come are estimated as where SGLang reserves room. Upstream: `PrefillAdder`.
+    """
     req = scheduler.chunked_req
     if req is None or scheduler.is_hybrid_swa:
         return True
     left = len(req.full_untruncated_fill_ids) - req.extend_range.end
+    ratio, page = scheduler.new_token_ratio_tracker.current, scheduler.page_size
+    for short in chosen:
+        new_tokens = min(short.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)
+        left += short.seqlen + ratio * new_tokens + page
     free = scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size()
-    return bool(free >= num_tokens + left + scheduler.page_size)
+    return bool(free >= left + page)
 
 
 def merge(scheduler: Any, batch: ScheduleBatch) -> None:
