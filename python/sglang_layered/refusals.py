@@ -197,8 +197,6 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     ),
     lambda start: start.config.is_layered and start.config.layered_max_parked > 0: {
         **_with_flags(PARKED, OVERTAKING),
-        f"{PARKED} cannot serve {{args.model_path}}: states of recurrent layers are not tested beside two"
-        " cohorts; leave the flag out": lambda start: start.is_recurrent,
     },
     lambda start: start.config.is_layered and start.config.group_attention != "backends": {
         f"{ATTENTION} does not work with an attention backend other than flashinfer: it runs FlashInfer's"
