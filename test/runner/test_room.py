@@ -69,3 +69,21 @@ def test_a_prompt_is_admitted_when_the_one_before_it_gives_up(
         exact.step(2)
         assert second not in {req.rid for req in stepped.scheduler.waiting_queue}
         exact.settle()
+
+
+@pytest.mark.parametrize("num_others", [1, 2])
+def test_the_last_one_has_room_though_the_others_hold_its_own_prefix(
+    stepped: SteppedScheduler, num_others: int
+) -> None:
+    """They have just been computed together, and the cache keeps one copy: to retract them frees nothing."""
+    tokens = prompt(20, 5)
+    with exact_scheduler(stepped, 7, layered_max_parked=1, layered_short_tokens=64) as exact:
+        exact.send(prompt(500, 6), 5)
+        exact.step()
+        same = [exact.send(tokens, 20) for _ in range(num_others + 1)]
+        exact.step()
+        assert exact.launched(same[0]) == 1
+        exact.take_slots(3000)
+        exact.step(3)
+        assert not exact.aborted, "aborted for want of slots that the cohort in flight holds"
+        exact.settle()

@@ -145,12 +145,14 @@ def last_one_has_no_room(running: ScheduleBatch) -> bool:
     """SGLang would abort the last running request for want of a slot; a cohort in flight holds some.
 
     It retracts the others first. That frees nothing when they are turns of streaming sessions, whose slots
-    their sessions keep, so those do not count as others.
+    their sessions keep, or when all their slots are in the prefix cache, perhaps those of the last one; so
+    those do not count as others.
     """
     gains = (
         req
         for req in running.reqs
         if not (req.finished() or (req.session is not None and in_streaming_session(req)))
+        and req.kv.kv_allocated_len > req.cache_protected_len
     )
     if len(list(islice(gains, 2))) == 2 or running.is_prefill_only:
         return False
