@@ -16,8 +16,8 @@ from typing import Any
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.models.catalogue import find_recipe
-from sglang_layered_lab.models.recipe import DTYPE_BYTES, END_ID, PAD_ID, RECIPE_FORMAT, ModelRecipe, Recipe
-from sglang_layered_lab.models.tensors import list_tensors
+from sglang_layered_lab.models.recipe import DTYPE_BYTES, END_ID, PAD_ID, RECIPE_FORMAT, Recipe
+from sglang_layered_lab.models.tensors import is_laid_out, list_tensors
 
 MARKER = "recipe.json"
 MADE_BY = "sglang-layered make-model"
@@ -41,7 +41,7 @@ def make_model(
 
 def num_parameters_of(recipe: Recipe) -> int:
     """Parameters of the model; of a family, transformers counts them."""
-    if isinstance(recipe, ModelRecipe):
+    if is_laid_out(recipe):
         return sum(tensor.num_elements for tensor in list_tensors(recipe))
     from sglang_layered_lab.models.checkpoint import empty_model
 
@@ -80,8 +80,8 @@ def _write_model(recipe: Recipe, folder: Path, on_progress: Callable[[int], obje
     from sglang_layered_lab.models.processor import write_processor
     from sglang_layered_lab.models.tokenizer import write_tokenizer
 
-    if isinstance(recipe, ModelRecipe):
-        checkpoint.write_json(folder / "config.json", recipe.config_fields())
+    if is_laid_out(recipe):
+        checkpoint.write_config(recipe, folder)
         checkpoint.write_weights(recipe, folder, on_progress)
     else:
         checkpoint.write_family(recipe, folder, on_progress)
