@@ -65,9 +65,13 @@ RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedul
 FLAGS: dict[str, dict[str, Any]] = {"qwen3_next": RECURRENT, "qwen3_5_moe": RECURRENT, "kimi_linear": RECURRENT}
 
 
+def attention_flags(arch: str) -> dict[str, Any]:
+    """What chooses the reference where SGLang's torch attention is wrong."""
+    return {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
+
+
 def check(arch: str, turns: int) -> dict[str, Any]:
-    flags = {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
-    flags |= FLAGS.get(arch, {})
+    flags = attention_flags(arch) | FLAGS.get(arch, {})
     model = tiny_model(arch)
     flags["enable_expert_traffic_metrics"] = has_experts(arch, model)
     stepped = SteppedScheduler(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from family_run import CHUNK_TOKENS, FEW_STATES, RECURRENT, close, use_references
+from family_run import CHUNK_TOKENS, FEW_STATES, RECURRENT, attention_flags, close, use_references
 
 use_references()
 
@@ -38,6 +38,7 @@ def check_further_slots(arch: str) -> Seen:
 
 
 def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
+    flags |= attention_flags(arch)
     return SteppedScheduler(
         tiny_model(arch), max_total_tokens=4000, chunked_prefill_size=CHUNK_TOKENS, **flags
     )
