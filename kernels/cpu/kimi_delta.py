@@ -19,14 +19,22 @@ from torch.nn import functional
 from sglang_layered_kernels.cpu.gated_delta import chunk_gated_delta_rule_cpu
 
 
-def kda_gate(raw: torch.Tensor, decay: torch.Tensor, dt_bias: torch.Tensor) -> torch.Tensor:
+def kda_gate(
+    raw: torch.Tensor, decay: torch.Tensor, dt_bias: torch.Tensor, lower_bound: float | None = None
+) -> torch.Tensor:
     """Log of the decay of every token, head and key channel.
 
     Args:
         raw: [..., heads, key size], what the model projects for it.
         decay: [heads] elements, A_log.
         dt_bias: [heads * key size].
+        lower_bound: asks for another gate, Kimi-K3's.
+
+    Raises:
+        NotImplementedError: with a lower bound.
     """
+    if lower_bound is not None:
+        raise NotImplementedError("the gate with a lower_bound has no CPU reference")
     wide = torch.promote_types(raw.dtype, torch.float32)
     bias = dt_bias.to(wide).view(raw.shape[-2:])
     return -decay.to(wide).exp().view(-1, 1) * functional.softplus(raw.to(wide) + bias)
@@ -41,6 +49,7 @@ def chunk_kda(
     *,
     A_log: torch.Tensor,
     dt_bias: torch.Tensor,
+    lower_bound: float | None = None,
     output_intermediate_states: bool = False,
     **slots: Any,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -54,13 +63,15 @@ def chunk_kda(
         beta: [1, tokens, heads], the step.
         A_log: [heads] elements.
         dt_bias: [heads * key size].
+        lower_bound: None; see `kda_gate`.
         output_intermediate_states: give the states on the way too.
         slots: `initial_state`, `initial_state_indices`, `cu_seqlens`, as of `chunk_gated_delta_rule_cpu`.
 
     Returns:
         The output, as v; with states on the way, those before each chunk of 64 tokens beside it.
     """
-    output, _, kept = chunk_gated_delta_rule_cpu(q, k, v, kda_gate(g, A_log, dt_bias), beta, **slots)
+    gate = kda_gate(g, A_log, dt_bias, lower_bound)
+    output, _, kept = chunk_gated_delta_rule_cpu(q, k, v, gate, beta, **slots)
     return (output, kept) if output_intermediate_states else output
 
 
@@ -76,6 +87,7 @@ def fused_sigmoid_gating_delta_rule_update(
     initial_state_source: torch.Tensor,
     initial_state_indices: torch.Tensor,
     cu_seqlens: torch.Tensor,
+    lower_bound: float | None = None,
     **_: Any,
 ) -> torch.Tensor:
     """The recurrence's next token of every request; `a` and `b` are its gate and step before activation."""
@@ -83,7 +95,7 @@ def fused_sigmoid_gating_delta_rule_update(
         q,
         k,
         v,
-        kda_gate(a.reshape(q.shape), A_log, dt_bias),
+        kda_gate(a.reshape(q.shape), A_log, dt_bias, lower_bound),
         torch.sigmoid(b.float()).reshape(v.shape[:-1]),
         initial_state=initial_state_source,
         initial_state_indices=initial_state_indices,
