@@ -14,9 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional
-
 from sglang_layered_kernels.cpu.gated_delta import chunk_gated_delta_rule_cpu
+from torch.nn import functional
 
 
 def kda_gate(
@@ -105,6 +104,6 @@ def fused_sigmoid_gating_delta_rule_update(
 
 
 def sigmoid_gated_norm(x: torch.Tensor, weight: torch.Tensor, gate: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMS norm of rows x [..., size], scaled by weight [size] and by sigmoid(gate), shaped as x or flatter."""
+    """RMS norm of rows x [..., size], scaled by weight [size] and by sigmoid(gate) of as many elements."""
     normed = functional.rms_norm(x.float(), x.shape[-1:], eps=eps)
     return (weight * normed * torch.sigmoid(gate.float()).view(x.shape)).to(x.dtype)

@@ -31,7 +31,9 @@ def unit(row: list[float]) -> list[float]:
     return [x / length for x in row]
 
 
-def stepped(state: Matrix, head: int, token: tuple[torch.Tensor, ...], beta: float) -> tuple[list[float], Matrix]:
+def stepped(
+    state: Matrix, head: int, token: tuple[torch.Tensor, ...], beta: float
+) -> tuple[list[float], Matrix]:
     """Oracle: one head's output for a token, and its matrix [value size, key size] after it."""
     q, k, v, gate = (part[head].tolist() for part in token)
     query, key, rate = unit(q), unit(k), math.exp(float(A_LOG[0, 0, head, 0]))
@@ -120,7 +122,11 @@ def test_what_no_model_here_asks_for_is_not_computed_wrongly() -> None:
 
 
 def test_gated_norm() -> None:
-    x, weight, gate = randn(1, 4, HEADS, VALUE_SIZE), randn(VALUE_SIZE, seed=2), randn(4, HEADS, VALUE_SIZE, seed=3)
+    x, weight, gate = (
+        randn(1, 4, HEADS, VALUE_SIZE),
+        randn(VALUE_SIZE, seed=2),
+        randn(4, HEADS, VALUE_SIZE, seed=3),
+    )
     output = ours.sigmoid_gated_norm(x, weight, gate, 1e-5)
     for token in range(4):
         for head in range(HEADS):

@@ -62,7 +62,11 @@ ON_REFERENCE = {
 FEW_STATES = {"max_mamba_cache_size": 64}
 # On a CPU SGLang keeps states for its prefix cache this way only, without overlap.
 RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True, **FEW_STATES}
-FLAGS: dict[str, dict[str, Any]] = {"qwen3_next": RECURRENT, "qwen3_5_moe": RECURRENT, "kimi_linear": RECURRENT}
+FLAGS: dict[str, dict[str, Any]] = {
+    "qwen3_next": RECURRENT,
+    "qwen3_5_moe": RECURRENT,
+    "kimi_linear": RECURRENT,
+}
 
 
 def attention_flags(arch: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from own_process import found_by
 
 FAMILIES = ("qwen3_next", "kimi_linear")  # gated delta nets; Kimi Delta Attention beside latent attention
 
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("recurrent") / "results.json"

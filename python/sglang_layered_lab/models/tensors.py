@@ -7,6 +7,7 @@ initialisation a random model repeats itself, and a wrong KV cache or a skipped 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from sglang_layered_lab.models.kimi import kimi_tensors
 from sglang_layered_lab.models.recipe import FamilyRecipe, ModelRecipe, Recipe
@@ -95,9 +96,9 @@ def _layer(recipe: ModelRecipe) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"mlp.experts.{index}.{name}", shape
 
 
-def is_laid_out(recipe: Recipe) -> bool:
-    """Whether this package lays out the tensors; transformers does it otherwise."""
-    return isinstance(recipe, ModelRecipe) or recipe.arch in LAYOUTS
+def is_of_transformers(recipe: Recipe) -> TypeGuard[FamilyRecipe]:
+    """Whether transformers lays out the tensors; this package does it otherwise."""
+    return isinstance(recipe, FamilyRecipe) and recipe.arch not in LAYOUTS
 
 
 def list_tensors(recipe: Recipe) -> Iterator[TensorSpec]:
