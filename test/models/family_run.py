@@ -22,6 +22,7 @@ from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 use_the_cpu()
 
 import click  # noqa: E402
+import torch  # noqa: E402
 from sglang.kernels.ops.attention.fla.fused_norm_gate import FusedRMSNormGated  # noqa: E402
 from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
@@ -101,17 +102,27 @@ def use_references() -> None:
     ATTENTION_BACKENDS["triton"] = ReferenceAttention
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
-    # SGLang has no KDA on a CPU: it imports none of its kernels there, and asks for a CUDA stream.
-    kimi_linear.get_stream = lambda name: None
-    kda_backend.causal_conv1d_fn = causal_conv1d_fn_cpu
-    kda_triton.chunk_kda = kimi_delta.chunk_kda
-    name = "fused_sigmoid_gating_delta_rule_update"
-    setattr(kda_triton, name, getattr(kimi_delta, name))
-    FusedRMSNormGated.forward = lambda norm, x, g: kimi_delta.sigmoid_gated_norm(x, norm.weight, g, norm.eps)
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
     # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
+    use_kda_references()
+
+
+class SigmoidGatedNorm(FusedRMSNormGated):
+    """SGLang's on a CPU knows another gate only."""
+
+    def forward(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return kimi_delta.sigmoid_gated_norm(x, self.weight, g, self.eps)
+
+
+def use_kda_references() -> None:
+    """SGLang has no KDA on a CPU: it imports none of its kernels there, and asks for a CUDA stream."""
+    kimi_linear.get_stream = lambda name: None
+    kimi_linear.FusedRMSNormGated = SigmoidGatedNorm
+    kda_backend.causal_conv1d_fn = causal_conv1d_fn_cpu
+    for function in (kimi_delta.chunk_kda, kimi_delta.fused_sigmoid_gating_delta_rule_update):
+        setattr(kda_triton, function.__name__, function)
 
 
 def close() -> None:
