@@ -102,7 +102,7 @@ def chunk_gated_delta_rule_cpu(
         q: [1, tokens, key heads, key size], of any length; normed here.
         k: as q.
         v: [1, tokens, value heads, value size].
-        g: [1, tokens, value heads], log of the decay.
+        g: [1, tokens, value heads], log of the decay; with a key size behind, one for each column.
         beta: [1, tokens, value heads], the step.
         initial_state: [slots, value heads, value size, key size], written in place.
         initial_state_indices: [prompts], slots.
@@ -175,9 +175,9 @@ def _recur(
     share = v.shape[1] // q.shape[1]
     q, k = (_unit(rows.to(wide)).repeat_interleave(share, dim=1) for rows in (q, k))
     q, v, state = q * q.shape[-1] ** -0.5, v.to(wide), state.to(wide)
-    decay, beta, outputs = g.to(wide).exp(), beta.to(wide), []
+    decay, beta, outputs = g.to(wide).exp().view(*g.shape[:2], 1, -1), beta.to(wide), []
     for token in range(len(v)):
-        state = state * decay[token, :, None, None]
+        state = state * decay[token]
         missed = v[token] - (state @ k[token, :, :, None])[..., 0]
         state = state + (beta[token, :, None] * missed)[:, :, None] * k[token, :, None, :]
         outputs.append((state @ q[token, :, :, None])[..., 0])

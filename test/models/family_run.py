@@ -22,22 +22,27 @@ from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 use_the_cpu()
 
 import click  # noqa: E402
+import torch  # noqa: E402
+from sglang.kernels.ops.attention.fla.fused_norm_gate import FusedRMSNormGated  # noqa: E402
 from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
+from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
+from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
-from sglang.srt.models import ernie4, llama4, qwen2_moe  # noqa: E402
+from sglang.srt.models import ernie4, kimi_linear, llama4, qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
-from sglang_layered_kernels.cpu.gated_delta import fused_rmsnorm_gated_cpu  # noqa: E402
+from sglang_layered_kernels.cpu import kimi_delta  # noqa: E402
+from sglang_layered_kernels.cpu.gated_delta import causal_conv1d_fn_cpu, fused_rmsnorm_gated_cpu  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
 from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
-from family_checks import CHUNK_TOKENS, GROUP_TOKENS, check_family  # noqa: E402
+from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
 from sglang_layered_lab.models.catalogue import ARCHS  # noqa: E402
@@ -51,20 +56,29 @@ ON_REFERENCE = {
     "deepseek_v2": {},
     "deepseek_v3": {},
     "gemma4": {"disable_hybrid_swa_memory": True},
+    "kimi_linear": {},
 }
 
 # Without a limit the pool of states takes most of the machine's memory.
 FEW_STATES = {"max_mamba_cache_size": 64}
 # On a CPU SGLang keeps states for its prefix cache this way only, without overlap.
 RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True, **FEW_STATES}
-FLAGS: dict[str, dict[str, Any]] = {"qwen3_next": RECURRENT, "qwen3_5_moe": RECURRENT}
+FLAGS: dict[str, dict[str, Any]] = {
+    "qwen3_next": RECURRENT,
+    "qwen3_5_moe": RECURRENT,
+    "kimi_linear": RECURRENT,
+}
+
+
+def attention_flags(arch: str) -> dict[str, Any]:
+    """What chooses the reference where SGLang's torch attention is wrong."""
+    return {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
 
 
 def check(arch: str, turns: int) -> dict[str, Any]:
-    flags = {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
-    flags |= FLAGS.get(arch, {})
+    flags = attention_flags(arch) | FLAGS.get(arch, {})
     model = tiny_model(arch)
-    flags["enable_expert_traffic_metrics"] = has_experts(model)
+    flags["enable_expert_traffic_metrics"] = has_experts(arch, model)
     stepped = SteppedScheduler(
         model,
         max_total_tokens=4000,
@@ -78,9 +92,9 @@ def check(arch: str, turns: int) -> dict[str, Any]:
     return result.as_dict()
 
 
-def has_experts(model: Path) -> bool:
+def has_experts(arch: str, model: Path) -> bool:
     config = AutoConfig.from_pretrained(model)
-    return any(layer.num_experts for layer in read_layer_shapes(config.get_text_config()))
+    return arch in DEFINED or any(layer.num_experts for layer in read_layer_shapes(config.get_text_config()))
 
 
 def use_references() -> None:
@@ -92,6 +106,23 @@ def use_references() -> None:
     # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
+    use_kda_references()
+
+
+class SigmoidGatedNorm(FusedRMSNormGated):
+    """SGLang's on a CPU knows another gate only."""
+
+    def forward(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return kimi_delta.sigmoid_gated_norm(x, self.weight, g, self.eps)
+
+
+def use_kda_references() -> None:
+    """SGLang has no KDA on a CPU: it imports none of its kernels there, and asks for a CUDA stream."""
+    kimi_linear.get_stream = lambda name: None
+    kimi_linear.FusedRMSNormGated = SigmoidGatedNorm
+    kda_backend.causal_conv1d_fn = causal_conv1d_fn_cpu
+    for function in (kimi_delta.chunk_kda, kimi_delta.fused_sigmoid_gating_delta_rule_update):
+        setattr(kda_triton, function.__name__, function)
 
 
 def close() -> None:

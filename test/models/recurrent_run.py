@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from family_run import CHUNK_TOKENS, FEW_STATES, RECURRENT, close, use_references
+from family_run import CHUNK_TOKENS, FEW_STATES, RECURRENT, attention_flags, close, use_references
 
 use_references()
 
@@ -38,6 +39,7 @@ def check_further_slots(arch: str) -> Seen:
 
 
 def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
+    flags |= attention_flags(arch)
     return SteppedScheduler(
         tiny_model(arch), max_total_tokens=4000, chunked_prefill_size=CHUNK_TOKENS, **flags
     )
@@ -45,12 +47,13 @@ def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.argument("arch", default="qwen3_next")
-def main(out: Path, arch: str) -> None:
-    """Check the family ARCH and write what was seen to OUT."""
-    results = {}
-    for name, check in (("no_buffer", check_own_slots), ("extra_buffer", check_further_slots)):
-        results[name] = asdict(check(arch))
+@click.argument("archs", nargs=-1)
+def main(out: Path, archs: tuple[str, ...]) -> None:
+    """Check the families ARCHS and write what was seen to OUT."""
+    checks = {"no_buffer": check_own_slots, "extra_buffer": check_further_slots}
+    results: dict[str, dict[str, Any]] = {arch: {} for arch in archs}
+    for arch, name in product(archs, checks):
+        results[arch][name] = asdict(checks[name](arch))
         close()
         out.write_text(json.dumps(results, indent=2) + "\n")
 

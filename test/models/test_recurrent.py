@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from own_process import found_by
 
+FAMILIES = ("qwen3_next", "kimi_linear")  # gated delta nets; Kimi Delta Attention beside latent attention
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("recurrent") / "results.json"
-    return found_by(Path(__file__).with_name("recurrent_run.py"), out)
+    return found_by(Path(__file__).with_name("recurrent_run.py"), out, *FAMILIES)
 
 
-@pytest.fixture(params=["no_buffer", "extra_buffer"])
+@pytest.fixture(params=product(FAMILIES, ("no_buffer", "extra_buffer")), ids="-".join)
 def seen(request: pytest.FixtureRequest, results: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = results[request.param]
+    arch, strategy = request.param
+    found: dict[str, Any] = results[arch][strategy]
     return found
 
 

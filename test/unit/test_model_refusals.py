@@ -48,8 +48,9 @@ def test_what_layered_mode_serves_is_not_refused(tmp_path: Path, fields: dict[st
     assert refusal_of(model_folder(tmp_path, QWEN3_MOE | fields)) is None
 
 
-def test_recurrent_layers_that_are_tested_are_served(tmp_path: Path) -> None:
-    assert refusal_of(model_folder(tmp_path, recurrent("Qwen3NextForCausalLM"))) is None
+@pytest.mark.parametrize("architecture", sorted(SERVED_RECURRENT & RECURRENT.keys()))
+def test_recurrent_layers_that_are_tested_are_served(tmp_path: Path, architecture: str) -> None:
+    assert refusal_of(model_folder(tmp_path, recurrent(architecture))) is None
 
 
 @pytest.mark.parametrize("architecture", [name for name in RECURRENT if name not in SERVED_RECURRENT])

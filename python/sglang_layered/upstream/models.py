@@ -121,7 +121,11 @@ class PipelineRanges(LayerRanges):
 
     @staticmethod
     def can_cut(model: nn.Module) -> bool:
-        """Whether the model has the pipeline interface; a multimodal one may keep it from its own callers."""
+        """Whether the model has the pipeline interface; a multimodal one may keep it from its own callers.
+
+        One whose bounds stand in two modules is none: srt/models/kimi_linear.py asks the process's group, for
+        which nothing can stand in, whether it has the first layer.
+        """
         grouped, stacks = _stages(model)
         takes_rows = "pp_proxy_tensors" in inspect.signature(model.forward).parameters
         return takes_rows and bool(grouped) and len(stacks) == 1

@@ -16,7 +16,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sglang_layered_lab.models.recipe import DTYPE_BYTES, FamilyRecipe, ModelRecipe
+from sglang_layered_lab.models.recipe import DTYPE_BYTES, FamilyRecipe, Recipe
 from sglang_layered_lab.models.tensors import TensorSpec, list_tensors, tensor_spec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,8 +36,17 @@ def random_tensor(tensor: TensorSpec, seed: int, dtype: torch.dtype) -> torch.Te
     return values.normal_(tensor.mean, tensor.std, generator=generator).to(dtype)
 
 
+def write_config(recipe: Recipe, folder: Path) -> None:
+    """Write config.json of a model whose tensors this package lays out."""
+    fields = recipe.config_fields()
+    if isinstance(recipe, FamilyRecipe):
+        names = {"architectures": [recipe.architecture], "model_type": recipe.arch, "dtype": recipe.dtype}
+        fields = names | fields
+    write_json(folder / "config.json", fields)
+
+
 def write_weights(
-    recipe: ModelRecipe,
+    recipe: Recipe,
     folder: Path,
     on_progress: Callable[[int], object],
     max_shard_bytes: int = MAX_SHARD_BYTES,

@@ -16,8 +16,8 @@ from typing import Any
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.models.catalogue import find_recipe
-from sglang_layered_lab.models.recipe import DTYPE_BYTES, END_ID, PAD_ID, RECIPE_FORMAT, ModelRecipe, Recipe
-from sglang_layered_lab.models.tensors import list_tensors
+from sglang_layered_lab.models.recipe import DTYPE_BYTES, END_ID, PAD_ID, RECIPE_FORMAT, Recipe
+from sglang_layered_lab.models.tensors import is_of_transformers, list_tensors
 
 MARKER = "recipe.json"
 MADE_BY = "sglang-layered make-model"
@@ -41,11 +41,11 @@ def make_model(
 
 def num_parameters_of(recipe: Recipe) -> int:
     """Parameters of the model; of a family, transformers counts them."""
-    if isinstance(recipe, ModelRecipe):
-        return sum(tensor.num_elements for tensor in list_tensors(recipe))
-    from sglang_layered_lab.models.checkpoint import empty_model
+    if is_of_transformers(recipe):
+        from sglang_layered_lab.models.checkpoint import empty_model
 
-    return sum(parameter.numel() for parameter in empty_model(recipe).parameters())
+        return sum(parameter.numel() for parameter in empty_model(recipe).parameters())
+    return sum(tensor.num_elements for tensor in list_tensors(recipe))
 
 
 def num_bytes_of(recipe: Recipe) -> int:
@@ -80,11 +80,11 @@ def _write_model(recipe: Recipe, folder: Path, on_progress: Callable[[int], obje
     from sglang_layered_lab.models.processor import write_processor
     from sglang_layered_lab.models.tokenizer import write_tokenizer
 
-    if isinstance(recipe, ModelRecipe):
-        checkpoint.write_json(folder / "config.json", recipe.config_fields())
-        checkpoint.write_weights(recipe, folder, on_progress)
-    else:
+    if is_of_transformers(recipe):
         checkpoint.write_family(recipe, folder, on_progress)
+    else:
+        checkpoint.write_config(recipe, folder)
+        checkpoint.write_weights(recipe, folder, on_progress)
     if recipe.quantization is not None:
         from sglang_layered_lab.models.quantize import quantize_folder
 

@@ -132,7 +132,7 @@ class ModelRecipe(RecipeBase):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRecipe(RecipeBase):
-    """A tiny model of a family whose layout transformers knows.
+    """A tiny model of a family; transformers knows the layout, or `tensors.LAYOUTS`.
 
     `fields` are those of transformers' config that this family sets for itself. `norm_weight` is the value of
     a norm that scales by one (Gemma stores the distance to 1), `embedding_std` small beside a layer's output.

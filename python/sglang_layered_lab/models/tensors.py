@@ -5,9 +5,11 @@ initialisation a random model repeats itself, and a wrong KV cache or a skipped 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
+from sglang_layered_lab.models.kimi import kimi_tensors
 from sglang_layered_lab.models.recipe import FamilyRecipe, ModelRecipe, Recipe
 
 # Standard deviation of a matrix times sqrt(fan-in): one value, so that layers of any width have the same
@@ -24,6 +26,10 @@ SINK_STD = 1.0
 # starts from elsewhere is seen.
 DECAY_MEAN, DECAY_STD = -2.5, 1.0
 TRANSPOSED_EXPERTS = ("gpt_oss",)  # families that store an expert's matrices as [inputs, outputs]
+# Families that transformers does not know: names and shapes of all tensors.
+LAYOUTS: Mapping[str, Callable[[FamilyRecipe], Iterator[tuple[str, tuple[int, ...]]]]] = {
+    "kimi_linear": kimi_tensors,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +96,16 @@ def _layer(recipe: ModelRecipe) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"mlp.experts.{index}.{name}", shape
 
 
-def list_tensors(recipe: ModelRecipe) -> Iterator[TensorSpec]:
-    """Yield every tensor of the model once, layer by layer."""
+def is_of_transformers(recipe: Recipe) -> TypeGuard[FamilyRecipe]:
+    """Whether transformers lays out the tensors; this package does it otherwise."""
+    return isinstance(recipe, FamilyRecipe) and recipe.arch not in LAYOUTS
+
+
+def list_tensors(recipe: Recipe) -> Iterator[TensorSpec]:
+    """Yield every tensor of a model that is laid out here once, layer by layer."""
+    if isinstance(recipe, FamilyRecipe):
+        yield from (tensor_spec(recipe, name, shape) for name, shape in LAYOUTS[recipe.arch](recipe))
+        return
     vocabulary = (recipe.vocab_size, recipe.hidden_size)
     yield tensor_spec(recipe, "model.embed_tokens.weight", vocabulary)
     for index in range(recipe.num_layers):
