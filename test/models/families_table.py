@@ -50,6 +50,12 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "gated delta nets, full attention in every fourth layer, a vision encoder, three positions a token",
     ),
 }
+FAMILIES_SHOWN |= {
+    "nemotron_h": (
+        "Nemotron-H",
+        "blocks of one mixer each: Mamba2, attention, experts without gates beside a shared one, a dense one",
+    ),
+}
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (
     "| family | SGLang class | what the tiny model has | layers with experts | layers run as"

@@ -7,6 +7,7 @@ another question: quantized weights are as wide as the checkpoint's files say, o
 
 import logging
 from collections import defaultdict
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,9 @@ def _empty_model(config: Any) -> nn.Module:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+    if getattr(config, "use_mamba_kernels", False):
+        config = copy(config)
+        config.use_mamba_kernels = False  # transformers would load them from its hub
     is_own = type(config).__module__.startswith("transformers.")
     if is_own and type(config) in transformers.AutoModelForCausalLM._model_mapping:
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -13,7 +13,9 @@ from sglang_layered.models.quantization import REFUSED
 SPARSE_BACKENDS = frozenset({"dsa", "nsa"})
 SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
 # Of the models with a state per request and layer those whose tokens the tests compare (docs/models.md).
-SERVED_RECURRENT = frozenset({"Qwen3NextForCausalLM", "Qwen3_5MoeForConditionalGeneration"})
+SERVED_RECURRENT = frozenset(
+    {"NemotronHForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5MoeForConditionalGeneration"}
+)
 
 
 def has_recurrent_layers(model_config: Any) -> bool:

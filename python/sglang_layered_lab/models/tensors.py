@@ -44,7 +44,7 @@ class TensorSpec:
 def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec:
     """How the values of one tensor are spread, by its name."""
     family = recipe if isinstance(recipe, FamilyRecipe) else None
-    if "embed_tokens" in name:
+    if "embed_tokens" in name or name.endswith("model.embeddings.weight"):
         return TensorSpec(name, shape, std=family.embedding_std if family else EMBEDDING_STD)
     if name.endswith("A_log"):
         return TensorSpec(name, shape, mean=DECAY_MEAN, std=DECAY_STD)
