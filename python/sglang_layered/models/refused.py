@@ -14,7 +14,12 @@ SPARSE_BACKENDS = frozenset({"dsa", "nsa"})
 SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
 # Of the models with a state per request and layer those whose tokens the tests compare (docs/models.md).
 SERVED_RECURRENT = frozenset(
-    {"NemotronHForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5MoeForConditionalGeneration"}
+    {
+        "Lfm2MoeForCausalLM",
+        "NemotronHForCausalLM",
+        "Qwen3NextForCausalLM",
+        "Qwen3_5MoeForConditionalGeneration",
+    }
 )
 
 

@@ -16,9 +16,9 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from torch import nn
 
-# Methods that take the rows [rows, hidden] and their batch, and give rows back, by the class that has them. Any
-# other family of this kind fails loudly: what joins two backends is neither class that these methods ask for.
-MIXERS = {"NemotronHMambaDecoderLayer": "_forward_mamba"}
+# Methods that take the rows [rows, hidden] and their batch, and give rows back, by the class that has them. A class
+# that is not here would run on the decode's plan for all rows: models/refused.py names the families that are.
+MIXERS = {"NemotronHMambaDecoderLayer": "_forward_mamba", "Lfm2MoeShortConv": "forward"}
 
 
 class SplitMixers:

@@ -17,6 +17,7 @@ MATRIX_GAIN = 0.12 * math.sqrt(128)
 EMBEDDING_STD = 0.15
 # Above 1, so that attention is peaked instead of an average over all positions.
 QK_NORM_WEIGHT = 1.7
+QK_NORMS = tuple(f"{part}_{norm}.weight" for part in "qk" for norm in ("norm", "layernorm"))
 BIAS_STD = 0.05
 ROUTER_BIAS_STD = 0.02  # beside scores between 0 and 1 that choose the experts
 SINK_STD = 1.0
@@ -51,7 +52,7 @@ def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec
     if name.endswith("linear_attn.norm.weight"):  # scales by itself in every family
         return TensorSpec(name, shape, mean=1.0)
     if "norm" in name:
-        sharper = QK_NORM_WEIGHT - 1 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0
+        sharper = QK_NORM_WEIGHT - 1 if name.endswith(QK_NORMS) else 0
         return TensorSpec(name, shape, mean=(family.norm_weight if family else 1.0) + sharper)
     for part, std in (("correction_bias", ROUTER_BIAS_STD), ("sinks", SINK_STD), ("bias", BIAS_STD)):
         if part in name:
