@@ -55,7 +55,10 @@ FAMILIES_SHOWN |= {
         "Nemotron-H",
         "blocks of one mixer each: Mamba2, attention, experts without gates beside a shared one, a dense one",
     ),
-    "lfm2_moe": ("LFM2-MoE", "short convolutions, full attention in two of seven layers, a router bias, 1 dense layer first"),
+    "lfm2_moe": (
+        "LFM2-MoE",
+        "short convolutions, full attention in two of seven layers, a router bias, 1 dense layer first",
+    ),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (

@@ -153,7 +153,7 @@ def _shape(config: Any, index: int, parts: dict[str, _Part]) -> LayerShape:
         num_experts=num_experts,
         num_experts_per_token=_top_k(config) if num_experts else 0,
         expert_params=total // num_experts if num_experts else 0,
-        attention_width=0 if _is_recurrent(config, index) else _attention_width(config),
+        attention_width=_attention_width(config) if _attends(config, index) else 0,
         window=_window(config, index),
         param_bytes=dense_width,
         expert_param_bytes=None if expert_width == dense_width else expert_width,
@@ -186,9 +186,10 @@ def _window(config: Any, index: int) -> int | None:
     return int(config.sliding_window) if "sliding" in _kind(config, index) else None
 
 
-def _is_recurrent(config: Any, index: int) -> bool:
-    """True for a layer whose work does not grow with the tokens before: it has a state instead of KV."""
-    return any(word in _kind(config, index) for word in ("linear", "mamba", "conv"))
+def _attends(config: Any, index: int) -> bool:
+    """False for a layer whose work does not grow with the tokens before: it has a state, or rows alone."""
+    kind = _kind(config, index)
+    return kind not in ("moe", "mlp") and not any(word in kind for word in ("linear", "mamba", "conv"))
 
 
 def _kind(config: Any, index: int) -> str:

@@ -30,6 +30,13 @@ def has_recurrent_layers(model_config: Any) -> bool:
     return mambaish_config(model_config) is not None
 
 
+def has_mamba2_layers(model_config: Any) -> bool:
+    """Whether SGLang serves this model (an SGLang ModelConfig) by its Mamba2 or short-convolution backend."""
+    from sglang.srt.configs.hybrid_arch import mamba2_config
+
+    return mamba2_config(model_config) is not None
+
+
 def has_untested_states(model_config: Any) -> bool:
     """Whether nobody has compared the tokens of this model (an SGLang ModelConfig) with recurrent layers."""
     architectures = set(model_config.hf_config.architectures or ["?"])
