@@ -117,7 +117,7 @@ def _recur(
     D: torch.Tensor,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One prompt's tokens [tokens, heads, size]; gives their outputs, and the states before and after each."""
+    """One prompt's tokens [tokens, heads, size]; gives outputs, and the states before and after each."""
     wide = torch.promote_types(state.dtype, torch.float32)
     share = x.shape[1] // B.shape[1]
     b, c = (rows.to(wide).repeat_interleave(share, dim=1)[:, :, None] for rows in (B, C))

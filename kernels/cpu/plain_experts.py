@@ -1,4 +1,4 @@
-"""CPU references of what Nemotron-H's experts need: those that SGLang runs on a CPU have gates, and no factor."""
+"""CPU references of what Nemotron-H's experts need: those that SGLang runs on a CPU have gates, no factor."""
 
 from __future__ import annotations
 

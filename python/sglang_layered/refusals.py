@@ -213,8 +213,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     ),
     lambda start: start.config.is_layered and start.keeps_wrong_states: {
         "--mamba-radix-cache-strategy {args.mamba_radix_cache_strategy} (what auto chooses on a GPU): with"
-        " Mamba2 layers SGLang keeps states of other tokens for all prompts of a batch but the first (its issue"
-        " 31833), and answers are wrong after a prefix is found; add --prefill-max-requests 1, or"
+        " Mamba2 layers SGLang keeps states of other tokens for all prompts of a batch but the first (its"
+        " issue 31833), and answers are wrong after a prefix is found; add --prefill-max-requests 1, or"
         " --mamba-radix-cache-strategy no_buffer --disable-overlap-schedule": lambda _: True
     },
     lambda start: start.config.is_layered and start.config.group_attention != "backends": {

@@ -49,16 +49,16 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "Qwen3.5-MoE, text",
         "gated delta nets, full attention in every fourth layer, a vision encoder, three positions a token",
     ),
-}
-FAMILIES_SHOWN |= {
     "nemotron_h": (
         "Nemotron-H",
-        "blocks of one mixer each: Mamba2, attention, experts without gates beside a shared one, a dense one",
+        "blocks of one mixer each: Mamba2, attention without positions, experts without gates beside a shared"
+        " one, a dense one",
     ),
     "lfm2_moe": (
         "LFM2-MoE",
-        "short convolutions, full attention in two of seven layers, a router bias, 1 dense layer first",
+        "short convolutions, full attention in two layers, a router bias, 1 dense layer first",
     ),
+    "lfm2": ("LFM2", "dense, short convolutions, full attention in two layers, tied embeddings"),
 }
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (

@@ -35,7 +35,7 @@ from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
-from sglang.srt.models import ernie4, lfm2_moe, llama4, qwen2_moe  # noqa: E402
+from sglang.srt.models import ernie4, lfm2, lfm2_moe, llama4, qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang_layered_kernels.cpu import mamba2  # noqa: E402
 from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
@@ -76,6 +76,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": RECURRENT,
     "nemotron_h": RECURRENT | {"moe_runner_backend": "triton"},
     "lfm2_moe": RECURRENT,
+    "lfm2": RECURRENT,
 }
 
 
@@ -110,8 +111,10 @@ def use_references() -> None:
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
     mamba.mamba_chunk_scan_combined = mamba2.mamba_chunk_scan_combined
     mamba.selective_state_update = mamba2.selective_state_update
-    mamba.causal_conv1d_fn_triton = lfm2_moe.causal_conv1d_fn = causal_conv1d_fn_cpu
-    mamba.causal_conv1d_update_triton = lfm2_moe.causal_conv1d_update = causal_conv1d_update_cpu
+    mamba.causal_conv1d_fn_triton = causal_conv1d_fn_cpu
+    mamba.causal_conv1d_update_triton = causal_conv1d_update_cpu
+    lfm2.causal_conv1d_fn = lfm2_moe.causal_conv1d_fn = causal_conv1d_fn_cpu
+    lfm2.causal_conv1d_update = lfm2_moe.causal_conv1d_update = causal_conv1d_update_cpu
     CPU_OPERATORS.impl("mm.dtype", wide_product, "CPU")
     UnquantizedFusedMoEMethod.forward_native = partialmethod(
         some_without_gates, UnquantizedFusedMoEMethod.forward_native

@@ -41,7 +41,7 @@ def check_further_slots(arch: str) -> Seen:
 
 
 def check_no_slots(arch: str) -> Seen:
-    """Nothing keeps its states (no prefix cache), with overlap: what SGLang has for families without the above."""
+    """Nothing keeps its states (no prefix cache), with overlap: for families without the above."""
     stepped = scheduler(arch, disable_radix_cache=True, disable_overlap_schedule=False)
     return check_states(stepped, range(1, stepped.num_layers))
 

@@ -129,7 +129,7 @@ def test_a_refused_limit_travels_as_a_number_does() -> None:
 def test_states_that_sglang_files_under_other_tokens_are_refused(
     asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU, where SGLang has states kept on the way through a prompt; auto chooses that with overlap."""
+    """As on a GPU, where states are kept on the way through a prompt; auto chooses that with overlap."""
     monkeypatch.setattr(ServerArgs, "_validate_mamba_extra_buffer", lambda *args: None)
     model, strategy = tiny_model("nemotron_h"), ("--mamba-radix-cache-strategy", asked)
     with pytest.raises(

@@ -15,6 +15,7 @@ SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
 # Of the models with a state per request and layer those whose tokens the tests compare (docs/models.md).
 SERVED_RECURRENT = frozenset(
     {
+        "Lfm2ForCausalLM",
         "Lfm2MoeForCausalLM",
         "NemotronHForCausalLM",
         "Qwen3NextForCausalLM",

@@ -1,10 +1,10 @@
 """Mixers that ask SGLang's attention backend for the states' places themselves, cut by rows.
 
-State-space layers (Mamba2) call the backend of their states past `AttentionBackend.forward`, short convolutions
-run their own kernel with what it plans. Both go by the plan of one batch, so in a group's layers they run
-twice: prompt rows with the prompt's backend, decode rows with the decode's. Their projections are read twice
-as well, experts are not. Upstream: `Mamba2AttnBackend` in srt/layers/attention/hybrid_linear_attn_backend.py,
-srt/layers/attention/linear/short_conv_backend.py.
+State-space layers (Mamba2) call the backend of their states past `AttentionBackend.forward`, short
+convolutions run their own kernel with what it plans. Both go by the plan of one batch, so in a group's layers
+they run twice: prompt rows with the prompt's backend, decode rows with the decode's. Their projections are
+read twice as well, experts are not. Upstream: `Mamba2AttnBackend` in
+srt/layers/attention/hybrid_linear_attn_backend.py, srt/layers/attention/linear/short_conv_backend.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +16,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from torch import nn
 
-# Methods that take the rows [rows, hidden] and their batch, and give rows back, by the class that has them. A class
-# that is not here would run on the decode's plan for all rows: models/refused.py names the families that are.
-MIXERS = {"NemotronHMambaDecoderLayer": "_forward_mamba", "Lfm2MoeShortConv": "forward"}
+# Methods that take rows [rows, hidden] and their batch, and give rows back, by the class that has them. A
+# class that is not here would take the decode's plan for all rows: models/refused.py names families that are.
+MIXERS = {
+    "NemotronHMambaDecoderLayer": "_forward_mamba",
+    "Lfm2MoeShortConv": "forward",
+    "Lfm2ShortConv": "forward",
+}
 
 
 class SplitMixers:
