@@ -51,8 +51,8 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
     ),
     "nemotron_h": (
         "Nemotron-H",
-        "blocks of one mixer each: Mamba2, attention without positions, experts without gates beside a shared"
-        " one, a dense one",
+        "blocks of one mixer each: Mamba2, attention without positions, experts without gates in a"
+        " smaller space beside a shared one, a dense one",
     ),
     "lfm2_moe": (
         "LFM2-MoE",
