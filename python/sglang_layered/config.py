@@ -57,6 +57,17 @@ class LayeredConfig:
         "Layered mode: a fixed number of layer groups for every cohort; overrides the policy.",
         least=(1, "1 or more groups"),
     )
+    layered_max_parked: int = flag(
+        0,
+        "Layered mode: so many cohorts may wait at a group's edge while one of short prompts runs first.",
+        least=(0, "1 or more cohorts, or 0"),
+    )
+    layered_short_tokens: int | None = flag(
+        None,
+        "Layered mode with --layered-max-parked: what a short prompt has at most to compute. Absent:"
+        " --layered-group-tokens, so that it takes one step.",
+        least=(1, "1 or more tokens"),
+    )
     layered_policy: str = flag(
         DEFAULT_POLICY,
         "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
@@ -103,7 +114,6 @@ class LayeredConfig:
         nargs="+",
         unused="refuse",
     )
-
     layered_graph_granularity: int | None = flag(
         None,
         "Layered mode, where SGLang uses decode CUDA graphs: layers in the shortest graphs of a layered"
@@ -112,7 +122,6 @@ class LayeredConfig:
         " allow.",
         least=(0, "1 or more layers a graph, or 0 for no graphs"),
     )
-
     enable_expert_traffic_metrics: bool = flag(
         False,
         "Count the experts that every step activates, and their bytes, in any prefill mode: metrics with"
@@ -171,13 +180,18 @@ class LayeredConfig:
 
     @property
     def observes(self) -> bool:
-        """True when results are looked at in any mode: expert traffic, energy or limits."""
+        """True when results are looked at in any mode."""
         return self.enable_expert_traffic_metrics or self.enable_energy_metrics or self.has_slo
 
     @property
     def group_attention(self) -> str:
         """The group attention that `auto` stands for, or the one asked for."""
         return "backends" if self.layered_group_attention == "auto" else self.layered_group_attention
+
+    @property
+    def short_tokens(self) -> int:
+        """Most tokens to compute of a prompt that overtakes."""
+        return self.layered_short_tokens or self.layered_group_tokens
 
     @property
     def may_fuse(self) -> bool:
@@ -252,6 +266,11 @@ class LayeredConfig:
                 f"--layered-calibration-file {self.layered_calibration_file}: --layered-policy"
                 f" {self.layered_policy} learns no step times; use one that does, as auto, or leave the file"
                 " out"
+            )
+        if self.layered_short_tokens is not None and not self.layered_max_parked:
+            raise ConfigError(
+                f"--layered-short-tokens {self.layered_short_tokens}: no prompt goes before another without"
+                " --layered-max-parked; give 1 there, or leave it out"
             )
         if not self.may_fuse and self.layered_graph_granularity is not None:
             raise ConfigError(

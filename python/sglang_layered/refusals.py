@@ -18,7 +18,7 @@ from sglang_layered.models.refused import (
     model_refusal,
     untried_sparse_attention,
 )
-from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, RECURRENT, UNASKED
+from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, OVERTAKING, RECURRENT, UNASKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,7 @@ TRAFFIC = "--enable-expert-traffic-metrics does not work with"
 ONE = "leave one of the two out"
 EXECUTION = "--layered-execution {config.layered_execution}:"
 ATTENTION = "--layered-group-attention {config.group_attention}"
+PARKED = "--layered-max-parked {config.layered_max_parked}"
 BACKENDS = "use --layered-group-attention backends"
 OWN_ROUTING = ("flashinfer_trtllm", "flashinfer_mxfp4", "experimental_sgl_trtllm")
 
@@ -216,6 +217,9 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " Mamba2 layers SGLang keeps states of other tokens for all prompts of a batch but the first (its"
         " issue 31833), and answers are wrong after a prefix is found; add --prefill-max-requests 1, or"
         " --mamba-radix-cache-strategy no_buffer --disable-overlap-schedule": lambda _: True
+    },
+    lambda start: start.config.is_layered and start.config.layered_max_parked > 0: {
+        **_with_flags(PARKED, OVERTAKING),
     },
     lambda start: start.config.is_layered and start.config.group_attention != "backends": {
         f"{ATTENTION} does not work with an attention backend other than flashinfer: it runs FlashInfer's"

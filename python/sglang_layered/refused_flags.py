@@ -66,6 +66,15 @@ RECURRENT: Mapping[str, str] = {
 }
 """What models with recurrent layers do not work with: the reason, and after a semicolon the remedy."""
 
+OVERTAKING: Mapping[str, str] = {
+    "--pp-size": "a stage runs its cohorts in the order of admission; use 1",
+    "--enable-priority-scheduling": "short prompts would overtake those of a higher priority; choose one of"
+    " the two",
+    "--lora-drain-wait-threshold": "it orders the whole queue by adapters and short prompts are admitted"
+    " apart; leave one of the two out",
+}
+"""What prompts that overtake others do not work with: the reason, and after a semicolon the remedy."""
+
 # Values, beside none and false ones, that ask for nothing of what a flag is refused for. The two loaders
 # choose the quantization by themselves, after these checks; that of "gguf" shows as --quantization.
 UNASKED: Mapping[str, Callable[[Any], bool]] = {

@@ -12,6 +12,7 @@ KEYS = (
     "layered_group_tokens",
     "layered_num_groups",
     "layered_cohort_tokens",
+    "layered_max_parked",
     "layered_tbt_ms",
 )
 

@@ -98,6 +98,16 @@ def test_ranks_agree_on_decisions_by_time(ranks: Served, of_the_release: list[di
     assert all(step["decision"]["budget_s"] < 0.02 for step in decided)
 
 
+def test_ranks_agree_on_who_overtakes(ranks: Served, of_the_release: list[dict[str, Any]]) -> None:
+    asks = staggered(seed=7)
+    change(ranks.url, {"layered_num_groups": 0, "layered_max_parked": 1})
+    got = answers(ranks.url, asks)
+    change(ranks.url, {"layered_num_groups": GROUPS, "layered_max_parked": 0})
+    assert_equal_answers(asks, got, of_the_release)
+    [overtaken] = series(ranks.url, "layered_overtaken_cohorts_total")
+    assert overtaken["value"] > 0
+
+
 @dataclass(frozen=True)
 class Staged:
     """A server of two pipeline stages and the steps that each wrote."""

@@ -17,6 +17,7 @@ from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.core.events import StepDone
+from sglang_layered.scheduler import stream
 
 NUM_OUTPUTS = 10
 GROUP_TOKENS = 64
@@ -50,6 +51,7 @@ class FamilyResult:
     group_sizes: dict[str, list[int]] = field(default_factory=dict)
     cached_tokens: int = 0
     num_chunks: int = 0
+    num_overtaken: dict[str, int] = field(default_factory=dict)
     expert_bytes_equal: bool = False
     counted_layers: int = 0
     probe: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +73,20 @@ class Run:
     tokens: list[list[int]]
     steps: list[StepDone]
     cached_tokens: int
+    num_overtaken: int
+
+
+class Overtakes:
+    """Counts the times that short prompts went before a cohort."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def handlers(self) -> stream.Handlers:
+        return {stream.Overtaken: self._overtaken}
+
+    def _overtaken(self, event: stream.Overtaken) -> None:
+        self.count += 1
 
 
 def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 0) -> FamilyResult:
@@ -92,10 +108,12 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
     runs = {
         "groups": run(stepped, asked, layered_prefill=1),
         "uneven": run(stepped, asked, layered_num_groups=UNEVEN_GROUPS),
-        "one layer a group": run(stepped, asked, layered_num_groups=stepped.num_layers),
+        "one layer a group": run(stepped, asked, layered_num_groups=stepped.num_layers, layered_max_parked=1),
     }
     with sequential(stepped):
         runs["sequential"] = run(stepped, asked, layered_num_groups=UNEVEN_GROUPS)
+    assert stepped.change({"layered_max_parked": 0})
+    result.num_overtaken = {name: seen.num_overtaken for name, seen in runs.items()}
     result.equal_stock = {name: seen.tokens == stock.tokens for name, seen in runs.items()}
     result.counted_layers, result.expert_bytes_equal = experts.compare(stepped)
     result.equal_hugging_face = hugging_face(model, asked) == stock.tokens
@@ -113,14 +131,16 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
 def run(stepped: SteppedScheduler, asked: list[list[int]], **settings: float) -> Run:
     stepped.drain()
     assert stepped.change(settings)
-    rids = []
+    rids, overtakes = [], Overtakes()
+    stepped.loop.stream.add(overtakes)
     for tokens in asked:
         rids.append(stepped.send(tokens, NUM_OUTPUTS))
         stepped.step(3)
     outputs = stepped.finish(*rids)
+    stepped.loop.stream.remove(overtakes)
     cached = sum(stepped.reqs[rid].cached_tokens for rid in rids)
     steps = [event for event in stepped.events if isinstance(event, StepDone)]
-    return Run(rids, outputs, steps, cached)
+    return Run(rids, outputs, steps, cached, overtakes.count)
 
 
 class ExpertOracle:

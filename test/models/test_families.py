@@ -62,6 +62,11 @@ def test_the_prompts_went_through_uneven_groups_and_single_layers(family: dict[s
     assert 1 in family["group_sizes"]["one layer a group"]
 
 
+def test_short_prompts_overtook_long_ones_in_two_of_the_ways(family: dict[str, Any]) -> None:
+    ways = {name for name, times in family["num_overtaken"].items() if times > 0}
+    assert ways == {"one layer a group", "sequential"}
+
+
 def test_a_prefix_was_found_and_a_long_prompt_went_chunk_by_chunk(family: dict[str, Any]) -> None:
     assert family["cached_tokens"] >= 130
     assert family["num_chunks"] >= 3

@@ -54,6 +54,7 @@ SIZES = {
     "layered_steps_total": 40,
     "layered_dropped_cohorts_total": 0.05,
     "layered_left_requests_total": 0.05,
+    "layered_overtaken_cohorts_total": 0.5,
     "layered_mode_changes_total": 0.0,
     "slo_requests_total": 3,
     "energy_idle_watts": 75,

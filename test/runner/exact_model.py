@@ -94,12 +94,14 @@ class RowLog:
     open: dict[str, tuple[Rows, int]] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
     done: list[Rows] = field(default_factory=list)
+    ran: dict[str, int] = field(default_factory=dict)  # rows of each request's latest prompt
     told: Callable[[], set[str]] = set  # requests whose clients know already that they have ended
+    several: bool = False  # cohorts may be in flight
 
     def meet(self, cohort: Sequence[Rows], layer: int) -> None:
         """These rows meet this layer together."""
         members = {rows.rid for rows in cohort}
-        if cohort[0].is_prompt:
+        if cohort[0].is_prompt and not self.several:
             prompts = {rid for rid, (rows, _) in self.open.items() if rows.is_prompt}
             strangers = prompts - members - self.told()
             assert not strangers, f"{strangers} are in flight and {members} run layer {layer}"
@@ -113,6 +115,8 @@ class RowLog:
         if layer == 0 and before is not None:
             assert rows.start == before, f"{rows} after {before} rows"
         assert before is not None or rows.is_prompt, f"{rows} decodes without its prompt"
+        if rows.is_prompt:
+            self.ran[rows.rid] = rows.end - rows.start
         if layer + 1 < self.num_layers:
             self.open[rows.rid] = (rows, layer + 1)
             return

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +13,9 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 
 from cohort_events import open_cohorts
 from conversations import Conversations
-from exact_model import ExactAttention, ExactModel
-from harness import SteppedScheduler, listen
-from liveness import Liveness, assert_whole
-from sglang_layered.config import LayeredConfig
-from sglang_layered.scheduler.loop import LayeredLoop
+from exact_model import ExactModel
+from harness import SteppedScheduler
+from liveness import LateWork, Liveness, Turns, assert_whole
 
 
 class ExactScheduler:
@@ -36,13 +33,14 @@ class ExactScheduler:
         self.expected: dict[str, list[int]] = {}
         self.due: dict[str, int] = {}  # rows before the next token: prompt, and what retraction lost
         self.aborted: set[str] = set()  # by a client, or by SGLang for want of KV slots
-        self.computed_late: Counter[str] = Counter()  # steps that computed it after its abort
+        self.late = LateWork()
         self.live: list[str] = []
         self.answers: dict[str, list[int]] = {}  # as the clients see them
         self.ends: Counter[str] = Counter()
         self.taken: Any = None  # KV slots that a test took away
         self.conversations, self.liveness = Conversations(self), Liveness(stepped.scheduler)
-        model.log.told = self._told
+        model.log.told, model.log.several = self._told, stepped.loop.controls.config.layered_max_parked > 0
+        self.turns = Turns(stepped.loop, model)
 
     def send(
         self,
@@ -60,14 +58,18 @@ class ExactScheduler:
 
     def abort(self, rid: str) -> None:
         """Abort; SGLang takes every request whose id starts with this one's."""
-        self.aborted |= {other for other in self.live if other.startswith(rid)}
+        self._note_aborted({other for other in self.live if other.startswith(rid)})
         self.stepped.abort(rid)
         self.check()
 
     def abort_all(self) -> None:
-        self.aborted |= set(self.live)
+        self._note_aborted(set(self.live))
         self.scheduler.process_input_requests([AbortReq(abort_all=True)])
         self.check()
+
+    def _note_aborted(self, rids: set[str]) -> None:
+        self.late.aborted(rids - self.aborted)
+        self.aborted |= rids
 
     def pause(self, mode: str) -> None:
         self.stepped.pause(mode)
@@ -116,8 +118,9 @@ class ExactScheduler:
 
     @property
     def cohort(self) -> tuple[str, ...]:
-        inflight = self.stepped.loop.inflight
-        return () if inflight is None else inflight.cohort.request_ids
+        """Requests in flight; in the cohort that was admitted first come first."""
+        items = self.stepped.loop.cohorts.inflight
+        return tuple(rid for item in items for rid in item.cohort.request_ids)
 
     @property
     def most_groups(self) -> int:
@@ -133,15 +136,15 @@ class ExactScheduler:
         done = Counter(log.done)
         assert set(done.values()) <= {1}, f"computed twice: {done}"
         prompts = {rows.rid for rows in done if rows.is_prompt}
-        assert not cohort or prompts <= set(cohort), f"{prompts} finish beside cohort {cohort}"
+        expected = set(cohort) | (self.turns.short_ones(prompts))
+        assert not cohort or prompts <= expected, f"{prompts} finish beside cohort {cohort}"
         self._check_decodes(before, {rows.rid for rows in done if not rows.is_prompt}, prompts, was_layered)
         self.check()
         assert not unwanted & set(self.live), f"nobody waits for {unwanted & set(self.live)} any more"
         assert heard == {rid: len(self.answers[rid]) for rid in unwanted}, "a token after the abort"
-        self.computed_late.update(self.aborted & {rows.rid for rows in done})
-        # SGLang takes a running request out after the step that it launches next.
-        assert set(self.computed_late.values()) <= {1}, f"computed after aborts: {self.computed_late}"
+        self.late.after_step(self.aborted, {rows.rid for rows in done})
         self._check_counts(before)
+        self.turns.after_step()
         self.liveness.after_step(bool(self.cohort))
 
     def _check_decodes(
@@ -182,10 +185,11 @@ class ExactScheduler:
             self.conversations.ended(rid, answered=rid not in self.aborted)
         loop, log = self.stepped.loop, self.model.log
         assert {rows.rid for rows, _ in log.open.values()} <= set(self.cohort)
-        assert self._in_flight() == {rid: layer for rid, (_, layer) in log.open.items()}
+        begun = {rid: layer for rid, layer in self._in_flight().items() if layer}
+        assert begun == {rid: layer for rid, (_, layer) in log.open.items()}
         assert {rid for rid, _ in loop.cohorts.ledger} == set(self.cohort)
-        if loop.inflight is not None:
-            assert tuple(req.rid for req in loop.inflight.reqs) == self.cohort
+        for item in loop.cohorts.inflight:
+            assert tuple(req.rid for req in item.reqs) == item.cohort.request_ids
 
     def _in_flight(self) -> dict[str, int]:
         """Requests between two layer groups, and the layer that is next."""
@@ -201,7 +205,7 @@ class ExactScheduler:
         if not any(isinstance(end, FINISH_ABORT) and "Out of memory" in end.message for end in ends):
             return False
         assert self.taken is not None, f"{rid} is aborted for want of slots"
-        self.aborted.add(rid)
+        self._note_aborted({rid})
         return True
 
     def _check_answer(self, rid: str) -> None:
@@ -265,33 +269,5 @@ class ExactScheduler:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""
         chunk = self.scheduler.chunked_prefill_size
         chunks = sum(-(-len(self.prompts[rid]) // chunk) + 1 for rid in self.live)
-        return 2 * (chunks * self.model.num_layers + sum(len(self.expected[rid]) for rid in self.live)) + 10
-
-
-@contextmanager
-def exact_scheduler(stepped: SteppedScheduler, num_layers: int) -> Iterator[ExactScheduler]:
-    """Put an exact model of `num_layers` layers in; afterwards all is as it was, also after a failure."""
-    with stepped.left_empty():
-        scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
-        saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
-        max_total = scheduler.invariant_checker.max_total_num_tokens
-        model = ExactModel(num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
-        runner.model = model
-        runner.attn_backend = ExactAttention(model, runner.req_to_token_pool)
-        runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
-        try:
-            _attach(stepped, LayeredLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args)))
-            listen(stepped.loop, stepped)
-            yield ExactScheduler(stepped, model)
-        finally:
-            stepped.limit_running(scheduler.max_running_requests)
-            stepped.change_back()
-            runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers = saved
-            del runner._get_attention_backend
-            scheduler.invariant_checker.max_total_num_tokens = max_total
-            _attach(stepped, loop)
-
-
-def _attach(stepped: SteppedScheduler, loop: LayeredLoop) -> None:
-    stepped.loop = stepped.scheduler.layered_loop = loop
-    stepped.num_layers = loop.stages.num_layers
+        tokens = sum(len(self.expected[rid]) for rid in self.live)
+        return 2 * (chunks * self.model.num_layers * (1 + self.model.log.several) + tokens) + 10

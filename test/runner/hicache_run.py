@@ -21,6 +21,7 @@ from hicache_on_cpu import LazyLoads, stand_in
 
 from harness import SteppedScheduler
 from prompts import prompt
+from sglang_layered.core.events import CohortFinished
 from sglang_layered.scheduler import cohorts
 from sglang_layered.upstream import launch
 
@@ -147,6 +148,24 @@ def joined(run: Run) -> dict[str, Any]:
     return {"equal": [output == run.expected[0] for output in outputs]}
 
 
+def overtaken(run: Run) -> dict[str, Any]:
+    """A short prompt overtakes the cohort for which their common prefix is on its way."""
+    tokens = run.prefixes[0] + prompt(10, 90)
+    expected = [run.expected[0], run.answer(tokens)]
+    run.forget()
+    run.fill()
+    assert run.stepped.change({"layered_max_parked": 1})
+    with run.decoding():
+        rids = [run.stepped.send(run.whole[0], 4)]
+        run.stepped.step()
+        rids.append(run.stepped.send(tokens, 4))
+        outputs = run.stepped.finish(*rids)
+    assert run.stepped.change({"layered_max_parked": 0})
+    ends = [event.request_ids for event in run.stepped.events if isinstance(event, CohortFinished)]
+    equal = [one == other for one, other in zip(outputs, expected, strict=True)]
+    return {"equal": equal, "first": ends[-2] == (rids[1],)}
+
+
 @contextmanager
 def nothing(*args: Any) -> Iterator[None]:
     """In place of a context manager."""
@@ -166,6 +185,7 @@ SCENARIOS = {
     "dropped": dropped,
     "events": events,
     "joined": joined,
+    "overtaken": overtaken,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,50 @@ class Liveness:
         promised = sum(_left(req) + 2 for req in running)
         first = scheduler.waiting_queue[0]
         return bool(free - promised >= first.seqlen + _left(first) + MARGIN)
+
+
+class LateWork:
+    """Steps that compute a request after its abort."""
+
+    def __init__(self) -> None:
+        self._steps: Counter[str] = Counter()
+        self._most: dict[str, int] = {}
+        self._latest: set[str] = set()  # computed by the latest step
+
+    def aborted(self, rids: set[str]) -> None:
+        """SGLang takes a running request out with the next results of a step that computed it.
+
+        With the overlap scheduler it has launched one step more by then.
+        """
+        self._most |= {rid: 1 if rid in self._latest else 2 for rid in rids}
+
+    def after_step(self, aborted: set[str], computed: set[str]) -> None:
+        self._latest = computed
+        self._steps.update(aborted & computed)
+        late = {rid: steps for rid, steps in self._steps.items() if steps > self._most[rid]}
+        assert not late, f"computed after aborts: {late}"
+
+
+class Turns:
+    """However many short prompts overtake a cohort, it ends: one cohort of them runs between two groups."""
+
+    def __init__(self, loop: Any, model: Any) -> None:
+        self._loop = loop
+        self._model = model
+        self._steps: Counter[int] = Counter()  # of each cohort in flight, by its batch
+
+    def short_ones(self, rids: set[str]) -> set[str]:
+        """Who of these may have overtaken the cohort in flight."""
+        most, log = self._loop.controls.config.short_tokens, self._model.log
+        return {rid for rid in rids if log.several and log.ran[rid] <= most}
+
+    def after_step(self) -> None:
+        items = {id(item.batch): item for item in self._loop.cohorts.inflight}
+        self._steps = Counter({key: self._steps[key] + 1 for key in items})
+        num_layers = self._model.num_layers
+        most = num_layers * (1 + num_layers * self._model.log.several)
+        for key, steps in self._steps.items():
+            assert steps <= most, f"{items[key].cohort} is in flight for {steps} steps"
 
 
 def _left(req: Any) -> int:

@@ -27,7 +27,7 @@ from sglang.srt.managers.io_struct import (
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.choice import StrategyChoice
-from sglang_layered.core.events import StepDone
+from sglang_layered.core.events import CohortFinished, StepDone
 from sglang_layered.upstream.lora import Adapters
 
 NUM_OUTPUTS = 10
@@ -252,6 +252,20 @@ def evicting(run: Run) -> dict[str, Any]:
     return {"equal": run.stepped.finish(rid, run.send(tokens, "b")) == expected}
 
 
+def overtaken(run: Run) -> dict[str, Any]:
+    """A short prompt overtakes a long one of another adapter; a third adapter does not fit beside both."""
+    asks = [(prompt(300, 81), "a"), (prompt(20, 82), "b"), (prompt(20, 83), "c")]
+    expected = [run.alone(*ask) for ask in asks]
+    assert run.stepped.change({"layered_max_parked": 1})
+    rids = [run.send(*asks[0])]
+    run.stepped.step()
+    rids += [run.send(*ask) for ask in asks[1:]]
+    equal = same(run.stepped.finish(*rids), expected)
+    assert run.stepped.change({"layered_max_parked": 0})
+    ends = [event.request_ids for event in run.stepped.events if isinstance(event, CohortFinished)]
+    return {"equal": equal, "order": [rids.index(rid) for ids in ends for rid in ids]}
+
+
 # What is taken out of the product, so that a scenario shows what it is for: a method of Adapters.
 WITHOUT: dict[str, tuple[str, Callable[..., Any]]] = {
     "use": ("use", lambda adapters, batch: None),
@@ -267,6 +281,7 @@ SCENARIOS = {
     "few": few,
     "drained": drained,
     "evicting": evicting,
+    "overtaken": overtaken,
 }
 
 

@@ -11,7 +11,7 @@ from own_process import found_by
 
 SCRIPT = Path(__file__).with_name("hicache_run.py")
 NAMES = ["hits", "hits/loads", "one_group", "dropped", "dropped/drop", "events", "events/events"]
-NAMES += ["joined", "joined/late"]
+NAMES += ["joined", "joined/late", "overtaken", "overtaken/late"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,13 @@ def test_without_the_wait_at_a_drop_answers_are_wrong(found: dict[str, Any]) -> 
 def test_loads_that_have_ended_are_taken_in_while_a_cohort_flies(found: dict[str, Any]) -> None:
     assert found["events"]["pending"] == [1, 0]
     assert found["events/events"]["pending"] == [1, 1]
+
+
+def test_a_short_prompt_waits_for_what_is_loaded_for_the_cohort_that_it_overtakes(
+    found: dict[str, Any],
+) -> None:
+    assert found["overtaken"]["first"] and all(found["overtaken"]["equal"])
+    assert found["overtaken/late"]["first"] and not all(found["overtaken/late"]["equal"])
 
 
 def test_a_prompt_that_goes_on_from_slots_of_the_next_cohort_waits_for_all_their_layers(

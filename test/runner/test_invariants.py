@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from exact_scheduler import ExactScheduler, exact_scheduler
+from exact_scheduler import ExactScheduler
+from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.events import DropReason

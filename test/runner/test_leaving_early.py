@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from exact_scheduler import ExactScheduler, exact_scheduler
+from exact_scheduler import ExactScheduler
+from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import alone, prompt
 

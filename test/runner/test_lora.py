@@ -11,7 +11,7 @@ from own_process import found_by
 
 SCRIPT = Path(__file__).with_name("lora_run.py")
 MANY = ["ways", "mixed/use", "leaving", "paused", "ended", "changed"]
-FEW = ["few", "drained", "evicting", "evicting/fetch"]
+FEW = ["few", "drained", "evicting", "evicting/fetch", "overtaken"]
 WAYS = ["groups", "uneven", "one layer a group", "sequential"]
 
 
@@ -71,6 +71,11 @@ def test_prompts_wait_until_their_adapter_fits_beside_those_in_use(few: Any, nam
     assert all(few[name]["equal"])
     assert few[name]["most"] == 2
     assert few[name]["layered"] > 10
+
+
+def test_a_parked_cohort_keeps_its_adapter(few: Any) -> None:
+    """Two fit: the short prompt of the second goes first, that of the third waits for the long one."""
+    assert few["overtaken"] == {"equal": [True] * 3, "order": [1, 0, 2]}
 
 
 def test_a_cohorts_adapter_is_not_evicted_by_the_decode_beside_it(few: Any) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from exact_scheduler import exact_scheduler
+from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import alone, prompt
 from sglang_layered.core.events import CohortAdmitted

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from exact_model import FIRST_TOKEN, VOCAB
-from exact_scheduler import exact_scheduler
+from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 
 MOST_LIVE = 14
@@ -48,14 +48,15 @@ DEFAULT = settings(
 class SchedulerMachine(RuleBasedStateMachine):
     """Clients, an operator and shortages of KV slots against one scheduler, each time of another depth."""
 
-    def __init__(self, stepped: SteppedScheduler) -> None:
+    def __init__(self, stepped: SteppedScheduler, flags: dict[str, int]) -> None:
         super().__init__()
         self.stepped = stepped
+        self.flags = flags
         self.pause_left = self.shortage_left = 0  # operations until it ends
 
     @initialize(num_layers=st.sampled_from([7, 7, 7, 4, 1]), group_tokens=st.sampled_from([1, 1, 16, 100]))
     def start(self, num_layers: int, group_tokens: int) -> None:
-        self.swap = exact_scheduler(self.stepped, num_layers)
+        self.swap = exact_scheduler(self.stepped, num_layers, **self.flags)
         self.exact = self.swap.__enter__()
         assert self.stepped.change({"layered_group_tokens": group_tokens})
         self.exact.conversations.open()
@@ -230,12 +231,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         group_tokens=st.sampled_from([1, 1, 40, 300]),
         num_groups=st.sampled_from([0, 0, 0, 1, 3, 7]),
         cohort_tokens=st.sampled_from([100, 512, 512]),
+        max_parked=st.sampled_from([0, 1, 1, 1, 2]),
         steps=THEN,
     )
     def change_settings(
-        self, layered: int, group_tokens: int, num_groups: int, cohort_tokens: int, steps: int
+        self,
+        layered: int,
+        group_tokens: int,
+        num_groups: int,
+        cohort_tokens: int,
+        max_parked: int,
+        steps: int,
     ) -> None:
         wanted = {"layered_prefill": layered, "layered_group_tokens": group_tokens}
+        if self.flags:
+            wanted["layered_max_parked"] = max_parked
         wanted |= {"layered_num_groups": num_groups, "layered_cohort_tokens": cohort_tokens}
         assert self.stepped.change(wanted) == (num_groups <= self.exact.most_groups)
         self.then(steps)
@@ -251,8 +261,14 @@ def silence() -> Iterator[None]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("silence")
-def test_any_sequence_of_operations(stepped: SteppedScheduler) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"layered_max_parked": 1, "layered_short_tokens": 100}],
+    ids=["in order", "short ones overtake"],
+)
+def test_any_sequence_of_operations(stepped: SteppedScheduler, flags: dict[str, int]) -> None:
     is_default = settings.get_current_profile_name() != "long"
     run_state_machine_as_test(
-        partial(SchedulerMachine, stepped), settings=DEFAULT if is_default else settings.get_profile("long")
+        partial(SchedulerMachine, stepped, flags),
+        settings=DEFAULT if is_default else settings.get_profile("long"),
     )

@@ -17,7 +17,8 @@ import pytest
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from exact_scheduler import ExactScheduler, exact_scheduler
+from exact_scheduler import ExactScheduler
+from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
 

@@ -122,6 +122,10 @@ METRICS = (
         each(DropReason),
     ),
     Metric(
+        "layered_overtaken_cohorts_total",
+        "Times that a cohort waited at a group's edge while short prompts ran (--layered-max-parked).",
+    ),
+    Metric(
         "layered_left_requests_total",
         "Requests that were aborted in a cohort which went on without them.",
     ),

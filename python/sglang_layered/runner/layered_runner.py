@@ -94,6 +94,7 @@ class GroupRunner(ABC):
         self._watch = getattr(model_runner, "layered_expert_watch", None)
         self._ids = ExpertIds.install()
         self._prompt_backend = new_prompt_backend(model_runner)
+        self._planned: ForwardBatch | None = None  # the prompt that this backend has planned
         self._attention = make_group_attention(model_runner, self._prompt_backend)
         self._split = attention_split(model_runner, self._prompt_backend)
 
@@ -118,6 +119,9 @@ class GroupRunner(ABC):
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
         calls, start, end, decode = self._calls, step.group.start, step.group.end, None
         fresh = step.prompt if step.is_new else None
+        if fresh is None and step.prompt is not self._planned:  # another one has overtaken it
+            self._prompt_backend.init_forward_metadata(step.prompt)
+        self._planned = step.prompt
         plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
         noting: AbstractContextManager[None] = nullcontext()
         if self._ids is not None and step.expert_ids is not None:

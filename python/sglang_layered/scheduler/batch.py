@@ -19,7 +19,8 @@ class InFlightCohort:
     `forward` is the cohort's own ForwardBatch, made at the first group and kept to the last, or made anew
     after requests have left; `parked` holds its rows' activations [prompt rows, hidden] between two groups.
     `has_begun` is True from the first launch on. `to_encode` are images that have not passed the encoder, a
-    list for each step before the first group: no step has an encoder and a group.
+    list for each step before the first group: no step has an encoder and a group. `has_run` is False after
+    others have overtaken it, until it has run a group.
     """
 
     cohort: Cohort
@@ -27,6 +28,7 @@ class InFlightCohort:
     forward: ForwardBatch | None = None
     parked: PPProxyTensors | None = None
     has_begun: bool = False
+    has_run: bool = True
     to_encode: deque[list[Any]] = field(default_factory=deque)
 
     @property
@@ -40,6 +42,16 @@ class InFlightCohort:
         return [req for req in self.reqs if req.to_finish is not None]
 
     @property
+    def leaving(self) -> list[Req]:
+        """Those of them that can leave now.
+
+        What a client gave in place of tokens is not cut with the rows, so layer 0 must have had it before
+        some leave and others stay.
+        """
+        aborted = self.aborted
+        return [] if self.to_encode and len(aborted) < len(self.reqs) else aborted
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Prompt rows: tokens to compute, without those found in the prefix cache."""
         return self.batch.extend_num_tokens
@@ -50,12 +62,14 @@ class LayerGroupBatch:
     """One engine step: every running request through all layers, the cohort through one group.
 
     With `encodes` some of the cohort's images pass the encoder instead; the group comes after all of them.
+    `parked` are the batches of cohorts that wait meanwhile.
     """
 
     decode: ScheduleBatch | None
     inflight: InFlightCohort
     group: LayerGroup
     encodes: bool = False
+    parked: tuple[ScheduleBatch, ...] = ()
 
     @property
     def shape(self) -> StepShape:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class CohortSet:
-    """At most one cohort a pipeline stage; without stages there is one at most.
+    """At most one cohort a pipeline stage; without stages one runs, and others may be parked (`Overtaking`).
 
     Every rank calls every method in the same step. A stage runs one cohort at a time, in the order of
     admission. A request is in one cohort at most: SGLang puts a chunk's slots into the prefix cache when it
@@ -33,7 +33,9 @@ class CohortSet:
     """
 
     def __init__(self, scheduler: Any, stages: PipelineStages, stream: EventStream) -> None:
-        self.inflight: list[InFlightCohort] = []  # oldest, and deepest in the pipeline, first
+        self.inflight: list[
+            InFlightCohort
+        ] = []  # oldest, and deepest in the pipeline, first; parked ones too
         self.ledger = GroupKVLedger()
         self.stages = stages
         self._scheduler = scheduler
@@ -43,9 +45,14 @@ class CohortSet:
         return len(self.inflight)
 
     @property
-    def oldest(self) -> InFlightCohort | None:
-        """The cohort that was admitted first; the only one without stages."""
-        return self.inflight[0] if self.inflight else None
+    def newest(self) -> InFlightCohort | None:
+        """The cohort that was admitted last; without stages the one that runs."""
+        return self.inflight[-1] if self.inflight else None
+
+    @property
+    def leaving(self) -> list[Any]:
+        """Requests that were aborted and can leave now."""
+        return [req for item in self.inflight for req in item.leaving]
 
     @property
     def has_room(self) -> bool:
@@ -71,7 +78,7 @@ class CohortSet:
 
     def advance(self, item: InFlightCohort) -> None:
         """The cohort's next group was launched; after its last one it is in flight no more."""
-        item.cohort = item.cohort.advance()
+        item.cohort, item.has_run = item.cohort.advance(), True
         if item.cohort.is_done:
             self.ledger.complete(item.cohort.request_ids)
             self.inflight.remove(item)
@@ -84,7 +91,7 @@ class CohortSet:
         has of it. No result may be pending: its forward may still write the slots.
         """
         for item in list(self.inflight):
-            aborted = item.aborted
+            aborted = item.leaving
             if len(aborted) == len(item.reqs):
                 self._drop(item, DropReason.ABORTED)
             elif aborted:

@@ -19,6 +19,7 @@ from sglang_layered.core.capability import ON_STEPS, Capability, capabilities_of
 from sglang_layered.core.pacing import QueueView, StepPolicy
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.errors import ConfigError, LayeredPrefillError
+from sglang_layered.refusals import refuse
 from sglang_layered.scheduler.stream import EventStream, SettingsChanged
 from sglang_layered.settings import KEYS, refusal
 
@@ -34,6 +35,7 @@ class Controls:
         self.config = config
         self.policy: GroupPolicy = config.make_policy()
         self.admission = Admission(scheduler)
+        self._server_args = scheduler.server_args
         self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last with a part in every step
         self._num_layers = num_layers
         self._stream = stream
@@ -90,8 +92,12 @@ class Controls:
             changes["layered_group_tokens"] = numbers["layered_group_tokens"]
         if "layered_num_groups" in numbers:
             changes["layered_num_groups"] = numbers["layered_num_groups"] or None
+        if "layered_max_parked" in numbers:
+            changes["layered_max_parked"] = numbers["layered_max_parked"]
         config = replace(self.config, **changes)
         config.check_depth(self._num_layers)
+        if config.layered_max_parked and not self.config.layered_max_parked:
+            refuse(replace(config, prefill_mode="layered"), self._server_args)
         tokens = numbers.get("layered_cohort_tokens")
         return config, None if tokens is None else self.admission.check(tokens)
 
@@ -124,6 +130,7 @@ class Controls:
             prefill_mode=config.prefill_mode,
             layered_group_tokens=config.layered_group_tokens,
             layered_num_groups=config.layered_num_groups,
+            layered_max_parked=config.layered_max_parked,
             slo_tbt_ms=config.slo_tbt_ms,
         )
         self._stream.emit(SettingsChanged(config, reason, mode_changes))
@@ -218,7 +225,8 @@ class Admission:
 
 def _same_policy(one: LayeredConfig, other: LayeredConfig) -> bool:
     """True when a policy may stay, with all it has learned."""
-    return replace(one, prefill_mode=other.prefill_mode, slo_tbt_ms=other.slo_tbt_ms) == other
+    same = {name: getattr(other, name) for name in ("prefill_mode", "slo_tbt_ms", "layered_max_parked")}
+    return replace(one, **same) == other
 
 
 def _whole(key: str, value: float) -> int:

@@ -21,9 +21,10 @@ from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.scheduler.invariants import RankCheck
+from sglang_layered.scheduler.overtaking import Overtaking
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults, StepTimer
 from sglang_layered.scheduler.step_policy import StepPolicyDriver
-from sglang_layered.scheduler.stream import StepDone
+from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
 from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
 from sglang_layered.upstream.room import filter_finished, somebody_decodes
@@ -56,11 +57,13 @@ class LayeredLoop(BaseLoop):
         self.driver = StepPolicyDriver(self, self._execution.expected, self._policy_failed)
         self.stream.add(self.driver, is_vital=True)
         super().subscribe(config)
+        self._overtaking = Overtaking(self.scheduler, self.cohorts, config)
+        self.stream.add(self._overtaking, is_vital=True)
 
     @property
     def inflight(self) -> InFlightCohort | None:
-        """The cohort in flight."""
-        return self.cohorts.oldest
+        """The cohort in flight that runs."""
+        return self.cohorts.newest
 
     @DynamicGradMode()
     def run(self) -> None:
@@ -108,7 +111,7 @@ class LayeredLoop(BaseLoop):
         was_in_flight = bool(self.cohorts.inflight)
         super().drop(reason)
         if was_in_flight:
-            self.scheduler.last_batch = None
+            self._overtaking.note_last()
 
     def process(self, step: LaunchedStep) -> None:
         """A step's results are to be processed now."""
@@ -141,16 +144,18 @@ class LayeredLoop(BaseLoop):
         self.make_room_for_chunk()
         self.look_at_queue_again()
         filter_finished(scheduler)
-        plan = scheduler.get_next_batch_to_run(
-            running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
-        )
+        with self._overtaking.one_kind_waits():
+            plan = scheduler.get_next_batch_to_run(
+                running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
+            )
         scheduler.running_batch = plan.running_batch
         batch = plan.batch_to_run
         if batch is None or not batch.forward_mode.is_extend():
             return batch
         if scheduler.is_disable_overlap_for_batch(batch, last_batch=scheduler.last_batch):
             self.settle()
-        if not self.controls.is_layered or not somebody_decodes(scheduler):
+        may_wait = somebody_decodes(scheduler) or self._overtaking.is_long(batch)
+        if not self.controls.is_layered or not may_wait:
             return batch
         groups = self._groups_of(batch)
         if groups is None:
@@ -159,33 +164,48 @@ class LayeredLoop(BaseLoop):
         scheduler.last_batch = batch
         [inflight] = self.cohorts.inflight
         inflight.to_encode = unseen_images(batch, self.controls.config.layered_group_tokens)
+        self._let_overtake()
         return self._compose()
 
     def _resume(self) -> LayerGroupBatch | ScheduleBatch | None:
         """A cohort is in flight: no admission, its next group beside the next decode."""
-        scheduler, [inflight] = self.scheduler, self.cohorts.inflight
-        tend_requests(scheduler, inflight.batch)
-        aborted = inflight.aborted
-        # What a client gave in place of tokens is not cut with the rows, so layer 0 must have had it before.
-        if aborted and (not inflight.to_encode or len(aborted) == len(inflight.reqs)):
+        scheduler, overtaking, inflight = self.scheduler, self._overtaking, self.cohorts.inflight
+        if overtaking.is_on:
+            overtaking.step_begins()
+        tend_requests(scheduler, scheduler.last_batch)
+        if (overtaking.is_on or inflight[0].aborted) and self.cohorts.leaving:
             self.settle()
             self.cohorts.let_aborted_leave()
-            if not self.cohorts.inflight:
-                scheduler.last_batch = None
+            overtaking.note_last()
+        if overtaking.is_on and inflight:
+            self._let_overtake()
         return self._compose()
+
+    def _let_overtake(self) -> None:
+        """At a group's edge short prompts that wait may become a cohort that runs first."""
+        may = self._overtaking.is_on and self.controls.is_layered
+        batch = self._overtaking.short_ones() if may else None
+        if batch is None:
+            return
+        plan = self._groups_of(batch) or LayerGroupPlan.whole(self._num_layers)
+        self.stream.emit(Overtaken(self.cohorts.inflight[-1]))
+        self.admit(batch, plan)
+        self._overtaking.note_last()
 
     def _compose(self) -> LayerGroupBatch | ScheduleBatch | None:
         decode = self._decode_batch()
         if not self.cohorts.inflight:
             return decode
-        [inflight] = self.cohorts.inflight
+        *parked, inflight = self.cohorts.inflight
         if decode is None:
-            self.cohorts.finish_in_one_step()
+            if not self._overtaking.is_on:
+                self.cohorts.finish_in_one_step()
             inflight.to_encode.clear()
         encodes = bool(inflight.to_encode)
         if self.driver.policy is not None and not encodes:
             self.driver.pace(inflight, decode)
-        return LayerGroupBatch(decode, inflight, inflight.cohort.group, encodes)
+        waits = tuple(item.batch for item in parked) if parked else ()
+        return LayerGroupBatch(decode, inflight, inflight.cohort.group, encodes, waits)
 
     def _groups_of(self, batch: ScheduleBatch) -> LayerGroupPlan | None:
         """The policy's plan; None when the policy failed and prompts go whole from now on."""
@@ -242,6 +262,8 @@ class LayeredLoop(BaseLoop):
         prompt = tuple(zip(inflight.reqs, inflight.batch.extend_lens, strict=True))
         number, decision = self.scheduler.forward_ct, self.driver.decision
         finished = cohort if cohort.is_last_group else None
+        if finished is not None and self.cohorts.inflight:
+            self._overtaking.completed(inflight.batch)
         self.results.launched(
             LaunchedStep(
                 number, "layered", outcomes, timer, cohort, prompt, strategy, load, decision, finished

@@ -66,6 +66,7 @@ class LoopMetrics:
             return {}
         return {
             stream.Admitted: self._admitted,
+            stream.Overtaken: self._overtaken,
             stream.StepDone: self._step_done,
             stream.Dropped: self._dropped,
             stream.Left: self._left,
@@ -76,6 +77,9 @@ class LoopMetrics:
 
     def _admitted(self, event: stream.Admitted) -> None:
         self._instruments.observe("layered_cohort_tokens", event.inflight.num_prompt_tokens)
+
+    def _overtaken(self, event: stream.Overtaken) -> None:
+        self._instruments.add("layered_overtaken_cohorts_total")
 
     def _step_done(self, event: stream.StepDone) -> None:
         timing, strategy = event.timing, event.step.strategy

@@ -28,6 +28,13 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Overtaken:
+    """Short prompts, admitted next, go before this cohort, which waits at its group's edge."""
+
+    inflight: InFlightCohort
+
+
+@dataclass(frozen=True, slots=True)
 class ResultsDue:
     """SGLang is about to process a step's results."""
 

@@ -69,7 +69,8 @@ class StepLauncher:
             resolve_forward_inputs(inflight.batch, self._scheduler.future_map)
         with self._isolated(step):
             if self._adapters is not None:
-                self._adapters.fetch(inflight.batch, *([] if step.decode is None else [step.decode]))
+                decodes = [] if step.decode is None else [step.decode]
+                self._adapters.fetch(inflight.batch, *step.parked, *decodes)
             is_new = inflight.forward is None or inflight.parked is None
             if inflight.forward is None:
                 inflight.forward = forward_of(self._scheduler, inflight.batch)
@@ -239,7 +240,7 @@ def run_stock(scheduler: Any, batch: ScheduleBatch) -> Any:
     return result
 
 
-def tend_requests(scheduler: Any, inflight: ScheduleBatch) -> None:
+def tend_requests(scheduler: Any, inflight: Any) -> None:
     """End what waits or runs too long, and queue requests whose grammar has been compiled.
 
     SGLang does both where it looks for new prompts.

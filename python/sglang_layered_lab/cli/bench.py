@@ -6,6 +6,7 @@ import click
 from rich.console import Console
 
 from sglang_layered.errors import KernelError
+from sglang_layered_lab.cli.bench_lengths import lengths
 from sglang_layered_lab.cli.bench_limits import limits
 from sglang_layered_lab.cli.bench_report import plot, report
 from sglang_layered_lab.cli.bench_run import run, show, sweep
@@ -16,7 +17,7 @@ def bench() -> None:
     """Load servers and measure them; time kernels."""
 
 
-for command in (run, show, sweep, plot, limits, report):
+for command in (run, show, sweep, plot, limits, lengths, report):
     bench.add_command(command)
 
 

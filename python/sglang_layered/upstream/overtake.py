@@ -1,0 +1,116 @@
+"""How SGLang admits some of the prompts that wait while others are in flight, and merges what has overtaken.
+
+SGLang has one prompt batch in flight, its last batch, and one prompt between two chunks. Upstream:
+srt/managers/scheduler.py `get_next_batch_to_run`, `_get_new_batch_prefill_raw`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, match_prefix_for_req
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from sglang_layered.upstream.room import filter_running, room_came_free
+
+
+class SeveralBatches:
+    """Stands where SGLang keeps its last batch while several prompt batches are in flight or to be merged.
+
+    It answers what aborts, idle and leak checks, load reports and timeouts ask of one.
+    """
+
+    forward_mode = ForwardMode.EXTEND
+
+    def __init__(self, batches: Iterable[ScheduleBatch]) -> None:
+        self._batches = tuple(batches)
+
+    @property
+    def reqs(self) -> list[Any]:
+        """The requests of all."""
+        return list(chain.from_iterable(batch.reqs for batch in self._batches))
+
+    def is_empty(self) -> bool:
+        """False: somebody is in flight."""
+        return False
+
+
+def cached_tokens(scheduler: Any, req: Any) -> int:
+    """Tokens of a waiting prompt that are in the prefix cache, looked up once for its present length.
+
+    SGLang looks at its turn; what it finds then counts, this is only who goes first.
+    """
+    known = getattr(req, "layered_cached", None)
+    if known is None or known[0] != req.seqlen:
+        match_prefix_for_req(scheduler.tree_cache, req)
+        known = req.layered_cached = (req.seqlen, req.num_matched_prefix_tokens)
+    return int(known[1])
+
+
+def admit_only(scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any]) -> ScheduleBatch | None:
+    """A prompt batch of chosen ones among those that wait; those in flight count as running.
+
+    So room for their tokens to come, their request slots and their adapters are reserved. None is cut into
+    chunks: SGLang knows one prompt between two chunks, and that may be in flight.
+    """
+    running = scheduler.running_batch
+    everybody = ScheduleBatch(reqs=[*running.reqs, *in_flight], batch_is_full=running.batch_is_full)
+    chunked, chunk_size = scheduler.chunked_req, scheduler.chunked_prefill_size
+    with waiting(scheduler, chosen):
+        scheduler.chunked_req = scheduler.chunked_prefill_size = None
+        try:
+            batch = scheduler.get_new_batch_prefill(everybody).batch_to_run
+        finally:
+            scheduler.chunked_req, scheduler.chunked_prefill_size = chunked, chunk_size
+    running.batch_is_full = everybody.batch_is_full
+    return batch
+
+
+@contextmanager
+def waiting(scheduler: Any, shown: Sequence[Any]) -> Iterator[None]:
+    """SGLang sees only these in its queue. Those that it leaves wait in their places after, new ones last."""
+    before = list(scheduler.waiting_queue)
+    scheduler.waiting_queue = list(shown)
+    try:
+        yield
+    finally:
+        left, known, names = scheduler.waiting_queue, set(map(id, before)), set(map(id, shown))
+        stay = set(map(id, left))
+        kept = [req for req in before if id(req) in stay or id(req) not in names]
+        scheduler.waiting_queue = [*kept, *(req for req in left if id(req) not in known)]
+
+
+def chunks_keep_room(scheduler: Any, chosen: Sequence[Any]) -> bool:
+    """True when these leave slots for the other chunks of the prompt that is between two.
+
+    Tokens to come are estimated as where SGLang reserves room. Upstream: `PrefillAdder`.
+    """
+    req = scheduler.chunked_req
+    if req is None or scheduler.is_hybrid_swa:
+        return True
+    left = len(req.full_untruncated_fill_ids) - req.extend_range.end
+    ratio, page = scheduler.new_token_ratio_tracker.current, scheduler.page_size
+    for short in chosen:
+        new_tokens = min(short.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)
+        left += short.seqlen + ratio * new_tokens + page
+    free = scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size()
+    return bool(free >= left + page)
+
+
+def merge(scheduler: Any, batch: ScheduleBatch) -> None:
+    """Prompts that have run all layers decode from now on, as where SGLang merges its last batch."""
+    running = scheduler.running_batch
+    num_before = batch.batch_size()
+    batch.filter_batch()
+    if batch.batch_size() < num_before:
+        room_came_free(running)
+    if batch.is_empty():
+        return
+    if running.is_prefill_only:
+        filter_running(running)
+    if running.is_empty():
+        scheduler.running_batch = batch
+    else:
+        running.merge_batch(batch)

@@ -1,0 +1,168 @@
+"""Short prompts overtake the cohort in flight; the exact model checks every row of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from exact_scheduler import ExactScheduler
+from exact_swap import exact_scheduler
+from harness import SteppedScheduler
+from prompts import alone, prompt
+
+NUM_LAYERS = 7
+ON = {"layered_max_parked": 1, "layered_short_tokens": 64, "layered_group_tokens": 100}
+
+
+@pytest.fixture
+def exact(stepped: SteppedScheduler) -> Iterator[ExactScheduler]:
+    """Groups of one layer or two, and four prompts of 500 tokens do not fit together."""
+    with exact_scheduler(stepped, NUM_LAYERS, **ON) as exact:
+        yield exact
+        exact.settle()
+
+
+def cohorts(exact: ExactScheduler) -> list[tuple[tuple[str, ...], int]]:
+    """Requests in flight and the group that is next, the cohort that runs last."""
+    items = exact.stepped.loop.cohorts.inflight
+    return [(item.cohort.request_ids, item.cohort.next_group) for item in items]
+
+
+def behind_a_long_one(exact: ExactScheduler, decodes: bool = True) -> tuple[str, str]:
+    """A long prompt that has run a group, and a short one that has just come."""
+    if decodes:
+        exact.send(prompt(10, 1), 60)
+        exact.step(3)
+    long = exact.send(prompt(500, 2), 4)
+    exact.step()
+    assert cohorts(exact) == [((long,), 1)]
+    return long, exact.send(prompt(30, 3), 12)
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+def test_a_short_prompt_goes_before_a_long_one(exact: ExactScheduler, decodes: bool) -> None:
+    long, short = behind_a_long_one(exact, decodes)
+    exact.step()
+    assert exact.launched(short) == 1 and cohorts(exact) == [((long,), 1)]
+    exact.step()
+    assert exact.launched(short) == 2 and cohorts(exact) == [((long,), 2)]
+
+
+def test_nobody_overtakes_twice_between_two_groups(exact: ExactScheduler) -> None:
+    long, _ = behind_a_long_one(exact)
+    for seed in range(20, 40):
+        groups = cohorts(exact)
+        if long in {req.rid for req in exact.scheduler.running_batch.reqs}:
+            break
+        exact.send(prompt(30, seed), 2)
+        exact.step(2)
+        assert not groups or dict(groups)[(long,)] != dict(cohorts(exact)).get((long,))
+    assert exact.launched(long) >= 1
+
+
+def test_short_and_long_prompts_share_no_cohort(exact: ExactScheduler) -> None:
+    exact.send(prompt(10, 1), 60)
+    exact.step(3)
+    long, short, other = (exact.send(prompt(length, length), 4) for length in (300, 30, 150))
+    exact.step()
+    assert exact.launched(short) == 1 and cohorts(exact) == [((long, other), 0)]
+
+
+def test_a_long_history_that_is_cached_is_short(exact: ExactScheduler) -> None:
+    history = prompt(400, 7)
+    exact.finish(exact.send(history, 2))
+    _, _ = behind_a_long_one(exact)
+    turn = exact.send([*history, *prompt(20, 8)], 4)
+    exact.step()
+    assert exact.launched(turn) == 1
+
+
+def test_more_short_prompts_than_fit_into_one_turn_wait(exact: ExactScheduler) -> None:
+    long, first = behind_a_long_one(exact)
+    second, third = (exact.send(prompt(30, seed), 4) for seed in (4, 5))
+    exact.step()
+    assert [exact.launched(rid) for rid in (first, second, third)] == [1, 1, 0]
+    exact.step(2)
+    assert exact.launched(third) == 1 and cohorts(exact) == [((long,), 2)]
+
+
+@pytest.mark.parametrize("who", ["long", "short", "both", "all"])
+@pytest.mark.parametrize("short_groups", [1, 3])
+def test_aborts_while_one_is_parked(exact: ExactScheduler, who: str, short_groups: int) -> None:
+    long, short = behind_a_long_one(exact)
+    if short_groups > 1:
+        assert exact.stepped.change({"layered_num_groups": short_groups})
+    exact.step()
+    if who == "all":
+        exact.abort_all()
+    for rid in {"long": [long], "short": [short], "both": [long, short], "all": []}[who]:
+        exact.abort(rid)
+    exact.step()
+    assert long not in exact.cohort or who == "short"
+    exact.step(3)
+    assert {long, short} & set(exact.live) == {"long": {short}, "short": {long}}.get(who, set())
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+@pytest.mark.parametrize("short_groups", [1, 3])
+def test_a_pause_while_one_is_parked(exact: ExactScheduler, mode: str, short_groups: int) -> None:
+    behind_a_long_one(exact)
+    if short_groups > 1:
+        assert exact.stepped.change({"layered_num_groups": short_groups})
+    exact.step()
+    exact.pause(mode)
+    exact.stepped.resume()
+
+
+def test_a_full_pool_while_one_is_parked(exact: ExactScheduler) -> None:
+    behind_a_long_one(exact)
+    assert exact.stepped.change({"layered_num_groups": 3})
+    exact.step()
+    assert len(cohorts(exact)) == 2
+    exact.take_slots(3000)
+    exact.step(3)
+    assert not cohorts(exact)
+
+
+def test_a_parked_cohort_goes_on_when_an_operator_lets_nobody_overtake(exact: ExactScheduler) -> None:
+    long, short = behind_a_long_one(exact)
+    exact.step()
+    assert exact.stepped.change({"layered_max_parked": 0})
+    late = exact.send(prompt(30, 4), 4)
+    exact.step(2)
+    assert exact.launched(short) == 3 and not exact.launched(late)
+    exact.finish(long, late)
+    assert exact.stepped.change({"layered_max_parked": 1})
+
+
+def test_a_short_prompt_waits_where_the_next_chunk_needs_the_room(exact: ExactScheduler) -> None:
+    """A prompt of three chunks: its first is in flight and the others have no slots yet."""
+    exact.send(prompt(10, 1), 60)
+    exact.step(3)
+    chunked = exact.send(prompt(1200, 2), 4)
+    exact.step()
+    free = exact.scheduler.token_to_kv_pool_allocator.available_size()
+    exact.take_slots(free - 750)
+    short = exact.send(prompt(30, 3), 100)
+    exact.step(2)
+    assert not exact.launched(short)
+    exact.give_slots()
+    exact.finish(chunked)
+
+
+def test_tokens_of_a_real_model_are_those_without_overtaking(stepped: SteppedScheduler) -> None:
+    sizes = [(10, 30), (700, 5), (30, 6), (200, 7), (60, 8), (40, 9)]
+    prompts = [prompt(length, 50 + length) for length, _ in sizes]
+    expected = [alone(stepped, tokens, new) for tokens, (_, new) in zip(prompts, sizes, strict=True)]
+    assert stepped.change({"layered_max_parked": 1})
+    rids = []
+    for tokens, (_, new) in zip(prompts, sizes, strict=True):
+        rids.append(stepped.send(tokens, new))
+        stepped.step(2)
+    try:
+        assert stepped.finish(*rids) == expected
+    finally:
+        assert stepped.change({"layered_max_parked": 0})
+    parked = [event for event in stepped.events if type(event).__name__ == "CohortAdmitted"]
+    assert len(parked) >= 5
