@@ -54,6 +54,16 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "Kimi Delta Attention, latent attention without rotary embedding in every fourth layer and the last,"
         " a router bias, a shared expert, 1 dense layer first",
     ),
+    "nemotron_h": (
+        "Nemotron-H",
+        "blocks of one mixer each: Mamba2, attention without positions, experts without gates in a"
+        " smaller space beside a shared one, a dense one",
+    ),
+    "lfm2_moe": (
+        "LFM2-MoE",
+        "short convolutions, full attention in two layers, a router bias, 1 dense layer first",
+    ),
+    "lfm2": ("LFM2", "dense, short convolutions, full attention in two layers, tied embeddings"),
 }
 # Families that transformers does not know: the oracle in Hugging Face's place is the model's definition.
 DEFINED = {"kimi_linear": "yes, its definition's"}

@@ -225,6 +225,7 @@ def hugging_face(model: Path, asked: list[list[int]]) -> list[list[int]]:
         generated = oracle.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
+            past_key_values=read_ahead(oracle, inputs),
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
@@ -232,3 +233,19 @@ def hugging_face(model: Path, asked: list[list[int]]) -> list[list[int]]:
         )
         outputs.append(generated[0, len(tokens) :].tolist())
     return outputs
+
+
+def read_ahead(oracle: Any, inputs: torch.Tensor) -> Any:
+    """A cache of a prompt's tokens, read one by one after the first chunk, where the model has such; or None.
+
+    transformers' scan without kernels hands no state from one chunk of a prompt to the next: it sums over the
+    wrong one of two dimensions (models/nemotron_h, `torch_forward`). Its next token is right.
+    """
+    chunk_tokens, num_tokens = getattr(oracle.config, "chunk_size", None), inputs.shape[1]
+    if chunk_tokens is None or num_tokens <= chunk_tokens:
+        return None
+    with torch.no_grad():
+        cache = oracle(inputs[:, :chunk_tokens], use_cache=True).past_key_values
+        for index in range(chunk_tokens, num_tokens - 1):
+            oracle(inputs[:, index : index + 1], past_key_values=cache)
+    return cache

@@ -8,6 +8,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,19 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
 from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
+from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
-from sglang.srt.models import ernie4, kimi_linear, llama4, qwen2_moe  # noqa: E402
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
+from sglang.srt.models import ernie4, kimi_linear, lfm2, lfm2_moe, llama4, qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
-from sglang_layered_kernels.cpu import kimi_delta  # noqa: E402
-from sglang_layered_kernels.cpu.gated_delta import causal_conv1d_fn_cpu, fused_rmsnorm_gated_cpu  # noqa: E402
+from sglang_layered_kernels.cpu import kimi_delta, mamba2  # noqa: E402
+from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
+    causal_conv1d_fn_cpu,
+    causal_conv1d_update_cpu,
+    fused_rmsnorm_gated_cpu,
+)
+from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
 from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
@@ -59,6 +69,8 @@ ON_REFERENCE = {
     "kimi_linear": {},
 }
 
+CPU_OPERATORS = torch.library.Library("aten", "IMPL")
+
 # Without a limit the pool of states takes most of the machine's memory.
 FEW_STATES = {"max_mamba_cache_size": 64}
 # On a CPU SGLang keeps states for its prefix cache this way only, without overlap.
@@ -67,6 +79,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "qwen3_next": RECURRENT,
     "qwen3_5_moe": RECURRENT,
     "kimi_linear": RECURRENT,
+    "nemotron_h": RECURRENT | {"moe_runner_backend": "triton"},
+    "lfm2_moe": RECURRENT,
+    "lfm2": RECURRENT,
 }
 
 
@@ -103,6 +118,16 @@ def use_references() -> None:
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
+    mamba.mamba_chunk_scan_combined = mamba2.mamba_chunk_scan_combined
+    mamba.selective_state_update = mamba2.selective_state_update
+    mamba.causal_conv1d_fn_triton = causal_conv1d_fn_cpu
+    mamba.causal_conv1d_update_triton = causal_conv1d_update_cpu
+    lfm2.causal_conv1d_fn = lfm2_moe.causal_conv1d_fn = causal_conv1d_fn_cpu
+    lfm2.causal_conv1d_update = lfm2_moe.causal_conv1d_update = causal_conv1d_update_cpu
+    CPU_OPERATORS.impl("mm.dtype", wide_product, "CPU")
+    UnquantizedFusedMoEMethod.forward_native = partialmethod(
+        some_without_gates, UnquantizedFusedMoEMethod.forward_native
+    )
     # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
@@ -123,6 +148,24 @@ def use_kda_references() -> None:
     kda_backend.causal_conv1d_fn = causal_conv1d_fn_cpu
     for function in (kimi_delta.chunk_kda, kimi_delta.fused_sigmoid_gating_delta_rule_update):
         setattr(kda_triton, function.__name__, function)
+
+
+def some_without_gates(
+    method: UnquantizedFusedMoEMethod, with_gates: Callable[..., Any], layer: Any, dispatch_output: Any
+) -> StandardCombineInput:
+    """Nemotron-H's experts, weighted as SGLang's GPU kernels do; those of all others as before."""
+    config, choice = layer.moe_runner_config, dispatch_output.topk_output
+    if config.activation != "relu2":
+        return with_gates(method, layer, dispatch_output)
+    output = plain_experts(
+        dispatch_output.hidden_states,
+        layer.w13_weight,
+        layer.w2_weight,
+        choice.topk_weights,
+        choice.topk_ids,
+        config.routed_scaling_factor or 1.0,
+    )
+    return StandardCombineInput(hidden_states=output)
 
 
 def close() -> None:

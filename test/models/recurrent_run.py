@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from family_run import CHUNK_TOKENS, FEW_STATES, RECURRENT, attention_flags, close, use_references
+from family_run import CHUNK_TOKENS, FLAGS, attention_flags, close, use_references
 
 use_references()
 
@@ -23,7 +23,7 @@ from recurrent_checks import Seen, check_states  # noqa: E402
 
 def check_own_slots(arch: str) -> Seen:
     """A request's states become those of the prefix cache (no_buffer), without overlap."""
-    stepped = scheduler(arch, **RECURRENT)
+    stepped = scheduler(arch)
     return check_states(stepped, (1, stepped.num_layers - 1))
 
 
@@ -34,15 +34,22 @@ def check_further_slots(arch: str) -> Seen:
     """
     ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
     leave_memory_unpinned()
-    stepped = scheduler(arch, mamba_radix_cache_strategy="extra_buffer", **FEW_STATES)
+    # Mamba2's kernel keeps states right for the first prompt of a batch alone.
+    alone = {"prefill_max_requests": 1} if arch == "nemotron_h" else {}
+    flags = {"mamba_radix_cache_strategy": "extra_buffer", "disable_overlap_schedule": False}
+    stepped = scheduler(arch, **flags, **alone)
+    return check_states(stepped, range(1, stepped.num_layers))
+
+
+def check_no_slots(arch: str) -> Seen:
+    """Nothing keeps its states (no prefix cache), with overlap: for families without the above."""
+    stepped = scheduler(arch, disable_radix_cache=True, disable_overlap_schedule=False)
     return check_states(stepped, range(1, stepped.num_layers))
 
 
 def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
-    flags |= attention_flags(arch)
-    return SteppedScheduler(
-        tiny_model(arch), max_total_tokens=4000, chunked_prefill_size=CHUNK_TOKENS, **flags
-    )
+    size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS}
+    return SteppedScheduler(tiny_model(arch), **FLAGS[arch] | attention_flags(arch) | size | flags)
 
 
 @click.command()
@@ -50,10 +57,14 @@ def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
 @click.argument("archs", nargs=-1)
 def main(out: Path, archs: tuple[str, ...]) -> None:
     """Check the families ARCHS and write what was seen to OUT."""
-    checks = {"no_buffer": check_own_slots, "extra_buffer": check_further_slots}
     results: dict[str, dict[str, Any]] = {arch: {} for arch in archs}
-    for arch, name in product(archs, checks):
-        results[arch][name] = asdict(checks[name](arch))
+    for arch, is_overlapped in product(archs, (False, True)):
+        name, check = "no_buffer", check_own_slots
+        if is_overlapped and arch == "lfm2_moe":
+            name, check = "no_cache", check_no_slots
+        elif is_overlapped:
+            name, check = "extra_buffer", check_further_slots
+        results[arch][name] = asdict(check(arch))
         close()
         out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -57,6 +57,24 @@ def test_gpt_oss_20b_by_hand() -> None:
     assert sum(layer.expert_bytes for layer in layers) / 1e9 == pytest.approx(38.2, abs=0.05)
 
 
+def test_blocks_of_one_mixer_by_hand() -> None:
+    """Nemotron-H with some of its kernels missing, which transformers would ask its hub for."""
+    layers = published(
+        "nemotron_h",
+        layers_block_type=["mamba", "moe", "attention", "mlp"],
+        hidden_size=2688,
+        n_routed_experts=8,
+        num_experts_per_tok=6,
+        moe_intermediate_size=1856,
+        num_attention_heads=32,
+        head_dim=128,
+    )
+    assert [layer.attention_width for layer in layers] == [0, 0, 32 * 128, 0]
+    assert [layer.num_experts for layer in layers] == [0, 8, 0, 0]
+    assert [layer.num_experts_per_token for layer in layers] == [0, 6, 0, 0]
+    assert layers[1].expert_params == 2 * 2688 * 1856
+
+
 def test_layers_with_a_state_attend_to_nothing() -> None:
     layers = tiny("qwen3_next")
     assert [layer.attention_width for layer in layers] == [0, 0, 0, 4 * 32, 0, 0, 0]

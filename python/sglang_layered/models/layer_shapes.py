@@ -7,6 +7,7 @@ another question: quantized weights are as wide as the checkpoint's files say, o
 
 import logging
 from collections import defaultdict
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,9 @@ def _empty_model(config: Any) -> nn.Module:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+    if getattr(config, "use_mamba_kernels", False):
+        config = copy(config)
+        config.use_mamba_kernels = False  # transformers would load them from its hub
     is_own = type(config).__module__.startswith("transformers.")
     if is_own and type(config) in transformers.AutoModelForCausalLM._model_mapping:
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -149,7 +153,7 @@ def _shape(config: Any, index: int, parts: dict[str, _Part]) -> LayerShape:
         num_experts=num_experts,
         num_experts_per_token=_top_k(config) if num_experts else 0,
         expert_params=total // num_experts if num_experts else 0,
-        attention_width=0 if _is_recurrent(config, index) else _attention_width(config),
+        attention_width=_attention_width(config) if _attends(config, index) else 0,
         window=_window(config, index),
         param_bytes=dense_width,
         expert_param_bytes=None if expert_width == dense_width else expert_width,
@@ -182,9 +186,10 @@ def _window(config: Any, index: int) -> int | None:
     return int(config.sliding_window) if "sliding" in _kind(config, index) else None
 
 
-def _is_recurrent(config: Any, index: int) -> bool:
-    """True for a layer whose work does not grow with the tokens before: it has a state instead of KV."""
-    return any(word in _kind(config, index) for word in ("linear", "mamba", "conv"))
+def _attends(config: Any, index: int) -> bool:
+    """False for a layer whose work does not grow with the tokens before: it has a state, or rows alone."""
+    kind = _kind(config, index)
+    return kind not in ("moe", "mlp") and not any(word in kind for word in ("linear", "mamba", "conv"))
 
 
 def _kind(config: Any, index: int) -> str:

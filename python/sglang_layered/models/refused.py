@@ -14,7 +14,14 @@ SPARSE_BACKENDS = frozenset({"dsa", "nsa"})
 SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
 # Of the models with a state per request and layer those whose tokens the tests compare (docs/models.md).
 SERVED_RECURRENT = frozenset(
-    {"Qwen3NextForCausalLM", "Qwen3_5MoeForConditionalGeneration", "KimiLinearForCausalLM"}
+    {
+        "KimiLinearForCausalLM",
+        "Lfm2ForCausalLM",
+        "Lfm2MoeForCausalLM",
+        "NemotronHForCausalLM",
+        "Qwen3NextForCausalLM",
+        "Qwen3_5MoeForConditionalGeneration",
+    }
 )
 
 
@@ -23,6 +30,13 @@ def has_recurrent_layers(model_config: Any) -> bool:
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
     return mambaish_config(model_config) is not None
+
+
+def has_mamba2_layers(model_config: Any) -> bool:
+    """Whether SGLang serves this model (an SGLang ModelConfig) by its Mamba2 or short-convolution backend."""
+    from sglang.srt.configs.hybrid_arch import mamba2_config
+
+    return mamba2_config(model_config) is not None
 
 
 def has_untested_states(model_config: Any) -> bool:

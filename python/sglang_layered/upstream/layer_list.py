@@ -22,6 +22,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.upstream.mixers import mixers_of
 from sglang_layered.upstream.models import Kwargs, LayerRanges, unfit
 
 Call: TypeAlias = Callable[..., Any]
@@ -231,7 +232,8 @@ def find_layers(model: nn.Module) -> nn.ModuleList | None:
 
 
 def _attends(layer: nn.Module) -> bool:
-    return any(isinstance(module, (RadixAttention, RadixLinearAttention)) for module in layer.modules())
+    states = any(isinstance(module, (RadixAttention, RadixLinearAttention)) for module in layer.modules())
+    return states or bool(mixers_of(layer))
 
 
 def _flow(output: Any, arguments: Mapping[str, Any]) -> Flow:

@@ -20,6 +20,7 @@ from sglang.srt.runtime_context import get_forward
 from torch import nn
 
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.mixers import SplitMixers, mixers_of
 from sglang_layered.upstream.recurrent import start_states
 
 ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
@@ -102,9 +103,11 @@ def attend_together(model_runner: Any, backend: Any, hybrid: ForwardBatch) -> Ab
 def attention_split(
     model_runner: Any, prompt_backend: Any
 ) -> Callable[[ForwardBatch, ForwardBatch], AbstractContextManager[None]]:
-    """What cuts a group's rows in the attention modules, where the attention backend cannot do it."""
+    """What cuts a group's rows in attention modules and mixers, where the attention backend cannot do it."""
     if model_runner.use_mla_backend:
         return SplitAttention(model_runner, prompt_backend).bound
+    if mixers_of(model_runner.model):
+        return SplitMixers(model_runner, prompt_backend).bound
     return lambda prompt, decode: nullcontext()
 
 

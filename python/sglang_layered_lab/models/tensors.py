@@ -19,6 +19,7 @@ MATRIX_GAIN = 0.12 * math.sqrt(128)
 EMBEDDING_STD = 0.15
 # Above 1, so that attention is peaked instead of an average over all positions.
 QK_NORM_WEIGHT = 1.7
+QK_NORMS = tuple(f"{part}_{norm}.weight" for part in "qk" for norm in ("norm", "layernorm"))
 BIAS_STD = 0.05
 ROUTER_BIAS_STD = 0.02  # beside scores between 0 and 1 that choose the experts
 SINK_STD = 1.0
@@ -50,14 +51,14 @@ class TensorSpec:
 def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec:
     """How the values of one tensor are spread, by its name."""
     family = recipe if isinstance(recipe, FamilyRecipe) else None
-    if "embed_tokens" in name:
+    if "embed_tokens" in name or name.endswith("model.embeddings.weight"):
         return TensorSpec(name, shape, std=family.embedding_std if family else EMBEDDING_STD)
     if name.endswith("A_log"):
         return TensorSpec(name, shape, mean=DECAY_MEAN, std=DECAY_STD)
     if name.endswith("linear_attn.norm.weight"):  # scales by itself in every family
         return TensorSpec(name, shape, mean=1.0)
     if "norm" in name:
-        sharper = QK_NORM_WEIGHT - 1 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0
+        sharper = QK_NORM_WEIGHT - 1 if name.endswith(QK_NORMS) else 0
         return TensorSpec(name, shape, mean=(family.norm_weight if family else 1.0) + sharper)
     for part, std in (("correction_bias", ROUTER_BIAS_STD), ("sinks", SINK_STD), ("bias", BIAS_STD)):
         if part in name:
