@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 STRENGTH = 0.5  # an adapter's part of a module's output: enough to change most tokens
-# The modules of the tiny Qwen3-MoE model that adapters may change, with their output and input sizes.
+# The modules of the tiny models that adapters may change, with their output and input sizes: Qwen3-MoE's.
 ATTENTION = {
     "self_attn.q_proj": (128, 128),
     "self_attn.k_proj": (64, 128),
     "self_attn.v_proj": (64, 128),
+    "self_attn.o_proj": (128, 128),
+}
+# DeepSeek-V3's, of latent attention. Of DeepSeek-V2's SGLang does not adapt the plain q_proj.
+LATENT = {
+    "self_attn.q_a_proj": (48, 128),
+    "self_attn.q_b_proj": (192, 48),
+    "self_attn.kv_a_proj_with_mqa": (80, 128),
+    "self_attn.kv_b_proj": (256, 64),
     "self_attn.o_proj": (128, 128),
 }
 
@@ -46,6 +55,21 @@ def make_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+def merged(model: Path, adapter: Path | None) -> torch.nn.Module:
+    """The model in transformers, an adapter added to its weights."""
+    oracle: torch.nn.Module = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    if adapter is None:
+        return oracle
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    for name, up in weights.items():
+        if name.endswith(".lora_B.weight"):
+            stem = name.removesuffix(".lora_B.weight")
+            change = up @ weights[f"{stem}.lora_A.weight"] * (config["lora_alpha"] / config["r"])
+            oracle.get_submodule(stem.removeprefix("base_model.model.")).weight.data += change
+    return oracle
 
 
 def leave_memory_unpinned(replace: Callable[[Any, str, Any], None] = setattr) -> None:

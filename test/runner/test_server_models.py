@@ -55,11 +55,6 @@ def test_what_adapters_do_not_work_with_is_refused(tiny_qwen3_moe: Path, flags: 
         check(tiny_qwen3_moe, *LAYERED, *ADAPTERS, *flags)
 
 
-def test_adapters_of_latent_attention_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"--enable-lora .*deepseek_v2: .*\(MLA\).*; serve merged"):
-        check(tiny_model("deepseek_v2"), *LAYERED, *ADAPTERS)
-
-
 @pytest.mark.parametrize("flag", RECURRENT)
 def test_what_recurrent_layers_do_not_work_with_is_refused(flag: str) -> None:
     model = tiny_model("qwen3_next")
