@@ -29,6 +29,12 @@ LATENT = {
     "self_attn.o_proj": (128, 128),
 }
 
+EXPERTS = {
+    f"mlp.experts.{expert}.{name}": shape
+    for expert in range(16)
+    for name, shape in {"gate_proj": (64, 128), "up_proj": (64, 128), "down_proj": (128, 64)}.items()
+}
+
 
 def make_adapter(
     folder: Path, seed: int, rank: int, num_layers: int, modules: Mapping[str, tuple[int, int]]
@@ -51,7 +57,7 @@ def make_adapter(
         "lora_dropout": 0.0,
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": sorted(path.rpartition(".")[2] for path in modules),
+        "target_modules": sorted({path.rpartition(".")[2] for path in modules}),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
@@ -68,8 +74,20 @@ def merged(model: Path, adapter: Path | None) -> torch.nn.Module:
         if name.endswith(".lora_B.weight"):
             stem = name.removesuffix(".lora_B.weight")
             change = up @ weights[f"{stem}.lora_A.weight"] * (config["lora_alpha"] / config["r"])
-            oracle.get_submodule(stem.removeprefix("base_model.model.")).weight.data += change
+            _weight(oracle, stem.removeprefix("base_model.model.")).data += change
     return oracle
+
+
+def _weight(model: torch.nn.Module, path: str) -> torch.Tensor:
+    """A module's weight; transformers has those of all experts in one, gates before the others."""
+    experts, is_expert, rest = path.partition(".experts.")
+    if not is_expert:
+        return model.get_submodule(path).weight
+    expert, name = rest.split(".")
+    joined = model.get_submodule(f"{experts}.experts")
+    if name == "down_proj":
+        return joined.down_proj[int(expert)]
+    return joined.gate_up_proj[int(expert)].chunk(2)[name == "up_proj"]
 
 
 def leave_memory_unpinned(replace: Callable[[Any, str, Any], None] = setattr) -> None:
@@ -82,6 +100,10 @@ def leave_memory_unpinned(replace: Callable[[Any, str, Any], None] = setattr) ->
 
         return call
 
+    # A device as a context learns torch's makers of tensors once, when it is first used. Would it learn those
+    # below instead, transformers could not load a model in this process.
+    with torch.device("cpu"):
+        torch.empty(0)
     for name in ("tensor", "zeros", "empty", "arange"):
         replace(torch, name, unpinned(getattr(torch, name)))
     replace(torch.Tensor, "pin_memory", lambda tensor, *args, **kwargs: tensor)

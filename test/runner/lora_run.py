@@ -17,9 +17,10 @@ from tiny_models import tiny_model, use_the_cpu
 use_the_cpu()
 
 # ruff: noqa: E402
-from lora_models import ATTENTION, LATENT, leave_memory_unpinned, make_adapter
+from lora_models import ATTENTION, EXPERTS, LATENT, leave_memory_unpinned, make_adapter
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.lora import deepseek_mla_correction
+from sglang.srt.lora.layers import FusedMoEWithLoRA
 from sglang.srt.lora.lora_drainer import LoRADrainer
 from sglang.srt.lora.lora_registry import LoRARef
 from sglang.srt.managers.io_struct import (
@@ -29,6 +30,7 @@ from sglang.srt.managers.io_struct import (
     UnloadLoRAAdapterReqInput,
 )
 from sglang_layered_kernels.cpu import latent_adapters
+from sglang_layered_kernels.cpu.expert_adapters import experts_with_adapters
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention
 
 from harness import SteppedScheduler
@@ -39,11 +41,12 @@ from sglang_layered.upstream.lora import Adapters
 
 NUM_OUTPUTS = 10
 OUTPUT = {"self_attn.o_proj": (128, 128)}
-ADAPTERS = {  # of a family: rank and modules of each
-    "qwen3_moe": {"a": (4, ATTENTION), "b": (8, ATTENTION), "c": (16, OUTPUT)},
-    "deepseek_v3": {"a": (4, LATENT), "b": (8, LATENT), "c": (16, OUTPUT)},
+KINDS = {  # of a family: rank and modules of each adapter
+    "attention": ("qwen3_moe", {"a": (4, ATTENTION), "b": (8, ATTENTION), "c": (16, OUTPUT)}),
+    "latent": ("deepseek_v3", {"a": (4, LATENT), "b": (8, LATENT), "c": (16, OUTPUT)}),
+    "experts": ("qwen3_moe", {"a": (4, EXPERTS | OUTPUT), "b": (8, EXPERTS), "c": (16, OUTPUT)}),
 }
-FLAGS = {"deepseek_v3": {"attention_backend": "triton"}}  # which is our reference, see main()
+FLAGS = {"latent": {"attention_backend": "triton"}}  # which is our reference, see main()
 ORDER = ("a", None, "b", "c", "b", "c", "a")  # of the prompts below
 
 
@@ -57,10 +60,11 @@ def prompts() -> list[list[int]]:
 class Run:
     """One scheduler and its adapters; an id is None where no adapter is used."""
 
-    def __init__(self, folder: Path, arch: str = "qwen3_moe", **flags: Any) -> None:
+    def __init__(self, folder: Path, kind: str = "attention", **flags: Any) -> None:
+        arch, adapters = KINDS[kind]
         refs, model = [], tiny_model(arch)
         num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-        for seed, (name, (rank, modules)) in enumerate(ADAPTERS[arch].items()):
+        for seed, (name, (rank, modules)) in enumerate(adapters.items()):
             path = make_adapter(folder / name, seed, rank, num_layers, modules)
             refs.append(LoRARef(lora_name=name, lora_path=str(path), pinned=False))
         self.refs = {ref.lora_name: ref for ref in refs}
@@ -72,7 +76,7 @@ class Run:
             enable_lora=True,
             lora_paths=refs,
             lora_backend="torch_native",
-            **FLAGS.get(arch, {}) | flags,
+            **FLAGS.get(kind, {}) | flags,
         )
         self.manager = self.stepped.scheduler.tp_worker.model_runner.lora_manager
         self.most_adapters = 0
@@ -309,6 +313,7 @@ def main() -> None:
     leave_memory_unpinned()
     ATTENTION_BACKENDS["triton"] = ReferenceAttention
     vars(deepseek_mla_correction).update(latent_adapters.FUNCTIONS)
+    FusedMoEWithLoRA._forward_with_lora = experts_with_adapters
     run = Run(Path(out).with_suffix(""), **json.loads(flags))
     Path(out).write_text(json.dumps({name: played(run, name) for name in names}))
 

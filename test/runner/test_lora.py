@@ -40,10 +40,17 @@ def few(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
+def experts(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Adapters of every expert, which on a CPU a reference adds; each row has its own in the joined rows."""
+    flags = {"kind": "experts", "enable_expert_traffic_metrics": True}
+    return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 4, ["ways"], **flags)
+
+
+@pytest.fixture(scope="module")
 def latent(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Latent attention: its module runs for prompt and decode rows by turns, within joined ones."""
     without = pytestconfig.getoption("--without-overlap")
-    return found(tmp_path_factory, without, 4, ["ways", "leaving"], arch="deepseek_v3")
+    return found(tmp_path_factory, without, 4, ["ways", "leaving"], kind="latent")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -64,6 +71,17 @@ def test_adapters_of_latent_attention_give_the_answers_of_stock_scheduling(laten
 
 def test_adapters_of_latent_attention_give_the_answers_of_hugging_face(latent: Any) -> None:
     assert_equal_hugging_face("deepseek_v3", latent["ways"]["answers"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_adapters_of_experts_give_the_answers_of_stock_scheduling(experts: Any, way: str) -> None:
+    assert experts["ways"]["different"], "the adapters change nothing"
+    assert all(experts["ways"][way]["equal"])
+    assert experts["ways"][way]["layered"] > 10
+
+
+def test_adapters_of_experts_give_the_answers_of_hugging_face(experts: Any) -> None:
+    assert_equal_hugging_face("qwen3_moe", experts["ways"]["answers"])
 
 
 def assert_equal_hugging_face(arch: str, answers: list[dict[str, Any]]) -> None:

@@ -17,8 +17,6 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_layered.errors import UnsupportedError
-
 # What of a backend is of one batch.
 STATE = (
     "batch_info",
@@ -128,16 +126,3 @@ class EndsByOutputs:
         source.finished_reason = source.finished_reason or FINISH_ABORT("Abort in waiting queue")
         source.time_stats.set_completion_time()
         self._streamer.stream_output([source], source.return_logprob)
-
-
-def refuse_expert_adapters(model_runner: Any) -> None:
-    """Refuse adapters that change experts: only a GPU has their kernels, and none has shown them yet.
-
-    Raises:
-        UnsupportedError: adapters of this server, or those that it shall take later, change experts.
-    """
-    if model_runner.server_args.enable_lora and model_runner.lora_manager.lora_backend.is_moe_lora:
-        raise UnsupportedError(
-            "--enable-lora in layered mode does not work with adapters of experts: they are not tested there;"
-            " leave gate_up_proj, gate_proj, up_proj and down_proj out of --lora-target-modules and adapters"
-        )
