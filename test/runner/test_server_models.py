@@ -46,7 +46,6 @@ ADAPTERS = ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "o
     [
         ("--enable-lora-overlap-loading", "--max-loaded-loras", "8"),
         ("--pp-size", "2"),
-        ("--tp-size", "2"),
     ],
 )
 def test_what_adapters_do_not_work_with_is_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...]) -> None:
