@@ -1,4 +1,4 @@
-"""CPU reference of adapters of latent attention's `kv_b_proj`, which SGLang adds by Triton kernels on every device.
+"""CPU reference of adapters of latent attention's `kv_b_proj`, for which SGLang has Triton kernels alone.
 
 Attention in the latent space never calls that projection: its halves are multiplied into queries and outputs,
 and so the adapter's must be. Upstream: sglang/kernels/ops/gemm/kv_b_lora_absorbed.py, functions of these
@@ -50,7 +50,9 @@ def step_b_v_fwd(
     return base
 
 
-FUNCTIONS = {function.__name__: function for function in (step_a_q_fwd, step_b_q_fwd, step_a_v_fwd, step_b_v_fwd)}
+FUNCTIONS = {
+    function.__name__: function for function in (step_a_q_fwd, step_b_q_fwd, step_a_v_fwd, step_b_v_fwd)
+}
 
 
 def _adapted(info: Any) -> Iterator[tuple[torch.Tensor, int, int]]:

@@ -1,6 +1,6 @@
-"""SGLang's Triton kernels of adapters of `kv_b_proj` beside their CPU reference; prints the worst relative differences.
+"""SGLang's Triton kernels of adapters of `kv_b_proj` beside their CPU reference.
 
-They run in Triton's interpreter: start it with TRITON_INTERPRET=1.
+Prints the worst relative differences. They run in Triton's interpreter: start it with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations

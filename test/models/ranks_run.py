@@ -39,7 +39,6 @@ from family_checks import (  # noqa: E402
 from harness import Rank, SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 
-
 ADAPTERS = {"a": (4, ATTENTION), "b": (8, EXPERTS)}  # rank and modules
 ORDER = ("a", None, "b", "b", "b", "a", "a")  # of the prompts
 
@@ -90,7 +89,10 @@ def adapted(rank: int, port: int, folder: Path) -> dict[str, Any]:
     stepped = start(rank, "lora", port, lora_paths=[ref for ref in refs.values() if ref], **given)
     passes = {"stock": {"layered_prefill": 0}, "groups": {"layered_prefill": 1, "layered_num_groups": 0}}
     passes["uneven"] = {"layered_prefill": 1, "layered_num_groups": UNEVEN_GROUPS}
-    seen: dict[str, Any] = {"prompts": prompts(0), "adapters": [name and refs[name].lora_path for name in ORDER]}
+    seen: dict[str, Any] = {
+        "prompts": prompts(0),
+        "adapters": [name and refs[name].lora_path for name in ORDER],
+    }
     for way, settings in passes.items():
         stepped.drain()
         assert stepped.change(settings)

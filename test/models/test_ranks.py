@@ -49,8 +49,8 @@ def test_two_ranks_give_the_tokens_of_one(kind: str, one_rank: dict[str, Any], t
 
 def test_adapters_cut_for_two_ranks_give_the_answers_of_stock_and_hugging_face(tmp_path: Path) -> None:
     seen, other = tokens_of("lora", 2, tmp_path)
-    paths = [at.pop("adapters") for at in (seen, other)][0]
-    asked = [at.pop("prompts") for at in (seen, other)][0]
+    paths, asked = seen.pop("adapters"), seen.pop("prompts")
+    del other["adapters"], other["prompts"]
     assert seen == other == dict.fromkeys(("stock", "groups", "uneven"), seen["stock"])
     models = {path: merged(tiny_model("qwen3_moe"), path and Path(path)) for path in set(paths)}
     for tokens, path, output in zip(asked, paths, seen["stock"], strict=True):

@@ -144,7 +144,11 @@ def ways(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {
         "different": stock != run.answers([None] * len(ORDER), layered_prefill=0),
         "answers": [
-            {"prompt": tokens, "adapter": None if name is None else run.refs[name].lora_path, "output": output}
+            {
+                "prompt": tokens,
+                "adapter": None if name is None else run.refs[name].lora_path,
+                "output": output,
+            }
             for tokens, name, output in zip(prompts(), ORDER, stock, strict=True)
         ],
     }

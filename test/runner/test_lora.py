@@ -86,7 +86,9 @@ def test_adapters_of_experts_give_the_answers_of_hugging_face(experts: Any) -> N
 
 def assert_equal_hugging_face(arch: str, answers: list[dict[str, Any]]) -> None:
     """Each token is the best one of transformers, the adapter added to the weights."""
-    models = {path: merged(tiny_model(arch), path and Path(path)) for path in {at["adapter"] for at in answers}}
+    models = {
+        path: merged(tiny_model(arch), path and Path(path)) for path in {at["adapter"] for at in answers}
+    }
     for answer in answers:
         rows, output = answer["prompt"] + answer["output"], answer["output"]
         logits = models[answer["adapter"]](torch.tensor([rows])).logits[0]
