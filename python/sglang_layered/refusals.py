@@ -206,8 +206,6 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " two CUDA streams with adapters are not tested; use fused or sequential": lambda start: (
             start.executes("concurrent", "auto") and start.server_args.device == "cuda"
         ),
-        "--enable-lora in layered mode cannot serve {args.model_path}: adapters of latent attention (MLA) are"
-        " not tested; serve merged weights": lambda start: start.model_config.attention_arch.name == "MLA",
     },
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)

@@ -51,8 +51,8 @@ FLAGS: Mapping[str, str] = {
 LORA: Mapping[str, str] = {
     "--enable-lora-overlap-loading": "a stream of its own writes adapters beside a cohort, which is not"
     " tested; leave the flag out",
-    "--pp-size": "stages have several cohorts in flight, whose adapters are not counted together; use 1",
-    "--tp-size": "cut adapters are not tested beside a cohort; use 1",
+    "--pp-size": "a cohort passes a stage beside the decode rows of other micro-batches, whose adapters are"
+    " not counted with its own when it is admitted; use 1",
 }
 """What adapters do not work with in layered mode: the reason, and after a semicolon the remedy."""
 
@@ -83,7 +83,6 @@ UNASKED: Mapping[str, Callable[[Any], bool]] = {
     "--attn-cp-size": lambda value: value == 1,
     "--dcp-size": lambda value: value == 1,
     "--pp-size": lambda value: value == 1,
-    "--tp-size": lambda value: value == 1,
     "--load-format": lambda value: value not in ("bitsandbytes", "flash_rl"),
     "--kv-cache-dtype": lambda value: value in ("auto", "bf16", "bfloat16"),
 }

@@ -70,6 +70,10 @@ def _check(server_args: Any) -> None:
     refuse(config, server_args)
     if config.is_layered:
         limit_media(server_args)
+        if server_args.enable_lora or server_args.lora_paths:
+            from sglang_layered.upstream.lora import give_back_what_is_left_behind
+
+            give_back_what_is_left_behind()
         config.check_depth(server_args.get_model_config().num_hidden_layers)
 
 

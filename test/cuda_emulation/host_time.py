@@ -49,7 +49,7 @@ FEWEST_LAYERED = 4  # steps a round; a cohort in one group has one
 class Bench:
     """One scheduler whose kernels do nothing, with running requests."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, quantization: str | None) -> None:
         from triton.runtime.interpreter import GridExecutor
 
         import no_kernels
@@ -58,7 +58,8 @@ class Bench:
         no_kernels.emulate_no_kernels()
         self._plain = no_kernels.without_emulation
         pool = num_rows * (OUTPUT_TOKENS + 64) + 4 * COHORT_TOKENS
-        self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **FLAGS)
+        given = FLAGS | {"quantization": quantization}
+        self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **given)
         self.launches = no_kernels.NUM_LAUNCHES
         scheduler, loop = self.stepped.scheduler, self.stepped.loop
         self.scheduler = scheduler
@@ -175,9 +176,11 @@ def _model() -> Path:
     return folder
 
 
-def measure(num_rows: int, groups: list[int], granularities: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    num_rows: int, groups: list[int], granularities: list[int], rounds: int, quantization: str | None = None
+) -> list[dict[str, Any]]:
     """A row for each kind of step; mixed chunks know no granularity and are measured at the default's."""
-    bench, rows = Bench(num_rows), []
+    bench, rows = Bench(num_rows, quantization), []
     for granularity in [None, *granularities]:
         for num_groups in groups:
             num_graphs = bench.cut(num_groups, granularity)
@@ -233,13 +236,19 @@ def summary(kind: str, steps: list[Step]) -> dict[str, Any]:
 @click.option("--groups", multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
 @click.option("--granularity", "granularities", multiple=True, type=int, help="Beside the default.")
 @click.option("--rounds", default=5, show_default=True)
+@click.option("--quantization", help="Quantize the weights when they are loaded, as SGLang's flag.")
 @click.option("--record", type=click.Path(path_type=Path), help="Write everything here as JSON.")
 def main(
-    rows: int, groups: tuple[int, ...], granularities: tuple[int, ...], rounds: int, record: Path | None
+    rows: int,
+    groups: tuple[int, ...],
+    granularities: tuple[int, ...],
+    rounds: int,
+    quantization: str | None,
+    record: Path | None,
 ) -> None:
     """Print what steps cost the host, in CPU milliseconds."""
     prepare(DEVICE)
-    found = measure(rows, list(groups), list(granularities), rounds)
+    found = measure(rows, list(groups), list(granularities), rounds, quantization)
     table = Table("groups", "granularity", "step", "launches", "ms", *PARTS, "over decode", "of mixed")
     for row in found:
         cells = [str(row["groups"]), str(row["granularity"] or f"{row['graphs']} graphs"), row["kind"]]
@@ -252,6 +261,7 @@ def main(
 
         about = {"versions": installed_versions(), "machine": this_machine(), "commit": current_commit()}
         spec = {"layers": NUM_LAYERS, "cohort_tokens": COHORT_TOKENS, "chunk_tokens": CHUNK_TOKENS} | FLAGS
+        spec["quantization"] = quantization
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"spec": spec, **about, "rows": found}, indent=1) + "\n")
     sys.stdout.flush()

@@ -86,10 +86,21 @@ def unwritten(rows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return torch.empty_like(rows)
 
 
+def product(
+    rows: torch.Tensor, weight: torch.Tensor, rows_scale: Any, scale: Any, dtype: torch.dtype, bias: Any
+) -> torch.Tensor:
+    """[rows, inputs] times FP8 weights [inputs, outputs]."""
+    return rows.new_empty((rows.shape[0], weight.shape[1]), dtype=dtype)
+
+
 def emulate_no_kernels() -> None:
     """Put them where SGLang calls kernels for Qwen3-MoE with FlashAttention 3, matrix products and graphs."""
+    import sglang.kernels.ops.quantization.fp8_kernel  # noqa: F401  (defines an operator)
+
+    emulated_kernels.SGL_KERNELS |= {"sgl_per_token_quant_fp8": nothing, "fp8_scaled_mm": product}
+    emulated_kernels.SGLANG_KERNELS |= {"per_tensor_quant_fp8": nothing}
     for table in (emulated_kernels.SGL_KERNELS, emulated_kernels.SGLANG_KERNELS):
-        table.update(dict.fromkeys(table, nothing))
+        table.update({name: kernel if kernel is product else nothing for name, kernel in table.items()})
     emulated_kernels.emulate_kernels()
     _patch_layers()
     _patch_attention()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -74,3 +79,13 @@ def test_experts_of_two_ranks_add_up_to_all() -> None:
         topk = SimpleNamespace(topk_ids=local, topk_weights=weights)
         total += experts_of_this_rank(layer, x, topk, config)
     torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_of_latent_attention_add_what_sglangs_kernels_add() -> None:
+    script = Path(__file__).with_name("latent_adapters_triton.py")
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert len(differences) == 4
+    assert max(differences) < 1e-6

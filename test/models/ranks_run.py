@@ -1,6 +1,6 @@
 """One of two ranks, stepped like the other, or a rank alone; writes its tokens as JSON.
 
-python test/models/ranks_run.py RANK alone|tp|ep PORT OUT.json
+python test/models/ranks_run.py RANK alone|tp|ep|lora PORT OUT.json
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "runner"), str(TESTS)]
@@ -20,16 +21,30 @@ if sys.argv[2] != "alone":
     os.environ["SGLANG_NCCL_SO_PATH"] = "/nonexistent.so"  # SGLang then falls back to gloo
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
 
+from lora_models import ATTENTION, EXPERTS, leave_memory_unpinned, make_adapter  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
+from sglang.srt.lora.layers import FusedMoEWithLoRA  # noqa: E402
+from sglang.srt.lora.lora_registry import LoRARef  # noqa: E402
+from sglang_layered_kernels.cpu.expert_adapters import experts_with_adapters  # noqa: E402
 from sglang_layered_kernels.cpu.expert_parallel import experts_of_this_rank  # noqa: E402
 
-from family_checks import CHUNK_TOKENS, GROUP_TOKENS, UNEVEN_GROUPS, prompts, run  # noqa: E402
+from family_checks import (  # noqa: E402
+    CHUNK_TOKENS,
+    GROUP_TOKENS,
+    NUM_OUTPUTS,
+    UNEVEN_GROUPS,
+    prompts,
+    run,
+)
 from harness import Rank, SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 
+ADAPTERS = {"a": (4, ATTENTION), "b": (8, EXPERTS)}  # rank and modules
+ORDER = ("a", None, "b", "b", "b", "a", "a")  # of the prompts
 
-def start(rank: int, kind: str, port: int) -> SteppedScheduler:
-    flags = {} if kind == "alone" else {"tp_size": 2}
+
+def start(rank: int, kind: str, port: int, **flags: Any) -> SteppedScheduler:
+    flags |= {} if kind == "alone" else {"tp_size": 2}
     if kind == "ep":
         flags["ep_size"] = 2
         fused_moe_native.moe_forward_native = experts_of_this_rank
@@ -58,7 +73,41 @@ def aborted_and_paused(stepped: SteppedScheduler) -> list[list[int]]:
     return stepped.finish(first, second)
 
 
+def adapted(rank: int, port: int, folder: Path) -> dict[str, Any]:
+    """What both ranks answer with adapters, of which each has its part; and what they were asked."""
+    leave_memory_unpinned()
+    FusedMoEWithLoRA._forward_with_lora = experts_with_adapters
+    refs = {None: None} | {
+        name: LoRARef(
+            lora_name=name,
+            lora_path=str(make_adapter(folder / name, seed, size, 8, modules)),
+            pinned=False,
+        )
+        for seed, (name, (size, modules)) in enumerate(ADAPTERS.items())
+    }
+    given: Any = {"enable_lora": True, "lora_backend": "torch_native", "max_loras_per_batch": len(refs)}
+    stepped = start(rank, "lora", port, lora_paths=[ref for ref in refs.values() if ref], **given)
+    passes = {"stock": {"layered_prefill": 0}, "groups": {"layered_prefill": 1, "layered_num_groups": 0}}
+    passes["uneven"] = {"layered_prefill": 1, "layered_num_groups": UNEVEN_GROUPS}
+    seen: dict[str, Any] = {
+        "prompts": prompts(0),
+        "adapters": [name and refs[name].lora_path for name in ORDER],
+    }
+    for way, settings in passes.items():
+        stepped.drain()
+        assert stepped.change(settings)
+        rids = []
+        for tokens, name in zip(prompts(0), ORDER, strict=True):
+            rids.append(stepped.send(tokens, NUM_OUTPUTS, lora_id=name and refs[name].lora_id))
+            stepped.step(3)
+        seen[way] = stepped.finish(*rids)
+    return seen
+
+
 def main(rank: int, kind: str, port: int, out: Path) -> None:
+    if kind == "lora":
+        out.write_text(json.dumps(adapted(rank, port, out.with_suffix(""))))
+        return
     stepped = start(rank, kind, port)
     seen = {
         "stock": run(stepped, prompts(0), layered_prefill=0).tokens,

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lora_models import merged
+from tiny_models import tiny_model
 
 from sglang_layered_lab.serving import free_port
 
@@ -42,3 +45,14 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["tp", "ep"])
 def test_two_ranks_give_the_tokens_of_one(kind: str, one_rank: dict[str, Any], tmp_path: Path) -> None:
     assert tokens_of(kind, 2, tmp_path) == [one_rank, one_rank]
+
+
+def test_adapters_cut_for_two_ranks_give_the_answers_of_stock_and_hugging_face(tmp_path: Path) -> None:
+    seen, other = tokens_of("lora", 2, tmp_path)
+    paths, asked = seen.pop("adapters"), seen.pop("prompts")
+    del other["adapters"], other["prompts"]
+    assert seen == other == dict.fromkeys(("stock", "groups", "uneven"), seen["stock"])
+    models = {path: merged(tiny_model("qwen3_moe"), path and Path(path)) for path in set(paths)}
+    for tokens, path, output in zip(asked, paths, seen["stock"], strict=True):
+        logits = models[path](torch.tensor([tokens + output])).logits[0]
+        assert logits[len(tokens) - 1 : -1].argmax(-1).tolist() == output

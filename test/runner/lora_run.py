@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+os.environ["TRITON_INTERPRET"] = "1"  # latent attention joins the parts of its keys in a Triton kernel
+
 from tiny_models import tiny_model, use_the_cpu
 
 use_the_cpu()
 
 # ruff: noqa: E402
-from lora_models import ATTENTION, leave_memory_unpinned, make_adapter
+from lora_models import ATTENTION, EXPERTS, LATENT, leave_memory_unpinned, make_adapter
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.lora import deepseek_mla_correction
+from sglang.srt.lora.layers import FusedMoEWithLoRA
 from sglang.srt.lora.lora_drainer import LoRADrainer
 from sglang.srt.lora.lora_registry import LoRARef
 from sglang.srt.managers.io_struct import (
@@ -23,6 +29,9 @@ from sglang.srt.managers.io_struct import (
     LoadLoRAAdapterReqInput,
     UnloadLoRAAdapterReqInput,
 )
+from sglang_layered_kernels.cpu import latent_adapters
+from sglang_layered_kernels.cpu.expert_adapters import experts_with_adapters
+from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention
 
 from harness import SteppedScheduler
 from prompts import prompt
@@ -31,7 +40,13 @@ from sglang_layered.core.events import CohortFinished, StepDone
 from sglang_layered.upstream.lora import Adapters
 
 NUM_OUTPUTS = 10
-ADAPTERS = {"a": (4, ATTENTION), "b": (8, ATTENTION), "c": (16, {"self_attn.o_proj": (128, 128)})}
+OUTPUT = {"self_attn.o_proj": (128, 128)}
+KINDS = {  # of a family: rank and modules of each adapter
+    "attention": ("qwen3_moe", {"a": (4, ATTENTION), "b": (8, ATTENTION), "c": (16, OUTPUT)}),
+    "latent": ("deepseek_v3", {"a": (4, LATENT), "b": (8, LATENT), "c": (16, OUTPUT)}),
+    "experts": ("qwen3_moe", {"a": (4, EXPERTS | OUTPUT), "b": (8, EXPERTS), "c": (16, OUTPUT)}),
+}
+FLAGS = {"latent": {"attention_backend": "triton"}}  # which is our reference, see main()
 ORDER = ("a", None, "b", "c", "b", "c", "a")  # of the prompts below
 
 
@@ -45,21 +60,23 @@ def prompts() -> list[list[int]]:
 class Run:
     """One scheduler and its adapters; an id is None where no adapter is used."""
 
-    def __init__(self, folder: Path, **flags: Any) -> None:
-        refs = []
-        for seed, (name, (rank, modules)) in enumerate(ADAPTERS.items()):
-            path = make_adapter(folder / name, seed, rank, 8, modules)
+    def __init__(self, folder: Path, kind: str = "attention", **flags: Any) -> None:
+        arch, adapters = KINDS[kind]
+        refs, model = [], tiny_model(arch)
+        num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+        for seed, (name, (rank, modules)) in enumerate(adapters.items()):
+            path = make_adapter(folder / name, seed, rank, num_layers, modules)
             refs.append(LoRARef(lora_name=name, lora_path=str(path), pinned=False))
         self.refs = {ref.lora_name: ref for ref in refs}
         self.stepped = SteppedScheduler(
-            tiny_model("qwen3_moe"),
+            model,
             max_total_tokens=4000,
             layered_group_tokens=64,
             chunked_prefill_size=512,
             enable_lora=True,
             lora_paths=refs,
             lora_backend="torch_native",
-            **flags,
+            **FLAGS.get(kind, {}) | flags,
         )
         self.manager = self.stepped.scheduler.tp_worker.model_runner.lora_manager
         self.most_adapters = 0
@@ -124,7 +141,17 @@ def ways(run: Run) -> dict[str, Any]:
         "one layer a group": (nullcontext(), {"layered_prefill": 1, "layered_num_groups": num_layers}),
         "sequential": (sequential(run), {"layered_prefill": 1, "layered_num_groups": 3}),
     }
-    found: dict[str, Any] = {"different": stock != run.answers([None] * len(ORDER), layered_prefill=0)}
+    found: dict[str, Any] = {
+        "different": stock != run.answers([None] * len(ORDER), layered_prefill=0),
+        "answers": [
+            {
+                "prompt": tokens,
+                "adapter": None if name is None else run.refs[name].lora_path,
+                "output": output,
+            }
+            for tokens, name, output in zip(prompts(), ORDER, stock, strict=True)
+        ],
+    }
     for name, (way, settings) in asked.items():
         with way:
             equal = same(run.answers(**settings), stock)
@@ -303,6 +330,9 @@ def main() -> None:
     """Write what each named scenario found into a file: OUT, flags as JSON, names."""
     out, flags, *names = sys.argv[1:]
     leave_memory_unpinned()
+    ATTENTION_BACKENDS["triton"] = ReferenceAttention
+    vars(deepseek_mla_correction).update(latent_adapters.FUNCTIONS)
+    FusedMoEWithLoRA._forward_with_lora = experts_with_adapters
     run = Run(Path(out).with_suffix(""), **json.loads(flags))
     Path(out).write_text(json.dumps({name: played(run, name) for name in names}))
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lora_models import merged
 from own_process import found_by
+from tiny_models import tiny_model
 
 SCRIPT = Path(__file__).with_name("lora_run.py")
 MANY = ["ways", "mixed/use", "leaving", "paused", "ended", "changed"]
@@ -15,10 +18,12 @@ FEW = ["few", "drained", "evicting", "evicting/fetch", "overtaken"]
 WAYS = ["groups", "uneven", "one layer a group", "sequential"]
 
 
-def found(tmp_path_factory: pytest.TempPathFactory, without: bool, most: int, names: list[str]) -> Any:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, without: bool, most: int, names: list[str], **flags: Any
+) -> Any:
     """What the scenarios found in a process of their own, with so many adapters at a time."""
     out = tmp_path_factory.mktemp("lora") / "found.json"
-    flags = {"disable_overlap_schedule": without, "max_loras_per_batch": most}
+    flags |= {"disable_overlap_schedule": without, "max_loras_per_batch": most}
     return found_by(SCRIPT, out, json.dumps(flags), *names)
 
 
@@ -34,12 +39,60 @@ def few(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -
     return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 2, FEW)
 
 
+@pytest.fixture(scope="module")
+def experts(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Adapters of every expert, which on a CPU a reference adds; each row has its own in the joined rows."""
+    flags = {"kind": "experts", "enable_expert_traffic_metrics": True}
+    return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 4, ["ways"], **flags)
+
+
+@pytest.fixture(scope="module")
+def latent(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Latent attention: its module runs for prompt and decode rows by turns, within joined ones."""
+    without = pytestconfig.getoption("--without-overlap")
+    return found(tmp_path_factory, without, 4, ["ways", "leaving"], kind="latent")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_answers_with_mixed_adapters_are_those_of_stock_scheduling(many: Any, way: str) -> None:
     assert many["ways"]["different"], "the adapters change nothing"
     seen = many["ways"][way]
     assert all(seen["equal"])
     assert seen["layered"] > 10
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_adapters_of_latent_attention_give_the_answers_of_stock_scheduling(latent: Any, way: str) -> None:
+    assert latent["ways"]["different"], "the adapters change nothing"
+    assert all(latent["ways"][way]["equal"])
+    assert latent["ways"][way]["layered"] > 10
+    assert all(latent["leaving"]["equal"])
+
+
+def test_adapters_of_latent_attention_give_the_answers_of_hugging_face(latent: Any) -> None:
+    assert_equal_hugging_face("deepseek_v3", latent["ways"]["answers"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_adapters_of_experts_give_the_answers_of_stock_scheduling(experts: Any, way: str) -> None:
+    assert experts["ways"]["different"], "the adapters change nothing"
+    assert all(experts["ways"][way]["equal"])
+    assert experts["ways"][way]["layered"] > 10
+
+
+def test_adapters_of_experts_give_the_answers_of_hugging_face(experts: Any) -> None:
+    assert_equal_hugging_face("qwen3_moe", experts["ways"]["answers"])
+
+
+def assert_equal_hugging_face(arch: str, answers: list[dict[str, Any]]) -> None:
+    """Each token is the best one of transformers, the adapter added to the weights."""
+    models = {
+        path: merged(tiny_model(arch), path and Path(path)) for path in {at["adapter"] for at in answers}
+    }
+    for answer in answers:
+        rows, output = answer["prompt"] + answer["output"], answer["output"]
+        logits = models[answer["adapter"]](torch.tensor([rows])).logits[0]
+        assert logits[len(rows) - len(output) - 1 : -1].argmax(-1).tolist() == output
 
 
 def test_a_prefix_is_found_by_prompts_of_its_own_adapter_only(many: Any) -> None:

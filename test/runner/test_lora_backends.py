@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +13,8 @@ from sglang.srt.lora.backend.lora_registry import get_backend_from_name
 from sglang.srt.lora.lora_manager import LoRAManager
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.rows import hybrid_batch
-from sglang_layered.upstream.lora import Adapters, refuse_expert_adapters
+from sglang_layered.upstream.lora import Adapters
 
 SLOTS = {None: 0, "a": 1, "b": 2, "c": 3}
 PROMPTS = {"lens": [70, 3, 300], "adapters": ["b", None, "a"]}
@@ -31,6 +29,7 @@ def manager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     backend = get_backend_from_name(request.param)(
         max_loras_per_batch=len(SLOTS), device=torch.device("cpu"), server_args=args
     )
+    backend.is_moe_lora = True
     backend.prefill_cuda_graph_max_bs, backend.prefill_cuda_graph_max_tokens = 64, 8192
     manager: Any = LoRAManager.__new__(LoRAManager)
     manager.lora_backend, manager.max_loras_per_batch = backend, len(SLOTS)
@@ -44,14 +43,6 @@ def manager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def adapters(manager: Any) -> Adapters:
     return Adapters(manager)
-
-
-@pytest.mark.parametrize("are_of_experts", [False, True])
-def test_adapters_of_experts_are_refused(are_of_experts: bool) -> None:
-    manager = SimpleNamespace(lora_backend=SimpleNamespace(is_moe_lora=are_of_experts))
-    runner = SimpleNamespace(lora_manager=manager, server_args=SimpleNamespace(enable_lora=True))
-    with pytest.raises(UnsupportedError, match=r"experts.*; leave") if are_of_experts else nullcontext():
-        refuse_expert_adapters(runner)
 
 
 def batch(mode: ForwardMode, lens: list[int], names: list[Any], **fields: Any) -> ForwardBatch:
@@ -117,4 +108,5 @@ def test_joined_rows_have_the_adapters_of_their_requests(adapters: Adapters, man
     for kind, wanted in ((rows, of_prompt + of_decode), (decode, of_decode), (prompt, of_prompt)):
         adapters.use(kind)
         assert slots(manager.lora_backend, len(wanted)) == wanted
+        assert manager.lora_backend.batch_info.moe_lora_info.token_lora_mapping.tolist() == wanted
     assert manager.lora_backend.prefill_cuda_graph_max_bs == 64

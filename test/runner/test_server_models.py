@@ -47,18 +47,12 @@ ADAPTERS = ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "o
     [
         ("--enable-lora-overlap-loading", "--max-loaded-loras", "8"),
         ("--pp-size", "2"),
-        ("--tp-size", "2"),
     ],
 )
 def test_what_adapters_do_not_work_with_is_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...]) -> None:
     check(tiny_qwen3_moe, *LAYERED, *ADAPTERS)
     with pytest.raises(UnsupportedError, match=rf"--enable-lora .*does not work with {flags[0]}: .*; .*"):
         check(tiny_qwen3_moe, *LAYERED, *ADAPTERS, *flags)
-
-
-def test_adapters_of_latent_attention_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"--enable-lora .*deepseek_v2: .*\(MLA\).*; serve merged"):
-        check(tiny_model("deepseek_v2"), *LAYERED, *ADAPTERS)
 
 
 @pytest.mark.parametrize("flag", RECURRENT)

@@ -103,8 +103,10 @@ def expert_shape(layers: tuple[MoeLayer, ...]) -> ExpertShape:
 def _layers(model: nn.Module) -> Iterator[MoeLayer]:
     for block in model.modules():
         children = list(block.children())
+        # Where adapters may change experts SGLang wraps them; the bytes of adapters are not counted.
+        inside = [getattr(child, "base_layer", child) for child in children]
         topk = next((child for child in children if isinstance(child, TopK)), None)
-        experts = next((child for child in children if isinstance(child, FusedMoE)), None)
+        experts = next((child for child in inside if isinstance(child, FusedMoE)), None)
         if topk is not None and experts is not None:
             num_shared = experts.num_fused_shared_experts
             num_local, num_routed = experts.num_local_experts - num_shared, experts.num_experts - num_shared

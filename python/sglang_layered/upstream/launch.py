@@ -24,7 +24,7 @@ from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import GroupStep
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.upstream.hicache import NOBODY, collect_events, loads_of
-from sglang_layered.upstream.lora import Adapters, refuse_expert_adapters
+from sglang_layered.upstream.lora import Adapters
 
 
 class StepLauncher:
@@ -203,7 +203,7 @@ def refuse_unfit_server(scheduler: Any) -> None:
 
     Raises:
         UnsupportedError: the ranks agree on the batch of every step, or tokens are embedded by a table
-            that decode graphs do not keep, or adapters change experts.
+            that decode graphs do not keep.
     """
     if scheduler.require_mlp_sync:
         raise UnsupportedError(
@@ -216,7 +216,6 @@ def refuse_unfit_server(scheduler: Any) -> None:
             f"--prefill-mode layered cannot serve {scheduler.server_args.model_path}: it embeds n-grams of"
             " tokens, which is not tested; serve it in chunked mode"
         )
-    refuse_expert_adapters(scheduler.tp_worker.model_runner)
 
 
 def ready_to_decode(scheduler: Any, batch: ScheduleBatch) -> ScheduleBatch:

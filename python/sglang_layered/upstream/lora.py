@@ -6,7 +6,8 @@ state of its own, which is swapped before its layers run. Upstream: srt/lora/lor
 srt/lora/backend/base_backend.py `reset_batch_state`, srt/lora/utils.py `generate_sequence_lengths`.
 """
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
@@ -15,9 +16,8 @@ from typing import Any
 import torch
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-
-from sglang_layered.errors import UnsupportedError
 
 # What of a backend is of one batch.
 STATE = (
@@ -130,14 +130,81 @@ class EndsByOutputs:
         self._streamer.stream_output([source], source.return_logprob)
 
 
-def refuse_expert_adapters(model_runner: Any) -> None:
-    """Refuse adapters that change experts: only a GPU has their kernels, and none has shown them yet.
+class LeftBehind:
+    """Requests that the tokenizer process has forgotten, until the scheduler ends them, and their adapters.
 
-    Raises:
-        UnsupportedError: adapters of this server, or those that it shall take later, change experts.
+    It forgets a request at once when its client hangs up or its tokenization fails, and then no output finds
+    whose adapter to give back: an unload of it never answers. Given back at once, the adapter could be
+    unloaded under rows that still run. Upstream: srt/managers/tokenizer_manager.py `generate_request`.
     """
-    if model_runner.server_args.enable_lora and model_runner.lora_manager.lora_backend.is_moe_lora:
-        raise UnsupportedError(
-            "--enable-lora in layered mode does not work with adapters of experts: they are not tested there;"
-            " leave gate_up_proj, gate_proj, up_proj and down_proj out of --lora-target-modules and adapters"
-        )
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._adapter_of: dict[str, str] = {}  # by request
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, manager: Any) -> "LeftBehind":
+        """Those of a tokenizer manager."""
+        if not hasattr(manager, "layered_left_behind"):
+            manager.layered_left_behind = cls(manager)
+        found: LeftBehind = manager.layered_left_behind
+        return found
+
+    def __len__(self) -> int:
+        return len(self._adapter_of)
+
+    def note(self, obj: Any, lifecycles: dict[str, object] | None) -> None:
+        """SGLang is about to forget what is left of a client's request or batch of requests."""
+        if getattr(obj, "parallel_sample_num", 1) > 1:
+            return  # of several answers to one prompt SGLang counts more ends than starts
+        for rid in self._manager._logical_rids(obj):
+            state = self._manager.rid_to_state.get(rid)
+            if state is None or not (state.obj.lora_path and state.obj.lora_id):
+                continue
+            if lifecycles is not None and state.lifecycle_id is not lifecycles.get(rid):
+                continue
+            self._adapter_of[rid] = state.obj.lora_id
+            if not state.dispatched:
+                self.end([rid])
+
+    def end(self, rids: Iterable[str]) -> None:
+        """The scheduler has nothing of these any more."""
+        adapters = [self._adapter_of.pop(rid) for rid in rids if rid in self._adapter_of]
+        if adapters:
+            task = asyncio.create_task(self._manager.lora_registry.release(adapters))
+            self._tasks.add(task)  # the loop keeps no task alive
+            task.add_done_callback(self._tasks.discard)
+
+
+class ForgetfulManager(TokenizerManager):
+    """What SGLang's TokenizerManager does instead of its own where layered mode has adapters."""
+
+    async def _validate_and_resolve_lora(self, obj: Any) -> None:
+        if obj.lora_path:
+            obj.lora_id = None  # a client may send one, which nobody has counted
+        await STOCK["_validate_and_resolve_lora"](self, obj)
+
+    def _discard_pending_req_states(self, obj: Any, lifecycle_ids: dict[str, object] | None = None) -> None:
+        LeftBehind.of(self).note(obj, lifecycle_ids)
+        STOCK["_discard_pending_req_states"](self, obj, lifecycle_ids)
+
+    async def _handle_batch_output(self, recv_obj: Any) -> None:
+        await STOCK["_handle_batch_output"](self, recv_obj)
+        if left := LeftBehind.of(self):
+            reasons = zip(recv_obj.rids, recv_obj.finished_reasons, strict=True)
+            left.end(rid for rid, reason in reasons if reason is not None)
+
+    def _handle_abort_req(self, recv_obj: Any) -> None:
+        STOCK["_handle_abort_req"](self, recv_obj)
+        LeftBehind.of(self).end([recv_obj.rid])
+
+
+METHODS = [name for name, member in vars(ForgetfulManager).items() if callable(member)]
+STOCK = {name: vars(TokenizerManager)[name] for name in METHODS}
+
+
+def give_back_what_is_left_behind() -> None:
+    """Put the methods in place; each process that answers clients makes its manager after that."""
+    for name in METHODS:
+        setattr(TokenizerManager, name, vars(ForgetfulManager)[name])
