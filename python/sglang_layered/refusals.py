@@ -13,7 +13,6 @@ from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.models.refused import (
-    has_mamba2_layers,
     has_recurrent_layers,
     model_refusal,
     untried_sparse_attention,
@@ -50,18 +49,6 @@ class Start:
     def is_recurrent(self) -> bool:
         """True for a model that keeps a state per request and layer."""
         return has_recurrent_layers(self.model_config)
-
-    @property
-    def keeps_wrong_states(self) -> bool:
-        """True where SGLang's prefix cache gets states of other tokens than those it files them under.
-
-        It looks for a prompt's states among those of its batch as if prompts were cut into chunks one by one;
-        Mamba2's kernel cuts the batch. Upstream: srt/layers/attention/hybrid_linear_attn_backend.py
-        `_init_track_ssm_indices`, sgl-project/sglang issue 31833.
-        """
-        args = self.server_args
-        keeps_on_the_way = args.enable_mamba_extra_buffer() and args.prefill_max_requests != 1
-        return keeps_on_the_way and has_mamba2_layers(self.model_config)
 
     @property
     def model_refusal(self) -> str | None:
@@ -210,12 +197,6 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)
     ),
-    lambda start: start.config.is_layered and start.keeps_wrong_states: {
-        "--mamba-radix-cache-strategy {args.mamba_radix_cache_strategy} (what auto chooses on a GPU): with"
-        " Mamba2 layers SGLang keeps states of other tokens for all prompts of a batch but the first (its"
-        " issue 31833), and answers are wrong after a prefix is found; add --prefill-max-requests 1, or"
-        " --mamba-radix-cache-strategy no_buffer --disable-overlap-schedule": lambda _: True
-    },
     lambda start: start.config.is_layered and start.config.layered_max_parked > 0: {
         **_with_flags(PARKED, OVERTAKING),
     },

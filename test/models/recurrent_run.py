@@ -14,6 +14,7 @@ use_references()
 
 import click  # noqa: E402
 from lora_models import leave_memory_unpinned  # noqa: E402
+from sglang.srt.runtime_context import get_schedule  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
 from tiny_models import tiny_model  # noqa: E402
 
@@ -34,10 +35,10 @@ def check_further_slots(arch: str) -> Seen:
     """
     ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
     leave_memory_unpinned()
-    # Mamba2's kernel keeps states right for the first prompt of a batch alone.
-    alone = {"prefill_max_requests": 1} if arch == "nemotron_h" else {}
     flags = {"mamba_radix_cache_strategy": "extra_buffer", "disable_overlap_schedule": False}
-    stepped = scheduler(arch, **flags, **alone)
+    stepped = scheduler(arch, **flags)
+    # With Mamba2 layers SGLang files right states for the first prompt of a batch alone.
+    assert (get_schedule().prefill_max_requests == 1) == (arch == "nemotron_h")
     return check_states(stepped, range(1, stepped.num_layers))
 
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
-from sglang.srt.server_args import ServerArgs
 from tiny_models import tiny_model
 
 from server_doors import LAYERED, check
@@ -117,22 +116,3 @@ def test_a_refused_limit_travels_as_a_number_does() -> None:
     limits = check(tiny_model("qwen3_vl_moe"), *LAYERED).limit_mm_data_per_request
     assert json.loads(json.dumps(limits)) == {"video": 0, "audio": 0}
     assert str(pickle.loads(pickle.dumps(limits))["video"]) == str(limits["video"]) != "0"
-
-
-@pytest.mark.parametrize("asked", ["auto", "extra_buffer"])
-def test_states_that_sglang_files_under_other_tokens_are_refused(
-    asked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU, where states are kept on the way through a prompt; auto chooses that with overlap."""
-    monkeypatch.setattr(ServerArgs, "_validate_mamba_extra_buffer", lambda *args: None)
-    model, strategy = tiny_model("nemotron_h"), ("--mamba-radix-cache-strategy", asked)
-    with pytest.raises(
-        UnsupportedError,
-        match=r"--mamba-radix-cache-strategy extra_buffer .*31833.*; add --prefill-max-requests 1",
-    ):
-        check(model, *LAYERED, *strategy)
-    check(model, *strategy)
-    check(model, *LAYERED, *strategy, "--prefill-max-requests", "1")
-    check(model, *LAYERED, *strategy, "--disable-radix-cache")
-    check(model, *LAYERED, *NO_BUFFER)
-    check(tiny_model("qwen3_next"), *LAYERED, *strategy)

@@ -24,6 +24,7 @@ from sglang_layered.scheduler.results import LaunchedStep
 from sglang_layered.scheduler.stream import Admitted, EventStream, ResultsDue
 from sglang_layered.upstream.cache import guard_cache
 from sglang_layered.upstream.lora import EndsByOutputs
+from sglang_layered.upstream.recurrent import keep_right_states
 from sglang_layered.upstream.room import end_aborted_that_wait, last_one_has_no_room, make_room_for_chunk
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class BaseLoop:
         self.report = Reporter.of(scheduler, config)
         self._checker = InvariantChecker(scheduler, self.cohorts, config.layered_check_invariants)
         guard_cache(scheduler)
+        keep_right_states(scheduler)
         EndsByOutputs.install(scheduler)
         count_cohorts(scheduler)
         self._first_waiting: Any = None

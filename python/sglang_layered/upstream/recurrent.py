@@ -5,6 +5,7 @@ states start once a cohort, and what one that is dropped or cut leaves behind. U
 srt/mem_cache/memory_pool.py `HybridReqToTokenPool`, srt/mem_cache/mamba_radix_cache.py.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,36 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.runtime_context import get_context, get_schedule
+
+from sglang_layered.models.refused import has_mamba2_layers
+
+logger = logging.getLogger(__name__)
 
 # Where a prompt's forward keeps states for the prefix cache (extra_buffer), one entry a request.
 TRACKED = ("mamba_track_indices", "mamba_track_mask", "mamba_track_seqlens")
+
+
+ONE_PROMPT = (
+    "--mamba-radix-cache-strategy %s: prompts come one a batch (--prefill-max-requests 1), because with"
+    " Mamba2 layers SGLang files states of other tokens for the others of a batch (its issue 31833); with"
+    " no_buffer and --disable-overlap-schedule they come together"
+)
+
+
+def keep_right_states(scheduler: Any) -> None:
+    """One prompt a batch where SGLang's prefix cache would get states of other tokens for the others.
+
+    It looks for a prompt's states among those of its batch as if prompts were cut into chunks one by one;
+    Mamba2's kernel cuts the batch. Upstream: srt/layers/attention/hybrid_linear_attn_backend.py
+    `_init_track_ssm_indices`, sgl-project/sglang issue 31833.
+    """
+    args = scheduler.server_args
+    if not has_mamba2_layers(scheduler.model_config) or not args.enable_mamba_extra_buffer():
+        return
+    if get_schedule().prefill_max_requests != 1:
+        logger.warning(ONE_PROMPT, args.mamba_radix_cache_strategy)
+        get_context().override(source="layered", prefill_max_requests=1)
 
 
 def has_states(model_runner: Any) -> bool:
