@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import random
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 from tiny_models import tiny_model
 
 from features_client import Neighbours, ask, assert_same, call, events
+from image_chats import chat, picture
 from servers import LAYERED, Served, serve
 from workload import settings
 
@@ -31,26 +27,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags = (*LAYERED, "--layered-listeners", f"jsonl={steps}")
     with serve(folder, tiny_model("qwen3_vl_moe"), *flags, env=UNCOMPILED) as server:
         yield Served(server, steps)
-
-
-def picture(seed: int, width: int, height: int) -> str:
-    made = io.BytesIO()
-    Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height)).save(
-        made, "PNG"
-    )
-    return "data:image/png;base64," + base64.b64encode(made.getvalue()).decode()
-
-
-def chat(*parts: str) -> dict[str, Any]:
-    """A chat of texts and images."""
-    content = [
-        {"type": "image_url", "image_url": {"url": part}}
-        if part.startswith("data:")
-        else {"type": "text", "text": part}
-        for part in parts
-    ]
-    message = {"role": "user", "content": content}
-    return {"model": "tiny", "messages": [message], "temperature": 0, "max_tokens": 12, "ignore_eos": True}
 
 
 WIDE, HIGH, LARGE = picture(1, 300, 120), picture(2, 70, 400), picture(3, 470, 470)
