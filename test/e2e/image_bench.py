@@ -31,19 +31,19 @@ from rich.table import Table  # noqa: E402
 from tiny_models import MODELS  # noqa: E402
 
 from image_chats import chat, picture  # noqa: E402
+from servers import COMMON, serve  # noqa: E402
 from sglang_layered_lab.models.catalogue import find_recipe  # noqa: E402
 from sglang_layered_lab.models.make import make_from_recipe  # noqa: E402
 from sglang_layered_lab.models.recipe import FamilyRecipe  # noqa: E402
-from sglang_layered_lab.serving import ServerProcess, end_servers_on_signals  # noqa: E402
+from sglang_layered_lab.serving import end_servers_on_signals  # noqa: E402
 from study_record import write_record  # noqa: E402
 from workload import prompt  # noqa: E402
 
 NUM_STREAMS, STREAM_TOKENS, FIRST_TOKENS = 4, 64, 5
-NUM_PICTURES, PIXELS = 4, 512  # 256 tokens each
+NUM_PICTURES, PIXELS = 4, 384  # 144 tokens each
 WORDS = "Prompts pass the layers in groups while others decode. " * 24
-COMMON = ("--random-seed", "1", "--skip-server-warmup", "--sleep-on-idle", "--max-total-tokens", "30000")
 MODES: Mapping[str, tuple[str, ...]] = {
-    "layered": ("--prefill-mode", "layered", "--layered-group-tokens", "256"),
+    "layered": ("--prefill-mode", "layered", "--layered-group-tokens", "128"),
     "stock, whole prompts": (),
     "stock, mixed chunks of 256": ("--chunked-prefill-size", "256", "--enable-mixed-chunk"),
 }
@@ -212,10 +212,9 @@ def study_recipe() -> FamilyRecipe:
     recipe = find_recipe("qwen3_vl_moe", "tiny", num_layers=8)
     assert isinstance(recipe, FamilyRecipe)
     text = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
-    text |= {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 512}
+    text |= {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 256}
     rotary = dict(recipe.fields["rope_parameters"]) | {"mrope_section": [12, 10, 10]}
-    vision = {"depth": 8, "hidden_size": 512, "num_heads": 8, "intermediate_size": 1024}
-    vision |= {"out_hidden_size": 512, "deepstack_visual_indexes": [2, 4, 6]}
+    vision = {"hidden_size": 384, "num_heads": 6, "intermediate_size": 768, "out_hidden_size": 512}
     return replace(
         recipe,
         preset="images",
@@ -242,8 +241,7 @@ def main(rounds: int, aborts: int, out: Path | None) -> None:
         urls = {}
         for mode, flags in MODES.items():
             heard = ("--layered-listeners", f"jsonl={trace}") if mode in tails else ()
-            log = Path(folder) / f"{mode}.log"
-            server = ServerProcess(model, [*COMMON, *flags, *heard], log_path=log, env=ENV)
+            server = serve(Path(folder) / mode, model, *flags, *heard, env=ENV)
             urls[mode] = running.enter_context(server).base_url
         rows = in_turns(urls, tails, rounds)
         left = [

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
 )
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
-from sglang.srt.models import ernie4, llama4, qwen2_moe  # noqa: E402
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
+from sglang.srt.models import ernie4, gemma4_causal, llama4, qwen2_moe  # noqa: E402
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang_layered_kernels.cpu.gated_delta import fused_rmsnorm_gated_cpu  # noqa: E402
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
@@ -51,6 +54,7 @@ ON_REFERENCE = {
     "deepseek_v2": {},
     "deepseek_v3": {},
     "gemma4": {"disable_hybrid_swa_memory": True},
+    "gemma4_moe": {"disable_hybrid_swa_memory": True},
 }
 
 # Without a limit the pool of states takes most of the machine's memory.
@@ -89,9 +93,25 @@ def use_references() -> None:
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
+    experts = UnquantizedFusedMoEMethod
+    experts.forward_cpu = experts.forward_native = experts_of_any_activation
+    gemma4_causal.Gemma4Router.fuse_scale = fuse_scale
     # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
+
+
+def experts_of_any_activation(method: Any, layer: Any, dispatch_output: Any) -> StandardCombineInput:
+    """SGLang's experts for a CPU, which know GELU too; it asks them for SiLU alone."""
+    rows, chosen = dispatch_output.hidden_states, dispatch_output.topk_output
+    output = fused_moe_native.moe_forward_native(layer, rows, chosen, method.moe_runner_config)
+    return StandardCombineInput(hidden_states=output)
+
+
+def fuse_scale(router: Any, fuse: Callable[[Any], None] = gemma4_causal.Gemma4Router.fuse_scale) -> None:
+    """SGLang's own puts the router's scale into its norm, which leaves it out on a CPU and not with CUDA."""
+    fuse(router)
+    router.norm.with_scale = True
 
 
 def close() -> None:
