@@ -99,7 +99,7 @@ class Aborted:
 def pictures_chat(seed: int, num_pictures: int = NUM_PICTURES, pixels: int = PIXELS) -> dict[str, Any]:
     """A chat that no server has seen."""
     shown = (picture(1000 * seed + index, pixels, pixels) for index in range(num_pictures))
-    return chat(f"Number {seed}. ", *shown, WORDS) | {"stream": True, "rid": f"chat-{seed}"}
+    return chat(f"Number {seed}. ", *shown, WORDS) | {"stream": True}
 
 
 async def decode(client: httpx.AsyncClient, seed: int, arrivals: list[float]) -> None:
@@ -186,11 +186,11 @@ async def abort_in_encoder(
     heard: list[dict[str, Any]] = []
     async with streams(url) as (client, arrivals):
         _ = list(tail.new())
-        asked = asyncio.create_task(ask(client, body))
+        asked = asyncio.create_task(ask(client, body | {"rid": f"aborted-{seed}"}))
         while not asked.done() and not steps_of(heard, "encoder"):
             await asyncio.sleep(0.005)
             heard += tail.new()
-        (await client.post("/abort_request", json={"rid": body["rid"]})).raise_for_status()
+        (await client.post("/abort_request", json={"rid": f"aborted-{seed}"})).raise_for_status()
         await asyncio.gather(asked, return_exceptions=True)
         await go_on(arrivals)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
@@ -281,7 +281,7 @@ def differing(rows: Sequence[Seen]) -> list[str]:
 def table(rows: Sequence[Seen]) -> Table:
     """Medians over the rounds, and the lowest and highest."""
     shown = Table("server", "TTFT s", "worst gap ms", "longest encoder step ms", "longest layered step ms")
-    for mode in dict.fromkeys(row.mode for row in rows):
+    for mode in sorted({row.mode for row in rows}):
         mine = [row for row in rows if row.mode == mode]
         cells = [spread([row.ttft_s for row in mine], 1, 2)]
         cells.append(spread([row.worst_gap_s for row in mine], 1e3, 0))
