@@ -184,13 +184,15 @@ async def abort_in_encoder(
 ) -> Aborted:
     """Abort a chat beside streams once its first images have passed the encoder, then ask it again."""
     heard: list[dict[str, Any]] = []
+    # A name of its own: two seconds after a stream's end SGLang aborts whoever has its name then.
+    named = body | {"rid": f"aborted-{seed}"}
     async with streams(url) as (client, arrivals):
         _ = list(tail.new())
-        asked = asyncio.create_task(ask(client, body | {"rid": f"aborted-{seed}"}))
+        asked = asyncio.create_task(ask(client, named))
         while not asked.done() and not steps_of(heard, "encoder"):
             await asyncio.sleep(0.005)
             heard += tail.new()
-        (await client.post("/abort_request", json={"rid": f"aborted-{seed}"})).raise_for_status()
+        (await client.post("/abort_request", json={"rid": named["rid"]})).raise_for_status()
         await asyncio.gather(asked, return_exceptions=True)
         await go_on(arrivals)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:

@@ -9,10 +9,10 @@ import pytest
 from own_process import found_by
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["qwen3_next", "qwen3_5_moe"])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("recurrent") / "results.json"
-    return found_by(Path(__file__).with_name("recurrent_run.py"), out)
+    return found_by(Path(__file__).with_name("recurrent_run.py"), out, request.param)
 
 
 @pytest.fixture(params=["no_buffer", "extra_buffer"])
