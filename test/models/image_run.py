@@ -13,9 +13,10 @@ from typing import Any
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # SGLang compiles the encoder's rotary embedding: half a minute
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
-from tiny_models import tiny_model, use_the_cpu
+from family_run import FLAGS, use_references
+from tiny_models import tiny_model
 
-use_the_cpu()
+use_references()
 
 # ruff: noqa: E402
 import pytest
@@ -55,15 +56,15 @@ COHORT = PROMPTS[5], Asked((prompt(30, 12),)), Asked((prompt(10, 13), WIDE, prom
 class Run:
     """One scheduler; how often its encoder ran, and on how many images."""
 
-    def __init__(self, **flags: Any) -> None:
-        self.model = tiny_model("qwen3_vl_moe")
+    def __init__(self, arch: str, **flags: Any) -> None:
+        self.model = tiny_model(arch)
         self.pictures = Pictures(self.model)
         self.stepped = SteppedScheduler(
             self.model,
             max_total_tokens=6000,
             layered_group_tokens=64,
             chunked_prefill_size=512,
-            **flags,
+            **flags | FLAGS.get(arch, {}),
         )
         self.encoded: list[int] = []
         encoder = self.stepped.scheduler.tp_worker.model_runner.model.visual
@@ -223,8 +224,8 @@ def other_pictures(run: Run) -> list[list[int]]:
 
 
 def main() -> None:
-    out, flags = Path(sys.argv[1]), json.loads(sys.argv[2])
-    run = Run(**flags)
+    out, arch, flags = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    run = Run(arch, **flags)
     found = {"ways": ways(run), "without features": without_features(run)}
     found["alone"] = run.alone((PROMPTS[1], *COHORT))
     found["begun before"], found["other pictures"] = begun_before(run), other_pictures(run)

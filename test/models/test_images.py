@@ -19,7 +19,7 @@ def found(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
     """What one process found with one scheduler."""
     out = tmp_path_factory.mktemp("images") / "found.json"
     flags = {"disable_overlap_schedule": pytestconfig.getoption("--without-overlap")}
-    return found_by(Path(__file__).with_name("image_run.py"), out, json.dumps(flags))
+    return found_by(Path(__file__).with_name("image_run.py"), out, "qwen3_vl_moe", json.dumps(flags))
 
 
 @pytest.mark.parametrize("way", WAYS)

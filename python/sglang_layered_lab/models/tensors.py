@@ -49,7 +49,8 @@ def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec
         return TensorSpec(name, shape, std=family.embedding_std if family else EMBEDDING_STD)
     if name.endswith("A_log"):
         return TensorSpec(name, shape, mean=DECAY_MEAN, std=DECAY_STD)
-    if name.endswith("linear_attn.norm.weight"):  # scales by itself in every family
+    if name.endswith("linear_attn.norm.weight") or (".visual." in name and "norm" in name):
+        # These scale by themselves in every family; by zero, and nothing of an image would come through.
         return TensorSpec(name, shape, mean=1.0)
     if "norm" in name:
         sharper = QK_NORM_WEIGHT - 1 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0
