@@ -49,7 +49,8 @@ MODES: Mapping[str, tuple[str, ...]] = {
 }
 STOCK = "stock, whole prompts"
 # SGLang compiles the encoder's rotary embedding at the first image: half a minute on two cores.
-ENV = {"TORCHDYNAMO_DISABLE": "1"}
+# One thread computes: the other core is for the client, and for the processes that handle text and pixels.
+ENV = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 PATIENCE_S = 60.0
 
 
@@ -309,6 +310,7 @@ def spec(recipe: FamilyRecipe) -> dict[str, Any]:
         "recipe": recipe.as_dict(),
         "modes": MODES,
         "flags": COMMON,
+        "env": ENV,
         "num_streams": NUM_STREAMS,
         "stream_tokens": STREAM_TOKENS,
         "num_pictures": NUM_PICTURES,
