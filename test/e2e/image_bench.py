@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from tiny_models import MODELS  # noqa: E402
 
-from image_chats import chat, picture  # noqa: E402
+from image_chats import NUM_PICTURES, PIXELS, pictures_chat  # noqa: E402
+from image_model import study_recipe  # noqa: E402
 from servers import COMMON, serve  # noqa: E402
-from sglang_layered_lab.models.catalogue import find_recipe  # noqa: E402
 from sglang_layered_lab.models.make import make_from_recipe  # noqa: E402
 from sglang_layered_lab.models.recipe import FamilyRecipe  # noqa: E402
 from sglang_layered_lab.serving import end_servers_on_signals  # noqa: E402
@@ -40,8 +40,6 @@ from study_record import write_record  # noqa: E402
 from workload import prompt  # noqa: E402
 
 NUM_STREAMS, STREAM_TOKENS, FIRST_TOKENS = 4, 64, 5
-NUM_PICTURES, PIXELS = 4, 384  # 144 tokens each
-WORDS = "Prompts pass the layers in groups while others decode. " * 24
 MODES: Mapping[str, tuple[str, ...]] = {
     "layered": ("--prefill-mode", "layered", "--layered-group-tokens", "128"),
     "stock, whole prompts": (),
@@ -95,12 +93,6 @@ class Aborted:
         if any(self.held.values()):
             return f"chat {self.seed} is aborted, and the server holds {self.held}"
         return None if self.is_answered_again else f"chat {self.seed} has another answer after its abort"
-
-
-def pictures_chat(seed: int, num_pictures: int = NUM_PICTURES, pixels: int = PIXELS) -> dict[str, Any]:
-    """A chat that no server has seen."""
-    shown = (picture(1000 * seed + index, pixels, pixels) for index in range(num_pictures))
-    return chat(f"Number {seed}. ", *shown, WORDS) | {"stream": True}
 
 
 async def decode(client: httpx.AsyncClient, seed: int, arrivals: list[float]) -> None:
@@ -208,22 +200,6 @@ async def abort_in_encoder(
 
 def steps_of(heard: list[dict[str, Any]], kind: str) -> int:
     return sum(event["event"] == "step_done" and event["kind"] == kind for event in heard)
-
-
-def study_recipe() -> FamilyRecipe:
-    """A Qwen3-VL-MoE whose encoder takes about as long for an image as its layers for the image's tokens."""
-    recipe = find_recipe("qwen3_vl_moe", "tiny", num_layers=8)
-    assert isinstance(recipe, FamilyRecipe)
-    text = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
-    text |= {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 256}
-    rotary = dict(recipe.fields["rope_parameters"]) | {"mrope_section": [12, 10, 10]}
-    vision = {"hidden_size": 384, "num_heads": 6, "intermediate_size": 768, "out_hidden_size": 512}
-    return replace(
-        recipe,
-        preset="images",
-        fields=dict(recipe.fields) | text | {"rope_parameters": rotary},
-        around=dict(recipe.around) | {"vision_config": dict(recipe.around["vision_config"]) | vision},
-    )
 
 
 @click.command()

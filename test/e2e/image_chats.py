@@ -9,6 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+NUM_PICTURES, PIXELS = 4, 384  # 144 tokens each
+WORDS = "Prompts pass the layers in groups while others decode. " * 24
+
 
 def picture(seed: int, width: int, height: int) -> str:
     """An image of random pixels, as a data URL."""
@@ -29,3 +32,9 @@ def chat(*parts: str) -> dict[str, Any]:
     ]
     message = {"role": "user", "content": content}
     return {"model": "tiny", "messages": [message], "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+
+
+def pictures_chat(seed: int, num_pictures: int = NUM_PICTURES, pixels: int = PIXELS) -> dict[str, Any]:
+    """A chat that no server has seen."""
+    shown = (picture(1000 * seed + index, pixels, pixels) for index in range(num_pictures))
+    return chat(f"Number {seed}. ", *shown, WORDS) | {"stream": True}

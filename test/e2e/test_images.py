@@ -11,8 +11,8 @@ from event_tail import EventTail
 from tiny_models import tiny_model
 
 from features_client import Neighbours, ask, assert_same, call, events
-from image_bench import Seen, abort_in_encoder, differing, measure, pictures_chat, table
-from image_chats import chat, picture
+from image_bench import Seen, abort_in_encoder, differing, measure, table
+from image_chats import chat, picture, pictures_chat
 from servers import LAYERED, Served, serve
 from workload import settings
 
