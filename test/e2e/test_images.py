@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import random
+import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
+from event_tail import EventTail
 from tiny_models import tiny_model
 
 from features_client import Neighbours, ask, assert_same, call, events
+from image_bench import Seen, abort_in_encoder, differing, measure, table
+from image_chats import chat, picture, pictures_chat
 from servers import LAYERED, Served, serve
 from workload import settings
 
@@ -31,26 +30,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags = (*LAYERED, "--layered-listeners", f"jsonl={steps}")
     with serve(folder, tiny_model("qwen3_vl_moe"), *flags, env=UNCOMPILED) as server:
         yield Served(server, steps)
-
-
-def picture(seed: int, width: int, height: int) -> str:
-    made = io.BytesIO()
-    Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height)).save(
-        made, "PNG"
-    )
-    return "data:image/png;base64," + base64.b64encode(made.getvalue()).decode()
-
-
-def chat(*parts: str) -> dict[str, Any]:
-    """A chat of texts and images."""
-    content = [
-        {"type": "image_url", "image_url": {"url": part}}
-        if part.startswith("data:")
-        else {"type": "text", "text": part}
-        for part in parts
-    ]
-    message = {"role": "user", "content": content}
-    return {"model": "tiny", "messages": [message], "temperature": 0, "max_tokens": 12, "ignore_eos": True}
 
 
 WIDE, HIGH, LARGE = picture(1, 300, 120), picture(2, 70, 400), picture(3, 470, 470)
@@ -105,3 +84,29 @@ def test_what_is_refused_gets_a_400_that_says_so_and_the_server_lives(served: Se
 def test_the_limits_of_a_request_are_shown(served: Served) -> None:
     shown = httpx.get(f"{served.url}/server_info", trust_env=False, timeout=60).json()
     assert shown["limit_mm_data_per_request"] == {"video": 0, "audio": 0}
+
+
+def test_the_bench_measures_streams_beside_a_chat_in_each_mode(served: Served) -> None:
+    body, steps = pictures_chat(1), served.steps
+    assert steps is not None
+    layered = asyncio.run(measure(served.url, "layered", 1, body, EventTail(steps)))
+    with settings(served, layered_prefill=0):
+        stock = asyncio.run(measure(served.url, "stock", 1, body, None))
+    assert {"encoder", "layered"} <= {kind for kind, _ in layered.steps}
+    assert layered.answer
+    assert differing([layered, stock]) == []
+    assert [len(shown.rows) for shown in [table([layered, stock])]] == [2]
+
+
+def test_a_chat_that_is_aborted_in_the_encoder_leaves_nothing(served: Served) -> None:
+    assert served.steps is not None
+    body = pictures_chat(2, num_pictures=12)
+    seen = asyncio.run(abort_in_encoder(served.url, served.url, 2, body, EventTail(served.steps)))
+    assert seen.encoder_steps >= 1
+    assert seen.fault is None
+
+
+def test_the_worst_gap_is_the_streams_longest_wait_until_the_answer_has_ended() -> None:
+    early, late = [-9.0, -0.5, 0.5, 1.0, 1.5], [-1.0, 2.0, 2.5, 30.0]
+    seen = Seen("layered", 1, ttft_s=1.8, end_s=2.2, answer="", arrivals_s=[early, late])
+    assert seen.worst_gap_s == 3.0

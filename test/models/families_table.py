@@ -41,6 +41,10 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "Gemma 4, dense",
         "an input of its own for each layer, sliding and full attention, keys and values that layers share",
     ),
+    "gemma4_moe": (
+        "Gemma 4 MoE",
+        "experts beside a dense MLP in every layer, sliding and full attention, values that are keys",
+    ),
     "qwen3_next": (
         "Qwen3-Next",
         "gated delta nets, full attention in every fourth layer, gates on attention and shared expert",

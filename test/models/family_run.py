@@ -38,7 +38,15 @@ from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
-from sglang.srt.models import ernie4, kimi_linear, lfm2, lfm2_moe, llama4, qwen2_moe  # noqa: E402
+from sglang.srt.models import (  # noqa: E402
+    ernie4,
+    gemma4_causal,
+    kimi_linear,
+    lfm2,
+    lfm2_moe,
+    llama4,
+    qwen2_moe,
+)
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang_layered_kernels.cpu import kimi_delta, mamba2  # noqa: E402
 from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
@@ -67,6 +75,7 @@ ON_REFERENCE = {
     "deepseek_v3": {},
     "gemma4": {"disable_hybrid_swa_memory": True},
     "kimi_linear": {},
+    "gemma4_moe": {"disable_hybrid_swa_memory": True},
 }
 
 CPU_OPERATORS = torch.library.Library("aten", "IMPL")
@@ -118,6 +127,9 @@ def use_references() -> None:
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
+    experts = UnquantizedFusedMoEMethod
+    experts.forward_cpu = experts.forward_native = experts_of_any_activation
+    gemma4_causal.Gemma4Router.fuse_scale = fuse_scale
     mamba.mamba_chunk_scan_combined = mamba2.mamba_chunk_scan_combined
     mamba.selective_state_update = mamba2.selective_state_update
     mamba.causal_conv1d_fn_triton = causal_conv1d_fn_cpu
@@ -125,9 +137,7 @@ def use_references() -> None:
     lfm2.causal_conv1d_fn = lfm2_moe.causal_conv1d_fn = causal_conv1d_fn_cpu
     lfm2.causal_conv1d_update = lfm2_moe.causal_conv1d_update = causal_conv1d_update_cpu
     CPU_OPERATORS.impl("mm.dtype", wide_product, "CPU")
-    UnquantizedFusedMoEMethod.forward_native = partialmethod(
-        some_without_gates, UnquantizedFusedMoEMethod.forward_native
-    )
+    experts.forward_native = partialmethod(some_without_gates, experts.forward_native)
     # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
@@ -166,6 +176,19 @@ def some_without_gates(
         config.routed_scaling_factor or 1.0,
     )
     return StandardCombineInput(hidden_states=output)
+
+
+def experts_of_any_activation(method: Any, layer: Any, dispatch_output: Any) -> StandardCombineInput:
+    """SGLang's experts for a CPU, which know GELU too; it asks them for SiLU alone."""
+    rows, chosen = dispatch_output.hidden_states, dispatch_output.topk_output
+    output = fused_moe_native.moe_forward_native(layer, rows, chosen, method.moe_runner_config)
+    return StandardCombineInput(hidden_states=output)
+
+
+def fuse_scale(router: Any, fuse: Callable[[Any], None] = gemma4_causal.Gemma4Router.fuse_scale) -> None:
+    """SGLang's own puts the router's scale into its norm, which leaves it out on a CPU and not with CUDA."""
+    fuse(router)
+    router.norm.with_scale = True
 
 
 def close() -> None:

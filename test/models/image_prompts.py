@@ -1,4 +1,4 @@
-"""Prompts with images for the tiny Qwen3-VL-MoE, as Hugging Face takes them and as SGLang's scheduler."""
+"""Prompts with images for the tiny models, as Hugging Face takes them and as SGLang's scheduler."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from own_process import found_by
 # By family: how states get into the prefix cache, or that there is none.
 WAYS = {
     "qwen3_next": ("no_buffer", "extra_buffer"),  # gated delta nets
+    "qwen3_5_moe": ("no_buffer", "extra_buffer"),
     "kimi_linear": ("no_buffer", "extra_buffer"),  # Kimi Delta Attention beside latent attention
     "nemotron_h": ("no_buffer", "extra_buffer"),  # Mamba2
     "lfm2_moe": ("no_buffer", "no_cache"),  # short convolutions

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Models whose tokens the tests compare with SGLang's own and Hugging Face's (test/models/test_images.py).
-IMAGES_SERVED = frozenset({"Qwen3VLMoeForConditionalGeneration"})
+IMAGES_SERVED = frozenset({"Qwen3VLMoeForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"})
 
 
 class Refused(int):

@@ -23,6 +23,7 @@ QK_NORMS = tuple(f"{part}_{norm}.weight" for part in "qk" for norm in ("norm", "
 BIAS_STD = 0.05
 ROUTER_BIAS_STD = 0.02  # beside scores between 0 and 1 that choose the experts
 SINK_STD = 1.0
+SCALE_STD = 0.2  # of what scales a router's input and its experts' outputs
 # Log of a recurrent head's decay a token: states that remember some ten tokens or many, so that one that
 # starts from elsewhere is seen.
 DECAY_MEAN, DECAY_STD = -2.5, 1.0
@@ -55,11 +56,14 @@ def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec
         return TensorSpec(name, shape, std=family.embedding_std if family else EMBEDDING_STD)
     if name.endswith("A_log"):
         return TensorSpec(name, shape, mean=DECAY_MEAN, std=DECAY_STD)
-    if name.endswith("linear_attn.norm.weight"):  # scales by itself in every family
+    if name.endswith("linear_attn.norm.weight") or (".visual." in name and "norm" in name):
+        # These scale by themselves in every family; by zero, and nothing of an image would come through.
         return TensorSpec(name, shape, mean=1.0)
     if "norm" in name:
         sharper = QK_NORM_WEIGHT - 1 if name.endswith(QK_NORMS) else 0
         return TensorSpec(name, shape, mean=(family.norm_weight if family else 1.0) + sharper)
+    if name.endswith(("router.scale", "per_expert_scale")):
+        return TensorSpec(name, shape, std=SCALE_STD, mean=1.0)
     for part, std in (("correction_bias", ROUTER_BIAS_STD), ("sinks", SINK_STD), ("bias", BIAS_STD)):
         if part in name:
             return TensorSpec(name, shape, std=std)
