@@ -112,6 +112,13 @@ class LayeredConfig:
         " allow.",
         least=(0, "1 or more layers a graph, or 0 for no graphs"),
     )
+    layered_graph_group_rows: list[int] | None = flag(  # noqa: RUF009
+        None,
+        "Layered mode, where SGLang uses decode CUDA graphs: numbers of rows, prompt and decode, that graphs"
+        " of every layer are captured for. A step whose group has no more rows than one of them and more than"
+        " half runs its layers by graphs that break at attention. Absent: none, they run without.",
+        nargs="+",
+    )
 
     enable_expert_traffic_metrics: bool = flag(
         False,
@@ -143,6 +150,11 @@ class LayeredConfig:
                 raise ConfigError(f"{flag_name(item.name)} {value}: choose one of {', '.join(choices)}")
             if least is not None and value is not None and value < least[0]:
                 raise ConfigError(f"{flag_name(item.name)} {value}: give {least[1]}")
+        rows = self.layered_graph_group_rows or ()
+        if any(number < 1 for number in rows) or len(set(rows)) < len(rows):
+            raise ConfigError(
+                f"--layered-graph-group-rows {' '.join(map(str, rows))}: give different numbers of 1 or more rows"
+            )
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)
             if limit is not None and not 0 < limit < inf:
@@ -253,11 +265,12 @@ class LayeredConfig:
                 f" {self.layered_policy} learns no step times; use one that does, as auto, or leave the file"
                 " out"
             )
-        if not self.may_fuse and self.layered_graph_granularity is not None:
-            raise ConfigError(
-                f"--layered-graph-granularity {self.layered_graph_granularity}: with --layered-execution"
-                f" {self.layered_execution} decode rows run in SGLang's own graphs; leave it out"
-            )
+        for name in ("layered_graph_granularity", "layered_graph_group_rows"):
+            if not self.may_fuse and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{flag_name(name)}: with --layered-execution {self.layered_execution} decode rows run in"
+                    " SGLang's own graphs, apart from the prompt's; leave it out"
+                )
 
     def unused_flags(self, unused: Literal["warn", "refuse"]) -> tuple[str, ...]:
         """Flags of layered mode that were given without it and are dealt with in that way."""

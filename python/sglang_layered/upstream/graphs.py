@@ -109,14 +109,15 @@ class StaticRows:
     At some cuts a key is None (no residual before layer 0): `keys` says at each cut which ones are there.
     """
 
-    def __init__(self, samples: Iterable[PPProxyTensors]) -> None:
+    def __init__(self, samples: Iterable[PPProxyTensors], max_rows: int | None = None) -> None:
+        """Of samples with `max_rows` rows, or with any number where it is given."""
         self.tensors: dict[str, torch.Tensor] = {}
         self.keys: list[dict[str, bool]] = []
         for sample in samples:
             self.keys.append({key: tensor is not None for key, tensor in sample.tensors.items()})
             for key, tensor in sample.tensors.items():
                 if tensor is not None and key not in self.tensors:
-                    self.tensors[key] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+                    self.tensors[key] = tensor.new_zeros((max_rows or tensor.shape[0], *tensor.shape[1:]))
         self._homes = {tensor.untyped_storage().data_ptr(): key for key, tensor in self.tensors.items()}
 
     def at(self, cut: int, num_rows: int) -> PPProxyTensors:
