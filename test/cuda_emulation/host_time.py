@@ -13,7 +13,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ FEWEST_LAYERED = 4  # steps a round; a cohort in one group has one
 class Bench:
     """One scheduler whose kernels do nothing, with running requests."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, group_rows: Sequence[int] = ()) -> None:
         from triton.runtime.interpreter import GridExecutor
 
         import no_kernels
@@ -58,7 +58,9 @@ class Bench:
         no_kernels.emulate_no_kernels()
         self._plain = no_kernels.without_emulation
         pool = num_rows * (OUTPUT_TOKENS + 64) + 4 * COHORT_TOKENS
-        self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **FLAGS)
+        self.stepped = SteppedScheduler(
+            _model(), max_total_tokens=pool, layered_graph_group_rows=list(group_rows) or None, **FLAGS
+        )
         self.launches = no_kernels.NUM_LAUNCHES
         scheduler, loop = self.stepped.scheduler, self.stepped.loop
         self.scheduler = scheduler
@@ -175,9 +177,11 @@ def _model() -> Path:
     return folder
 
 
-def measure(num_rows: int, groups: list[int], granularities: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    num_rows: int, groups: list[int], granularities: list[int], rounds: int, group_rows: Sequence[int]
+) -> list[dict[str, Any]]:
     """A row for each kind of step; mixed chunks know no granularity and are measured at the default's."""
-    bench, rows = Bench(num_rows), []
+    bench, rows = Bench(num_rows, group_rows), []
     for granularity in [None, *granularities]:
         for num_groups in groups:
             num_graphs = bench.cut(num_groups, granularity)
@@ -232,14 +236,20 @@ def summary(kind: str, steps: list[Step]) -> dict[str, Any]:
 @click.option("--rows", default=64, show_default=True, help="Running requests.")
 @click.option("--groups", multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
 @click.option("--granularity", "granularities", multiple=True, type=int, help="Beside the default.")
+@click.option("--group-rows", multiple=True, type=int, help="Graphs of a group's layers for so many rows.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--record", type=click.Path(path_type=Path), help="Write everything here as JSON.")
 def main(
-    rows: int, groups: tuple[int, ...], granularities: tuple[int, ...], rounds: int, record: Path | None
+    rows: int,
+    groups: tuple[int, ...],
+    granularities: tuple[int, ...],
+    group_rows: tuple[int, ...],
+    rounds: int,
+    record: Path | None,
 ) -> None:
     """Print what steps cost the host, in CPU milliseconds."""
     prepare(DEVICE)
-    found = measure(rows, list(groups), list(granularities), rounds)
+    found = measure(rows, list(groups), list(granularities), rounds, group_rows)
     table = Table("groups", "granularity", "step", "launches", "ms", *PARTS, "over decode", "of mixed")
     for row in found:
         cells = [str(row["groups"]), str(row["granularity"] or f"{row['graphs']} graphs"), row["kind"]]

@@ -104,12 +104,14 @@ def emulate_no_kernels() -> None:
 def _copy_nothing() -> None:
     """Copies of activations are launches; those of the tables that a step is planned by stay."""
     tensor: Any = torch.Tensor
-    join, contiguous = torch.cat, tensor.contiguous
+    join, contiguous, copy = torch.cat, tensor.contiguous, tensor.copy_
 
-    def cat(tensors: Sequence[torch.Tensor], dim: int = 0, **kwargs: Any) -> torch.Tensor:
+    def cat(tensors: Sequence[torch.Tensor], dim: int = 0, out: Any = None) -> torch.Tensor:
         first = tensors[0]
-        if not first.is_floating_point() or first.dim() < 2 or kwargs:
-            return join(tensors, dim, **kwargs)
+        if not first.is_floating_point() or first.dim() < 2:
+            return join(tensors, dim, out=out)
+        if out is not None:
+            return out
         shape = list(first.shape)
         shape[dim] = sum(one.shape[dim] for one in tensors)
         return first.new_empty(shape)
@@ -119,7 +121,11 @@ def _copy_nothing() -> None:
             return contiguous(rows, **kwargs)
         return rows.new_empty(rows.shape)
 
-    torch.cat, tensor.contiguous = cat, make_contiguous
+    def copy_in(rows: torch.Tensor, other: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        is_launch = rows.is_floating_point() and rows.dim() > 1
+        return rows if is_launch else copy(rows, other, *args, **kwargs)
+
+    torch.cat, tensor.contiguous, tensor.copy_ = cat, make_contiguous, copy_in
 
 
 def _patch_layers() -> None:

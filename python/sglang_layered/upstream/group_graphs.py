@@ -164,7 +164,7 @@ def group_obstacle(model_runner: Any, ranges: LayerRanges) -> str | None:
         return "SGLang captures no decode graphs, in whose memory they would lie"
     obstacles = {
         "attention is latent (MLA)": model_runner.use_mla_backend,
-        "the model is multimodal": config.is_multimodal,
+        "the model is multimodal": config.is_multimodal or config.model_is_mrope,
         "weights are quantized": bool(config.quantization),
         "the KV cache is quantized": model_runner.kv_cache_dtype != model_runner.dtype,
         "the model has no pipeline stages": not isinstance(ranges, PipelineRanges),
