@@ -30,6 +30,7 @@ class Graphs:
 
     num_captures: int = 0
     num_replays: int = 0
+    num_broken_replays: int = 0  # of graphs that break at attention
     mismatches: list[str] = field(default_factory=list)
 
 
@@ -167,6 +168,7 @@ def _replay_broken(self: Any, shape_key: Any, static_forward_batch: Any, **kwarg
     with again.running():
         call()
     GRAPHS.num_replays += len(again.addresses)
+    GRAPHS.num_broken_replays += 1
     if again.addresses != captured.addresses or again.arguments != captured.arguments:
         GRAPHS.mismatches.append(f"graph {shape_key}: other memory, or other arguments at a break")
 
