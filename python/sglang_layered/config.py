@@ -153,7 +153,7 @@ class LayeredConfig:
         rows = self.layered_graph_group_rows or ()
         if any(number < 1 for number in rows) or len(set(rows)) < len(rows):
             raise ConfigError(
-                f"--layered-graph-group-rows {' '.join(map(str, rows))}: give different numbers of 1 or more rows"
+                f"--layered-graph-group-rows {' '.join(map(str, rows))}: give different numbers of 1 or more"
             )
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)

@@ -94,8 +94,8 @@ def _replay(self: Any, shape_key: Any, static_forward_batch: Any, **kwargs: Any)
 class Broken:
     """A capture, or a replay as a call that runs again, which ends at every break and goes on behind it.
 
-    SGLang's decorator runs what is between as in a step, and keeps the arguments of the capture for its replays.
-    A replay's must be the same: where tensors lie in the graphs' pool only their shapes can be told.
+    SGLang's decorator runs what is between as in a step, and keeps the arguments of the capture for its
+    replays. A replay's must be the same: where tensors lie in the graphs' pool only their shapes can be told.
     """
 
     _barrier_fn = None

@@ -46,7 +46,12 @@ CASES: dict[str, tuple[str, int, dict[str, Any], list[list[Any]]]] = {
     "dsa, all tokens": ("h100", -2, DSA, SHORT[:1]),
     # The indexer of GLM-5: a rotary embedding in pairs of neighbours, and fused kernels.
     "dsa, few tokens, fused indexer": ("h100", -3, DSA | {"chunked_prefill_size": 128}, SHORT[:1]),
-    "flashinfer, page 1": ("h100", 64, {"attention_backend": "flashinfer", "page_size": 1, **GROUP_ROWS}, ALL),
+    "flashinfer, page 1": (
+        "h100",
+        64,
+        {"attention_backend": "flashinfer", "page_size": 1, **GROUP_ROWS},
+        ALL,
+    ),
     "flashinfer, page 16": ("h100", 128, {"attention_backend": "flashinfer", "page_size": 16}, SHORT),
     "triton, page 1": ("h100", 64, {"attention_backend": "triton", "page_size": 1}, ALL[:3]),
     "triton, page 64": ("h100", 128, {"attention_backend": "triton", "page_size": 64, **GROUP_ROWS}, SHORT),

@@ -1,6 +1,6 @@
 """Prompt and decode rows through a group's layers by CUDA graphs, a graph a layer that breaks at attention.
 
-Any group is covered, for any cut. Rows are padded to one of a few sizes (`--layered-graph-group-rows`), and a step
+Any group is covered, for any cut. Rows are padded to one of a few sizes (`--layered-graph-group-rows`). A step
 that fits none of them, or would be padded to more than twice its rows, runs eagerly.
 """
 
@@ -9,7 +9,6 @@ import time
 from functools import partial
 from typing import Any
 
-import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 
 from sglang_layered.config import LayeredConfig
@@ -95,9 +94,7 @@ class GroupGraphs:
             self._recorder.replay((size, layer))
         return self.rows.at(end, num_rows)
 
-    def _join(
-        self, cut: int, prompt: PPProxyTensors, decode: PPProxyTensors, sizes: tuple[int, int]
-    ) -> None:
+    def _join(self, cut: int, prompt: PPProxyTensors, decode: PPProxyTensors, sizes: tuple[int, int]) -> None:
         num_rows, size = sizes
         for key, is_there in self.rows.keys[cut].items():
             if not is_there:
@@ -132,9 +129,7 @@ class GroupGraphs:
         return edges
 
 
-def make_group_graphs(
-    model_runner: Any, calls: LayerCalls, attention: HybridAttention
-) -> GroupGraphs | None:
+def make_group_graphs(model_runner: Any, calls: LayerCalls, attention: HybridAttention) -> GroupGraphs | None:
     """Capture graphs of a group's layers where they are asked for; the log says how many, or why none."""
     config = LayeredConfig.from_server_args(model_runner.server_args)
     if not config.layered_graph_group_rows:

@@ -106,8 +106,8 @@ class DecodeInputs:
 class StaticRows:
     """Activations [max_rows, ...], one tensor for each key of the model's PPProxyTensors.
 
-    At some cuts a key is None (no residual before layer 0): `keys` says at each cut which ones are there. As many
-    rows as the samples have, where `max_rows` is not given.
+    At some cuts a key is None (no residual before layer 0): `keys` says at each cut which ones are there.
+    Without `max_rows` there are as many rows as in the samples.
     """
 
     def __init__(self, samples: Iterable[PPProxyTensors], max_rows: int | None = None) -> None:

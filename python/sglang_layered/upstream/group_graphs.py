@@ -1,7 +1,7 @@
 """Graphs of single layers for a group's rows, by SGLang's breakable CUDA graphs.
 
-Such a graph ends where a layer attends and goes on behind it. Attention runs there as in a step without graphs:
-planned for the real rows, of any number of requests. Upstream:
+Such a graph ends where a layer attends and goes on behind it. Attention runs there as in a step without
+graphs: planned for the real rows, of any number of requests. Upstream:
 srt/model_executor/runner_backend/breakable_cuda_graph_backend.py, srt/layers/radix_attention.py.
 """
 
@@ -61,10 +61,10 @@ class GroupInputs:
 
 
 class BreakingAttention(HybridAttention):
-    """What layers attend with while they are captured: the graph ends, and a replay has `attention` attend there.
+    """What layers attend with while they are captured: the graph ends there, and in a replay `attention` attends.
 
-    Its output lies in one memory for all layers. Rows behind the real ones are zeros there, so that padding rows
-    stay finite, whatever they have passed through before.
+    Its output lies in one memory for all layers. Rows behind the real ones are zeros there, so that padding
+    rows stay finite, whatever they have passed through before.
 
     Raises:
         UnsupportedError: a layer hands over something by row that attention of a group was not tried with.
@@ -98,8 +98,8 @@ class BreakingAttention(HybridAttention):
         """Attention output [rows, heads * head_dim], padding rows and all."""
         if q is None or v is None or q.dim() == 4 or kwargs.keys() - HEAD_ARGUMENTS:
             raise UnsupportedError(
-                f"--layered-graph-group-rows: layer {getattr(layer, 'layer_id', '?')} attends in a way that was"
-                " not tried with graphs; leave the flag out"
+                f"--layered-graph-group-rows: layer {getattr(layer, 'layer_id', '?')} attends in a way that"
+                " was not tried with graphs; leave the flag out"
             )
         self.num_breaks += 1
         width = layer.tp_q_head_num * layer.v_head_dim
@@ -176,7 +176,8 @@ def group_obstacle(model_runner: Any, ranges: LayerRanges) -> str | None:
             args.enable_hierarchical_cache
         ),
         "graphs that break cannot be offloaded (--enable-memory-saver)": args.enable_memory_saver,
-        "attention of a group is not SGLang's backends": args.layered_group_attention not in ("auto", "backends"),
+        "attention of a group is not SGLang's backends": args.layered_group_attention
+        not in ("auto", "backends"),
     }
     untried = next((reason for reason, applies in obstacles.items() if applies), None)
     return untried or obstacle(model_runner)

@@ -145,16 +145,16 @@ class HybridAttention(AttentionBackend):
         layer: Any = None,
         forward_batch: ForwardBatch | None = None,
         save_kv_cache: bool = True,
-        output: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows.
 
         A linear layer's is [1, rows, heads, head_dim], as its backend's; it has other arguments, row by row.
-        It is written to `output` where that is given; rows of q, k and v behind those of `output` are padding.
+        It is written to an `output` that is given; rows of q, k and v behind those of it are padding.
         """
         if q is None:
             return self._linear(layer, kwargs)
+        output = kwargs.pop("output", None)
         q, cut, prompt_kwargs, decode_kwargs = _rows_first(q), self._num_prompt_rows, kwargs, kwargs
         sizes: tuple[int, ...] = (cut, q.shape[0] - cut)
         if output is not None:
