@@ -262,6 +262,7 @@ def main(
 
         about = {"versions": installed_versions(), "machine": this_machine(), "commit": current_commit()}
         spec = {"layers": NUM_LAYERS, "cohort_tokens": COHORT_TOKENS, "chunk_tokens": CHUNK_TOKENS} | FLAGS
+        spec["layered_graph_group_rows"] = list(group_rows)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"spec": spec, **about, "rows": found}, indent=1) + "\n")
     sys.stdout.flush()

@@ -16,7 +16,9 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 from sglang.srt.model_executor.runner.base_cuda_graph_runner import freeze_gc
 from sglang.srt.model_executor.runner.shape_key import ShapeKey
 from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
-from sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph import eager_on_graph
+from sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph.breakable_cuda_graph import (
+    eager_on_graph,
+)
 
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.graphs import CudaGraphRecorder, obstacle, stock_buckets
@@ -61,7 +63,7 @@ class GroupInputs:
 
 
 class BreakingAttention(HybridAttention):
-    """What layers attend with while they are captured: the graph ends there, and in a replay `attention` attends.
+    """What layers attend with while they are captured: the graph ends, and in a replay `attention` attends.
 
     Its output lies in one memory for all layers. Rows behind the real ones are zeros there, so that padding
     rows stay finite, whatever they have passed through before.
