@@ -1,7 +1,7 @@
 """Prompt and decode rows through a group's layers by CUDA graphs, a graph a layer that breaks at attention.
 
-Any group is covered, for any cut. Rows are padded to one of a few sizes (`--layered-graph-group-rows`). A step
-that fits none of them, or would be padded to more than twice its rows, runs eagerly.
+Any group is covered, for any cut. Rows are padded to one of a few sizes (`--layered-graph-group-rows`). A
+step that fits none of them, or would be padded to more than twice its rows, runs eagerly.
 """
 
 import logging
