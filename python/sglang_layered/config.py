@@ -1,6 +1,6 @@
 """The flags of layered mode, declared once here; `server_flags` gives them to SGLang."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, cast
 
@@ -8,6 +8,7 @@ from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
 from sglang_layered.core.policy import DEFAULT_POLICY, GroupPolicy, find_policy
 from sglang_layered.errors import ConfigError
+from sglang_layered.flag_fields import flag, flag_name
 from sglang_layered.metrics.slo import SloLimits
 
 PREFILL_MODES = ("chunked", "layered")
@@ -15,26 +16,6 @@ EXECUTIONS = ("fused", "sequential", "concurrent", "auto")
 GROUP_ATTENTIONS = ("auto", "backends", "pair", "pod")
 INVARIANT_CHECKS = ("basic", "full", "strict")
 LAYERED_FLAGS = "layered_"  # how the fields of flags begin that act in layered mode only
-
-
-def flag_name(field_name: str) -> str:
-    """`--slo-ttft-ms` for slo_ttft_ms."""
-    return f"--{field_name.replace('_', '-')}"
-
-
-def flag(default: Any, help_text: str, **checks: Any) -> Any:
-    """A dataclass field that is also a server flag; its default is never a mutable value.
-
-    Args:
-        default: Its value where it is not given.
-        help_text: What `--help` says.
-        checks: `choices` are its values; `nargs` is argparse's; `least` is its least value and what to give
-            instead of a lower one; `unused` says what becomes of a flag that acts in layered mode only where
-            that is not asked for: "warn", so that one set of flags can serve both modes, or "refuse", where
-            a file would never come.
-    """
-    unset = {"choices": None, "nargs": None, "least": None, "unused": "warn"}
-    return field(default=default, metadata={"help": help_text, **unset, **checks})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +103,13 @@ class LayeredConfig:
         " allow.",
         least=(0, "1 or more layers a graph, or 0 for no graphs"),
     )
+    layered_graph_group_rows: list[int] | None = flag(  # noqa: RUF009
+        None,
+        "Layered mode, where SGLang uses decode CUDA graphs: numbers of rows, prompt and decode, that graphs"
+        " of every layer are captured for. A step whose group has no more rows than one of them and more than"
+        " half runs its layers by graphs that break at attention. Absent: none, they run without.",
+        nargs="+",
+    )
     enable_expert_traffic_metrics: bool = flag(
         False,
         "Count the experts that every step activates, and their bytes, in any prefill mode: metrics with"
@@ -152,6 +140,11 @@ class LayeredConfig:
                 raise ConfigError(f"{flag_name(item.name)} {value}: choose one of {', '.join(choices)}")
             if least is not None and value is not None and value < least[0]:
                 raise ConfigError(f"{flag_name(item.name)} {value}: give {least[1]}")
+        rows = self.layered_graph_group_rows or ()
+        if any(number < 1 for number in rows) or len(set(rows)) < len(rows):
+            raise ConfigError(
+                f"--layered-graph-group-rows {' '.join(map(str, rows))}: give different numbers of 1 or more"
+            )
         for name in ("slo_ttft_ms", "slo_tbt_ms"):
             limit = getattr(self, name)
             if limit is not None and not 0 < limit < inf:
@@ -272,11 +265,12 @@ class LayeredConfig:
                 f"--layered-short-tokens {self.layered_short_tokens}: no prompt goes before another without"
                 " --layered-max-parked; give 1 there, or leave it out"
             )
-        if not self.may_fuse and self.layered_graph_granularity is not None:
-            raise ConfigError(
-                f"--layered-graph-granularity {self.layered_graph_granularity}: with --layered-execution"
-                f" {self.layered_execution} decode rows run in SGLang's own graphs; leave it out"
-            )
+        for name in ("layered_graph_granularity", "layered_graph_group_rows"):
+            if not self.may_fuse and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{flag_name(name)}: with --layered-execution {self.layered_execution} decode rows run in"
+                    " SGLang's own graphs, apart from the prompt's; leave it out"
+                )
 
     def unused_flags(self, unused: Literal["warn", "refuse"]) -> tuple[str, ...]:
         """Flags of layered mode that were given without it and are dealt with in that way."""

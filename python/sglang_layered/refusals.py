@@ -169,6 +169,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         f"{EXECUTION} with --tp-size above 1 each rank would choose by its own clock; name a strategy": (
             lambda start: start.executes("auto") and start.server_args.tp_size > 1
         ),
+        "--layered-graph-group-rows: with --pp-size {args.pp_size} a stage captures no layered graphs; leave"
+        " it out": lambda start: start.has("--pp-size") and start.config.layered_graph_group_rows is not None,
         "--layered-check-invariants {config.layered_check_invariants}: it checks one cohort in flight and"
         " pipeline stages have several; use basic with --pp-size above 1": lambda start: (
             start.has("--pp-size") and start.config.layered_check_invariants != "basic"

@@ -13,7 +13,7 @@ from emulated_kernels import emulate_kernels
 from emulated_sparse import emulate_sparse_attention
 from emulated_triton_attention import emulate_triton_attention
 from emulated_trtllm import emulate_trtllm
-from faults import FAULTS, planted
+from faults import FAULTS, GROUP_FAULTS, planted
 from memory_watch import WATCH
 from resolution import refusals, resolve
 from scenario import Emulated
@@ -62,6 +62,10 @@ def with_faults(case: dict[str, Any]) -> dict[str, Any]:
     emulated = Emulated.start(Path(case["model"]), **case["flags"])
     result: dict[str, Any] = {"alone": emulated.alone(), "faults": {}}
     emulated.use("fused")
+    result["none, groups by graphs"] = emulated.beside()
+    for name in GROUP_FAULTS:
+        result["faults"][name] = _with_fault(name, emulated)
+    emulated.runner.group_graphs = None
     result["none"] = emulated.beside()
     gc.collect()
     gc.disable()
@@ -70,10 +74,13 @@ def with_faults(case: dict[str, Any]) -> dict[str, Any]:
     gc.enable()
     for name, (execution, _) in FAULTS.items():
         emulated.use(execution)
-        try:
-            with planted(name, emulated):
-                found = emulated.beside()
-        except AssertionError as error:
-            found = {"error": str(error)}
-        result["faults"][name] = found
+        result["faults"][name] = _with_fault(name, emulated)
     return result
+
+
+def _with_fault(name: str, emulated: Emulated) -> dict[str, Any]:
+    try:
+        with planted(name, emulated):
+            return emulated.beside()
+    except AssertionError as error:
+        return {"error": str(error)}

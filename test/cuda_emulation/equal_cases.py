@@ -14,6 +14,7 @@ SPARSE = {-1: (8, False), -2: (512, False), -3: (8, True)}  # with an indexer: s
 NUM_GRAPH_SIZES = 3
 ALL = [["fused", None], ["fused", 4], ["sequential", None], ["concurrent", None]]
 SHORT = [["fused", None], ["sequential", None]]
+GROUP_ROWS = {"layered_graph_group_rows": [128, 512]}
 COUNTER = {"enable_metrics": True, "enable_expert_traffic_metrics": True}
 
 DSA = {"attention_backend": "dsa", "page_size": 64}
@@ -35,7 +36,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any], list[list[Any]]]] = {
     "fa3, page 64, bfloat16": (
         "h100",
         64,
-        {"attention_backend": "fa3", "page_size": 64, "dtype": "bfloat16"},
+        {"attention_backend": "fa3", "page_size": 64, "dtype": "bfloat16", **GROUP_ROWS},
         SHORT,
     ),
     "fa3, latent attention": ("h100", LATENT, {"attention_backend": "fa3", "page_size": 1}, SHORT),
@@ -45,10 +46,15 @@ CASES: dict[str, tuple[str, int, dict[str, Any], list[list[Any]]]] = {
     "dsa, all tokens": ("h100", -2, DSA, SHORT[:1]),
     # The indexer of GLM-5: a rotary embedding in pairs of neighbours, and fused kernels.
     "dsa, few tokens, fused indexer": ("h100", -3, DSA | {"chunked_prefill_size": 128}, SHORT[:1]),
-    "flashinfer, page 1": ("h100", 64, {"attention_backend": "flashinfer", "page_size": 1}, ALL),
+    "flashinfer, page 1": (
+        "h100",
+        64,
+        {"attention_backend": "flashinfer", "page_size": 1, **GROUP_ROWS},
+        ALL,
+    ),
     "flashinfer, page 16": ("h100", 128, {"attention_backend": "flashinfer", "page_size": 16}, SHORT),
     "triton, page 1": ("h100", 64, {"attention_backend": "triton", "page_size": 1}, ALL[:3]),
-    "triton, page 64": ("h100", 128, {"attention_backend": "triton", "page_size": 64}, SHORT),
+    "triton, page 64": ("h100", 128, {"attention_backend": "triton", "page_size": 64, **GROUP_ROWS}, SHORT),
     "trtllm_mha, page 64, bfloat16": (
         "b200",
         64,
@@ -79,6 +85,12 @@ def granularity_at_start(name: str) -> int | None:
     """Layers in the shortest graphs that a configuration's server captures first."""
     granularity: int | None = CASES[name][2].get("layered_graph_granularity", FEW_GRAPHS)
     return granularity
+
+
+def group_rows(name: str) -> list[int]:
+    """The rows that graphs of a group's layers are captured for."""
+    rows: list[int] = CASES[name][2].get("layered_graph_group_rows", [])
+    return rows
 
 
 def num_layers(name: str) -> int:

@@ -96,6 +96,23 @@ def plan_has_a_row_too_few(emulated: Emulated, patch: pytest.MonkeyPatch) -> Non
     patch.setattr(backend, "init_forward_metadata", plan_fewer)
 
 
+def group_rows_move(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    rows = emulated.runner.group_graphs.rows
+    patch.setattr(rows, "tensors", {key: tensor.clone() for key, tensor in rows.tensors.items()})
+
+
+def group_positions_are_not_copied_in(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """Replays turn keys to the positions of an earlier step."""
+    patch.setattr(emulated.runner.group_graphs._inputs, "fill", lambda rows, num_rows, size: None)
+
+
+def group_does_not_attend(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """Between graphs nothing runs: layers go on with what attention gave an earlier step."""
+    attention = emulated.runner.group_graphs._attention
+    serve = attention.serve
+    patch.setattr(attention, "serve", lambda num_rows, size: serve(0, 0))
+
+
 FAULTS: dict[str, tuple[str, Plant]] = {
     plant.__name__: (execution, plant)
     for execution, plant in (
@@ -111,11 +128,17 @@ FAULTS: dict[str, tuple[str, Plant]] = {
         ("fused", plan_has_a_row_too_few),  # last: the scheduler does not survive it
     )
 }
+GROUP_FAULTS: dict[str, Plant] = {
+    plant.__name__: plant
+    for plant in (group_rows_move, group_positions_are_not_copied_in, group_does_not_attend)
+}
+"""Of steps whose groups run by graphs, all fused."""
 
 
 @contextmanager
 def planted(name: str, emulated: Emulated) -> Iterator[None]:
     """The fault is there inside."""
     with pytest.MonkeyPatch.context() as patch:
-        FAULTS[name][1](emulated, patch)
+        plant = GROUP_FAULTS[name] if name in GROUP_FAULTS else FAULTS[name][1]
+        plant(emulated, patch)
         yield

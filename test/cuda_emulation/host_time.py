@@ -13,7 +13,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ FEWEST_LAYERED = 4  # steps a round; a cohort in one group has one
 class Bench:
     """One scheduler whose kernels do nothing, with running requests."""
 
-    def __init__(self, num_rows: int, quantization: str | None) -> None:
+    def __init__(self, num_rows: int, quantization: str | None, group_rows: Sequence[int] = ()) -> None:
         from triton.runtime.interpreter import GridExecutor
 
         import no_kernels
@@ -58,7 +58,7 @@ class Bench:
         no_kernels.emulate_no_kernels()
         self._plain = no_kernels.without_emulation
         pool = num_rows * (OUTPUT_TOKENS + 64) + 4 * COHORT_TOKENS
-        given = FLAGS | {"quantization": quantization}
+        given = FLAGS | {"quantization": quantization, "layered_graph_group_rows": list(group_rows) or None}
         self.stepped = SteppedScheduler(_model(), max_total_tokens=pool, **given)
         self.launches = no_kernels.NUM_LAUNCHES
         scheduler, loop = self.stepped.scheduler, self.stepped.loop
@@ -177,10 +177,15 @@ def _model() -> Path:
 
 
 def measure(
-    num_rows: int, groups: list[int], granularities: list[int], rounds: int, quantization: str | None = None
+    num_rows: int,
+    groups: list[int],
+    granularities: list[int],
+    rounds: int,
+    group_rows: Sequence[int] = (),
+    quantization: str | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each kind of step; mixed chunks know no granularity and are measured at the default's."""
-    bench, rows = Bench(num_rows, quantization), []
+    bench, rows = Bench(num_rows, quantization, group_rows), []
     for granularity in [None, *granularities]:
         for num_groups in groups:
             num_graphs = bench.cut(num_groups, granularity)
@@ -235,6 +240,7 @@ def summary(kind: str, steps: list[Step]) -> dict[str, Any]:
 @click.option("--rows", default=64, show_default=True, help="Running requests.")
 @click.option("--groups", multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
 @click.option("--granularity", "granularities", multiple=True, type=int, help="Beside the default.")
+@click.option("--group-rows", multiple=True, type=int, help="Graphs of a group's layers for so many rows.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--quantization", help="Quantize the weights when they are loaded, as SGLang's flag.")
 @click.option("--record", type=click.Path(path_type=Path), help="Write everything here as JSON.")
@@ -242,13 +248,14 @@ def main(
     rows: int,
     groups: tuple[int, ...],
     granularities: tuple[int, ...],
+    group_rows: tuple[int, ...],
     rounds: int,
     quantization: str | None,
     record: Path | None,
 ) -> None:
     """Print what steps cost the host, in CPU milliseconds."""
     prepare(DEVICE)
-    found = measure(rows, list(groups), list(granularities), rounds, quantization)
+    found = measure(rows, list(groups), list(granularities), rounds, group_rows, quantization)
     table = Table("groups", "granularity", "step", "launches", "ms", *PARTS, "over decode", "of mixed")
     for row in found:
         cells = [str(row["groups"]), str(row["granularity"] or f"{row['graphs']} graphs"), row["kind"]]
@@ -262,6 +269,7 @@ def main(
         about = {"versions": installed_versions(), "machine": this_machine(), "commit": current_commit()}
         spec = {"layers": NUM_LAYERS, "cohort_tokens": COHORT_TOKENS, "chunk_tokens": CHUNK_TOKENS} | FLAGS
         spec["quantization"] = quantization
+        spec["layered_graph_group_rows"] = list(group_rows)
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({"spec": spec, **about, "rows": found}, indent=1) + "\n")
     sys.stdout.flush()

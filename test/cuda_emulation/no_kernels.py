@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph.breakable_cuda_graph as breakable
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
@@ -114,12 +115,14 @@ def emulate_no_kernels() -> None:
 def _copy_nothing() -> None:
     """Copies of activations are launches; those of the tables that a step is planned by stay."""
     tensor: Any = torch.Tensor
-    join, contiguous = torch.cat, tensor.contiguous
+    join, contiguous, copy = torch.cat, tensor.contiguous, tensor.copy_
 
-    def cat(tensors: Sequence[torch.Tensor], dim: int = 0, **kwargs: Any) -> torch.Tensor:
+    def cat(tensors: Sequence[torch.Tensor], dim: int = 0, out: Any = None) -> torch.Tensor:
         first = tensors[0]
-        if not first.is_floating_point() or first.dim() < 2 or kwargs:
-            return join(tensors, dim, **kwargs)
+        if not first.is_floating_point() or first.dim() < 2:
+            return join(tensors, dim, out=out)
+        if out is not None:
+            return out
         shape = list(first.shape)
         shape[dim] = sum(one.shape[dim] for one in tensors)
         return first.new_empty(shape)
@@ -129,7 +132,11 @@ def _copy_nothing() -> None:
             return contiguous(rows, **kwargs)
         return rows.new_empty(rows.shape)
 
-    torch.cat, tensor.contiguous = cat, make_contiguous
+    def copy_in(rows: torch.Tensor, other: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        is_launch = rows.is_floating_point() and rows.dim() > 1
+        return rows if is_launch else copy(rows, other, *args, **kwargs)
+
+    torch.cat, tensor.contiguous, tensor.copy_ = cat, make_contiguous, copy_in
 
 
 def _patch_layers() -> None:
@@ -168,6 +175,9 @@ def _patch_attention() -> None:
 
 
 def _patch_graphs() -> None:
+    from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import (
+        BreakableCudaGraphBackend,
+    )
     from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
     def capture(self: Any, key: Any, call: Callable[[], Any], *args: Any, **kwargs: Any) -> None:
@@ -180,6 +190,48 @@ def _patch_graphs() -> None:
         return self._outputs[key]
 
     FullCudaGraphBackend.capture_one, FullCudaGraphBackend.replay = capture, replay
+    _put(breakable, _weak_ref_if_tensor=lambda value: value)
+
+    def capture_broken(self: Any, key: Any, call: Callable[[], Any], *args: Any, **kwargs: Any) -> None:
+        call()  # memory of its own is there, as after SGLang's warm-up runs
+        self._graphs[key] = Broken()
+        with self._graphs[key].captured():
+            call()
+
+    def replay_broken(self: Any, key: Any, batch: Any, **kwargs: Any) -> None:
+        NUM_LAUNCHES[0] += 1
+        for attend in self._graphs[key].between:
+            attend()
+            NUM_LAUNCHES[0] += 1
+
+    BreakableCudaGraphBackend.capture_one, BreakableCudaGraphBackend.replay = capture_broken, replay_broken
+
+
+class Broken:
+    """What SGLang's breaks ask of a capture; `between` its graphs is what they run."""
+
+    _barrier_fn = None
+
+    def __init__(self) -> None:
+        self.between: list[Callable[[], Any]] = []
+
+    @property
+    def cuda_graph(self) -> Any:
+        return SimpleNamespace(_break_fns=self.between)
+
+    @contextmanager
+    def captured(self) -> Iterator[None]:
+        token = breakable._current_capture_var.set(self)  # type: ignore[arg-type]
+        self._begin_new_segment()
+        yield
+        self._end_current_segment()
+        breakable._current_capture_var.reset(token)
+
+    def _begin_new_segment(self) -> None:
+        IS_CAPTURING[0] = True
+
+    def _end_current_segment(self) -> None:
+        IS_CAPTURING[0] = False
 
 
 def give_fixed_logits(model: Any, vocab_size: int, most_rows: int) -> None:

@@ -76,7 +76,12 @@ class Emulated:
     @property
     def graphs(self) -> Any:
         """The layered decode graphs."""
-        return self.stepped.loop._execution._runner.decode_paths.graphs
+        return self.runner.decode_paths.graphs
+
+    @property
+    def runner(self) -> Any:
+        """The runner of layered steps."""
+        return self.stepped.loop._execution._runner
 
     @property
     def side_stream(self) -> Any:
@@ -84,7 +89,7 @@ class Emulated:
         return None if beside is None else beside._stream
 
     def _watch(self) -> None:
-        scheduler, runner = self.stepped.scheduler, self.stepped.loop._execution._runner
+        scheduler, runner = self.stepped.scheduler, self.runner
         WATCH.name(scheduler.req_to_token_pool.req_to_token, "req_to_token")
         WATCH.name(scheduler.future_map.output_tokens_buf, "relayed tokens")
         for name, backend in (("decode", self.model_runner.attn_backend), ("prompt", runner._prompt_backend)):
@@ -114,10 +119,9 @@ class Emulated:
     def use(self, execution: str, granularity: int | None = None) -> None:
         """Run layered steps in this way from now on; with a granularity, on graphs captured anew."""
         self.stepped.loop._execution.choice = StrategyChoice(execution)
-        runner = self.stepped.loop._execution._runner
         if granularity is not None:
             object.__setattr__(self.model_runner.server_args, "layered_graph_granularity", granularity)
-            runner.decode_paths.graphs = make_decode_graphs(self.model_runner, runner._calls)
+            self.runner.decode_paths.graphs = make_decode_graphs(self.model_runner, self.runner._calls)
 
     def alone(self) -> list[list[int]]:
         """What each request answers with nothing beside it."""
@@ -128,6 +132,7 @@ class Emulated:
         stepped, experts = self.stepped, self._expert_ids()
         LAUNCHED.clear()
         replays, mismatches = GRAPHS.num_replays, len(GRAPHS.mismatches)
+        broken_replays = GRAPHS.num_broken_replays
         with recorded() as order:
             running = [stepped.send(*request) for request in SHORT]
             stepped.step_until(lambda: stepped.scheduler.running_batch.batch_size() == len(SHORT))
@@ -138,6 +143,7 @@ class Emulated:
         return {
             "tokens": tokens,
             "num_replays": GRAPHS.num_replays - replays,
+            "num_group_replays": GRAPHS.num_broken_replays - broken_replays,
             "mismatches": GRAPHS.mismatches[mismatches:],
             "layered_steps": dict(ways),
             "triton_kernels": sorted(LAUNCHED),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from triton_launches import KERNELS
 
-from equal_cases import CASES, COUNTER, NUM_GRAPH_SIZES, granularity_at_start, num_layers, run, runs
+from equal_cases import (
+    CASES,
+    COUNTER,
+    NUM_GRAPH_SIZES,
+    granularity_at_start,
+    group_rows,
+    num_layers,
+    run,
+    runs,
+)
 from scenario_requests import LONG, SHORT
 from workers import Workers
 
@@ -27,15 +36,26 @@ def test_tokens_are_equal_on_captured_memory(workers: Workers, name: str) -> Non
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_graph_is_captured_once(workers: Workers, name: str) -> None:
-    """SGLang's own, and ours: of each size one a run of segments, and two more; before "ready"."""
+    """SGLang's own, and ours: of each size one a run of segments, and two more; before "ready".
+
+    A group's layers have two each, one before attention and one behind it.
+    """
     depth = num_layers(name)
     ours = NUM_RUNS[depth, granularity_at_start(name)] + NUM_WHOLE
     started = run(workers, name)
-    assert started["num_captures"] == NUM_GRAPH_SIZES * (1 + ours)
+    assert started["num_captures"] == NUM_GRAPH_SIZES * (1 + ours) + 2 * depth * len(group_rows(name))
     assert started["num_captures_when_ready"] == started["num_captures"]
     for _, granularity, way in runs(workers, name):
         num_graphs = 0 if granularity is None else NUM_RUNS[depth, granularity] + NUM_WHOLE
         assert way["num_captures"] == NUM_GRAPH_SIZES * num_graphs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_run_by_graphs_where_they_are_asked_for(workers: Workers, name: str) -> None:
+    """Every layer once, of the one cohort that runs beside others; where prompt rows run apart, eagerly."""
+    expected = {"fused": num_layers(name) if group_rows(name) else 0}
+    for execution, granularity, way in runs(workers, name):
+        assert way["num_group_replays"] == expected.get(execution, 0), (execution, granularity)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,7 +10,12 @@ from tiny_models import sized_model
 
 from workers import Workers
 
-FLAGS = {"attention_backend": "fa3", "page_size": 1, "layered_graph_granularity": 2}
+FLAGS = {
+    "attention_backend": "fa3",
+    "page_size": 1,
+    "layered_graph_granularity": 2,
+    "layered_graph_group_rows": [512],
+}
 ORDER_FAULTS = {
     "forward_does_not_wait_for_the_scheduler": r"req_to_token: read on forward .* after write on schedule",
     "scheduler_does_not_wait_for_the_forward": r"req_to_token: write on schedule .* after read on forward",
@@ -28,8 +33,9 @@ def found(workers: Workers) -> dict[str, Any]:
     return result
 
 
-def test_nothing_is_found_where_there_is_no_fault(found: dict[str, Any]) -> None:
-    clean = found["none"]
+@pytest.mark.parametrize("name", ["none", "none, groups by graphs"])
+def test_nothing_is_found_where_there_is_no_fault(found: dict[str, Any], name: str) -> None:
+    clean = found[name]
     assert clean["tokens"] == found["alone"]
     assert clean["violations"] == [] and clean["mismatches"] == []
     assert clean["num_accesses"] > 0
@@ -47,12 +53,20 @@ def test_a_missing_wait_is_found_by_the_order(found: dict[str, Any], name: str) 
     assert any(re.match(ORDER_FAULTS[name], violation) for violation in run["violations"]), run
 
 
-def test_a_graph_whose_memory_moved_is_found(found: dict[str, Any]) -> None:
-    run = found["faults"]["static_rows_move"]
-    assert run["mismatches"]
+@pytest.mark.parametrize("name", ["static_rows_move", "group_rows_move"])
+def test_a_graph_whose_memory_moved_is_found(found: dict[str, Any], name: str) -> None:
+    assert found["faults"][name]["mismatches"]
 
 
-@pytest.mark.parametrize("name", ["graphs_are_not_planned", "tokens_are_not_copied_in"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "graphs_are_not_planned",
+        "tokens_are_not_copied_in",
+        "group_positions_are_not_copied_in",
+        "group_does_not_attend",
+    ],
+)
 def test_a_buffer_of_an_earlier_step_is_found(found: dict[str, Any], name: str) -> None:
     run = found["faults"][name]
     assert run["tokens"] != found["alone"]

@@ -22,13 +22,16 @@ from workload import Ask, answers, output_tokens, prompt, read_steps
 
 SHAPES = Path(__file__).resolve().parents[2] / "scripts" / "gpu" / "models" / "qwen3-30b-a3b"
 FEW_LAYERS = json.dumps({"num_hidden_layers": 8})
+GROUP_GRAPHS = "groupgraphs"  # fused, with graphs of the group's layers
 EXECUTIONS = ("fused", "sequential", "concurrent")
+WAYS = (*EXECUTIONS, GROUP_GRAPHS)
 COMMON = (
     "--moe-runner-backend triton --grammar-backend none --skip-tokenizer-init --disable-prefill-cuda-graph"
     " --cuda-graph-max-bs-decode 64 --disable-flashinfer-autotune --mm-feature-transport cpu --random-seed 1"
     " --stream-interval 1 --skip-server-warmup"
 )
 LAYERED = "--prefill-mode layered --layered-group-tokens 64 --layered-check-invariants strict"
+GROUP_ROWS = "256 512 1024 1280"
 MAX_LOGPROB_DIFF = 0.2  # bf16, over the tokens that both sides chose alike
 NUM_STREAMS, STREAM_TOKENS, NUM_PROMPTS, OUTPUT_TOKENS = 4, 48, 4, 12
 
@@ -64,7 +67,11 @@ class Case:
             flags += ["--load-format", "dummy", "--json-model-override-args", FEW_LAYERS]
         else:
             flags += ["--max-total-tokens", "40960"]
-        return flags if execution is None else [*flags, *LAYERED.split(), "--layered-execution", execution]
+        if execution is None:
+            return flags
+        if execution == GROUP_GRAPHS:
+            return [*flags, *LAYERED.split(), "--layered-graph-group-rows", *GROUP_ROWS.split()]
+        return [*flags, *LAYERED.split(), "--layered-execution", execution]
 
 
 CASES = (

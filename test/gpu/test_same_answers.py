@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from same_answers import CASES, EXECUTIONS, MAX_LOGPROB_DIFF, Case, answers_of, compare, has_flash_ops
+from same_answers import CASES, MAX_LOGPROB_DIFF, WAYS, Case, answers_of, compare, has_flash_ops
 
 pytestmark = [pytest.mark.gpu, pytest.mark.server]
 
@@ -24,7 +24,7 @@ def stock_answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], 
     return ask
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", WAYS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_layered_answers_are_stocks(case: Case, execution: str, tmp_path: Any, stock_answers: Any) -> None:
     if case.backend == "fa3" and not has_flash_ops():

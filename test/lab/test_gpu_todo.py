@@ -13,7 +13,7 @@ import pytest
 from click import Command
 from click.testing import CliRunner
 
-from same_answers import CASES, EXECUTIONS
+from same_answers import CASES, WAYS
 from sglang_layered.cli.main import cli
 from sglang_layered.metrics.table import METRICS, PREFIX
 from sglang_layered_lab.bench.limits import FLAG, SETTING
@@ -27,7 +27,7 @@ CAMPAIGN = REPO / "scripts" / "gpu" / "campaign"
 SHELL_WORDS = (".", "cd", "cp", "grep", "docker")
 MADE_THERE = re.compile(r"[A-Z]|out/|/")  # places of the host begin so: FIT.json, T/cache, out/sweeps, /route
 PYTEST_OPTIONS = {"-q", "-s", "--without-overlap"}
-NAMES = [f"{case.name}-{execution}" for case in CASES for execution in EXECUTIONS]
+NAMES = [f"{case.name}-{execution}" for case in CASES for execution in WAYS]
 
 
 def commands() -> Iterator[str]:

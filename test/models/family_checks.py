@@ -100,7 +100,7 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
         arch=arch,
         model_class=type(runner_model.model).__name__,
         num_layers=stepped.num_layers,
-        ranges=type(loop._launcher._execution._runner._calls._ranges).__name__,
+        ranges=type(loop._launcher._execution._runner._calls.ranges).__name__,
         attention=runner_model.model_config.attention_arch.name,
         expert_layers=sum(layer.num_experts > 0 for layer in loop.layers),
     )

@@ -231,10 +231,13 @@ def test_what_layered_graphs_cannot_serve_is_said(changes: dict[str, Any], reaso
 @pytest.mark.parametrize("has_prefill_graphs", [False, True])
 def test_what_only_stock_steps_have_is_known(is_compiled: bool, has_prefill_graphs: bool) -> None:
     graphs = PrefillCudaGraphRunner.__new__(PrefillCudaGraphRunner) if has_prefill_graphs else None
-    flags = SimpleNamespace(enable_torch_compile=is_compiled)
+    flags = SimpleNamespace(enable_torch_compile=is_compiled, layered_graph_group_rows=None)
     found = slower_than_stock(SimpleNamespace(prefill_cuda_graph_runner=graphs, server_args=flags))
     assert list(found.values()) == [has_prefill_graphs, is_compiled]
     assert any("--enable-torch-compile" in sentence for sentence in found)
+    flags.layered_graph_group_rows = [512]
+    found = slower_than_stock(SimpleNamespace(prefill_cuda_graph_runner=graphs, server_args=flags))
+    assert list(found.values()) == [False, is_compiled]
 
 
 def test_new_stock_graphs_bring_new_layered_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,12 @@ def test_both_modes_run_with_the_overlap_scheduler_unless_told(
         (("--layered-prompt-sms", "60"), "--layered-prompt-sms 60: it needs --layered-execution concurrent"),
         (("--layered-graph-granularity", "-1"), "--layered-graph-granularity -1"),
         (("--layered-graph-granularity", "9"), r"--layered-graph-granularity 9.*8 layers"),
+        (("--layered-graph-group-rows", "512", "0"), "--layered-graph-group-rows 512 0: give different"),
+        (("--layered-graph-group-rows", "8", "8"), "--layered-graph-group-rows 8 8: give different"),
+        (
+            ("--layered-graph-group-rows", "8", "--layered-execution", "sequential"),
+            "--layered-graph-group-rows: with --layered-execution sequential",
+        ),
         (("--layered-policy", "fastest"), r"--layered-policy fastest.*unknown policy"),
         (("--layered-policy", "json:Absent"), "--layered-policy json:Absent"),
         (("--layered-listeners", "json:Absent"), "--layered-listeners json:Absent"),

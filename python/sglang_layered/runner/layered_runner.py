@@ -16,6 +16,7 @@ from sglang.srt.utils.device_timer import device_timer_ctx
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.decode_graphs.graphs import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
+from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
 from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
@@ -97,6 +98,7 @@ class GroupRunner(ABC):
         self._planned: ForwardBatch | None = None  # the prompt that this backend has planned
         self._attention = make_group_attention(model_runner, self._prompt_backend)
         self._split = attention_split(model_runner, self._prompt_backend)
+        self.group_graphs: GroupGraphs | None = None
 
     def decode_alone(self, batch: ForwardBatch, rows: PPProxyTensors | None = None) -> ModelRunnerOutput:
         """Run the decode rows as SGLang does, with its full graph where it has one."""
@@ -133,14 +135,16 @@ class GroupRunner(ABC):
                     prompt = calls.layers(step.prompt, start, end, prompt)
             else:
                 below, above = self._around(step)
-                decode = below(start)
+                decode, graphs = below(start), self.group_graphs
                 backend = self._attention.bind(step.prompt, step.decode)
                 attending = attend_together(self._model_runner, backend, rows)
                 watching = nullcontext()
                 if self._watch is not None:
                     watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
                 with attending, self._split(step.prompt, step.decode), watching, step.loads(), noting:
-                    joined = calls.layers(rows, start, end, join_rows(prompt, decode))
+                    joined = None if graphs is None else graphs.run(rows, start, end, prompt, decode)
+                    if joined is None:
+                        joined = calls.layers(rows, start, end, join_rows(prompt, decode))
                 prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
                 decode = above(decode, end)
             if end == calls.num_layers:
@@ -159,6 +163,7 @@ class LayeredRunner(GroupRunner):
         super().__init__(model_runner, LayerCalls(model_runner, ranges_of(model_runner)))
         self.num_layers = self._calls.num_layers
         self.decode_paths = DecodePaths(model_runner, self._calls)
+        self._capture_groups()
 
     @property
     def may_be_concurrent(self) -> bool:
@@ -204,8 +209,15 @@ class LayeredRunner(GroupRunner):
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
             return self._calls.embed(step.prompt)
 
+    def _capture_groups(self) -> None:
+        self.group_graphs = None  # its memory is free before new graphs take theirs
+        self.group_graphs = make_group_graphs(self._model_runner, self._calls, self._attention)
+        self._stock_graphs = self.decode_paths.stock
+
     def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
         path = self.decode_paths.of(step.decode)
+        if self.group_graphs is not None and self._stock_graphs is not self.decode_paths.stock:
+            self._capture_groups()
         return path.below, path.above
 
 

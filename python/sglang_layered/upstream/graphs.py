@@ -107,16 +107,17 @@ class StaticRows:
     """Activations [max_rows, ...], one tensor for each key of the model's PPProxyTensors.
 
     At some cuts a key is None (no residual before layer 0): `keys` says at each cut which ones are there.
+    Without `max_rows` there are as many rows as in the samples.
     """
 
-    def __init__(self, samples: Iterable[PPProxyTensors]) -> None:
+    def __init__(self, samples: Iterable[PPProxyTensors], max_rows: int | None = None) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self.keys: list[dict[str, bool]] = []
         for sample in samples:
             self.keys.append({key: tensor is not None for key, tensor in sample.tensors.items()})
             for key, tensor in sample.tensors.items():
                 if tensor is not None and key not in self.tensors:
-                    self.tensors[key] = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+                    self.tensors[key] = tensor.new_zeros((max_rows or tensor.shape[0], *tensor.shape[1:]))
         self._homes = {tensor.untyped_storage().data_ptr(): key for key, tensor in self.tensors.items()}
 
     def at(self, cut: int, num_rows: int) -> PPProxyTensors:
@@ -274,14 +275,12 @@ def logits_buffer(model_runner: Any, bucket: int) -> torch.Tensor:
 
 def slower_than_stock(model_runner: Any) -> dict[str, bool]:
     """What a layered step goes without on CUDA, and whether SGLang's own steps have it on this server."""
-    prefill = model_runner.prefill_cuda_graph_runner
+    prefill, args = model_runner.prefill_cuda_graph_runner, model_runner.server_args
     return {
-        "prompt rows run without CUDA graphs, SGLang's whole prompts by its prefill graphs": isinstance(
-            prefill, PrefillCudaGraphRunner
-        ),
-        "decode rows run by graphs that --enable-torch-compile does not compile": bool(
-            model_runner.server_args.enable_torch_compile
-        ),
+        "prompt rows run without CUDA graphs, SGLang's whole prompts by its prefill graphs"
+        " (--layered-graph-group-rows)": isinstance(prefill, PrefillCudaGraphRunner)
+        and not args.layered_graph_group_rows,
+        "decode rows run by graphs that --enable-torch-compile does not compile": args.enable_torch_compile,
     }
 
 

@@ -21,10 +21,10 @@ def free_gib(model_runner: Any) -> float:
     return float(get_available_gpu_memory(model_runner.device, model_runner.gpu_id, empty_cache=True))
 
 
-def note_graphs(model_runner: Any, gib: float, seconds: float) -> None:
+def note_graphs(model_runner: Any, gib: float, seconds: float, name: str = GRAPHS) -> None:
     """Let `/server_info` and SGLang's metrics show what the layered graphs cost, beside SGLang's own."""
-    model_runner.graph_memory_usage = {**model_runner.graph_memory_usage, GRAPHS: gib}
-    model_runner.graph_time_usage = {**model_runner.graph_time_usage, GRAPHS: seconds}
+    model_runner.graph_memory_usage = {**model_runner.graph_memory_usage, name: gib}
+    model_runner.graph_time_usage = {**model_runner.graph_time_usage, name: seconds}
 
 
 def sizes_kv_after_graphs(model_runner: Any) -> bool:

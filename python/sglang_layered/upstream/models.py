@@ -184,10 +184,10 @@ class LayerCalls:
 
     def __init__(self, model_runner: Any, ranges: LayerRanges) -> None:
         self._model_runner = model_runner
-        self._ranges = ranges
+        self.ranges = ranges
         self._adapters = Adapters.of(model_runner)
-        self._run = self._ranges.run if self._adapters is None else partial(self._adapted, self._adapters)
-        self.num_layers = self._ranges.num_layers  # where a pipeline stage ends, in the whole model's count
+        self._run = self.ranges.run if self._adapters is None else partial(self._adapted, self._adapters)
+        self.num_layers = self.ranges.num_layers  # where a pipeline stage ends, in the whole model's count
 
     def embed(self, batch: ForwardBatch) -> PPProxyTensors:
         """Prompt rows before layer 0; of images an encoder makes them."""
@@ -197,7 +197,7 @@ class LayerCalls:
 
     def below(self, batch: ForwardBatch, end: int, rows: PPProxyTensors | None = None) -> PPProxyTensors:
         """Decode rows, from their tokens or from those of the stage before, through layers up to `end`."""
-        return self._run(batch, self._ranges.first_layer, end, rows)
+        return self._run(batch, self.ranges.first_layer, end, rows)
 
     def layers(self, batch: ForwardBatch, start: int, end: int, rows: PPProxyTensors) -> PPProxyTensors:
         """Rows through layers [start, end)."""
@@ -205,11 +205,11 @@ class LayerCalls:
 
     def head(self, batch: ForwardBatch, rows: PPProxyTensors, start: int) -> Any:
         """Rows through layers [start, num_layers) and, where the model ends there, to their logits."""
-        has_head = self._ranges.has_head
+        has_head = self.ranges.has_head
         if start == self.num_layers and not has_head:
             return rows
         return self._run(batch, start, self.num_layers, rows, last=has_head)
 
     def _adapted(self, adapters: Adapters, batch: ForwardBatch, *args: Any, **kwargs: Any) -> Any:
         adapters.use(batch)
-        return self._ranges.run(batch, *args, **kwargs)
+        return self.ranges.run(batch, *args, **kwargs)

@@ -226,13 +226,13 @@ class DecodePaths:
     def __init__(self, model_runner: Any, calls: LayerCalls) -> None:
         self._model_runner = model_runner
         self._calls = calls
-        self._stock = model_runner.decode_cuda_graph_runner
+        self.stock = model_runner.decode_cuda_graph_runner
         self.graphs = make_decode_graphs(model_runner, calls)
 
     def of(self, decode: ForwardBatch) -> EagerDecode | GraphedDecode:
         """The path of these rows. Graphs take them here: the path is valid until the next call."""
-        if self._model_runner.decode_cuda_graph_runner is not self._stock:
-            self._stock = self._model_runner.decode_cuda_graph_runner
+        if self._model_runner.decode_cuda_graph_runner is not self.stock:
+            self.stock = self._model_runner.decode_cuda_graph_runner
             self.graphs = None  # its memory is free before new graphs take theirs
             self.graphs = make_decode_graphs(self._model_runner, self._calls)
         if self.graphs is not None and self.graphs.can_run(decode):
