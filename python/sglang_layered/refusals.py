@@ -3,7 +3,7 @@
 `scripts/refusals-list` writes FLAGS and the models' own table into the documents.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -231,7 +231,23 @@ def refuse(config: LayeredConfig, server_args: Any) -> None:
         UnsupportedError: with the flag, the reason and the remedy.
     """
     start = Start(config, server_args)
+    for text, _ in _applying(start):
+        raise UnsupportedError(text.format(start=start, config=config, args=server_args))
+
+
+def refuse_change(before: LayeredConfig, after: LayeredConfig, server_args: Any) -> None:
+    """Refuse on a running server what a change of its settings would bring.
+
+    Raises:
+        UnsupportedError: with the flag, the reason and the remedy.
+    """
+    start, known = Start(after, server_args), set(_applying(Start(before, server_args)))
+    for found in _applying(start):
+        if found not in known:
+            raise UnsupportedError(found[0].format(start=start, config=after, args=server_args))
+
+
+def _applying(start: Start) -> Iterator[tuple[str, Applies]]:
     for asked, rows in REFUSALS.items():
-        for text, applies in rows.items() if asked(start) else ():
-            if applies(start):
-                raise UnsupportedError(text.format(start=start, config=config, args=server_args))
+        if asked(start):
+            yield from ((text, applies) for text, applies in rows.items() if applies(start))

@@ -54,6 +54,8 @@ def side_by_side(case: dict[str, Any]) -> dict[str, Any]:
             continue
         emulated.use(execution, granularity)
         result["ways"].append(emulated.beside() | {"num_captures": GRAPHS.num_captures - before})
+        if "overtaken" not in result:
+            result["overtaken"] = emulated.overtaken()
     return result
 
 

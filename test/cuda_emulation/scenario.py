@@ -16,9 +16,9 @@ from emulated_streams import CURRENT, recorded
 from harness import SteppedScheduler
 from memory_watch import LAUNCHED, WATCH, watch_triton
 from prompts import alone
-from scenario_requests import LONG, SHORT
+from scenario_requests import LONG, OVERTAKER, SHORT
 from sglang_layered.core.choice import StrategyChoice
-from sglang_layered.core.events import StepDone
+from sglang_layered.core.events import CohortFinished, StepDone
 from sglang_layered.runner.decode_graphs.graphs import make_decode_graphs
 
 GRAPH_SIZES = (1, 2, 4)
@@ -153,6 +153,29 @@ class Emulated:
                 [now - then for now, then in zip(*rows, strict=True)]
                 for rows in zip(self._expert_ids(), experts, strict=True)
             ],
+        }
+
+    def overtaken(self) -> dict[str, Any]:
+        """A short prompt overtakes the long one in its midst; both beside one that decodes."""
+        stepped, mismatches = self.stepped, len(GRAPHS.mismatches)
+        asked = [*SHORT[:1], *LONG, *OVERTAKER]
+        expected = [alone(stepped, *request) for request in asked]
+        assert stepped.change({"layered_max_parked": 1})
+        with recorded() as order:
+            rids = [stepped.send(*asked[0])]
+            stepped.step_until(lambda: stepped.scheduler.running_batch.batch_size() == 1)
+            rids.append(stepped.send(*asked[1]))
+            stepped.step_until(lambda: stepped.next_group == 1)
+            rids.append(stepped.send(*asked[2]))
+            tokens = stepped.finish(*rids)
+            ends = [event.request_ids for event in stepped.events if isinstance(event, CohortFinished)]
+            assert stepped.change({"layered_max_parked": 0})
+            stepped.drain()
+        return {
+            "equal": [one == other for one, other in zip(tokens, expected, strict=True)],
+            "order": [rids.index(rid) for ids in ends for rid in ids],
+            "mismatches": GRAPHS.mismatches[mismatches:],
+            "violations": order.violations,
         }
 
     def _expert_ids(self) -> list[list[int]]:

@@ -35,7 +35,7 @@ class GroupGraphs:
     """A graph a layer and size. They hand rows on through static tensors outside of the graphs' pool.
 
     The rows that `run` gives are views of these tensors, so a prompt's rows stay there between its groups and
-    need no copy. Nobody else's are put there meanwhile: one cohort is in flight.
+    need no copy. A cohort that is overtaken takes its rows out of there (`Overtaking`).
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from sglang_layered.core.capability import ON_STEPS, Capability, capabilities_of
 from sglang_layered.core.pacing import QueueView, StepPolicy
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.errors import ConfigError, LayeredPrefillError
-from sglang_layered.refusals import refuse
+from sglang_layered.refusals import refuse_change
 from sglang_layered.scheduler.stream import EventStream, SettingsChanged
 from sglang_layered.settings import KEYS, refusal
 
@@ -97,7 +97,8 @@ class Controls:
         config = replace(self.config, **changes)
         config.check_depth(self._num_layers)
         if config.layered_max_parked and not self.config.layered_max_parked:
-            refuse(replace(config, prefill_mode="layered"), self._server_args)
+            before = replace(self.config, prefill_mode="layered")
+            refuse_change(before, replace(config, prefill_mode="layered"), self._server_args)
         tokens = numbers.get("layered_cohort_tokens")
         return config, None if tokens is None else self.admission.check(tokens)
 

@@ -10,12 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
+import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.runner.rows import keep_rows
 from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.cohorts import CohortSet
+from sglang_layered.upstream.hicache import forward_stream
 from sglang_layered.upstream.overtake import (
     SeveralBatches,
     admit_only,
@@ -44,6 +47,7 @@ class Overtaking:
     def _use(self, config: LayeredConfig) -> None:
         self._most_parked = config.layered_max_parked
         self._most_tokens = config.short_tokens
+        self._graphs_hold_rows = config.layered_graph_group_rows is not None
         self.is_on = self._is_needed()
 
     def _is_needed(self) -> bool:
@@ -104,7 +108,14 @@ class Overtaking:
         if batch is not None:
             # It may start from KV whose loads from the host only the cohort in flight waits for.
             self._cohorts.wait_for_loads()
+            self._park(inflight[-1])
         return batch
+
+    def _park(self, item: InFlightCohort) -> None:
+        """Graphs of a group's layers leave a cohort's rows in their own memory, where the next one's come."""
+        if self._graphs_hold_rows and item.parked is not None:
+            with forward_stream(self._scheduler):
+                item.parked = keep_rows(item.parked, torch.clone)
 
     def _may_be_overtaken(self, item: InFlightCohort) -> bool:
         is_between = item.has_run and not item.cohort.is_last_group and not item.to_encode
