@@ -154,7 +154,7 @@ def test_bundle_holds_wheels_project_and_extras_within_the_limit(tmp_path: Path,
     unpacked = tmp_path / "unpacked"
     for path in written:
         with tarfile.open(path) as archive:
-            archive.extractall(unpacked, filter="data")
+            archive.extractall(unpacked)
     names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
     assert "wheels/sglang_layered-0-py3-none-any.whl" in names
     assert "stubs/IPython/display.py" in names

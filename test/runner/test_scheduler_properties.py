@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import pytest
@@ -27,6 +27,7 @@ from exact_model import FIRST_TOKEN, VOCAB
 from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 
+NOTHING: Mapping[str, int] = {}
 MOST_LIVE = 14
 MOST_SLOTS = 10_000  # more than there are
 BASES = [random.Random(seed).choices(range(FIRST_TOKEN, VOCAB), k=1200) for seed in range(3)]
@@ -48,7 +49,7 @@ DEFAULT = settings(
 class SchedulerMachine(RuleBasedStateMachine):
     """Clients, an operator and shortages of KV slots against one scheduler, each time of another depth."""
 
-    def __init__(self, stepped: SteppedScheduler, flags: dict[str, int]) -> None:
+    def __init__(self, stepped: SteppedScheduler, flags: Mapping[str, int] = NOTHING) -> None:
         super().__init__()
         self.stepped = stepped
         self.flags = flags
