@@ -17,14 +17,14 @@ from harness import SteppedScheduler
 from kimi_definition import KimiLinear
 from prompts import prompt
 from sglang_layered.core.choice import StrategyChoice
-from sglang_layered.core.events import StepDone
+from sglang_layered.core.events import DropReason, StepDone
 from sglang_layered.scheduler import stream
 
 NUM_OUTPUTS = 10
 GROUP_TOKENS = 64
 CHUNK_TOKENS = 512
 UNEVEN_GROUPS = 3
-LONGEST = 3
+LONGEST, BESIDE, LAST = 3, 0, 6  # of the prompts
 DEFINED = {"kimi_linear": KimiLinear}  # families that transformers does not know, by their definition
 
 
@@ -54,6 +54,7 @@ class FamilyResult:
     cached_tokens: int = 0
     num_chunks: int = 0
     num_overtaken: dict[str, int] = field(default_factory=dict)
+    equal_drops: list[bool] = field(default_factory=list)
     expert_bytes_equal: bool = False
     counted_layers: int = 0
     probe: dict[str, Any] = field(default_factory=dict)
@@ -117,6 +118,9 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
     with sequential(stepped):
         runs["sequential"] = run(stepped, asked, layered_num_groups=UNEVEN_GROUPS)
     assert stepped.change({"layered_max_parked": 0})
+    result.equal_drops = [
+        dropped(stepped, group, stock.tokens, asked) for group in range(1, stepped.num_layers)
+    ]
     result.num_overtaken = {name: seen.num_overtaken for name, seen in runs.items()}
     result.equal_stock = {name: seen.tokens == stock.tokens for name, seen in runs.items()}
     result.counted_layers, result.expert_bytes_equal = experts.compare(stepped)
@@ -145,6 +149,21 @@ def run(stepped: SteppedScheduler, asked: list[list[int]], **settings: float) ->
     cached = sum(stepped.reqs[rid].cached_tokens for rid in rids)
     steps = [event for event in stepped.events if isinstance(event, StepDone)]
     return Run(rids, outputs, steps, cached, overtakes.count)
+
+
+def dropped(stepped: SteppedScheduler, group: int, stock: list[list[int]], asked: list[list[int]]) -> bool:
+    """Whether a prompt that starts again before this group, of one layer, answers as in stock scheduling.
+
+    What decodes beside it must, too.
+    """
+    stepped.drain()
+    assert stepped.change({"layered_num_groups": stepped.num_layers})
+    beside = stepped.send(asked[BESIDE], NUM_OUTPUTS)
+    stepped.step(2)
+    rid = stepped.send(asked[LAST], NUM_OUTPUTS)
+    stepped.step_until(lambda: stepped.next_group == group)
+    stepped.loop.drop(DropReason.PAUSED)
+    return stepped.finish(beside, rid) == [stock[BESIDE], stock[LAST]]
 
 
 class ExpertOracle:

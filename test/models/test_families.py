@@ -67,6 +67,10 @@ def test_short_prompts_overtook_long_ones_in_two_of_the_ways(family: dict[str, A
     assert ways == {"one layer a group", "sequential"}
 
 
+def test_a_prompt_that_starts_again_before_any_group_answers_the_same(family: dict[str, Any]) -> None:
+    assert family["equal_drops"] == [True] * (family["num_layers"] - 1)
+
+
 def test_a_prefix_was_found_and_a_long_prompt_went_chunk_by_chunk(family: dict[str, Any]) -> None:
     assert family["cached_tokens"] >= 130
     assert family["num_chunks"] >= 3
