@@ -12,11 +12,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import (
-    has_recurrent_layers,
-    model_refusal,
-    untried_sparse_attention,
-)
+from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
 from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, OVERTAKING, RECURRENT, UNASKED
 
 
@@ -231,8 +227,9 @@ def refuse(config: LayeredConfig, server_args: Any) -> None:
         UnsupportedError: with the flag, the reason and the remedy.
     """
     start = Start(config, server_args)
-    for text, _ in _applying(start):
-        raise UnsupportedError(text.format(start=start, config=config, args=server_args))
+    found = next(_applying(start), None)
+    if found is not None:
+        raise UnsupportedError(found[0].format(start=start, config=config, args=server_args))
 
 
 def refuse_change(before: LayeredConfig, after: LayeredConfig, server_args: Any) -> None:
@@ -242,9 +239,9 @@ def refuse_change(before: LayeredConfig, after: LayeredConfig, server_args: Any)
         UnsupportedError: with the flag, the reason and the remedy.
     """
     start, known = Start(after, server_args), set(_applying(Start(before, server_args)))
-    for found in _applying(start):
-        if found not in known:
-            raise UnsupportedError(found[0].format(start=start, config=after, args=server_args))
+    found = next((row for row in _applying(start) if row not in known), None)
+    if found is not None:
+        raise UnsupportedError(found[0].format(start=start, config=after, args=server_args))
 
 
 def _applying(start: Start) -> Iterator[tuple[str, Applies]]:

@@ -56,6 +56,13 @@ def emulate_graphs() -> None:
     breakable._weak_ref_if_tensor = lambda value: value
 
 
+def _warm_up(forward_fn: Callable[[], Any], post_warmup_hook: Callable[[], None] | None) -> None:
+    for _ in range(NUM_WARM_UPS):
+        forward_fn()
+        if post_warmup_hook is not None:
+            post_warmup_hook()
+
+
 def _capture_one(
     self: Any,
     shape_key: Any,
@@ -63,10 +70,7 @@ def _capture_one(
     capture_inputs: Any = None,
     post_warmup_hook: Callable[[], None] | None = None,
 ) -> None:
-    for _ in range(NUM_WARM_UPS):
-        forward_fn()
-        if post_warmup_hook is not None:
-            post_warmup_hook()
+    _warm_up(forward_fn, post_warmup_hook)
     PLANS.clear()
     with _captured(), WATCH.touching() as memory:
         output = forward_fn()
@@ -151,10 +155,7 @@ def _capture_broken(
     capture_inputs: Any = None,
     post_warmup_hook: Callable[[], None] | None = None,
 ) -> None:
-    for _ in range(NUM_WARM_UPS):
-        forward_fn()
-        if post_warmup_hook is not None:
-            post_warmup_hook()
+    _warm_up(forward_fn, post_warmup_hook)
     capture = Broken()
     with capture.running():
         assert forward_fn() is None, "what leaves a graph that breaks lies in static tensors"

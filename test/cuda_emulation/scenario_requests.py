@@ -13,5 +13,5 @@ def _prompt(num_tokens: int, seed: int) -> list[int]:
 
 Asked = list[tuple[list[int], int]]  # prompts and how many tokens to answer
 SHORT: Asked = [(_prompt(12 + 9 * index, 400 + index), 12) for index in range(3)]
-OVERTAKER: Asked = [(_prompt(30, 420), 4)]
+OVERTAKER: Asked = [(_prompt(64, 420), 4)]  # so many rows that graphs of a group take them
 LONG: Asked = [(_prompt(300, 410), 4)]

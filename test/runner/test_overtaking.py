@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from exact_scheduler import ExactScheduler
 from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import alone, prompt
+from sglang_layered.scheduler import overtaking
 
 NUM_LAYERS = 7
 ON = {"layered_max_parked": 1, "layered_short_tokens": 64, "layered_group_tokens": 100}
@@ -166,3 +168,27 @@ def test_tokens_of_a_real_model_are_those_without_overtaking(stepped: SteppedSch
         assert stepped.change({"layered_max_parked": 0})
     parked = [event for event in stepped.events if type(event).__name__ == "CohortAdmitted"]
     assert len(parked) >= 5
+
+
+def test_a_step_looks_up_few_prompts_of_a_long_queue(
+    exact: ExactScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the prefix cache, to tell who is short; each once."""
+    looked_up: list[str] = []
+    look_up = overtaking.look_up_cached_tokens
+
+    def counting(scheduler: Any, req: Any) -> int:
+        looked_up.append(req.rid)
+        return look_up(scheduler, req)
+
+    monkeypatch.setattr(overtaking, "look_up_cached_tokens", counting)
+    exact.limit_running(2)
+    behind_a_long_one(exact)
+    waiting = [exact.send(prompt(100, seed), 2) for seed in range(60, 80)]
+    before = 0
+    while set(waiting) & set(exact.live):
+        exact.step()
+        assert len(looked_up) - before <= 2 * overtaking.MOST_LOOKED_UP  # to admit, then to overtake
+        before = len(looked_up)
+    assert len(set(looked_up)) == len(looked_up) > 10
+    exact.limit_running(exact.scheduler.max_running_requests)

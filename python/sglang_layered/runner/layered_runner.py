@@ -206,6 +206,7 @@ class LayeredRunner(GroupRunner):
             return None
         # The groups take the attention's plan for made once the prompt has a ForwardBatch.
         plan_attention(self._model_runner, self._prompt_backend, step.prompt, None)
+        self._planned = step.prompt
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
             return self._calls.embed(step.prompt)
 

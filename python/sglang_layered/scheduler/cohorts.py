@@ -33,9 +33,8 @@ class CohortSet:
     """
 
     def __init__(self, scheduler: Any, stages: PipelineStages, stream: EventStream) -> None:
-        self.inflight: list[
-            InFlightCohort
-        ] = []  # oldest, and deepest in the pipeline, first; parked ones too
+        # Oldest, and deepest in the pipeline, first; parked ones too.
+        self.inflight: list[InFlightCohort] = []
         self.ledger = GroupKVLedger()
         self.stages = stages
         self._scheduler = scheduler

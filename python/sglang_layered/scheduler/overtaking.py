@@ -22,13 +22,15 @@ from sglang_layered.upstream.hicache import forward_stream
 from sglang_layered.upstream.overtake import (
     SeveralBatches,
     admit_only,
-    cached_tokens,
     chunks_keep_room,
+    known_cached_tokens,
+    look_up_cached_tokens,
     merge,
     waiting,
 )
 
 MOST_LOOKED_AT = 128  # of the queue, in every step
+MOST_LOOKED_UP = 16  # in the prefix cache, in every step; the others count as long until then
 
 
 class Overtaking:
@@ -38,6 +40,7 @@ class Overtaking:
         self._scheduler = scheduler
         self._cohorts = cohorts
         self._unmerged: ScheduleBatch | None = None
+        self._lookups_left = 0
         self._use(config)
 
     def handlers(self) -> stream.Handlers:
@@ -57,8 +60,10 @@ class Overtaking:
     def one_kind_waits(self) -> AbstractContextManager[None]:
         """SGLang sees short prompts in its queue, or long ones: what the first that waits is."""
         queue, chunked = self._scheduler.waiting_queue, self._scheduler.chunked_req
-        if not (self.is_on and queue):
+        may_admit = chunked is not None or not self._scheduler.running_batch.batch_is_full
+        if not (self.is_on and queue and may_admit):
             return nullcontext()
+        self._lookups_left = MOST_LOOKED_UP
         is_short = chunked is None and self._is_short(queue[0])
         return waiting(self._scheduler, [req for req in queue if self._is_short(req) == is_short])
 
@@ -123,6 +128,7 @@ class Overtaking:
 
     def _chosen(self) -> list[Any]:
         """Short prompts in the queue's order, together no more than one may have."""
+        self._lookups_left = MOST_LOOKED_UP
         chosen: list[Any] = []
         left, page = self._most_tokens, self._scheduler.page_size
         for req in islice(self._scheduler.waiting_queue, MOST_LOOKED_AT):
@@ -138,4 +144,12 @@ class Overtaking:
 
     def _to_compute(self, req: Any) -> int:
         length: int = req.seqlen
-        return length if length <= self._most_tokens else length - cached_tokens(self._scheduler, req)
+        if length <= self._most_tokens:
+            return length
+        cached = known_cached_tokens(req)
+        if cached is None:
+            if not self._lookups_left:
+                return length
+            self._lookups_left -= 1
+            cached = look_up_cached_tokens(self._scheduler, req)
+        return length - cached

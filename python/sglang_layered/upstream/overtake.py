@@ -37,16 +37,21 @@ class SeveralBatches:
         return False
 
 
-def cached_tokens(scheduler: Any, req: Any) -> int:
-    """Tokens of a waiting prompt that are in the prefix cache, looked up once for its present length.
+def known_cached_tokens(req: Any) -> int | None:
+    """Tokens of a waiting prompt that were in the prefix cache; None when nobody has looked at its length."""
+    length, cached = getattr(req, "layered_cached", (None, None))
+    return cached if length == req.seqlen else None
+
+
+def look_up_cached_tokens(scheduler: Any, req: Any) -> int:
+    """Look, once for its present length, how many tokens of a waiting prompt are in the prefix cache.
 
     SGLang looks at its turn; what it finds then counts, this is only who goes first.
     """
-    known = getattr(req, "layered_cached", None)
-    if known is None or known[0] != req.seqlen:
-        match_prefix_for_req(scheduler.tree_cache, req)
-        known = req.layered_cached = (req.seqlen, req.num_matched_prefix_tokens)
-    return int(known[1])
+    match_prefix_for_req(scheduler.tree_cache, req)
+    cached: int = req.num_matched_prefix_tokens
+    req.layered_cached = (req.seqlen, cached)
+    return cached
 
 
 def admit_only(scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any]) -> ScheduleBatch | None:
