@@ -16,7 +16,8 @@ played=$(printf 'test/lab/test_%s.py ' quickstart_run reproduce) # on servers
 runtime=(
   "test/e2e $(printf -- '--ignore=%s ' $sharing $several)"
   "test/runner"
-  "test/unit test/kernels test/docker test/models test/patches"
+  "test/models"
+  "test/unit test/kernels test/docker test/patches"
   "$sharing"
 )
 lab=(
