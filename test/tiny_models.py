@@ -37,6 +37,20 @@ def quantized_model(arch: str, method: str, *, num_layers: int, dequantized: boo
     return _made(recipe, f"{arch}-{num_layers}-{method}{'-dequantized' if dequantized else ''}")
 
 
+def quantized_for_cuda(method: str | None, *, num_layers: int, dequantized: bool = False) -> Path:
+    """A tiny Qwen3-MoE of sizes that CUDA's quantized kernels take; None: plain weights, to quantize at load."""
+    from sglang_layered_lab.models.catalogue import find_recipe
+    from sglang_layered_lab.models.recipe import ModelRecipe
+
+    recipe = find_recipe(
+        "qwen3_moe", "tiny", num_layers=num_layers, quantization=method, dequantized=dequantized
+    )
+    assert isinstance(recipe, ModelRecipe) and recipe.experts is not None
+    experts = replace(recipe.experts, intermediate_size=128)  # a scale of W4A8 is for so many inputs
+    recipe = replace(recipe, head_size=HEAD_SIZE_ON_CUDA, experts=experts)
+    return _made(recipe, f"cuda-{num_layers}-{method}{'-dequantized' if dequantized else ''}")
+
+
 def sized_model(arch: str, head_size: int | None, dtype: str | None = None) -> Path:
     """The tiny model with heads of another size, where its recipe has one."""
     from sglang_layered_lab.models.catalogue import find_recipe

@@ -6,10 +6,12 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import quantized_cases
 from emulated_flash_attention import emulate_flash_attention
 from emulated_flashinfer import emulate_flashinfer
 from emulated_graphs import GRAPHS, emulate_graphs
 from emulated_kernels import emulate_kernels
+from emulated_quantized import emulate_quantized
 from emulated_sparse import emulate_sparse_attention
 from emulated_triton_attention import emulate_triton_attention
 from emulated_trtllm import emulate_trtllm
@@ -22,6 +24,8 @@ from scenario import Emulated
 def run(case: dict[str, Any]) -> dict[str, Any]:
     if case["kind"] in ("resolve", "refusals"):
         return {"resolve": resolve, "refusals": refusals}[case["kind"]](case)
+    from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_experts
+
     emulate_kernels()
     emulate_graphs()
     for emulate_attention in (
@@ -32,6 +36,9 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         emulate_trtllm,
     ):
         emulate_attention()
+    if case["kind"] == "quantized":
+        emulate_quantized(fused_experts)
+        return quantized_cases.check(case)
     return {"side by side": side_by_side, "planted": with_faults}[case["kind"]](case)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
-PATHS = [HERE, *(PROJECT / folder for folder in ("test", "test/runner", "test/e2e", "python"))]
+PATHS = [HERE, *(PROJECT / folder for folder in ("test", "test/runner", "test/models", "test/e2e", "python"))]
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "SGLANG_ENABLE_JIT_DEEPGEMM": "0",
