@@ -6,6 +6,8 @@ the kernels: what is written, where. Which scales rows share is what SGLang asks
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 FP8_LARGEST = 448.0
@@ -19,14 +21,14 @@ def quantize_by_row(rows: torch.Tensor, out: torch.Tensor, scales: torch.Tensor)
     """
     own = (rows.double().abs().amax(-1, keepdim=True) / FP8_LARGEST).clamp(min=SMALLEST_SCALE)
     scales[: len(rows)] = own
-    out[: len(rows)] = _as_fp8(rows, scales[: len(rows)])
+    out[: len(rows)] = as_fp8(rows, scales[: len(rows)])
 
 
 def quantize_by_tensor(rows: torch.Tensor, out: torch.Tensor, scale: torch.Tensor, is_static: bool) -> None:
     """Write rows as FP8 to `out` by one scale; unless it is static, that of all rows is written there."""
     if not is_static:
         scale.fill_((rows.double().abs().max() / FP8_LARGEST).clamp(min=SMALLEST_SCALE).item())
-    out.view(-1, rows.shape[-1])[: rows.numel() // rows.shape[-1]] = _as_fp8(
+    out.view(-1, rows.shape[-1])[: rows.numel() // rows.shape[-1]] = as_fp8(
         rows.reshape(-1, rows.shape[-1]), scale
     )
 
@@ -44,7 +46,7 @@ def scaled_product(
     Returns:
         [n, outputs] in `out_dtype`.
     """
-    product = _scaled(rows, row_scales) @ _scaled(weight.t(), weight_scales).t()
+    product = scaled(rows, row_scales) @ scaled(weight.t(), weight_scales).t()
     return (product if bias is None else product + bias.double()).to(out_dtype)
 
 
@@ -80,48 +82,42 @@ def sort_by_expert(
 
 def experts_product(
     rows: torch.Tensor,
-    weight: torch.Tensor,
+    weight_of: Callable[[int], torch.Tensor],
     out: torch.Tensor,
-    row_scales: torch.Tensor,
-    weight_scales: torch.Tensor,
     shares: torch.Tensor | None,
     choices: tuple[torch.Tensor, torch.Tensor, int],
     block_rows: int,
     choices_of_row: int,
 ) -> None:
-    """Each choice's row times the weights of its expert, for FP8 experts.
+    """Each choice's row times the weights of its expert.
 
     Args:
-        rows: [n, inputs] FP8.
-        weight: [experts, outputs, inputs] FP8.
+        rows: [n, inputs].
+        weight_of: gives an expert's weights [outputs, inputs] in float64.
         out: [choices, outputs], in any shape of so many rows; gets the products.
-        row_scales: one of all rows, or [n, 1].
-        weight_scales: of each expert one, or one an output.
         shares: [choices] weights of the choices in a row's sum, or None: not yet.
         choices: `sorted_ids`, `expert_ids` and how many of the first count, as `sort_by_expert` gives them.
         block_rows: choices of a block.
         choices_of_row: how many choices have the same row.
     """
     sorted_ids, expert_ids, num_padded = choices
-    flat, num_choices = out.view(-1, out.shape[-1]), choices_of_row * len(rows)
+    flat, num_choices, wide = out.view(-1, out.shape[-1]), choices_of_row * len(rows), rows.double()
     ordered = sorted_ids[:num_padded].long()
     experts = expert_ids.repeat_interleave(block_rows)[:num_padded]
-    wide = _scaled(rows, row_scales)
     for expert in experts.unique().tolist():
         mine = ordered[(experts == expert) & (ordered < num_choices)]
-        product = wide[mine // choices_of_row] @ _scaled(weight[expert], weight_scales[expert]).t()
+        product = wide[mine // choices_of_row] @ weight_of(expert).t()
         if shares is not None:
             product *= shares.flatten()[mine].double()[:, None]
         flat[mine] = product.to(out.dtype)
 
 
-def _as_fp8(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return (rows.double() / scales.double()).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
-
-
-def _scaled(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """[n, inputs] FP8 as float64, by one scale or by one a row."""
+def scaled(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """[n, inputs] FP8 in float64, by one scale of all or by one a row; scales may have more rows."""
     wide = scales.double().reshape(-1, 1)
     return numbers.double() * (wide if len(wide) == 1 else wide[: len(numbers)])
 
 
+def as_fp8(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Rows as FP8, by scales that are as wide as they; what is too large becomes the largest."""
+    return (rows.double() / scales.double()).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)

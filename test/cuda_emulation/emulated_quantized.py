@@ -8,14 +8,18 @@ whatever rows are beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from flashinfer_emulation import attend
+from sglang_layered_kernels.cpu import w4a8
+from sglang_layered_kernels.cpu.marlin import marlin_weight, repack
 from sglang_layered_kernels.cpu.scaled_products import (
     experts_product,
     quantize_by_row,
     quantize_by_tensor,
+    scaled,
     scaled_product,
     sort_by_expert,
 )
@@ -31,7 +35,9 @@ def emulate_quantized(fused_experts: Callable[..., Any]) -> None:
     """Put them where SGLang calls the kernels; `fused_experts` is SGLang's own."""
     import sglang.kernels.ops.moe.fused_moe_triton_kernels as moe_kernels
     import sglang.kernels.ops.quantization.fp8_kernel as fp8_kernel
+    import sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe
     import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe as fused_moe
+    import sglang.srt.layers.quantization.marlin_utils_fp4  # noqa: F401  (both define operators)
 
     emulated_kernels._register(
         "sgl_kernel",
@@ -42,13 +48,83 @@ def emulate_quantized(fused_experts: Callable[..., Any]) -> None:
             "moe_sum_reduce": add_choices,
         },
     )
-    emulated_kernels._register("sglang", {"per_tensor_quant_fp8": quantize_by_tensor})
+    emulated_kernels._register("sglang", {"per_tensor_quant_fp8": quantize_by_one_scale})
+    _take_cuda_functions("inplace_fused_experts", "fused_marlin_moe", "apply_fp4_marlin_linear")
     fp8_kernel._static_quant_fp8 = Launched(quantize_by_given_scale)
     moe_kernels.fused_moe_kernel = Launched(multiply_experts)
+    _emulate_marlin()
+    _emulate_w4a8()
     fused_moe.fused_experts = fused_experts
-    fused_moe.inplace_fused_experts = in_place(fused_moe.fused_experts_impl)
     functional.linear = linear64
     emulated_flash_attention.attend_wide = attend64
+
+
+def _take_cuda_functions(*names: str) -> None:
+    """Let SGLang's own operators run the functions that they have on CUDA."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    for name in names:
+        operator = getattr(torch.ops.sglang, name).default
+        emulated_kernels._register("sglang", {name: partial(operator.redispatch, cuda)})
+
+
+def _emulate_marlin() -> None:
+    import sglang.kernels.ops.moe.moe_align_single_token as single
+    import sglang.srt.hardware_backend.gpu.quantization.gptq_kernels as gptq_kernels
+    import sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe as marlin_moe
+    import sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors_wNa16 as w4a16
+    import sglang.srt.layers.quantization.marlin_utils as marlin_utils
+    import sglang.srt.layers.quantization.marlin_utils_fp4 as marlin_fp4
+
+    for module in (gptq_kernels, w4a16, marlin_fp4):
+        module.gptq_marlin_repack = repack
+    for module in (marlin_utils, marlin_fp4):
+        module.gptq_marlin_gemm = multiply_marlin
+    marlin_moe.moe_wna16_marlin_gemm = multiply_marlin_experts
+    single.moe_align_single_token = align_one_row
+
+
+def _emulate_w4a8() -> None:
+    import sglang.srt.layers.moe.cutlass_w4a8_moe as w4a8_moe
+
+    w4a8_moe.cutlass_w4_run_moe_ep_preproess = w4a8.places_by_expert
+    w4a8_moe.pre_reorder_for_cutlass_moe = lambda rows, out, places, ids, scale, *others: (
+        w4a8.quantize_in_order(rows, out, places, ids, scale)
+    )
+    w4a8_moe.get_cutlass_w4a8_moe_mm_data = count_rows
+    w4a8_moe.cutlass_w4a8_moe_mm = lambda *given: w4a8.multiply_by_expert(*given[:7])
+    w4a8_moe.silu_mul_static_tensorwise_quant_for_cutlass_moe = lambda both, out, scale, *others: (
+        w4a8.activate_and_quantize(both, out, scale)
+    )
+    w4a8_moe.post_reorder_for_cutlass_moe = add_w4a8
+
+
+def count_rows(
+    topk_ids: Any,
+    offsets: Any,
+    sizes1: Any,
+    sizes2: Any,
+    a_map: Any,
+    c_map: Any,
+    num_experts: int,
+    *others: Any,
+) -> None:
+    for sizes in (sizes1, sizes2):
+        w4a8.first_rows(topk_ids, num_experts, offsets, sizes)
+
+
+def add_w4a8(
+    products: Any,
+    out: Any,
+    places: Any,
+    topk_ids: Any,
+    shares: Any,
+    num_experts: int,
+    k: int,
+    num_rows: int,
+    hidden: int,
+    factor: float,
+) -> None:
+    w4a8.add_choices(products, out, places, shares, factor)
 
 
 class Launched:
@@ -95,6 +171,10 @@ def add_choices(products: Any, out: Any, factor: float) -> None:
     out.copy_((products.double().sum(1) * factor).to(out.dtype))
 
 
+def quantize_by_one_scale(rows: Any, out: Any, scale: Any, is_static: bool = False) -> None:
+    quantize_by_tensor(rows, out, scale, is_static)
+
+
 def quantize_by_given_scale(rows: Any, out: Any, scale: Any, repeated: Any, *others: Any, **more: Any) -> None:
     """`repeated` gets the scale once a row, where it is wanted."""
     quantize_by_tensor(rows, out.view(torch.float8_e4m3fn), scale, True)
@@ -124,11 +204,9 @@ def multiply_experts(
 ) -> None:
     assert use_fp8_w8a8 and rows_descriptor is weight_descriptor is bias is None
     experts_product(
-        rows,
-        weight,
+        scaled(rows, row_scales),
+        lambda expert: scaled(weight[expert], scales[expert]),
         out,
-        row_scales,
-        scales,
         shares if MUL_ROUTED_WEIGHT else None,
         (sorted_ids, expert_ids, int(num_padded)),
         BLOCK_SIZE_M,
@@ -136,12 +214,61 @@ def multiply_experts(
     )
 
 
-def in_place(experts: Callable[..., torch.Tensor]) -> Callable[..., None]:
-    """SGLang's operator, whose seventh argument its function does not have."""
+def multiply_marlin(
+    a: Any,
+    c: None,
+    b_q_weight: Any,
+    b_scales: Any,
+    global_scale: Any,
+    *others: Any,
+    size_n: int,
+    **more: Any,
+) -> torch.Tensor:
+    weight = marlin_weight(b_q_weight, b_scales, global_scale, size_n)
+    return (a.double() @ weight.t()).to(a.dtype)
 
-    def run(
-        rows: Any, w1: Any, w2: Any, shares: Any, ids: Any, b1: Any, b2: Any, *others: Any, **more: Any
-    ) -> None:
-        experts(rows, w1, w2, shares, ids, b1, b2, True, *others, **more)
 
-    return run
+def multiply_marlin_experts(
+    rows: Any,
+    out: Any,
+    weight: Any,
+    bias: None,
+    scales: Any,
+    scales_of_all: Any,
+    zeros: None,
+    g_idx: Any,
+    sort_indices: Any,
+    workspace: Any,
+    sorted_ids: Any,
+    expert_ids: Any,
+    num_padded: Any,
+    shares: Any,
+    *,
+    moe_block_size: int,
+    top_k: int,
+    mul_topk_weights: bool,
+    size_n: int,
+    **others: Any,
+) -> torch.Tensor:
+    assert bias is zeros is None
+    experts_product(
+        rows,
+        lambda expert: marlin_weight(
+            weight[expert], scales[expert], None if scales_of_all is None else scales_of_all[expert], size_n
+        ),
+        out,
+        shares if mul_topk_weights else None,
+        (sorted_ids, expert_ids, int(num_padded)),
+        moe_block_size,
+        top_k,
+    )
+    return out
+
+
+def align_one_row(topk_ids: Any, block_rows: int) -> tuple[torch.Tensor, ...]:
+    num_choices = topk_ids.shape[1]
+    sorted_ids, expert_ids, num_padded = (
+        torch.empty(size, dtype=torch.int32) for size in (num_choices * block_rows, num_choices, 1)
+    )
+    sort_by_expert(topk_ids, int(topk_ids.max()) + 1, block_rows, sorted_ids, expert_ids, num_padded)
+    return sorted_ids, expert_ids, num_padded

@@ -77,6 +77,7 @@ class Run:
     steps: list[StepDone]
     cached_tokens: int
     num_overtaken: int
+    logprobs: list[list[float]]  # of the tokens, where they were asked for
 
 
 class Overtakes:
@@ -136,19 +137,22 @@ def check_family(arch: str, model: Path, stepped: SteppedScheduler, turn: int = 
     return result
 
 
-def run(stepped: SteppedScheduler, asked: list[list[int]], **settings: float) -> Run:
+def run(
+    stepped: SteppedScheduler, asked: list[list[int]], *, with_logprobs: bool = False, **settings: float
+) -> Run:
     stepped.drain()
     assert stepped.change(settings)
     rids, overtakes = [], Overtakes()
     stepped.loop.stream.add(overtakes)
     for tokens in asked:
-        rids.append(stepped.send(tokens, NUM_OUTPUTS))
+        rids.append(stepped.send(tokens, NUM_OUTPUTS, return_logprob=with_logprobs))
         stepped.step(3)
     outputs = stepped.finish(*rids)
+    logprobs = [list(stepped.reqs[rid].logprob.output_token_logprobs_val or ()) for rid in rids]
     stepped.loop.stream.remove(overtakes)
     cached = sum(stepped.reqs[rid].cached_tokens for rid in rids)
     steps = [event for event in stepped.events if isinstance(event, StepDone)]
-    return Run(rids, outputs, steps, cached, overtakes.count)
+    return Run(rids, outputs, steps, cached, overtakes.count, logprobs)
 
 
 def dropped(stepped: SteppedScheduler, group: int, stock: list[list[int]], asked: list[list[int]]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from family_checks import NUM_OUTPUTS, chunks_of, run, sequential
+from family_checks import NUM_OUTPUTS, Run, chunks_of, run, sequential
 from harness import SteppedScheduler
 from prompts import prompt
 
@@ -18,15 +18,21 @@ FLAGS = {
 
 @dataclass
 class Seen:
-    """What was seen of a case; `equal_*` say whether all tokens were the oracle's."""
+    """What was seen of a case; `equal_*` say whether all tokens were the oracle's.
+
+    `furthest_logprob` is the largest distance of a token's log probability from that of stock scheduling:
+    the same tokens may hide that a row depends on others.
+    """
 
     methods: list[str]
     equal_stock: dict[str, bool]
+    furthest_logprob: dict[str, float]
     equal_after_drops: dict[int, bool]
     group_sizes: dict[str, list[int]]
     cached_tokens: int
     num_chunks: int
     equal_alone: bool = False
+    furthest_alone: float = 0.0
     equal_hugging_face: bool = False
 
 
@@ -37,20 +43,24 @@ def asked_for() -> list[list[int]]:
     return made
 
 
-def check_ways(stepped: SteppedScheduler, asked: list[list[int]]) -> tuple[Seen, list[list[int]]]:
-    """What is seen of the model that is served, and the tokens of stock scheduling."""
-    stock = run(stepped, asked, layered_prefill=0)
+def check_ways(stepped: SteppedScheduler, asked: list[list[int]]) -> tuple[Seen, Run]:
+    """What is seen of the model that is served, and the run of stock scheduling."""
+    stock = run(stepped, asked, with_logprobs=True, layered_prefill=0)
     assert not any(step.kind == "layered" for step in stock.steps)
     runs = {
-        "groups": run(stepped, asked, layered_prefill=1),
-        "uneven": run(stepped, asked, layered_num_groups=UNEVEN_GROUPS),
-        "one layer a group": run(stepped, asked, layered_num_groups=NUM_LAYERS),
+        name: run(stepped, asked, with_logprobs=True, **settings)
+        for name, settings in (
+            ("groups", {"layered_prefill": 1}),
+            ("uneven", {"layered_num_groups": UNEVEN_GROUPS}),
+            ("one layer a group", {"layered_num_groups": NUM_LAYERS}),
+        )
     }
     with sequential(stepped):
-        runs["sequential"] = run(stepped, asked, layered_num_groups=UNEVEN_GROUPS)
+        runs["sequential"] = run(stepped, asked, with_logprobs=True, layered_num_groups=UNEVEN_GROUPS)
     seen = Seen(
         methods=quantized_by(stepped),
         equal_stock={name: one.tokens == stock.tokens for name, one in runs.items()},
+        furthest_logprob={name: furthest(one.logprobs, stock.logprobs) for name, one in runs.items()},
         equal_after_drops={
             group: after_a_drop(stepped, asked, group) == [stock.tokens[1], stock.tokens[LONGEST]]
             for group in range(1, NUM_LAYERS)
@@ -62,7 +72,7 @@ def check_ways(stepped: SteppedScheduler, asked: list[list[int]]) -> tuple[Seen,
         cached_tokens=runs["uneven"].cached_tokens,
         num_chunks=chunks_of(runs["uneven"], runs["uneven"].rids[LONGEST]),
     )
-    return seen, stock.tokens
+    return seen, stock
 
 
 def quantized_by(stepped: SteppedScheduler) -> list[str]:
@@ -90,12 +100,27 @@ def after_a_drop(stepped: SteppedScheduler, asked: list[list[int]], group: int) 
     return stepped.finish(stays, again)
 
 
-def one_by_one(stepped: SteppedScheduler, asked: list[list[int]]) -> list[list[int]]:
-    """SGLang's own scheduling with nothing beside a request."""
+def one_by_one(stepped: SteppedScheduler, asked: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
+    """Tokens and their log probabilities in SGLang's own scheduling with nothing beside a request."""
     stepped.drain()
     assert stepped.change({"layered_prefill": 0})
-    outputs = []
+    outputs, logprobs = [], []
     for tokens in asked:
-        outputs += stepped.finish(stepped.send(tokens, NUM_OUTPUTS))
+        rid = stepped.send(tokens, NUM_OUTPUTS, return_logprob=True)
+        outputs += stepped.finish(rid)
+        logprobs.append(list(stepped.reqs[rid].logprob.output_token_logprobs_val))
         stepped.drain()
-    return outputs
+    return outputs, logprobs
+
+
+def compare_alone(seen: Seen, stepped: SteppedScheduler, asked: list[list[int]], stock: Run) -> None:
+    """Note whether SGLang answers the same with nothing beside a request as in the run `stock`."""
+    tokens, logprobs = one_by_one(stepped, asked)
+    seen.equal_alone = tokens == stock.tokens
+    seen.furthest_alone = furthest(logprobs, stock.logprobs)
+
+
+def furthest(some: list[list[float]], others: list[list[float]]) -> float:
+    """The largest distance of two numbers at the same place."""
+    pairs = (pair for one, other in zip(some, others, strict=True) for pair in zip(one, other, strict=True))
+    return max(abs(one - other) for one, other in pairs)

@@ -27,7 +27,7 @@ from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  #
 from family_checks import hugging_face  # noqa: E402
 from family_run import close  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
-from quantized_checks import FLAGS, NUM_LAYERS, Seen, asked_for, check_ways, one_by_one  # noqa: E402
+from quantized_checks import FLAGS, NUM_LAYERS, Seen, asked_for, check_ways, compare_alone  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def check(case: Case) -> Seen:
     model = quantized_model(case.arch, case.method, num_layers=NUM_LAYERS)
     stepped = SteppedScheduler(model, **FLAGS, **case.flags)
     asked = asked_for()
-    seen, tokens = check_ways(stepped, asked)
+    seen, stock = check_ways(stepped, asked)
     if case.in_float64:
-        seen.equal_alone = one_by_one(stepped, asked) == tokens
+        compare_alone(seen, stepped, asked, stock)
     else:  # Hugging Face answers alone, and quantizes no activations
         twin = quantized_model(case.arch, case.method, num_layers=NUM_LAYERS, dequantized=True)
-        seen.equal_hugging_face = hugging_face(twin, asked) == tokens
+        seen.equal_hugging_face = hugging_face(twin, asked) == stock.tokens
     return seen
 
 
