@@ -33,6 +33,14 @@ def quantize_by_tensor(rows: torch.Tensor, out: torch.Tensor, scale: torch.Tenso
     )
 
 
+def quantize_by_group(rows: torch.Tensor, out: torch.Tensor, scales: torch.Tensor, group: int) -> None:
+    """Write rows as FP8 to `out`, each `group` inputs of a row by a scale, which go to `scales`."""
+    groups = rows.unflatten(-1, (-1, group))
+    own = (groups.double().abs().amax(-1) / FP8_LARGEST).clamp(min=SMALLEST_SCALE)
+    scales[: len(rows)] = own
+    out[: len(rows)] = as_fp8(groups, scales[: len(rows), ..., None]).flatten(-2)
+
+
 def scaled_product(
     rows: torch.Tensor,
     weight: torch.Tensor,

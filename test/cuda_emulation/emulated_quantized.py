@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from flashinfer_emulation import attend
-from sglang_layered_kernels.cpu import w4a8
+from sglang_layered_kernels.cpu import nvfp4, w4a8
+from sglang_layered_kernels.cpu.dequantize import dequantize_fp8
 from sglang_layered_kernels.cpu.marlin import marlin_weight, repack
 from sglang_layered_kernels.cpu.scaled_products import (
     experts_product,
+    quantize_by_group,
     quantize_by_row,
     quantize_by_tensor,
     scaled,
@@ -27,6 +29,7 @@ from torch.nn import functional
 
 import emulated_flash_attention
 import emulated_kernels
+import emulated_triton_attention
 
 LINEAR = functional.linear
 
@@ -35,9 +38,10 @@ def emulate_quantized(fused_experts: Callable[..., Any]) -> None:
     """Put them where SGLang calls the kernels; `fused_experts` is SGLang's own."""
     import sglang.kernels.ops.moe.fused_moe_triton_kernels as moe_kernels
     import sglang.kernels.ops.quantization.fp8_kernel as fp8_kernel
-    import sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe
+    import sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe  # noqa: F401
     import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe as fused_moe
-    import sglang.srt.layers.quantization.marlin_utils_fp4  # noqa: F401  (both define operators)
+    import sglang.srt.layers.quantization.fp8_utils as fp8_utils
+    import sglang.srt.layers.quantization.marlin_utils_fp4  # noqa: F401  (with experts' it defines operators)
 
     emulated_kernels._register(
         "sgl_kernel",
@@ -50,13 +54,17 @@ def emulate_quantized(fused_experts: Callable[..., Any]) -> None:
     )
     emulated_kernels._register("sglang", {"per_tensor_quant_fp8": quantize_by_one_scale})
     _take_cuda_functions("inplace_fused_experts", "fused_marlin_moe", "apply_fp4_marlin_linear")
+    fp8_kernel.per_token_group_quant = quantize_by_group_of
+    fp8_utils.w8a8_block_fp8_matmul_triton = multiply_by_blocks
     fp8_kernel._static_quant_fp8 = Launched(quantize_by_given_scale)
     moe_kernels.fused_moe_kernel = Launched(multiply_experts)
     _emulate_marlin()
     _emulate_w4a8()
+    _emulate_nvfp4()
     fused_moe.fused_experts = fused_experts
     functional.linear = linear64
-    emulated_flash_attention.attend_wide = attend64
+    for module in (emulated_flash_attention, emulated_triton_attention):
+        module.attend = attend64
 
 
 def _take_cuda_functions(*names: str) -> None:
@@ -96,6 +104,42 @@ def _emulate_w4a8() -> None:
         w4a8.activate_and_quantize(both, out, scale)
     )
     w4a8_moe.post_reorder_for_cutlass_moe = add_w4a8
+
+
+def _emulate_nvfp4() -> None:
+    import flashinfer.fused_moe
+    import sglang.srt.layers.quantization.modelopt_quant as modelopt
+
+    modelopt.fp4_quantize = nvfp4.quantize
+    modelopt.fp4_gemm = multiply_nvfp4
+    flashinfer.fused_moe.cutlass_fused_moe = run_nvfp4_experts
+
+
+def multiply_nvfp4(
+    rows: Any, weight: Any, row_scales: Any, scales: Any, alpha: Any, dtype: torch.dtype, size_n: int
+) -> torch.Tensor:
+    """Weights and their scales come transposed."""
+    wide = nvfp4.widened(weight.t(), nvfp4.unswizzled(scales.t()))
+    return (nvfp4.widened(rows, row_scales) @ wide.t() * alpha.double()).to(dtype)
+
+
+def run_nvfp4_experts(
+    *,
+    output: Any,
+    input: Any,
+    token_selected_experts: Any,
+    token_final_scales: Any,
+    fc1_expert_weights: Any,
+    fc2_expert_weights: Any,
+    input_sf: None,
+    quant_scales: Any,
+    **others: Any,
+) -> list[torch.Tensor]:
+    assert input_sf is None
+    weights = (fc1_expert_weights.view(torch.uint8), fc2_expert_weights.view(torch.uint8))
+    scales = tuple(part.view(torch.uint8) if part.dtype == torch.int32 else part for part in quant_scales)
+    result = nvfp4.fused_experts(input, token_selected_experts, token_final_scales, weights, scales)
+    return [output.copy_(result.to(output.dtype))]
 
 
 def count_rows(
@@ -142,10 +186,8 @@ def linear64(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
     return LINEAR(x.double(), weight.double(), wide).to(x.dtype)
 
 
-def attend64(q: Any, k: Any, v: Any, sm_scale: float, causal: bool) -> torch.Tensor:
-    """Attention in float64; values are as wide as keys."""
-    attended = attend(q.double(), k.double(), v.double(), causal=causal, sm_scale=sm_scale, window_left=-1)
-    return attended.to(q.dtype)
+def attend64(q: Any, k: Any, v: Any, **how: Any) -> torch.Tensor:
+    return attend(q.double(), k.double(), v.double(), **how)
 
 
 def product(
@@ -175,6 +217,20 @@ def quantize_by_one_scale(rows: Any, out: Any, scale: Any, is_static: bool = Fal
     quantize_by_tensor(rows, out, scale, is_static)
 
 
+def quantize_by_group_of(
+    rows: Any, out: Any, scales: Any, group_size: int, scale_ue8m0: bool, *others: Any, **more: Any
+) -> None:
+    assert not scale_ue8m0
+    quantize_by_group(rows, out, scales, group_size)
+
+
+def multiply_by_blocks(
+    rows: Any, weight: Any, row_scales: Any, scales: Any, block: list[int], output_dtype: torch.dtype
+) -> torch.Tensor:
+    wide = dequantize_fp8(rows, row_scales, (1, block[1]), torch.float64)
+    return (wide @ dequantize_fp8(weight, scales, (block[0], block[1]), torch.float64).t()).to(output_dtype)
+
+
 def quantize_by_given_scale(rows: Any, out: Any, scale: Any, repeated: Any, *others: Any, **more: Any) -> None:
     """`repeated` gets the scale once a row, where it is wanted."""
     quantize_by_tensor(rows, out.view(torch.float8_e4m3fn), scale, True)
@@ -195,7 +251,7 @@ def multiply_experts(
     sorted_ids: Any,
     expert_ids: Any,
     num_padded: Any,
-    *strides: Any,
+    *sizes: Any,
     MUL_ROUTED_WEIGHT: bool,
     top_k: int,
     use_fp8_w8a8: bool,
@@ -203,9 +259,16 @@ def multiply_experts(
     **others: Any,
 ) -> None:
     assert use_fp8_w8a8 and rows_descriptor is weight_descriptor is bias is None
+    block = (int(sizes[-2]), int(sizes[-1]))  # inputs and outputs that share a scale; 0: no blocks
+
+    def widened(numbers: Any, scales: Any, num_rows: int) -> torch.Tensor:
+        if not block[1]:
+            return scaled(numbers, scales)
+        return dequantize_fp8(numbers, scales, (num_rows, block[1]), torch.float64)
+
     experts_product(
-        scaled(rows, row_scales),
-        lambda expert: scaled(weight[expert], scales[expert]),
+        widened(rows, row_scales, 1),
+        lambda expert: widened(weight[expert], scales[expert], block[0]),
         out,
         shares if MUL_ROUTED_WEIGHT else None,
         (sorted_ids, expert_ids, int(num_padded)),

@@ -15,10 +15,12 @@ from torch.nn.functional import silu
 import scenario
 from harness import SteppedScheduler
 from quantized_checks import FLAGS, asked_for, check_ways, compare_alone
+from sglang_layered.models.layer_shapes import served_layer_shapes
+from sglang_layered.upstream.experts import find_moe_layers
+from sglang_layered.upstream.runner import layer_with_scratch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SERVER: dict[str, Any] = {
-    "attention_backend": "fa3",
     "page_size": 1,
     "layered_execution": "fused",
     "moe_runner_backend": "auto",
@@ -28,28 +30,32 @@ SERVER: dict[str, Any] = {
 
 
 def check(case: dict[str, Any]) -> dict[str, Any]:
-    """What is seen of a quantized model."""
+    """What is seen of a quantized model, how wrong its layers are, and what its experts weigh."""
     for config in set(QUANTIZATION_METHODS.values()):
         config.get_supported_act_dtypes = classmethod(lambda cls: DTYPES)
     stepped = SteppedScheduler(Path(case["model"]), **scenario.FLAGS | FLAGS | SERVER | case["flags"])
     asked = asked_for()
     seen, stock = check_ways(stepped, asked)
     compare_alone(seen, stepped, asked, stock)
-    return asdict(seen) | {"wrong": wrong(model_of(stepped), Path(case["floats"]))}
-
-
-def model_of(stepped: SteppedScheduler) -> Any:
-    return stepped.scheduler.tp_worker.model_runner.model
+    model_runner = stepped.scheduler.tp_worker.model_runner
+    model, shapes = model_runner.model, served_layer_shapes(stepped.scheduler.model_config)
+    return asdict(seen) | {
+        "wrong": wrong(model, Path(case["floats"])),
+        "bytes_loaded": [layer.expert_bytes for layer in find_moe_layers(model)],
+        "bytes_read": [shape.expert_bytes / shape.num_experts for shape in shapes],
+        "scratch": layer_with_scratch(model),
+    }
 
 
 def wrong(model: Any, floats: Path) -> dict[str, float]:
-    """How far layers are from those that the checkpoint stands for: errors beside the results, as norms."""
+    """How far a layer is from what the checkpoint stands for: norms of errors beside those of the results."""
     weights = load_file(floats / "model.safetensors")
 
     def weight(name: str) -> torch.Tensor:
         return weights[f"model.layers.0.{name}.weight"].double()
 
-    layer, rows = model.model.layers[0], torch.randn(7, model.config.hidden_size).to(model.lm_head.weight.dtype)
+    layer, plain = model.model.layers[0], model.lm_head.weight
+    rows = torch.randn(7, plain.shape[1], generator=torch.Generator().manual_seed(0)).to(plain.dtype)
     wide, scores = rows.double(), layer.mlp.gate(rows)[0]
     joined = torch.cat([weight(f"self_attn.{name}_proj") for name in "qkv"])
     shares, chosen = scores.double().softmax(-1).topk(model.config.num_experts_per_tok)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from torch import nn
 
 from harness import SteppedScheduler
 from prompts import alone, prompt
@@ -16,7 +18,7 @@ from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.core.events import StepDone
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
-from sglang_layered.upstream.runner import share_scratch
+from sglang_layered.upstream.runner import layer_with_scratch, share_scratch
 
 
 class WrittenDown:
@@ -159,7 +161,7 @@ def test_auto_runs_and_measures(stepped: SteppedScheduler, execution: Execution)
 class OneWorkspace:
     """A runner whose two attention backends write the same workspace."""
 
-    may_be_concurrent = False
+    not_concurrent = "this attention backend has one workspace for the whole process"
     fused = decode_alone = None
 
 
@@ -190,3 +192,16 @@ def test_a_shared_workspace_is_found_inside_of_backends() -> None:
     one = Backend(prefill_backend=Backend(workspace_buffer=buffer[:4]))
     assert share_scratch(one, Backend(workspace_buffer=buffer[4:]))
     assert not share_scratch(one, Backend(workspace_buffer=torch.zeros(8), kv_indices=buffer))
+
+
+@pytest.mark.parametrize("holder", ["layer", "scheme", "quant_method"])
+@pytest.mark.parametrize("scratch", ["workspace", "problem_sizes1"])
+def test_layers_whose_kernels_write_memory_of_their_own_are_found(holder: str, scratch: str) -> None:
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(nn.Linear(2, 2), layer)
+    assert layer_with_scratch(model) is None
+    if holder != "layer":
+        setattr(layer, holder, SimpleNamespace(**{scratch: None}))
+        assert layer_with_scratch(model) is None
+    setattr(layer if holder == "layer" else getattr(layer, holder), scratch, torch.zeros(1))
+    assert layer_with_scratch(model) == "1"

@@ -16,10 +16,7 @@ from sglang_layered.runner.layered_runner import GroupStep, LayeredRunner, StepO
 
 logger = logging.getLogger(__name__)
 
-ONE_WORKSPACE = (
-    "this attention backend has one workspace for the whole process, which prompt and decode rows would write"
-    " at the same time"
-)
+WRITTEN_TWICE = "%s, which prompt and decode rows would write at the same time"
 Strategy = Callable[[GroupStep], StepOutput]
 ENCODER = "encoder"  # no way to run a group, and never chosen: a step before the first one
 
@@ -77,19 +74,20 @@ class Execution:
         """The execution that the flags ask for; `auto` compares what the device can do.
 
         Raises:
-            UnsupportedError: prompt and decode rows cannot attend at the same time.
+            UnsupportedError: prompt and decode rows cannot run at the same time.
         """
         wanted = config.layered_execution
         beside = None
         if device == "cuda" and wanted in ("concurrent", "auto"):
-            if runner.may_be_concurrent:
+            reason = runner.not_concurrent
+            if reason is None:
                 beside = SideStream(config.layered_prompt_sms)
             elif wanted == "concurrent":
-                raise UnsupportedError(f"--layered-execution concurrent: {ONE_WORKSPACE}; use fused or auto")
+                why = WRITTEN_TWICE % reason
+                raise UnsupportedError(f"--layered-execution concurrent: {why}; use fused or auto")
             else:
-                logger.warning(
-                    "--layered-execution auto compares fused and sequential only: %s", ONE_WORKSPACE
-                )
+                why = WRITTEN_TWICE % reason
+                logger.warning("--layered-execution auto compares fused and sequential only: %s", why)
         names = ("fused", "sequential") if beside is None else ("fused", "sequential", "concurrent")
         return cls(runner, StrategyChoice(*(names if wanted == "auto" else (wanted,))), beside)
 

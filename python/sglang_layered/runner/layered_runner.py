@@ -30,6 +30,7 @@ from sglang_layered.upstream.runner import (
     attention_split,
     new_prompt_backend,
     plan_attention,
+    layer_with_scratch,
     share_scratch,
 )
 
@@ -166,9 +167,12 @@ class LayeredRunner(GroupRunner):
         self._capture_groups()
 
     @property
-    def may_be_concurrent(self) -> bool:
-        """True when attention of prompt and decode rows can run at the same time."""
-        return not share_scratch(self._prompt_backend, self._model_runner.attn_backend)
+    def not_concurrent(self) -> str | None:
+        """Why prompt and decode rows cannot run at the same time, or None."""
+        if share_scratch(self._prompt_backend, self._model_runner.attn_backend):
+            return "this attention backend has one workspace for the whole process"
+        layer = layer_with_scratch(self._model_runner.model)
+        return None if layer is None else f"the kernels of {layer} have one workspace for all calls"
 
     def fused(self, step: GroupStep) -> StepOutput:
         """Run a step in one forward."""

@@ -25,6 +25,7 @@ from sglang_layered.upstream.recurrent import start_states
 
 ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
+LAYER_SCRATCH = ("workspace", "problem_sizes1")
 
 
 class Carried:
@@ -63,6 +64,19 @@ def share_scratch(one: Any, other: Any) -> bool:
     flashinfer for MLA).
     """
     return bool(_workspaces(one) & _workspaces(other))
+
+
+def layer_with_scratch(model: nn.Module) -> str | None:
+    """The first layer whose kernels write memory of its own, so that two calls must not run at the same time.
+
+    Marlin's have locks in `workspace`, CUTLASS's grouped products are told of experts in `problem_sizes1`.
+    The layer has them itself, or what quantizes it has.
+    """
+    for name, module in model.named_modules():
+        for holder in (module, getattr(module, "scheme", None), getattr(module, "quant_method", None)):
+            if any(isinstance(getattr(holder, scratch, None), torch.Tensor) for scratch in LAYER_SCRATCH):
+                return name
+    return None
 
 
 def _workspaces(backend: Any) -> set[int]:
