@@ -38,7 +38,7 @@ def quantized_model(arch: str, method: str, *, num_layers: int, dequantized: boo
 
 
 def quantized_for_cuda(method: str | None, *, num_layers: int, dequantized: bool = False) -> Path:
-    """A tiny Qwen3-MoE of sizes that CUDA's quantized kernels take; None: plain weights, to quantize at load."""
+    """A tiny Qwen3-MoE of sizes that CUDA's quantized kernels take; None: of plain weights."""
     from sglang_layered_lab.models.catalogue import find_recipe
     from sglang_layered_lab.models.recipe import ModelRecipe
 

@@ -1,7 +1,7 @@
-"""CPU references of Marlin: 4-bit weights times rows that are not quantized, on the scales as SGLang lays them out.
+"""CPU references of Marlin: 4-bit weights times rows that are not quantized.
 
-Weights stay as they are loaded, in the shape that Marlin's own layout has: which kernel reads them is all that
-the layout matters for. Scales are permuted by SGLang, in torch; the permutation is undone here.
+Weights stay as they are loaded, in the shape that Marlin's own layout has: only its kernels read that layout.
+Scales are permuted by SGLang, in torch; the permutation is undone here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ COLUMNS = 64  # whose scales are permuted together
 NVFP4_EXPONENT = 7  # SGLang's scales of NVFP4 are larger by this power of two, the one of all in float16 too
 
 
-def repack(b_q_weight: torch.Tensor, perm: torch.Tensor, size_k: int, size_n: int, num_bits: int) -> torch.Tensor:
+def repack(
+    b_q_weight: torch.Tensor, perm: torch.Tensor, size_k: int, size_n: int, num_bits: int
+) -> torch.Tensor:
     """[inputs / 8, outputs] int32 in the shape of Marlin's tiles, with its numbers where they were.
 
     Raises:
         CpuKernelError: another order of the inputs, or other than 4 bits.
     """
     if perm.numel() or num_bits != 4:
-        raise CpuKernelError(f"repack: {num_bits} bits in an order of {perm.numel()} inputs; only plain 4 bits")
+        raise CpuKernelError(
+            f"repack: {num_bits} bits in an order of {perm.numel()} inputs; only plain 4 bits"
+        )
     return b_q_weight.reshape(size_k // TILE, size_n * TILE // PER_INT32)
 
 

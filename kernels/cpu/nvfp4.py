@@ -1,4 +1,4 @@
-"""CPU references of FlashInfer's kernels for NVFP4: FP4 numbers, an FP8 scale for 16 of them, one scale of all.
+"""CPU references of FlashInfer's kernels for NVFP4: FP4 numbers, FP8 scales for 16 of them, a scale of all.
 
 Rows are quantized by a given scale of all, so that a row's numbers do not depend on the rows beside it.
 """
@@ -16,7 +16,7 @@ FP8_SMALLEST = 2.0**-9
 
 
 def quantize(rows: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [n, inputs] times `scale` as [n, inputs / 2] bytes, the first number low, and FP8 scales a group."""
+    """Rows [n, inputs] times `scale` as [n, inputs / 2] bytes, the first number low, and FP8 scales of 16."""
     groups = (rows.double() * scale.double()).unflatten(-1, (-1, GROUP))
     scales = (groups.abs().amax(-1) / FP4_LARGEST).clamp(FP8_SMALLEST, FP8_LARGEST).to(torch.float8_e4m3fn)
     values = torch.tensor(FP4_VALUES, dtype=torch.float64)

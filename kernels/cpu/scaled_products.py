@@ -66,7 +66,7 @@ def sort_by_expert(
     expert_ids: torch.Tensor,
     num_padded: torch.Tensor,
 ) -> None:
-    """Order the choices of all rows by expert, each expert's padded to whole blocks with the number of choices.
+    """Order the choices of all rows by expert, each expert's padded to whole blocks by the number of all.
 
     Args:
         topk_ids: [rows, k]; those outside of the experts are nobody's.

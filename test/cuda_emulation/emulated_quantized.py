@@ -1,8 +1,7 @@
 """torch in the place of the kernels that SGLang's layers of quantized weights call on CUDA.
 
 SGLang's own are the layout of the weights, which scales rows share, and the order of calls. All computes in
-float64, the layers that are not quantized as well: what reaches a row's rounding to few bits is then the same,
-whatever rows are beside it.
+float64, plain layers too: what reaches a row's rounding to few bits is then the same, whatever is beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def emulate_quantized(fused_experts: Callable[..., Any]) -> None:
     """Put them where SGLang calls the kernels; `fused_experts` is SGLang's own."""
     import sglang.kernels.ops.moe.fused_moe_triton_kernels as moe_kernels
     import sglang.kernels.ops.quantization.fp8_kernel as fp8_kernel
-    import sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe  # noqa: F401
+    import sglang.srt.layers.moe.fused_moe_triton.fused_marlin_moe
     import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe as fused_moe
     import sglang.srt.layers.quantization.fp8_utils as fp8_utils
     import sglang.srt.layers.quantization.marlin_utils_fp4  # noqa: F401  (with experts' it defines operators)
@@ -231,7 +230,9 @@ def multiply_by_blocks(
     return (wide @ dequantize_fp8(weight, scales, (block[0], block[1]), torch.float64).t()).to(output_dtype)
 
 
-def quantize_by_given_scale(rows: Any, out: Any, scale: Any, repeated: Any, *others: Any, **more: Any) -> None:
+def quantize_by_given_scale(
+    rows: Any, out: Any, scale: Any, repeated: Any, *others: Any, **more: Any
+) -> None:
     """`repeated` gets the scale once a row, where it is wanted."""
     quantize_by_tensor(rows, out.view(torch.float8_e4m3fn), scale, True)
     if repeated is not None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-
 from tiny_models import quantized_for_cuda
+
 from workers import Workers
 
 NUM_LAYERS, NUM_EXPERTS = 3, 16

@@ -1,4 +1,4 @@
-"""What is asked of a quantized model: the same tokens in every way to run, with all that stock scheduling meets."""
+"""What is asked of a quantized model: the same tokens in every way to run, with chunks, hits and drops."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def after_a_drop(stepped: SteppedScheduler, asked: list[list[int]], group: int) 
     return stepped.finish(stays, again)
 
 
-def one_by_one(stepped: SteppedScheduler, asked: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
+def one_by_one(
+    stepped: SteppedScheduler, asked: list[list[int]]
+) -> tuple[list[list[int]], list[list[float]]]:
     """Tokens and their log probabilities in SGLang's own scheduling with nothing beside a request."""
     stepped.drain()
     assert stepped.change({"layered_prefill": 0})

@@ -28,9 +28,9 @@ from sglang_layered.upstream.runner import (
     attend,
     attend_together,
     attention_split,
+    layer_with_scratch,
     new_prompt_backend,
     plan_attention,
-    layer_with_scratch,
     share_scratch,
 )
 

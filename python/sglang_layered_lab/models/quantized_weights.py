@@ -78,7 +78,9 @@ def mxfp4(weight: torch.Tensor) -> Quantized:
     exponents = groups.abs().amax(-1).clamp(min=SMALLEST_SCALE).log2().floor() - FP4_LARGEST_EXPONENT
     nearest = _nearest_fp4(groups / exponents.exp2()[..., None])
     floats = (torch.tensor(FP4_VALUES)[nearest] * exponents.exp2()[..., None]).flatten(-2).transpose(1, 2)
-    return Quantized({"_blocks": _fp4_pairs(nearest), "_scales": (exponents + E8M0_BIAS).to(torch.uint8)}, floats)
+    return Quantized(
+        {"_blocks": _fp4_pairs(nearest), "_scales": (exponents + E8M0_BIAS).to(torch.uint8)}, floats
+    )
 
 
 def _int4(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
