@@ -99,8 +99,11 @@ ONE_SCALE = "experts take one activation scale for all rows of a step"
 RAN = (
     "tokens equal SGLang's, four ways, with chunks, prefix hits and a drop (`test/models/test_quantized.py`)"
 )
+EMULATED = (
+    "tokens equal SGLang's on an emulated GPU, four ways, with chunks, prefix hits and a drop"
+    " (`test/cuda_emulation/test_quantized.py`)"
+)
 PER_ROW = "read: activations have a scale for each row or for a part of it"
-FIXED = "read: activation scales are fixed in the checkpoint"
 WEIGHTS_ONLY = "read: activations are not quantized"
 ELSEWHERE = "runs on {} only, where layered mode was never run; serve it in chunked mode"
 
@@ -111,25 +114,31 @@ FP8_BY_TENSOR = Sharing(
     _fp8_by_tensor,
 )
 METHODS: Mapping[str, Method] = {
-    "fp8": Method(f"blocks: {RAN}; fixed scales: read", FP8_BY_TENSOR),
+    "fp8": Method(f"blocks: {RAN}; fixed scales: {EMULATED}", FP8_BY_TENSOR),
     "mxfp8": Method(PER_ROW),
     "blockwise_int8": Method(PER_ROW),
     "w8a8_int8": Method(RAN),
     "w8a8_fp8": Method(PER_ROW),
     "compressed-tensors": Method(
-        PER_ROW + ", or are fixed, or not quantized",
+        f"FP8 with a scale a row, and 4-bit weights on 16-bit activations: {EMULATED}; others: {PER_ROW},"
+        " or are fixed, or not quantized",
         Sharing(
             "experts declare dynamic activations by tensor",
             ONE_SCALE,
             _one_scale_inputs("input_activations", "strategy", "dynamic", "tensor"),
         ),
     ),
-    "modelopt": Method(FIXED),
-    "modelopt_fp8": Method(FIXED),
-    "modelopt_fp4": Method(FIXED + "; inside them each row has its own for 16 inputs"),
-    "modelopt_mixed": Method(FIXED),
+    "modelopt": Method("read: the checkpoint is one of the next two"),
+    "modelopt_fp8": Method(EMULATED),
+    "modelopt_fp4": Method(
+        f"on Hopper, where Marlin's kernels leave activations in 16 bits, and on Blackwell, where they have a"
+        f" fixed scale and each row has its own for 16 inputs: {EMULATED}"
+    ),
+    "modelopt_mixed": Method(
+        "read: each layer is like one of the two above, or MXFP8 with a scale for 32 inputs of a row"
+    ),
     "nvfp4_online": Method(PER_ROW),
-    "w4afp8": Method(FIXED),
+    "w4afp8": Method(EMULATED),
     "mxfp4": Method(RAN),
     "awq": Method(RAN),
     "awq_marlin": Method(WEIGHTS_ONLY),
