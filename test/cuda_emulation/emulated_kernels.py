@@ -17,15 +17,16 @@ LIBRARIES: list[Any] = []  # kept: what a torch library registers ends with it
 
 def emulate_kernels() -> None:
     """Put them where SGLang calls the kernels."""
-    _register("sgl_kernel", SGL_KERNELS)
+    register("sgl_kernel", SGL_KERNELS)
     import sglang.kernels.ops.activation.activation
     import sglang.kernels.ops.attention.rope  # noqa: F401  (both define operators)
 
-    _register("sglang", SGLANG_KERNELS)
+    register("sglang", SGLANG_KERNELS)
     _patch_modules()
 
 
-def _register(namespace: str, kernels: dict[str, Any]) -> None:
+def register(namespace: str, kernels: dict[str, Any]) -> None:
+    """Let operators of a namespace run these."""
     library = torch.library.Library(namespace, "IMPL")
     LIBRARIES.append(library)
     for name, kernel in kernels.items():

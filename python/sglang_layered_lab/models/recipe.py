@@ -10,8 +10,10 @@ from sglang_layered.errors import ModelRecipeError
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2})
 
 # How `make-model` can store the weights of layers, beside plain floats.
-QUANTIZATIONS = ("fp8-block", "w8a8-int8", "awq", "gptq", "mxfp4", "compressed-fp8", "compressed-w4a16")
-QUANTIZATIONS += ("fp8-tensor", "modelopt-fp8", "nvfp4", "w4afp8")
+QUANTIZATIONS = (
+    *("fp8-block", "w8a8-int8", "awq", "gptq", "mxfp4", "compressed-fp8", "compressed-w4a16"),
+    *("fp8-tensor", "modelopt-fp8", "nvfp4", "w4afp8"),
+)
 
 # Goes up when the same recipe gives other bytes than before, so that old folders are not taken for new ones.
 RECIPE_FORMAT = 1
