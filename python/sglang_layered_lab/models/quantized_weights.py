@@ -19,8 +19,8 @@ FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2
 FP4_LARGEST, FP4_LARGEST_EXPONENT, E8M0_BIAS = 6.0, 2, 127
 SMALLEST_SCALE = 1e-10
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # which nibble holds each of eight outputs
-# What a calibration would find: activations of the tiny models are below 8.
-LARGEST_ACTIVATION = 8.0
+# Stands for what a calibration finds: larger activations are cut off.
+LARGEST_ACTIVATION = 32.0
 
 
 @dataclass(frozen=True, slots=True)
