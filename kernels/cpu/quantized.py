@@ -33,7 +33,6 @@ class Activations(StrEnum):
 
     KEPT = "kept"  # as SGLang's CPU op has them
     TOKEN_GROUPS = "token groups"  # FP8 with a scale for a block's inputs of one row, as on a GPU
-    ALL_ROWS = "all rows"  # FP8 with one scale for whatever rows share the call, as SGLang's Triton experts
 
 
 class Method(IntEnum):
@@ -170,18 +169,12 @@ class QuantizedOps:
         up_weight = self._weight_of(Method(method), w13, w13_scales, w13_zeros, block, x.shape[-1])
         ids = topk_ids.long()
         chosen = [(expert, *torch.where(ids == expert)) for expert in ids[ids >= 0].unique().tolist()]
-        rows, inner = quantize(x), []
-        for expert, row, _ in chosen:
+        rows, output = quantize(x), torch.zeros(x.shape, dtype=self.dtype)
+        for expert, row, slot in chosen:
             both = self._linear(rows[row], up_weight(expert), _of(w13_bias, expert), self.dtype)
-            inner.append(_activate(both, alpha, limit))
-        output = torch.zeros(x.shape, dtype=self.dtype)
-        if not chosen:
-            return output.to(x.dtype)
-        # Together, as on a GPU: with one scale for all rows these depend on each other too.
-        between = quantize(torch.cat(inner)).split([len(part) for part in inner])
-        down_weight = self._weight_of(Method(method), w2, w2_scales, w2_zeros, block, between[0].shape[-1])
-        for (expert, row, slot), part in zip(chosen, between, strict=True):
-            result = self._linear(part, down_weight(expert), _of(w2_bias, expert), self.dtype)
+            between = quantize(_activate(both, alpha, limit))
+            down_weight = self._weight_of(Method(method), w2, w2_scales, w2_zeros, block, between.shape[-1])
+            result = self._linear(between, down_weight(expert), _of(w2_bias, expert), self.dtype)
             output.index_add_(0, row, result * topk_weights[row, slot].to(self.dtype)[:, None])
         return output.to(x.dtype)
 
@@ -221,8 +214,6 @@ class QuantizedOps:
         rows = rows.to(self.dtype)
         if self.activations is Activations.KEPT:
             return rows
-        if self.activations is Activations.ALL_ROWS:
-            return _fp8(rows, rows.abs().max() if rows.numel() else rows.new_ones(()))
         groups = rows.unflatten(-1, (-1, group))
         return _fp8(groups, groups.abs().amax(-1, keepdim=True)).flatten(-2)
 

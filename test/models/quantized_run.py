@@ -51,7 +51,6 @@ CASES = {
     "fp8-block, activations by group": Case(
         "fp8-block", activations=Activations.TOKEN_GROUPS, in_float64=True
     ),
-    "fp8, one scale for all rows": Case("fp8-block", activations=Activations.ALL_ROWS, in_float64=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""Quantized weights give SGLang's tokens, however layers are grouped; or SGLang differs from itself."""
+"""Quantized weights give SGLang's tokens, however layers are grouped, on the branches of a CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ METHODS = {
 }
 WEIGHTS_ONLY = ("fp8-block", "gptq", "awq", "mxfp4")
 QUANTIZED_ACTIVATIONS = ("w8a8-int8", "fp8-block, activations by group")
-ONE_SCALE = "fp8, one scale for all rows"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +47,7 @@ def test_the_layers_are_computed_by_the_quantized_method(results: dict[str, Any]
 
 def test_tokens_equal_those_of_sglang_in_every_way_to_run(seen: dict[str, Any]) -> None:
     assert seen["equal_stock"] == dict.fromkeys(("groups", "uneven", "one layer a group", "sequential"), True)
+    assert max(seen["furthest_logprob"].values()) < 1e-3  # sums in float32 depend on the number of rows
 
 
 def test_tokens_equal_those_of_sglang_after_a_prompt_left_at_a_group(seen: dict[str, Any]) -> None:
@@ -69,8 +69,3 @@ def test_prefixes_chunks_and_groups_of_each_kind_were_met(seen: dict[str, Any]) 
     assert seen["num_chunks"] >= 3
     assert {1, 2} <= set(seen["group_sizes"]["uneven"])
     assert 1 in seen["group_sizes"]["one layer a group"]
-
-
-def test_with_one_scale_for_all_rows_sglang_itself_answers_otherwise_alone(results: dict[str, Any]) -> None:
-    """What the warning at start says: nothing of layered mode runs here."""
-    assert not found(results, ONE_SCALE)["equal_alone"]
