@@ -119,9 +119,9 @@ def fp8_tensor(weight: torch.Tensor) -> Quantized:
 
 
 def w4a16(weight: torch.Tensor) -> Quantized:
-    """Eight 4-bit weights an int32 along the inputs, 8 the zero of all, a float32 scale a group."""
+    """Eight 4-bit weights an int32 along the inputs, 8 the zero of all, a float16 scale a group."""
     outputs, inputs = weight.shape
-    kept, scales, floats = _int4_around_zero(weight, GROUP)
+    kept, scales, floats = _int4_around_zero(weight, GROUP, torch.float16)
     stored = {
         "weight_packed": _packed((kept + 8).unflatten(1, (-1, 8)), range(8)),
         "weight_scale": scales,
@@ -177,7 +177,7 @@ def _input_scale(largest_number: float) -> torch.Tensor:
 
 
 def _int4_around_zero(
-    weight: torch.Tensor, group: int, dtype: torch.dtype = torch.float32
+    weight: torch.Tensor, group: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Numbers of -8 to 7, scales [outputs, inputs / group] in `dtype`, and the floats."""
     groups = weight.unflatten(1, (-1, group))
