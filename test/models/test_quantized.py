@@ -13,8 +13,8 @@ FP8 = ["Fp8LinearMethod", "Fp8MoEMethod"]
 # What computes the layers. GPT-OSS has plain attention in the checkpoint as well.
 METHODS = {
     "fp8-block": FP8,
-    "gptq": ["GPTQLinearMethod", "GPTQMoEMethod"],
-    "awq": ["AWQLinearMethod", "AWQMoEMethod"],
+    "gptq": ["GPTQIntelAMXLinearScheme", "GPTQIntelAMXMoEScheme"],
+    "awq": ["AWQIntelAMXLinearScheme", "AWQIntelAMXMoEScheme"],
     "mxfp4": ["Mxfp4MoEMethod", "UnquantizedLinearMethod"],
     "w8a8-int8": ["W8A8Int8LinearMethod", "W8A8Int8MoEMethod"],
     "fp8-block, activations by group": FP8,
