@@ -1,4 +1,4 @@
-"""What layered mode refuses, as tables in the documents, between their markers, made from the code."""
+"""What layered mode refuses, and its flags, as tables in the documents, between markers, made from the code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from flags_document import any_mode_table, layered_table
 from sglang_layered.models.quantization import METHODS
 from sglang_layered.models.refused import MODELS
 from sglang_layered.refused_flags import FLAGS
@@ -55,7 +56,8 @@ def cells(says: str) -> str:
 
 # Documents, the names of their places and what stands there.
 TABLES = {
-    "README.md": {"refusals": whole_table},
+    "docs/refused.md": {"refusals": whole_table},
+    "docs/flags.md": {"any-mode": any_mode_table, "layered": layered_table},
     "docs/models.md": {"refusals": models_table, "quantization": methods_table},
 }
 
@@ -72,7 +74,7 @@ def written(document: str) -> str:
 
 
 def main() -> None:
-    """Write both documents."""
+    """Write the documents."""
     for document in TABLES:
         (REPO / document).write_text(written(document))
 
