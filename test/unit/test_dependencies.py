@@ -13,10 +13,17 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 tomllib = pytest.importorskip("tomllib", reason="from Python 3.11 on")
-RUNTIME, LAB = ("python/sglang_layered", "kernels"), ("python/sglang_layered_lab",)
 OURS = {"sglang_layered", "sglang_layered_kernels", "sglang_layered_lab", "sglang_layered_patches"}
-# Tried and done without: a benchmark of others that a user may have, and the modules of Python 3.11.
-PERHAPS = {"guidellm"}
+
+
+def sources(part: str) -> list[Path]:
+    """Files of the runtime, or of the lab, to which the benchmarks of the kernels belong."""
+    kernels = sorted((REPO / "kernels").rglob("*.py"))
+    runtime = [*sorted((REPO / "python/sglang_layered").rglob("*.py")), *kernels]
+    if part == "runtime":
+        return [path for path in runtime if path.name != "bench.py"]
+    lab = sorted((REPO / "python/sglang_layered_lab").rglob("*.py"))
+    return [*lab, *(path for path in kernels if path.name == "bench.py")]
 
 
 def normal(name: str) -> str:
@@ -24,12 +31,10 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", name.strip())[0]).lower()
 
 
-def imported(folders: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """File and top-level module of every import, of those by a constant `import_module(...)` too."""
-    for path in (path for folder in folders for path in sorted((REPO / folder).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for module in _modules(node):
-                yield str(path.relative_to(REPO)), module.partition(".")[0]
+def imported(path: Path) -> set[str]:
+    """Top-level modules of a file's imports, of those by a constant `import_module(...)` too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {module.partition(".")[0] for node in ast.walk(tree) for module in _modules(node)}
 
 
 def _modules(node: ast.AST) -> Iterator[str]:
@@ -42,16 +47,16 @@ def _modules(node: ast.AST) -> Iterator[str]:
             yield module
 
 
-@pytest.mark.parametrize(("folders", "extras"), [(RUNTIME, ()), (LAB, ("lab",))], ids=["runtime", "lab"])
-def test_every_import_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("part", "extras"), [("runtime", ()), ("lab", ("lab",))])
+def test_every_import_is_declared(part: str, extras: tuple[str, ...]) -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     of_extras = [each for extra in extras for each in project["optional-dependencies"][extra]]
     declared = {normal(each) for each in (*project["dependencies"], *of_extras)}
     owners = packages_distributions()
-    known = OURS | PERHAPS | sys.stdlib_module_names
     undeclared = {
-        f"{file}: {module}"
-        for file, module in imported(folders)
-        if module not in known and declared.isdisjoint(map(normal, owners.get(module, ())))
+        f"{path.relative_to(REPO)}: {module}"
+        for path in sources(part)
+        for module in imported(path) - OURS - sys.stdlib_module_names
+        if declared.isdisjoint(map(normal, owners.get(module, ())))
     }
     assert not undeclared
