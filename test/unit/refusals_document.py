@@ -1,4 +1,4 @@
-"""What layered mode refuses, and its flags, as tables in the documents, between markers, made from the code."""
+"""What layered mode refuses, and its flags: tables in documents, between markers, made from the code."""
 
 from __future__ import annotations
 

@@ -1,12 +1,17 @@
-"""Links of the documents lead to files and headings that are there, and the index leads to every document."""
+"""What documents name is there: files, headings, flags, commands, scripts; the index leads to all of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from sglang_layered.cli.main import commands
+from sglang_layered.config import LayeredConfig
+from sglang_layered.flag_fields import flag_name
 
 REPO = Path(__file__).resolve().parents[2]
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -18,6 +23,11 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/*.md", "docker/*.md", "kernels/*.md", "results/**/*.md", ".github/**/*.md")
     for path in REPO.glob(pattern)
 )
+FLAG = re.compile(r"(?<![\w-])--(?:layered|slo|prefill-mode|enable-expert-traffic|enable-energy)[a-z-]*")
+COMMAND = re.compile(r"(?:^ {4}|`)(?:\S*/)?sglang-layered ([a-z][a-z-]+)", re.MULTILINE)
+SCRIPT = re.compile(r"(?:^ {4}|`)(?:\./)?(scripts/[\w./-]*\w)", re.MULTILINE)
+HISTORY = {"log.md", "CHANGELOG.md"}
+OF_TODAY = [path for path in DOCUMENTS if path.name not in HISTORY and path.parent.name != "cpu"]
 
 
 def links(document: Path) -> Iterator[tuple[Path, str]]:
@@ -45,7 +55,11 @@ def leads_nowhere(place: Path, heading: str) -> bool:
     return bool(heading) and heading not in anchors(place)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPO)))
+def name_of(document: Path) -> str:
+    return str(document.relative_to(REPO))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(document: Path) -> None:
     assert not [f"{place}#{heading}" for place, heading in links(document) if leads_nowhere(place, heading)]
 
@@ -55,3 +69,11 @@ def test_the_index_leads_to_every_document_and_to_every_answer() -> None:
     led = {place for place, _ in links(index)}
     assert not set((REPO / "docs").glob("*.md")) - led - {index}
     assert not {place for place, _ in links(REPO / "docs" / "reader-test.md")} - led - {index}
+
+
+@pytest.mark.parametrize("document", OF_TODAY, ids=name_of)
+def test_flags_commands_and_scripts_are_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert not set(FLAG.findall(text)) - {flag_name(item.name) for item in fields(LayeredConfig)}
+    assert not set(COMMAND.findall(text)) - set(commands())
+    assert not {script for script in SCRIPT.findall(text) if not (REPO / script).exists()}
