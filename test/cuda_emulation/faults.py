@@ -103,14 +103,14 @@ def group_rows_move(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
 
 def group_positions_are_not_copied_in(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
     """Replays turn keys to the positions of an earlier step."""
-    patch.setattr(emulated.runner.group_graphs._inputs, "fill", lambda rows, num_rows, size: None)
+    patch.setattr(emulated.runner.group_graphs._inputs, "fill", lambda prompt, decode, num_rows: None)
 
 
 def group_does_not_attend(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
     """Between graphs nothing runs: layers go on with what attention gave an earlier step."""
     attention = emulated.runner.group_graphs._attention
-    serve = attention.serve
-    patch.setattr(attention, "serve", lambda num_rows, size: serve(0, 0))
+    patch.setattr(attention, "serve", lambda prompt, planned, rows: None)
+    patch.setattr(attention, "_planned", None)
 
 
 FAULTS: dict[str, tuple[str, Plant]] = {

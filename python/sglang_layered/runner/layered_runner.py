@@ -18,6 +18,7 @@ from sglang_layered.runner.decode_graphs.graphs import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
+from sglang_layered.upstream.graphs import PlannedDecode
 from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerCalls, PipelineRanges
@@ -108,9 +109,12 @@ class GroupRunner(ABC):
 
     def forward(self, step: GroupStep) -> ModelRunnerOutput:
         """Run a step in one forward: in the group's layers prompt and decode rows share the weights read."""
+        rows: ForwardBatch | None = None
         if step.decode is None:
             rows = replace(step.prompt)
-        else:
+        elif self.group_graphs is not None:
+            rows = self.group_graphs.load(step.prompt, step.decode)
+        if rows is None:
             rows = hybrid_batch(step.prompt, step.decode)
             if self._adapters is not None:
                 self._adapters.join(rows, step.prompt, step.decode)
@@ -124,7 +128,12 @@ class GroupRunner(ABC):
         if fresh is None and step.prompt is not self._planned:  # another one has overtaken it
             self._prompt_backend.init_forward_metadata(step.prompt)
         self._planned = step.prompt
-        plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
+        graphs = self.group_graphs
+        if graphs is not None and graphs.loaded is not rows:
+            graphs = None
+        plan_attention(
+            self._model_runner, self._prompt_backend, fresh, step.decode if graphs is None else None
+        )
         noting: AbstractContextManager[None] = nullcontext()
         if self._ids is not None and step.expert_ids is not None:
             noting = self._ids.rows(step.expert_ids)
@@ -133,23 +142,29 @@ class GroupRunner(ABC):
             if step.decode is None:
                 with attend(self._prompt_backend), step.loads(), noting:
                     prompt = calls.layers(step.prompt, start, end, prompt)
+            elif graphs is not None:
+                prompt, decode = self._by_graphs(step, graphs, prompt)
             else:
                 below, above = self._around(step)
-                decode, graphs = below(start), self.group_graphs
+                decode = below(start)
                 backend = self._attention.bind(step.prompt, step.decode)
                 attending = attend_together(self._model_runner, backend, rows)
                 watching = nullcontext()
                 if self._watch is not None:
                     watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
                 with attending, self._split(step.prompt, step.decode), watching, step.loads(), noting:
-                    joined = None if graphs is None else graphs.run(rows, start, end, prompt, decode)
-                    if joined is None:
-                        joined = calls.layers(rows, start, end, join_rows(prompt, decode))
+                    joined = calls.layers(rows, start, end, join_rows(prompt, decode))
                 prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
                 decode = above(decode, end)
             if end == calls.num_layers:
                 return StepOutput(decode, calls.head(step.prompt, prompt, end), None)
             return StepOutput(decode, None, prompt)
+
+    def _by_graphs(
+        self, step: GroupStep, graphs: GroupGraphs, prompt: PPProxyTensors
+    ) -> tuple[PPProxyTensors, Any]:
+        """The prompt's rows after the group, and what comes of the decode rows."""
+        raise NotImplementedError
 
     @abstractmethod
     def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
@@ -172,6 +187,9 @@ class LayeredRunner(GroupRunner):
 
     def fused(self, step: GroupStep) -> StepOutput:
         """Run a step in one forward."""
+        if self.decode_paths.stock is not self._model_runner.decode_cuda_graph_runner:
+            self.decode_paths.renew()
+            self._capture_groups()
         if self._ids is not None:
             ids = self._ids.of_prompt(step.parked, step.prompt.input_ids.shape[0])
             parked = None if step.parked is None else without_ids(step.parked)
@@ -213,12 +231,26 @@ class LayeredRunner(GroupRunner):
     def _capture_groups(self) -> None:
         self.group_graphs = None  # its memory is free before new graphs take theirs
         self.group_graphs = make_group_graphs(self._model_runner, self._calls, self._attention)
-        self._stock_graphs = self.decode_paths.stock
+
+    def _by_graphs(
+        self, step: GroupStep, graphs: GroupGraphs, prompt: PPProxyTensors
+    ) -> tuple[PPProxyTensors, Any]:
+        """As `run_layers`, without what `group_obstacle` rules out.
+
+        Attention of decode rows is planned once, for layers in the group and beside it, where that can be.
+        """
+        path, end = self.decode_paths.of(step.decode), step.group.end
+        planned = path.planned(step.group)
+        if planned is None or planned.batch.batch_size > graphs.decode_room:
+            plan_attention(self._model_runner, self._prompt_backend, None, step.decode)
+            planned = PlannedDecode(self._model_runner.attn_backend, step.decode)
+        decode = path.below(step.group.start)
+        with attend(self._attention):
+            prompt, decode = graphs.run(step.group, step.prompt, planned, prompt, decode)
+        return prompt, path.above(decode, end)
 
     def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
         path = self.decode_paths.of(step.decode)
-        if self.group_graphs is not None and self._stock_graphs is not self.decode_paths.stock:
-            self._capture_groups()
         return path.below, path.above
 
 

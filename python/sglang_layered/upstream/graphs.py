@@ -7,7 +7,7 @@ srt/model_executor/runner_backend/full_cuda_graph_backend.py, srt/layers/attenti
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from sglang.srt.distributed.parallel_state import graph_capture
@@ -56,6 +56,7 @@ class DecodeInputs:
             register_global_num_tokens=False,
             share_pool=False,
         )
+        self._num_filled = 0  # rows from the first one on that may be no padding
         whole = {name: self._slot(name, max_rows) for name in INPUTS}
         self._buffers = SimpleNamespace(**whole, encoder_lens=None, mamba_track_indices=None)
 
@@ -83,8 +84,10 @@ class DecodeInputs:
     def fill(self, decode: ForwardBatch, bucket: int) -> Any:
         """Copy the rows in and reset the padding; gives what attention backends take at a replay."""
         num_rows = decode.batch_size
+        # Behind what was filled before padding is as it should be, and SGLang resets it tensor by tensor.
+        stale, self._num_filled = max(self._num_filled, num_rows), num_rows
         self._registry.fill_from(
-            decode, raw_bs=num_rows, padded_bs=bucket, raw_num_tokens=num_rows, padded_num_tokens=bucket
+            decode, raw_bs=num_rows, padded_bs=stale, raw_num_tokens=num_rows, padded_num_tokens=stale
         )
         return build_replay_fb_view(
             forward_batch=decode,
@@ -120,11 +123,11 @@ class StaticRows:
                     self.tensors[key] = tensor.new_zeros((max_rows or tensor.shape[0], *tensor.shape[1:]))
         self._homes = {tensor.untyped_storage().data_ptr(): key for key, tensor in self.tensors.items()}
 
-    def at(self, cut: int, num_rows: int) -> PPProxyTensors:
-        """Views of the first rows, as the model gives them at this cut."""
+    def at(self, cut: int, end: int, first: int = 0) -> PPProxyTensors:
+        """Views of rows [first, end), as the model gives them at this cut."""
         here = self.keys[cut]
         return PPProxyTensors(
-            {key: self.tensors[key][:num_rows] if there else None for key, there in here.items()}
+            {key: self.tensors[key][first:end] if there else None for key, there in here.items()}
         )
 
     def put(self, cut: int, rows: Mapping[str, torch.Tensor | None]) -> None:
@@ -145,6 +148,13 @@ class StaticRows:
             tensor.zero_()
 
 
+class PlannedDecode(NamedTuple):
+    """Decode rows and the backend that their attention is planned on; a batch may have padding rows."""
+
+    backend: Any
+    batch: ForwardBatch
+
+
 class DecodeAttention(Protocol):
     """Plans attention of padded decode rows. `seq_len_fill` is the length that a padding row has."""
 
@@ -156,6 +166,9 @@ class DecodeAttention(Protocol):
 
     def plan(self, batch: ForwardBatch, view: Any) -> None:
         """Before replays: `batch` is the static one, `view` what SGLang gives its backends at a replay."""
+
+    def planned(self, batch: ForwardBatch) -> PlannedDecode | None:
+        """For attention outside of graphs with what was planned last, for this static batch; None: cannot."""
 
     def record(self, batch: ForwardBatch) -> None:
         """The part of planning that is recorded itself."""
@@ -183,14 +196,24 @@ class GraphAttention:
         self.backend.decode_attention_backend_str = backend.decode_attention_backend_str
         self.backend.init_cuda_graph_state(max_rows, max_rows)
         self.seq_len_fill: int = self.backend.get_cuda_graph_seq_len_fill_value()
+        self._plans: dict[int, Any] = {}
 
     def plan_capture(self, batch: ForwardBatch) -> None:
         """Make the batch size's metadata; the addresses are final from here on."""
         self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
+        self._plans[batch.batch_size] = vars(self.backend).get("forward_metadata")
 
     def plan(self, batch: ForwardBatch, view: Any) -> None:
         """Refill the metadata in place."""
         self.backend.init_forward_metadata_out_graph(view)
+
+    def planned(self, batch: ForwardBatch) -> PlannedDecode | None:
+        """Some backends keep the plan of their last capture in sight, and refill that of another size."""
+        plan = self._plans[batch.batch_size]
+        if plan is None:  # backends inside this one have it
+            return None
+        self.backend.forward_metadata = plan
+        return PlannedDecode(self.backend, batch)
 
     def record(self, batch: ForwardBatch) -> None:
         """Nothing for most backends."""

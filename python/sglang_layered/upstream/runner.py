@@ -153,16 +153,12 @@ class HybridAttention(AttentionBackend):
         """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows.
 
         A linear layer's is [1, rows, heads, head_dim], as its backend's; it has other arguments, row by row.
-        It is written to an `output` that is given; rows of q, k and v behind those of it are padding.
         """
         if q is None:
             return self._linear(layer, kwargs)
-        output = kwargs.pop("output", None)
         q, cut, prompt_kwargs, decode_kwargs = _rows_first(q), self._num_prompt_rows, kwargs, kwargs
-        sizes: tuple[int, ...] = (cut, q.shape[0] - cut)
-        if output is not None:
-            sizes = (cut, output.shape[0] - cut, q.shape[0] - output.shape[0])
-        prompt_q, decode_q, *_ = q.split_with_sizes(sizes)
+        sizes = (cut, q.shape[0] - cut)
+        prompt_q, decode_q = q.split_with_sizes(sizes)
         prompt_k, decode_k = _cut(_rows_first(k), sizes)
         prompt_v, decode_v = _cut(v, sizes)
         if kwargs:
@@ -173,7 +169,7 @@ class HybridAttention(AttentionBackend):
         decode = self.decode_backend.forward(
             decode_q, decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
         )
-        return torch.cat([prompt.flatten(1), decode.flatten(1)], out=output)
+        return torch.cat([prompt.flatten(1), decode.flatten(1)])
 
     def _linear(self, layer: Any, rows: Mapping[str, Any]) -> torch.Tensor:
         """Every request's state has a slot of its own. Upstream: srt/layers/radix_linear_attention.py."""
@@ -197,7 +193,7 @@ def _rows_first(tensor: Any) -> Any:
 
 
 def _cut(tensor: torch.Tensor | None, sizes: tuple[int, ...]) -> Sequence[torch.Tensor | None]:
-    return (None, None) if tensor is None else tensor.split_with_sizes(sizes)[:2]
+    return (None, None) if tensor is None else tensor.split_with_sizes(sizes)
 
 
 def _cut_arguments(kwargs: dict[str, Any], sizes: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
