@@ -113,11 +113,43 @@ def group_does_not_attend(emulated: Emulated, patch: pytest.MonkeyPatch) -> None
     patch.setattr(attention, "_planned", None)
 
 
+def another_prompts_rows_stay(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """A prompt passes its groups with the positions and slots of the one before it."""
+    inputs = emulated.runner.group_graphs._inputs
+    fill = inputs.fill
+
+    def fill_decode_rows(prompt: Any, decode: Any, num_rows: int) -> None:
+        inputs._prompt = lambda: prompt
+        fill(prompt, decode, num_rows)
+
+    patch.setattr(inputs, "fill", fill_decode_rows)
+
+
+def another_sizes_plan_is_used(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """Decode rows attend in a group with what was planned for fewer rows."""
+    attention = emulated.graphs._attention
+    fewest = min(attention._plans)
+    patch.setattr(attention, "_plans", dict.fromkeys(attention._plans, attention._plans[fewest]))
+
+
+def pool_is_said_to_be_read_too_early(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """The event that the scheduler waits for comes before the step's plans."""
+    execution = emulated.stepped.loop._execution
+    run = execution.run
+
+    def say_and_run(step: Any, strategy: str | None) -> Any:
+        early = emulated.stepped.scheduler.forward_stream.record_event()
+        return replace(run(step, strategy), read_done=early)
+
+    patch.setattr(execution, "run", say_and_run)
+
+
 FAULTS: dict[str, tuple[str, Plant]] = {
     plant.__name__: (execution, plant)
     for execution, plant in (
         ("fused", forward_does_not_wait_for_the_scheduler),
         ("fused", scheduler_does_not_wait_for_the_forward),
+        ("fused", pool_is_said_to_be_read_too_early),
         ("concurrent", side_does_not_wait_for_the_fork),
         ("concurrent", nobody_waits_for_the_side),
         ("fused", an_input_is_freed_at_once),
@@ -130,7 +162,13 @@ FAULTS: dict[str, tuple[str, Plant]] = {
 }
 GROUP_FAULTS: dict[str, Plant] = {
     plant.__name__: plant
-    for plant in (group_rows_move, group_positions_are_not_copied_in, group_does_not_attend)
+    for plant in (
+        group_rows_move,
+        group_positions_are_not_copied_in,
+        another_prompts_rows_stay,
+        group_does_not_attend,
+        another_sizes_plan_is_used,
+    )
 }
 """Of steps whose groups run by graphs, all fused."""
 

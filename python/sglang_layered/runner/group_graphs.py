@@ -17,7 +17,8 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.decode_graphs.graphs import CaptureCost
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets
 from sglang_layered.runner.rows import num_rows_of
-from sglang_layered.upstream.graphs import GraphRecorder, PlannedDecode, StaticRows
+from sglang_layered.upstream.graph_attention import PlannedDecode
+from sglang_layered.upstream.graphs import GraphRecorder, StaticRows
 from sglang_layered.upstream.group_graphs import (
     BreakableRecorder,
     BreakingAttention,

@@ -18,7 +18,7 @@ from sglang_layered.runner.decode_graphs.graphs import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
-from sglang_layered.upstream.graphs import PlannedDecode
+from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerCalls, PipelineRanges
@@ -31,6 +31,7 @@ from sglang_layered.upstream.runner import (
     attention_split,
     new_prompt_backend,
     plan_attention,
+    pool_is_read_in_plans,
     share_scratch,
 )
 
@@ -65,6 +66,7 @@ class StepOutput:
 
     On a pipeline stage rows for the next stage stand in the place of logits.
     The records are what SGLang noted of the forward that the rows ran in; a fused step has one for both.
+    After `read_done` the step reads the request pool no more; None: it may until its end.
     """
 
     decode_logits: LogitsProcessorOutput | None
@@ -72,6 +74,7 @@ class StepOutput:
     parked: PPProxyTensors | None
     decode_record: ModelRunnerOutput | None = None
     prompt_record: ModelRunnerOutput | None = None
+    read_done: Any = None
 
 
 @dataclass(slots=True)
@@ -100,6 +103,8 @@ class GroupRunner(ABC):
         self._attention = make_group_attention(model_runner, self._prompt_backend)
         self._split = attention_split(model_runner, self._prompt_backend)
         self.group_graphs: GroupGraphs | None = None
+        self._reads_in_plans = pool_is_read_in_plans(model_runner, self._prompt_backend)
+        self._read_done: Any = None
 
     def decode_alone(self, batch: ForwardBatch, rows: PPProxyTensors | None = None) -> ModelRunnerOutput:
         """Run the decode rows as SGLang does, with its full graph where it has one."""
@@ -146,8 +151,10 @@ class GroupRunner(ABC):
                 prompt, decode = self._by_graphs(step, graphs, prompt)
             else:
                 below, above = self._around(step)
-                decode = below(start)
                 backend = self._attention.bind(step.prompt, step.decode)
+                if self._reads_in_plans:
+                    self._read_done = torch.cuda.current_stream().record_event()
+                decode = below(start)
                 attending = attend_together(self._model_runner, backend, rows)
                 watching = nullcontext()
                 if self._watch is not None:
@@ -199,6 +206,7 @@ class LayeredRunner(GroupRunner):
         output: StepOutput
         output, record.logits_output = record.logits_output, None
         output.decode_record = output.prompt_record = record
+        output.read_done, self._read_done = self._read_done, None
         if self._ids is not None and step.expert_ids is not None:
             if output.parked is None:
                 done = self._ids.done(step.prompt, step.expert_ids)
@@ -244,6 +252,8 @@ class LayeredRunner(GroupRunner):
         if planned is None or planned.batch.batch_size > graphs.decode_room:
             plan_attention(self._model_runner, self._prompt_backend, None, step.decode)
             planned = PlannedDecode(self._model_runner.attn_backend, step.decode)
+        if self._reads_in_plans:
+            self._read_done = torch.cuda.current_stream().record_event()
         decode = path.below(step.group.start)
         with attend(self._attention):
             prompt, decode = graphs.run(step.group, step.prompt, planned, prompt, decode)

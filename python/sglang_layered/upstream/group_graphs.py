@@ -22,7 +22,8 @@ from sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph.breakab
 )
 
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.upstream.graphs import CudaGraphRecorder, PlannedDecode, obstacle, stock_buckets
+from sglang_layered.upstream.graph_attention import PlannedDecode
+from sglang_layered.upstream.graphs import CudaGraphRecorder, obstacle, stock_buckets
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges
 from sglang_layered.upstream.runner import HEAD_ARGUMENTS, HybridAttention
 

@@ -23,6 +23,8 @@ from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.mixers import SplitMixers, mixers_of
 from sglang_layered.upstream.recurrent import start_states
 
+# Backends that read the request pool while they plan, and never in a layer.
+READ_IN_PLANS = frozenset({"FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend"})
 ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
 
@@ -87,6 +89,17 @@ def plan_attention(
             backend.init_forward_metadata(batch)
     if prompt is not None:
         start_states(model_runner, prompt)
+
+
+def pool_is_read_in_plans(model_runner: Any, prompt_backend: Any) -> bool:
+    """True on a GPU where attention has read all that says where KV lies once it is planned.
+
+    Then SGLang may write there for its next step while the layers run. Its own graphs say so with an event,
+    without which it waits for the whole forward. Upstream: srt/managers/scheduler.py `_apply_war_barrier`.
+    """
+    backends = {type(backend).__name__ for backend in (prompt_backend, model_runner.attn_backend)}
+    is_plain = not (model_runner.use_mla_backend or model_runner.is_hybrid_swa or model_runner.canary_manager)
+    return bool(model_runner.device == "cuda" and is_plain and backends <= READ_IN_PLANS)
 
 
 def attend(backend: Any) -> AbstractContextManager[None]:

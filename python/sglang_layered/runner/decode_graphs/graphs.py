@@ -24,13 +24,11 @@ from sglang_layered.runner.decode_graphs.segments import (
     to_capture,
 )
 from sglang_layered.runner.rows import keep_rows
+from sglang_layered.upstream.graph_attention import DecodeAttention, GraphAttention, PlannedDecode
 from sglang_layered.upstream.graphs import (
     CudaGraphRecorder,
-    DecodeAttention,
     DecodeInputs,
-    GraphAttention,
     GraphRecorder,
-    PlannedDecode,
     StaticRows,
     logits_buffer,
     obstacle,
