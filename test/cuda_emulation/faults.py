@@ -113,23 +113,9 @@ def group_does_not_attend(emulated: Emulated, patch: pytest.MonkeyPatch) -> None
     patch.setattr(attention, "_planned", None)
 
 
-def another_prompts_rows_stay(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
-    """A prompt passes its groups with the positions and slots of the one before it."""
-    inputs = emulated.runner.group_graphs._inputs
-    fill = inputs.fill
-
-    def fill_decode_rows(prompt: Any, decode: Any, num_rows: int) -> None:
-        inputs._prompt = lambda: prompt
-        fill(prompt, decode, num_rows)
-
-    patch.setattr(inputs, "fill", fill_decode_rows)
-
-
-def another_sizes_plan_is_used(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
-    """Decode rows attend in a group with what was planned for fewer rows."""
-    attention = emulated.graphs._attention
-    fewest = min(attention._plans)
-    patch.setattr(attention, "_plans", dict.fromkeys(attention._plans, attention._plans[fewest]))
+def group_attends_by_an_old_plan(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """Decode rows attend in a group with what was planned for an earlier step."""
+    graphs_are_not_planned(emulated, patch)
 
 
 def pool_is_said_to_be_read_too_early(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
@@ -165,9 +151,8 @@ GROUP_FAULTS: dict[str, Plant] = {
     for plant in (
         group_rows_move,
         group_positions_are_not_copied_in,
-        another_prompts_rows_stay,
         group_does_not_attend,
-        another_sizes_plan_is_used,
+        group_attends_by_an_old_plan,
     )
 }
 """Of steps whose groups run by graphs, all fused."""

@@ -65,7 +65,7 @@ def test_a_graph_whose_memory_moved_is_found(found: dict[str, Any], name: str) -
         "graphs_are_not_planned",
         "tokens_are_not_copied_in",
         "group_positions_are_not_copied_in",
-        "another_prompts_rows_stay",
+        "group_attends_by_an_old_plan",
         "group_does_not_attend",
     ],
 )
@@ -76,10 +76,6 @@ def test_a_buffer_of_an_earlier_step_is_found(found: dict[str, Any], name: str) 
 
 def test_a_plan_with_a_row_too_few_is_found(found: dict[str, Any]) -> None:
     assert "the plan has" in found["faults"]["plan_has_a_row_too_few"]["error"]
-
-
-def test_a_plan_of_another_size_is_found(found: dict[str, Any]) -> None:
-    assert "the plan has" in found["faults"]["another_sizes_plan_is_used"]["error"]
 
 
 def test_parked_rows_are_freed_when_their_step_has_ended(found: dict[str, Any]) -> None:

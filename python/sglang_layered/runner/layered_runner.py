@@ -128,17 +128,13 @@ class GroupRunner(ABC):
 
     def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
-        calls, start, end, decode = self._calls, step.group.start, step.group.end, None
-        fresh = step.prompt if step.is_new else None
+        calls, end, decode = self._calls, step.group.end, None
+        fresh, graphs = step.prompt if step.is_new else None, self.group_graphs
         if fresh is None and step.prompt is not self._planned:  # another one has overtaken it
             self._prompt_backend.init_forward_metadata(step.prompt)
         self._planned = step.prompt
-        graphs = self.group_graphs
-        if graphs is not None and graphs.loaded is not rows:
-            graphs = None
-        plan_attention(
-            self._model_runner, self._prompt_backend, fresh, step.decode if graphs is None else None
-        )
+        by_graphs = graphs is not None and graphs.loaded is rows
+        plan_attention(self._model_runner, self._prompt_backend, fresh, None if by_graphs else step.decode)
         noting: AbstractContextManager[None] = nullcontext()
         if self._ids is not None and step.expert_ids is not None:
             noting = self._ids.rows(step.expert_ids)
@@ -146,31 +142,39 @@ class GroupRunner(ABC):
             prompt = calls.embed(step.prompt) if step.parked is None else step.parked
             if step.decode is None:
                 with attend(self._prompt_backend), step.loads(), noting:
-                    prompt = calls.layers(step.prompt, start, end, prompt)
-            elif graphs is not None:
-                prompt, decode = self._by_graphs(step, graphs, prompt)
+                    prompt = calls.layers(step.prompt, step.group.start, end, prompt)
+            elif by_graphs:
+                prompt, decode = self._by_graphs(step, prompt)
             else:
-                below, above = self._around(step)
-                backend = self._attention.bind(step.prompt, step.decode)
-                if self._reads_in_plans:
-                    self._read_done = torch.cuda.current_stream().record_event()
-                decode = below(start)
-                attending = attend_together(self._model_runner, backend, rows)
-                watching = nullcontext()
-                if self._watch is not None:
-                    watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
-                with attending, self._split(step.prompt, step.decode), watching, step.loads(), noting:
-                    joined = calls.layers(rows, start, end, join_rows(prompt, decode))
-                prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
-                decode = above(decode, end)
+                prompt, decode = self._together(step, rows, prompt, noting)
             if end == calls.num_layers:
                 return StepOutput(decode, calls.head(step.prompt, prompt, end), None)
             return StepOutput(decode, None, prompt)
 
-    def _by_graphs(
-        self, step: GroupStep, graphs: GroupGraphs, prompt: PPProxyTensors
+    def _together(
+        self,
+        step: GroupStep,
+        rows: ForwardBatch,
+        prompt: PPProxyTensors,
+        noting: AbstractContextManager[None],
     ) -> tuple[PPProxyTensors, Any]:
-        """The prompt's rows after the group, and what comes of the decode rows."""
+        """The prompt's rows after the group, and what comes of the decode rows in all layers."""
+        below, above = self._around(step)
+        backend = self._attention.bind(step.prompt, step.decode)
+        if self._reads_in_plans:
+            self._read_done = torch.cuda.current_stream().record_event()
+        decode = below(step.group.start)
+        attending = attend_together(self._model_runner, backend, rows)
+        watching = nullcontext()
+        if self._watch is not None:
+            watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
+        with attending, self._split(step.prompt, step.decode), watching, step.loads(), noting:
+            joined = self._calls.layers(rows, step.group.start, step.group.end, join_rows(prompt, decode))
+        prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
+        return prompt, above(decode, step.group.end)
+
+    def _by_graphs(self, step: GroupStep, prompt: PPProxyTensors) -> tuple[PPProxyTensors, Any]:
+        """As `_together`, where the group's rows are in the memory of its graphs."""
         raise NotImplementedError
 
     @abstractmethod
@@ -240,14 +244,14 @@ class LayeredRunner(GroupRunner):
         self.group_graphs = None  # its memory is free before new graphs take theirs
         self.group_graphs = make_group_graphs(self._model_runner, self._calls, self._attention)
 
-    def _by_graphs(
-        self, step: GroupStep, graphs: GroupGraphs, prompt: PPProxyTensors
-    ) -> tuple[PPProxyTensors, Any]:
-        """As `run_layers`, without what `group_obstacle` rules out.
+    def _by_graphs(self, step: GroupStep, prompt: PPProxyTensors) -> tuple[PPProxyTensors, Any]:
+        """As `_together`, without what `group_obstacle` rules out.
 
         Attention of decode rows is planned once, for layers in the group and beside it, where that can be.
         """
-        path, end = self.decode_paths.of(step.decode), step.group.end
+        graphs, path, end = self.group_graphs, self.decode_paths.of(step.decode), step.group.end
+        if graphs is None:
+            raise AssertionError("the group has no graphs")
         planned = path.planned(step.group)
         if planned is None or planned.batch.batch_size > graphs.decode_room:
             plan_attention(self._model_runner, self._prompt_backend, None, step.decode)
