@@ -1,12 +1,13 @@
 """What a kind of step calls, by whose code it is: other work on the machine does not change how often.
 
-Times of a profiler are for comparison with each other only: it makes small functions look dear.
+Times of a profiler, of the CPU here, are for comparison with each other: it makes small functions look dear.
 """
 
 from __future__ import annotations
 
 import cProfile
 import pstats
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class StepCalls:
     """A profiler to be switched on around steps of one kind."""
 
     def __init__(self) -> None:
-        self._profiler = cProfile.Profile()
+        self._profiler = cProfile.Profile(time.thread_time)
         self._num_steps = 0
 
     def __enter__(self) -> None:
