@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -205,7 +206,7 @@ def measure(
     bench: Bench, groups: Sequence[int], granularities: Sequence[int], rounds: int
 ) -> list[dict[str, Any]]:
     """A row for each kind of step; mixed chunks know no granularity and are measured at the default's."""
-    rows = []
+    rows, began = [], time.monotonic()
     for granularity in [None, *granularities]:
         for by_graphs, num_groups in itertools.product(bench.ways, groups):
             num_graphs = bench.cut(num_groups, granularity, by_graphs=by_graphs)
@@ -216,6 +217,7 @@ def measure(
             for kind in done[0]:
                 rows.append(about | summary(kind, [step for turn in done for step in turn[kind]]))
             rows[-1] |= compared(done)
+            click.echo(f"{time.monotonic() - began:.0f} s: {about}", err=True)
     return rows
 
 
