@@ -196,9 +196,10 @@ class GraphedDecode:
         return LogitsProcessorOutput(next_token_logits=output.next_token_logits[: self._decode.batch_size])
 
     def planned(self, group: LayerGroup) -> PlannedDecode | None:
-        """What attends for these rows in a group, with their padding; after `below`, part of it is recorded.
+        """What attends for these rows in a group, with their padding.
 
-        None where layers beside the group run eagerly: the real rows have a plan of their own then.
+        It is ready when `below` has run: some backends make a part of their plan in a graph. None where
+        layers beside the group run eagerly: the real rows have a plan of their own then.
         """
         segments = self._graphs.segments
         if segments.cover(0, group.start).tail or segments.cover(group.end, segments.num_layers).head:
