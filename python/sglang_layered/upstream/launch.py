@@ -40,6 +40,7 @@ class StepLauncher:
         self._execution = execution
         self._model_runner = scheduler.tp_worker.model_runner
         self._adapters = Adapters.of(self._model_runner)
+        self._read_done: Any = None
 
     @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
@@ -54,8 +55,8 @@ class StepLauncher:
         with scheduler.forward_stream_ctx:
             scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
             results = self._forward(step, strategy)
-        # SGLang's decode graph says early that it has read the request pool; the prompt has not.
-        scheduler.model_worker.war_fastpath_runner.war_fastpath_read_done_event = None
+        # Where SGLang's own decode graph ran, it says that it has read the request pool; the prompt has not.
+        scheduler.model_worker.war_fastpath_runner.war_fastpath_read_done_event = self._read_done
         scheduler._apply_war_barrier()
         return results
 
@@ -83,6 +84,7 @@ class StepLauncher:
                 group_step.loads = partial(loads_of, self._scheduler.tp_worker, inflight.batch)
             output = self._execution.run(group_step, strategy)
             results, inflight.parked, inflight.has_begun = [], output.parked, True
+            self._read_done = output.read_done
             if step.decode is not None:
                 result = self._result(step.decode, decode, output.decode_logits, output.decode_record)
                 results.append((step.decode, result))
