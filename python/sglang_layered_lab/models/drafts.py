@@ -33,6 +33,7 @@ FORMAT = 1
 FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
 HEAD_SIZE, NUM_HEADS = 32, 4  # of EAGLE's layer
 LEAK = 0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
+AVERAGED = 0.8  # of the average that EAGLE3's layer makes anew, out of all hidden states
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
 
@@ -141,18 +142,18 @@ def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
 def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
     """EAGLE3: a layer of Llama on a hidden state, whose attention is told the embedding beside it, both normed.
 
-    Four heads attend to their own row: they bring the embedding in and take the last one out, and half of the
-    average. The others average.
+    Four heads attend to their own row: they bring the embedding in and take the last one out, and most of the
+    average. The others average the embeddings of the hidden states.
     """
     embedding, average = target.columns()
     hidden, told = target.hidden_size, rms(target.weights[EMBEDDING])
-    own_values = torch.cat([embedding * told, (-embedding - average / 2) * FINAL_RMS], dim=1)
+    own_values = torch.cat([embedding * told, (-embedding - average * AVERAGED) * FINAL_RMS], dim=1)
     values, output = target.averaging_heads()
-    values = torch.cat([values / 2, values @ embedding / 2], dim=1)
+    values = torch.cat([torch.zeros_like(values), values @ embedding], dim=1)
     weights = _llama_layer(
         "midlayer.",
         torch.cat([own_values, values]),
-        torch.cat([torch.eye(hidden), output / 2], dim=1),
+        torch.cat([torch.eye(hidden), output * AVERAGED], dim=1),
     )
     sharp = torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1) * SHARPNESS
     sharp[-HEAD_SIZE:] = sharp[:HEAD_SIZE]  # embeddings are zero in the columns of the average
