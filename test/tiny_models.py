@@ -53,7 +53,7 @@ def drafted_model(arch: str, kind: str | None) -> tuple[Path, Path | None]:
     from sglang_layered_lab.models.catalogue import find_recipe
     from sglang_layered_lab.models.drafts import make_draft
 
-    target = _made(replace(find_recipe(arch, "tiny"), draftable=True), f"{arch}-draftable")
+    target = _made(find_recipe(arch, "tiny", draftable=True), f"{arch}-draftable")
     if kind is None:
         return target, None
     draft = MODELS / f"{arch}-draftable-{kind}"

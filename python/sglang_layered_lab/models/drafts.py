@@ -32,7 +32,9 @@ MADE_BY = "sglang-layered make-draft"
 FORMAT = 1
 FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
 HEAD_SIZE, NUM_HEADS = 32, 4  # of EAGLE's layer
-LEAK = 0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
+LEAK = (
+    0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
+)
 AVERAGED = 0.8  # of the average that EAGLE3's layer makes anew, out of all hidden states
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
