@@ -1,4 +1,4 @@
-"""`make-draft`: drafts fit their targets, which stay models that transformers loads and whose layers all matter."""
+"""`make-draft`: drafts fit their targets, models that transformers loads and whose layers all matter."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def test_a_draft_is_made_once_and_of_a_draftable_model(target: Path, tmp_path: P
     assert "made" in first.output and "already there" in second.output
     assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForCausalLMEagle"]
     assert load_file(out / "model.safetensors")["fc.weight"].shape == (128, 256)
-    with pytest.raises(ModelRecipeError, match="--out .* holds another draft"):
+    with pytest.raises(ModelRecipeError, match=r"--out .* holds another draft"):
         make_draft("eagle3", target, out)
     plain = tmp_path / "plain"
     make_from_recipe(find_recipe("llama", "tiny", num_layers=1), plain)
-    with pytest.raises(ModelRecipeError, match="--target .* make-model --draftable"):
+    with pytest.raises(ModelRecipeError, match=r"--target .* make-model --draftable"):
         make_draft("eagle", plain, tmp_path / "other")
 
 
@@ -90,5 +90,5 @@ def test_an_mtp_layer_is_of_deepseeks_family(target: Path, tmp_path: Path) -> No
 
 
 def test_only_some_models_are_draftable() -> None:
-    with pytest.raises(ModelRecipeError, match="--draftable is for .*qwen3_moe"):
+    with pytest.raises(ModelRecipeError, match=r"--draftable is for .*qwen3_moe"):
         find_recipe("llama", "tiny", draftable=True)

@@ -1,8 +1,8 @@
 """Drafts of speculative decoding for models that `draftable` made: built of the target's own weights.
 
-Each guesses the next row: the embedding of the token that it is told, and the average over the context, half
-from the hidden state that it is handed and half by its own attention, over what hidden states gave to all rows
-before. So its guesses change where any of them is wrong: a hidden state of another row, a slot not filled.
+Each guesses the next row: the embedding of the token that it is told, and the average over the context, partly
+from the hidden state that it is handed and partly by its own attention, which reads hidden states of all rows
+before. So its guesses change where one of them is wrong: a hidden state of another row, a slot not filled.
 """
 
 import json
@@ -67,7 +67,7 @@ class Target:
         return torch.diag(1 - keeps_average), torch.diag(keeps_average)
 
     def averaging_heads(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values [heads * size, hidden] and output [hidden, heads * size], a head of values for each of queries."""
+        """Values [heads * size, hidden] and output [hidden, heads * size], one of values for each of queries."""
         if "kv_lora_rank" in self.config:
             values = self._latent_values()
         else:
@@ -89,7 +89,7 @@ def make_draft(kind: str, target: Path, out: Path, *, force: bool = False) -> bo
     `kind` is one of DRAFTS. That of `mtp` is the target with one layer more, and serves as both.
 
     Raises:
-        ModelRecipeError: the target is not draftable, or has not what this draft is made of, or `out` is taken.
+        ModelRecipeError: the target is not draftable or lacks what this draft is made of, or `out` is taken.
     """
     recipe = json.loads((target / MARKER).read_text(encoding="utf-8"))["recipe"]
     if not recipe.get("draftable"):
@@ -115,7 +115,7 @@ def make_draft(kind: str, target: Path, out: Path, *, force: bool = False) -> bo
 
 
 def _standalone(target: Target) -> tuple[dict[str, Any], Weights]:
-    """A Llama of one layer. SGLang takes one of the target's own family for its MTP layer in some families."""
+    """A Llama of one layer. SGLang takes a draft of the target's own family for an MTP layer in some."""
     values, output = target.averaging_heads()
     weights = _llama_layer("model.layers.0.", values, output)
     weights["model.layers.0.self_attn.q_proj.weight"].zero_()
@@ -142,7 +142,7 @@ def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
 
 
 def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
-    """EAGLE3: a layer of Llama on a hidden state, whose attention is told the embedding beside it, both normed.
+    """EAGLE3: a layer of Llama on a hidden state, whose attention has the embedding beside it, both normed.
 
     Four heads attend to their own row: they bring the embedding in and take the last one out, and most of the
     average. The others average the embeddings of the hidden states.
@@ -197,7 +197,7 @@ def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
 
 
 def _llama_layer(layer: str, values: torch.Tensor, output: torch.Tensor) -> Weights:
-    """A layer whose MLP adds as little as the target's layers do; queries and keys are those of the values."""
+    """A layer whose MLP adds as little as the target's layers do; queries and keys are as the values."""
     hidden, inner = len(output), 2 * len(output)
     shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     weights: Weights = {
