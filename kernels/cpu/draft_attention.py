@@ -77,7 +77,7 @@ def _extends(factory: DraftBackendFactory) -> ReferenceAttention:
 def use_drafts() -> None:
     """Put the references in place of `--attention-backend triton`, of targets and of drafts.
 
-    SGLang itself falls back to `torch_native` on a CPU without AMX, which drafts nothing and verifies nothing.
+    SGLang itself falls back to `torch_native` on a CPU without AMX, which can neither draft nor verify.
     """
     ATTENTION_BACKENDS["triton"] = ATTENTION_BACKENDS["torch_native"] = ReferenceAttention
     DraftBackendFactory._create_triton_decode_backend = _steps

@@ -1,4 +1,4 @@
-"""Starts SGLang's HTTP server with what a CPU lacks for quantized weights, LoRA, hierarchical cache or drafts.
+"""Starts SGLang's HTTP server with what a CPU lacks for quantized weights, LoRA, HiCache or drafts.
 
 STAND_IN names it. Its processes are forked, so they have what is put in place here (`servers.forked`).
 """

@@ -1,4 +1,4 @@
-"""Stock scheduling with speculative decoding on a CPU, in this process: tokens, and how often drafts are right.
+"""Stock scheduling with speculative decoding on a CPU, tokens, and how many drafts are right.
 
 Schedulers may follow each other in a process (`close`); the prompts are the same for all.
 """

@@ -1,6 +1,6 @@
 """Drafts of speculative decoding for models that `draftable` made: built of the target's own weights.
 
-Each guesses the next row: the embedding of the token that it is told, and the average over the context, partly
+Each guesses the next row: the embedding of the token that it is told, and the average of the context, partly
 from the hidden state that it is handed and partly by its own attention, which reads hidden states of all rows
 before. So its guesses change where one of them is wrong: a hidden state of another row, a slot not filled.
 """
@@ -67,7 +67,7 @@ class Target:
         return torch.diag(1 - keeps_average), torch.diag(keeps_average)
 
     def averaging_heads(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values [heads * size, hidden] and output [hidden, heads * size], one of values for each of queries."""
+        """Values [heads * size, hidden] and output [hidden, heads * size]."""
         if "kv_lora_rank" in self.config:
             values = self._latent_values()
         else:
