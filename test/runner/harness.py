@@ -78,12 +78,11 @@ class SteppedScheduler:
     """A layered scheduler whose steps a test makes one by one."""
 
     def __init__(self, model_path: Path, rank: Rank = Rank(), **flags: Any) -> None:
-        defaults = {"dtype": "float32", "layered_check_invariants": "strict"}
+        defaults = {"dtype": "float32", "layered_check_invariants": "strict", "prefill_mode": "layered"}
         defaults |= ON_CUDA if is_cuda() else {"device": "cpu"}
         args = ServerArgs(
             model_path=str(model_path),
             skip_tokenizer_init=True,
-            prefill_mode="layered",
             random_seed=1,
             **defaults | flags,
         )
@@ -97,14 +96,18 @@ class SteppedScheduler:
         channels = self.scheduler.ipc_channels
         object.__setattr__(channels, "send_to_tokenizer", self.tokenizer)
         object.__setattr__(self.scheduler.output_streamer, "send_to_detokenizer", self.detokenizer)
+        self.events: list[Event] = []
+        self.reqs: dict[str, Any] = {}
+        self._names = itertools.count()
+        if args.prefill_mode == "layered":
+            self._make_loop(args)
+
+    def _make_loop(self, args: ServerArgs) -> None:
         observe(self.scheduler)
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
-        self.events: list[Event] = []
         listen(self.loop, self)
         self.num_layers = self.loop.stages.num_layers
-        self.reqs: dict[str, Any] = {}
-        self._names = itertools.count()
 
     def _enter_streams(self) -> None:
         """Streams and barrier as SGLang's own door makes them, kept: it runs its loop inside."""
