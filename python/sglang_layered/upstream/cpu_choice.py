@@ -1,10 +1,11 @@
 """Makes our attention for CPUs one of SGLang's attention backends, and layered mode's default there.
 
-Upstream: srt/layers/attention/attention_registry.py; srt/server_args.py `ATTENTION_BACKEND_CHOICES`,
-`ServerArgs._handle_cpu_backends`. Read in every process that imports SGLang's flags, so the backend itself is
+Upstream: srt/layers/attention/attention_registry.py; srt/server_args.py `ServerArgs._handle_cpu_backends`;
+srt/arg_groups/overrides.py `_attention_backend_platform_fallbacks`. Read in every process that imports SGLang's flags, so the backend itself is
 imported only when a server is made with it.
 """
 
+from functools import wraps
 from typing import Any
 
 from sglang_layered.errors import UnsupportedError
@@ -13,22 +14,42 @@ CPU_ATTENTION = "cpu_paged"
 
 
 def offer_cpu_attention(server_args_class: Any) -> None:
-    """Let `--attention-backend` name it, and layered mode take it where SGLang would take `torch_native`."""
+    """Let `--attention-backend` name it, and layered mode take it where SGLang would take `torch_native`.
+
+    SGLang resolves the flags of such a server as those of `intel_amx`, its own default on a CPU, up to where
+    it would fall back to `torch_native`: models with sinks accept a few names only, and this is one of them.
+    """
     from sglang.srt import server_args
+    from sglang.srt.arg_groups import overrides
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     if CPU_ATTENTION not in server_args.ATTENTION_BACKEND_CHOICES:
         server_args.add_attention_backend_choices([CPU_ATTENTION])
     ATTENTION_BACKENDS[CPU_ATTENTION] = _make
-    stock = server_args_class._handle_cpu_backends
+    choose, fall_back = server_args_class._handle_cpu_backends, overrides._attention_backend_platform_fallbacks
 
-    def choose(self: Any) -> None:
-        if self.prefill_mode == "layered" and self.device == "cpu" and self.is_attention_backend_not_set():
-            if not _has_native_kernels():
-                self.attention_backend = CPU_ATTENTION
-        stock(self)
+    @wraps(choose)
+    def choose_ours(self: Any) -> None:
+        self._takes_cpu_attention = self.device == "cpu" and _is_wanted(self)
+        if self._takes_cpu_attention:
+            self.attention_backend = None
+        choose(self)
 
-    server_args_class._handle_cpu_backends = choose
+    @wraps(fall_back)
+    def fall_back_to_ours(view: Any) -> dict[str, Any]:
+        return {"attention_backend": CPU_ATTENTION} if view._takes_cpu_attention else fall_back(view)
+
+    server_args_class._handle_cpu_backends = choose_ours
+    overrides._attention_backend_platform_fallbacks = fall_back_to_ours
+
+
+def _is_wanted(server_args: Any) -> bool:
+    from sglang.srt.utils import cpu_has_amx_support
+
+    if server_args.attention_backend == CPU_ATTENTION:
+        return True
+    is_free = server_args.prefill_mode == "layered" and server_args.is_attention_backend_not_set()
+    return is_free and not cpu_has_amx_support()
 
 
 def check_cpu_attention(server_args: Any) -> None:
@@ -49,12 +70,6 @@ def check_cpu_attention(server_args: Any) -> None:
             f"{asked}: it attends for prompts and for single tokens, and --speculative-algorithm has several"
             " tokens of a draft verified at once; leave one of the two out"
         )
-
-
-def _has_native_kernels() -> bool:
-    from sglang.srt.utils import cpu_has_amx_support
-
-    return bool(cpu_has_amx_support())
 
 
 def _make(model_runner: Any) -> Any:
