@@ -16,6 +16,7 @@ from sglang.srt.layers.rotary_embedding import mrope
 from sglang.srt.mem_cache import allocation
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor import forward_batch_info
+from sglang.srt.utils import support_triton
 from sglang_layered_kernels.cpu.paged_attention import Weighing, attend, attend_in_order
 from sglang_layered_kernels.cpu.slots import Reader, Slots, as_run, in_runs
 
@@ -191,6 +192,9 @@ def _computes_in(dtype: torch.dtype) -> torch.dtype:
 def _keep_triton_out() -> None:
     """SGLang takes Triton for every backend whose name it does not know; on a CPU there is none."""
     for module in (forward_batch_info, mrope, allocation):
-        stock = module.support_triton
-        module.support_triton = lambda name, stock=stock: name != CPU_ATTENTION and stock(name)
+        module.support_triton = _support_triton
     allocation.get_last_loc = allocation.get_last_loc_torch
+
+
+def _support_triton(backend: str) -> bool:
+    return backend != CPU_ATTENTION and support_triton(backend)
