@@ -39,7 +39,7 @@ def test_native_kernels_stay_the_default_where_they_are(
     assert check(tiny_qwen3_moe, *LAYERED, *OURS).attention_backend == CPU_ATTENTION
 
 
-@pytest.mark.parametrize("arch", ["gpt_oss", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("arch", ["gpt_oss", "gemma2", "gemma4", "deepseek_v3", "exaone_moe"])
 def test_what_torch_native_leaves_out_is_served_by_ours(arch: str) -> None:
     model = tiny_model(arch)
     assert check(model, *LAYERED).attention_backend == CPU_ATTENTION

@@ -11,13 +11,14 @@ from typing import Any
 from sglang_layered.errors import UnsupportedError
 
 CPU_ATTENTION = "cpu_paged"
+ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM")  # one of three that SGLang lists, even as default
 
 
 def offer_cpu_attention(server_args_class: Any) -> None:
     """Let `--attention-backend` name it, and layered mode take it where SGLang would take `torch_native`.
 
-    SGLang resolves the flags of such a server as those of `intel_amx`, its own default on a CPU, up to where
-    it would fall back to `torch_native`: models with sinks accept a few names only, and this is one of them.
+    Up to where SGLang would fall back to `torch_native` it resolves the flags of such a server as if none was
+    given: many families accept a few of its names only, and none is accepted by all of them.
     """
     from sglang.srt import server_args
     from sglang.srt.arg_groups import overrides
@@ -31,16 +32,24 @@ def offer_cpu_attention(server_args_class: Any) -> None:
     @wraps(choose)
     def choose_ours(self: Any) -> None:
         self._takes_cpu_attention = self.device == "cpu" and _is_wanted(self)
+        choose(self)
         if self._takes_cpu_attention:
             self.attention_backend = None
-        choose(self)
 
     @wraps(fall_back)
     def fall_back_to_ours(view: Any) -> dict[str, Any]:
-        return {"attention_backend": CPU_ATTENTION} if view._takes_cpu_attention else fall_back(view)
+        return {"attention_backend": CPU_ATTENTION} if _takes_ours(view) else fall_back(view)
 
     server_args_class._handle_cpu_backends = choose_ours
     overrides._attention_backend_platform_fallbacks = fall_back_to_ours
+    for architecture in ASK_FOR_A_NAME:
+        overrides.register_model_override(architecture)(
+            lambda args, config: {"attention_backend": "triton"} if _takes_ours(args) else {}
+        )
+
+
+def _takes_ours(server_args: Any) -> bool:
+    return getattr(server_args, "_takes_cpu_attention", False)
 
 
 def _is_wanted(server_args: Any) -> bool:
