@@ -19,7 +19,7 @@ Slots = slice | torch.Tensor
 
 
 def in_runs(slots: torch.Tensor) -> list[Slots]:
-    """Slots [tokens] as ranges, where at least MIN_RUN lie one behind the other, and all others in a tensor."""
+    """Slots [tokens] as ranges, where MIN_RUN or more lie one behind the other; all others in one tensor."""
     if not len(slots):
         return []
     starts = torch.cat([slots.new_zeros(1), (slots.diff() != 1).nonzero().flatten() + 1])

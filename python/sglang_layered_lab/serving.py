@@ -60,7 +60,7 @@ def measured_attention() -> str | None:
 
 
 def measured_flags(args: Sequence[str]) -> list[str]:
-    """Flags of a server that is measured: every mode attends with the same backend, unless `args` name one."""
+    """Flags of a server that is measured: every mode attends alike, unless `args` name a backend."""
     backend = measured_attention()
     named = any("attention-backend" in arg for arg in args)
     return [*args] if named or backend is None else [*args, "--attention-backend", backend]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,7 +50,10 @@ def test_rows_see_all_before_them(
     num_rows: int, num_tokens: int, slots: str, heads: str, sinks: torch.Tensor | None
 ) -> None:
     (keys, values), query = pool(heads), rows_of(heads, num_rows)
-    at, how = lying(slots, num_tokens), Weighing(SCALE, sinks=None if sinks is None else sinks[: HEADS[heads][0]])
+    at, how = (
+        lying(slots, num_tokens),
+        Weighing(SCALE, sinks=None if sinks is None else sinks[: HEADS[heads][0]]),
+    )
     reader, past = Reader(torch.float64), num_tokens - num_rows
     if num_rows == 1:
         got = attend(query, None, reader.pieces(keys, values, in_runs(at), 1), how)
@@ -68,7 +73,9 @@ def test_windows_and_soft_caps(
     monkeypatch.setattr(paged_attention, "MAX_SCORES", 10_000)  # several blocks of rows
     (keys, values), query = pool(heads), rows_of(heads, num_rows)
     sinks = torch.linspace(-1, 2, HEADS[heads][0])
-    got = attend_in_order(query, (keys[:num_tokens], values[:num_tokens]), Weighing(SCALE, window, cap, sinks))
+    got = attend_in_order(
+        query, (keys[:num_tokens], values[:num_tokens]), Weighing(SCALE, window, cap, sinks)
+    )
     known = {"scale": SCALE, "window_left": window, "soft_cap": cap, "sinks": sinks}
     expected = attention(query, keys[:num_tokens], values[:num_tokens], **known)
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
@@ -88,8 +95,10 @@ def test_runs_are_all_slots_and_long_ones_are_not_copied(parts: list[tuple[int, 
     slots = torch.cat([torch.arange(0), *(torch.arange(start, start + length) for start, length in parts)])
     found = in_runs(slots)
     spelled = [list(range(run.start, run.stop)) if isinstance(run, slice) else run.tolist() for run in found]
-    assert sorted(sum(spelled, [])) == sorted(slots.tolist())
-    assert all(len(run) >= MIN_RUN for run, slots in zip(spelled, found, strict=True) if isinstance(slots, slice))
+    assert sorted(chain.from_iterable(spelled)) == sorted(slots.tolist())
+    assert all(
+        len(run) >= MIN_RUN for run, slots in zip(spelled, found, strict=True) if isinstance(slots, slice)
+    )
     assert sum(isinstance(run, torch.Tensor) for run in found) <= 1
 
 

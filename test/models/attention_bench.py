@@ -6,19 +6,19 @@ import os
 
 os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 
-import json  # noqa: E402
-import statistics  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from types import SimpleNamespace  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
+import json
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-import click  # noqa: E402
-import torch  # noqa: E402
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend  # noqa: E402
-from sglang.srt.layers.radix_attention import AttentionType  # noqa: E402
+import click
+import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.radix_attention import AttentionType
 
-from sglang_layered.upstream.cpu_attention import CpuAttention  # noqa: E402
+from sglang_layered.upstream.cpu_attention import CpuAttention
 
 
 class Shape(NamedTuple):
@@ -106,7 +106,9 @@ def compare(shape: Shape, load: Load, dtype: torch.dtype, turns: int) -> dict[st
 
     def forward(backend: Any) -> torch.Tensor:
         backend.init_forward_metadata(batch)
-        run: Callable[..., torch.Tensor] = backend.forward_decode if load.is_decode else backend.forward_extend
+        run: Callable[..., torch.Tensor] = (
+            backend.forward_decode if load.is_decode else backend.forward_extend
+        )
         return run(query, None, None, layer, batch)
 
     backends = [TorchNativeAttnBackend(runner), CpuAttention(runner)]

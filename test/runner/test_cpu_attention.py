@@ -24,7 +24,10 @@ def test_it_is_the_default_of_layered_mode_and_stock_stays_stock(tiny_qwen3_moe:
 def test_it_can_be_had_in_chunked_mode_and_another_in_layered_mode(tiny_qwen3_moe: Path) -> None:
     assert check(tiny_qwen3_moe, *OURS).attention_backend == CPU_ATTENTION
     assert check(tiny_qwen3_moe, *LAYERED, *STOCK).attention_backend == "torch_native"
-    assert check(tiny_qwen3_moe, *LAYERED, "--decode-attention-backend", "torch_native").attention_backend in STOCK
+    assert (
+        check(tiny_qwen3_moe, *LAYERED, "--decode-attention-backend", "torch_native").attention_backend
+        in STOCK
+    )
 
 
 def test_native_kernels_stay_the_default_where_they_are(
@@ -48,13 +51,18 @@ def test_what_torch_native_leaves_out_is_served_by_ours(arch: str) -> None:
 
 @pytest.mark.parametrize(("arch", "has"), [("gemma2", "soft caps"), ("deepseek_v3", "latent attention")])
 def test_with_torch_native_it_is_refused(arch: str, has: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"{has}.* torch_native .*; use --attention-backend cpu_paged"):
+    with pytest.raises(
+        UnsupportedError, match=rf"{has}.* torch_native .*; use --attention-backend cpu_paged"
+    ):
         check(tiny_model(arch), *LAYERED, *STOCK)
 
 
 @pytest.mark.parametrize(
     ("device", "algorithm", "says"),
-    [("cuda", None, "the device is cuda; leave the flag out"), ("cpu", "EAGLE", "--speculative-algorithm has .*; ")],
+    [
+        ("cuda", None, "the device is cuda; leave the flag out"),
+        ("cpu", "EAGLE", "--speculative-algorithm has .*; "),
+    ],
 )
 def test_where_it_cannot_serve_the_flag_is_refused(device: str, algorithm: str | None, says: str) -> None:
     args = SimpleNamespace(

@@ -156,7 +156,9 @@ class CpuAttention(TorchNativeAttnBackend):
 
     def _requests(self, layer: Any, how: Weighing) -> list[_Request]:
         """Where this layer's keys of each request lie; worked out once a forward for layers of a kind."""
-        has_own_pool = self.use_sliding_window_kv_pool and self.token_to_kv_pool.layers_mapping[layer.layer_id][1]
+        has_own_pool = (
+            self.use_sliding_window_kv_pool and self.token_to_kv_pool.layers_mapping[layer.layer_id][1]
+        )
         kind = (how.window_left, bool(how.soft_cap), has_own_pool)
         if kind not in self._kinds:
             self._kinds[kind] = [

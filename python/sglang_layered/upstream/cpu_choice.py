@@ -1,8 +1,8 @@
 """Makes our attention for CPUs one of SGLang's attention backends, and layered mode's default there.
 
 Upstream: srt/layers/attention/attention_registry.py; srt/server_args.py `ServerArgs._handle_cpu_backends`;
-srt/arg_groups/overrides.py `_attention_backend_platform_fallbacks`. Read in every process that imports SGLang's flags, so the backend itself is
-imported only when a server is made with it.
+srt/arg_groups/overrides.py `_attention_backend_platform_fallbacks`, `register_model_override`. Runs in every
+process that imports SGLang's flags, so the backend itself is imported only when a server is made with it.
 """
 
 from functools import wraps
@@ -11,7 +11,10 @@ from typing import Any
 from sglang_layered.errors import UnsupportedError
 
 CPU_ATTENTION = "cpu_paged"
-ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM")  # one of three that SGLang lists, even as default
+ASK_FOR_A_NAME = (
+    "Exaone4ForCausalLM",
+    "ExaoneMoEForCausalLM",
+)  # one of three that SGLang lists, even as default
 
 
 def offer_cpu_attention(server_args_class: Any) -> None:
@@ -27,7 +30,10 @@ def offer_cpu_attention(server_args_class: Any) -> None:
     if CPU_ATTENTION not in server_args.ATTENTION_BACKEND_CHOICES:
         server_args.add_attention_backend_choices([CPU_ATTENTION])
     ATTENTION_BACKENDS[CPU_ATTENTION] = _make
-    choose, fall_back = server_args_class._handle_cpu_backends, overrides._attention_backend_platform_fallbacks
+    choose, fall_back = (
+        server_args_class._handle_cpu_backends,
+        overrides._attention_backend_platform_fallbacks,
+    )
 
     @wraps(choose)
     def choose_ours(self: Any) -> None:
