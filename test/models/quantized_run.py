@@ -20,9 +20,7 @@ use_the_cpu()
 
 import click  # noqa: E402
 from quantized_on_cpu import run_without_amx, use_ops  # noqa: E402
-from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang_layered_kernels.cpu.quantized import Activations  # noqa: E402
-from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 
 from family_checks import NUM_OUTPUTS, chunks_of, hugging_face, run, sequential  # noqa: E402
 from family_run import close  # noqa: E402
@@ -43,7 +41,8 @@ class Case:
     flags: dict[str, Any] = field(default_factory=dict)
 
 
-GPT_OSS = {"attention_backend": "triton", "moe_runner_backend": "triton"}
+GPT_OSS = {"moe_runner_backend": "triton"}
+FLOAT64_ATTENTION = {"attention_backend": "torch_native"}  # in which `use_ops` puts it
 CASES = {
     "fp8-block": Case("fp8-block"),
     "gptq": Case("gptq"),
@@ -87,6 +86,7 @@ def check(case: Case) -> Seen:
         layered_group_tokens=GROUP_TOKENS,
         chunked_prefill_size=CHUNK_TOKENS,
         **case.flags,
+        **(FLOAT64_ATTENTION if case.in_float64 else {}),
     )
     asked = asked_for()
     stock = run(stepped, asked, layered_prefill=0)
@@ -161,7 +161,6 @@ def one_by_one(stepped: SteppedScheduler, asked: list[list[int]]) -> list[list[i
 @click.argument("names", nargs=-1)
 def main(out: Path, names: tuple[str, ...]) -> None:
     """Check the cases NAMES (all without any) and write what was seen to OUT."""
-    ATTENTION_BACKENDS["triton"] = ReferenceAttention
     run_without_amx()
     results: dict[str, Any] = {}
     for name in names or CASES:
