@@ -11,10 +11,8 @@ from typing import Any
 from sglang_layered.errors import UnsupportedError
 
 CPU_ATTENTION = "cpu_paged"
-ASK_FOR_A_NAME = (
-    "Exaone4ForCausalLM",
-    "ExaoneMoEForCausalLM",
-)  # one of three that SGLang lists, even as default
+# SGLang asks these for one of three names; they have no default.
+ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM")
 
 
 def offer_cpu_attention(server_args_class: Any) -> None:
@@ -23,12 +21,12 @@ def offer_cpu_attention(server_args_class: Any) -> None:
     Up to where SGLang would fall back to `torch_native` it resolves the flags of such a server as if none was
     given: many families accept a few of its names only, and none is accepted by all of them.
     """
-    from sglang.srt import server_args
     from sglang.srt.arg_groups import overrides
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+    from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
 
-    if CPU_ATTENTION not in server_args.ATTENTION_BACKEND_CHOICES:
-        server_args.add_attention_backend_choices([CPU_ATTENTION])
+    if CPU_ATTENTION not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([CPU_ATTENTION])
     ATTENTION_BACKENDS[CPU_ATTENTION] = _make
     choose, fall_back = (
         server_args_class._handle_cpu_backends,
@@ -63,8 +61,8 @@ def _is_wanted(server_args: Any) -> bool:
 
     if server_args.attention_backend == CPU_ATTENTION:
         return True
-    is_free = server_args.prefill_mode == "layered" and server_args.is_attention_backend_not_set()
-    return is_free and not cpu_has_amx_support()
+    is_free = server_args.is_attention_backend_not_set() and server_args.speculative_algorithm is None
+    return server_args.prefill_mode == "layered" and is_free and not cpu_has_amx_support()
 
 
 def check_cpu_attention(server_args: Any) -> None:
