@@ -117,6 +117,7 @@ class CpuAttention(TorchNativeAttnBackend):
             where = KVWriteLoc(batch.out_cache_loc, self.swa_out_cache_loc)
             self.token_to_kv_pool.set_kv_buffer(layer, where, k, v)
 
+    @torch.no_grad()  # OLMoE leaves that to the event loop, and a scheduler can be stepped without one
     def _attend(self, q: torch.Tensor, layer: Any, sinks: torch.Tensor | None) -> torch.Tensor:
         how, outputs = _weighing(layer, sinks), []
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
@@ -132,6 +133,7 @@ class CpuAttention(TorchNativeAttnBackend):
             outputs.append(attend(query, own, others, how))
         return _shaped(outputs, q, layer)
 
+    @torch.no_grad()
     def _attend_given(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: Any, sinks: torch.Tensor | None
     ) -> torch.Tensor:
