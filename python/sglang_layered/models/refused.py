@@ -118,9 +118,24 @@ def model_refusal(model_config: Any, backends: Iterable[str] = ()) -> str | None
     for applies, says in MODELS.values():
         if applies(model_config):
             return f"{', '.join(model_config.hf_config.architectures or ['?'])} {says}"
-    if model_config.has_attention_sinks and "torch_native" in backends:
-        return "it has attention sinks, which SGLang's torch_native attention leaves out; use a GPU"
+    left_out = _left_out_by_torch(model_config) if "torch_native" in backends else None
+    if left_out is not None:
+        return (
+            f"it has {left_out}, which SGLang's torch_native attention leaves out; use --attention-backend"
+            " cpu_paged on a CPU, another backend on a GPU"
+        )
     return None
+
+
+def _left_out_by_torch(model_config: Any) -> str | None:
+    """What SGLang's attention in torch computes wrong, silently or by an error at the first prompt."""
+    from sglang.srt.configs.model_config import AttentionArch
+
+    if model_config.has_attention_sinks:
+        return "attention sinks"
+    if getattr(model_config.hf_text_config, "attn_logit_softcapping", None):
+        return "soft caps of its scores"
+    return "latent attention" if model_config.attention_arch == AttentionArch.MLA else None
 
 
 def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
