@@ -28,6 +28,7 @@ from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
 from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
 from sglang_layered.upstream.room import filter_finished, somebody_decodes
+from sglang_layered.upstream.speculation import SpeculativeLauncher, must_settle, speculates
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,10 @@ class LayeredLoop(BaseLoop):
         runner = take_runner(scheduler.tp_worker.model_runner, LayeredRunner)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self.process)
-        self._execution = Execution.from_config(runner, config, scheduler.device)
-        self._launcher = StepLauncher(scheduler, self._execution)
+        self._speculates = speculates(scheduler)
+        self._execution = Execution.from_config(runner, config, scheduler.device, is_apart=self._speculates)
+        launcher = SpeculativeLauncher if self._speculates else StepLauncher
+        self._launcher = launcher(scheduler, self._execution)
         self._single_rank = scheduler.ps.tp_size == 1
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
         self._num_layers = runner.num_layers
@@ -130,6 +133,8 @@ class LayeredLoop(BaseLoop):
         batch = self._resume() if self.cohorts.inflight else self._schedule()
         if self._ranks.is_on:
             self._ranks.compare(batch)
+        if self._speculates and must_settle(self.scheduler, batch):
+            self.settle()
         if isinstance(batch, LayerGroupBatch):
             self._run_layered(batch)
         else:
