@@ -1,6 +1,6 @@
 """CPU reference of what SGLang's torch attention leaves out.
 
-Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention.
+Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention, drafts that are verified.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class ReferenceAttention(TorchNativeAttnBackend):
         sinks: torch.Tensor | None = None,
     ) -> Any:
         """As upstream; `sinks` [heads]."""
+        if forward_batch.forward_mode.is_target_verify():
+            self._save(k, v, layer, forward_batch, save_kv_cache)
+            return self._verify(q, layer, forward_batch, sinks)
         if k is not None and v is not None and not save_kv_cache:
             return _attend_expanded(q, k, v, layer, forward_batch)
         if sinks is None and not layer.logit_cap and not self.use_sliding_window_kv_pool:
@@ -64,6 +67,17 @@ class ReferenceAttention(TorchNativeAttnBackend):
             where = KVWriteLoc(batch.out_cache_loc, self.swa_out_cache_loc)
             self.token_to_kv_pool.set_kv_buffer(layer, where, k, v)
 
+    def _verify(
+        self, q: torch.Tensor, layer: Any, batch: ForwardBatch, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Drafts, as many of each request, behind its `seq_lens` tokens: a batch without lengths of extends."""
+        drafts, num_drafts = batch.spec_info, batch.spec_info.draft_token_num
+        trees = None
+        if drafts.tree_topk != 1:  # a chain of drafts has no need of its mask
+            trees = drafts.custom_mask.view(-1, num_drafts, num_drafts)
+        ends = (batch.seq_lens + num_drafts).tolist()
+        return self._attend(q, layer, batch, [num_drafts] * batch.batch_size, sinks, ends, trees)
+
     def _attend(
         self,
         q: torch.Tensor,
@@ -71,6 +85,8 @@ class ReferenceAttention(TorchNativeAttnBackend):
         batch: ForwardBatch,
         query_lens: list[int],
         sinks: torch.Tensor | None,
+        ends: list[int] | None = None,
+        trees: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
@@ -78,7 +94,7 @@ class ReferenceAttention(TorchNativeAttnBackend):
         tables = self.req_to_token_pool.req_to_token[batch.req_pool_indices]
         slots = [
             self._slots(table[:num_keys], layer.layer_id)
-            for table, num_keys in zip(tables, batch.seq_lens.tolist(), strict=True)
+            for table, num_keys in zip(tables, ends or batch.seq_lens.tolist(), strict=True)
         ]
         outputs = [
             attention(
@@ -89,8 +105,9 @@ class ReferenceAttention(TorchNativeAttnBackend):
                 window_left=layer.sliding_window_size,
                 soft_cap=layer.logit_cap,
                 sinks=sinks,
+                tree=None if trees is None else trees[request],
             )
-            for query, own in zip(queries, slots, strict=True)
+            for request, (query, own) in enumerate(zip(queries, slots, strict=True))
         ]
         return torch.cat(outputs).view(q.shape[0], -1)
 
@@ -124,6 +141,7 @@ def attention(
     window_left: int = -1,
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    tree: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of one request's last rows.
 
@@ -138,6 +156,7 @@ def attention(
         window_left: keys before its own that a row sees; -1: all.
         soft_cap: 0: none.
         sinks: [heads].
+        tree: [rows, rows] bool: which rows a row sees, itself and those above it in a tree; None: all before.
 
     Returns:
         [rows, heads, head_dim].
@@ -148,9 +167,13 @@ def attention(
     scores = torch.einsum("qhd,khd->hqk", query, keys) * scale
     if soft_cap:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    position = torch.arange(len(keys))
-    own = position[len(keys) - num_rows :, None]
+    position, num_before = torch.arange(len(keys)), len(keys) - num_rows
+    if tree is not None:
+        position[num_before:] = num_before + tree.sum(-1) - 1
+    own = position[num_before:, None]
     seen = position <= own
+    if tree is not None:
+        seen[:, num_before:] = tree
     if window_left >= 0:
         seen &= position >= own - window_left
     scores = scores.masked_fill(~seen, float("-inf"))

@@ -78,12 +78,11 @@ class SteppedScheduler:
     """A layered scheduler whose steps a test makes one by one."""
 
     def __init__(self, model_path: Path, rank: Rank = Rank(), **flags: Any) -> None:
-        defaults = {"dtype": "float32", "layered_check_invariants": "strict"}
+        defaults = {"dtype": "float32", "layered_check_invariants": "strict", "prefill_mode": "layered"}
         defaults |= ON_CUDA if is_cuda() else {"device": "cpu"}
         args = ServerArgs(
             model_path=str(model_path),
             skip_tokenizer_init=True,
-            prefill_mode="layered",
             random_seed=1,
             **defaults | flags,
         )
