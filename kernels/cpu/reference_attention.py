@@ -42,7 +42,8 @@ class ReferenceAttention(TorchNativeAttnBackend):
         if sinks is None and not layer.logit_cap and not self.use_sliding_window_kv_pool:
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         self._save(k, v, layer, forward_batch, save_kv_cache)
-        return self._attend(q, layer, forward_batch, forward_batch.extend_seq_lens.tolist(), sinks)
+        slots = self._contexts(layer, forward_batch, forward_batch.seq_lens)
+        return self._attend(q, layer, slots, forward_batch.extend_seq_lens.tolist(), sinks)
 
     def forward_decode(
         self,
@@ -58,7 +59,8 @@ class ReferenceAttention(TorchNativeAttnBackend):
         if sinks is None and not layer.logit_cap and not self.use_sliding_window_kv_pool:
             return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         self._save(k, v, layer, forward_batch, save_kv_cache)
-        return self._attend(q, layer, forward_batch, [1] * forward_batch.batch_size, sinks)
+        slots = self._contexts(layer, forward_batch, forward_batch.seq_lens)
+        return self._attend(q, layer, slots, [1] * forward_batch.batch_size, sinks)
 
     def _save(
         self, k: torch.Tensor | None, v: torch.Tensor | None, layer: Any, batch: ForwardBatch, wanted: bool
@@ -75,27 +77,28 @@ class ReferenceAttention(TorchNativeAttnBackend):
         trees = None
         if drafts.tree_topk != 1:  # a chain of drafts has no need of its mask
             trees = drafts.custom_mask.view(-1, num_drafts, num_drafts)
-        ends = (batch.seq_lens + num_drafts).tolist()
-        return self._attend(q, layer, batch, [num_drafts] * batch.batch_size, sinks, ends, trees)
+        slots = self._contexts(layer, batch, batch.seq_lens + num_drafts)
+        return self._attend(q, layer, slots, [num_drafts] * batch.batch_size, sinks, trees)
+
+    def _contexts(self, layer: Any, batch: ForwardBatch, ends: torch.Tensor) -> list[torch.Tensor]:
+        """Slots of each request's first tokens, as many as `ends` [requests] says."""
+        tables = self.req_to_token_pool.req_to_token[batch.req_pool_indices]
+        return [
+            self._slots(table[:end], layer.layer_id) for table, end in zip(tables, ends.tolist(), strict=True)
+        ]
 
     def _attend(
         self,
         q: torch.Tensor,
         layer: Any,
-        batch: ForwardBatch,
+        slots: list[torch.Tensor],
         query_lens: list[int],
         sinks: torch.Tensor | None,
-        ends: list[int] | None = None,
         trees: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim).split(query_lens)
-        tables = self.req_to_token_pool.req_to_token[batch.req_pool_indices]
-        slots = [
-            self._slots(table[:num_keys], layer.layer_id)
-            for table, num_keys in zip(tables, ends or batch.seq_lens.tolist(), strict=True)
-        ]
         outputs = [
             attention(
                 query,

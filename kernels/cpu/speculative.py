@@ -87,7 +87,9 @@ def build_tree_kernel_efficient_cpu(
         CpuKernelError: other masks are asked for.
     """
     if int(tree_mask_mode) != ONLY_TREE:
-        raise CpuKernelError(f"build_tree_kernel_efficient_cpu: masks of mode {tree_mask_mode} are not for a CPU")
+        raise CpuKernelError(
+            f"build_tree_kernel_efficient_cpu: masks of mode {tree_mask_mode} are not for a CPU"
+        )
     trees = torch.eye(draft_token_num, dtype=torch.bool).repeat(len(selected_index), 1, 1)
     parents = torch.full((len(selected_index), draft_token_num), -1)
     for request, candidates in enumerate(selected_index.tolist()):
@@ -228,4 +230,3 @@ def _link(
             if parent >= 0:
                 next_sibling[request, node] = next_token[request, parent]
                 next_token[request, parent] = node
-
