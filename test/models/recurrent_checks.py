@@ -125,6 +125,8 @@ class Checks:
 
     def _soil(self) -> None:
         """Fill all states with noise: an earlier run's would stand for ones that were not kept or cleared."""
+        if not hasattr(self._stepped.scheduler.req_to_token_pool, "mamba_pool"):
+            return
         states = self._stepped.scheduler.req_to_token_pool.mamba_pool.mamba_cache
         for tensor in (states.temporal, *states.conv):
             tensor.normal_()

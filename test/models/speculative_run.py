@@ -1,0 +1,162 @@
+"""Checks speculative decoding beside cohorts, algorithm by algorithm, and writes what was seen as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from family_run import close, use_references
+
+use_references()
+
+import click  # noqa: E402
+import torch  # noqa: E402
+from sglang.srt.arg_groups import speculative_hook  # noqa: E402
+from sglang_layered_kernels.cpu.draft_attention import use_draft_attention  # noqa: E402
+from tiny_models import tiny_model  # noqa: E402
+
+from family_checks import chunks_of, hugging_face, run  # noqa: E402
+from harness import SteppedScheduler  # noqa: E402
+from prompts import prompt  # noqa: E402
+from recurrent_checks import check_states  # noqa: E402
+from storm import storm  # noqa: E402
+
+GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, what drafts for it and how many tokens."""
+
+    algorithm: str
+    arch: str = "qwen3_moe"
+    draft: Callable[[], Path] | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def speculates(self) -> dict[str, Any]:
+        draft = {} if self.draft is None else {"speculative_draft_model_path": str(self.draft())}
+        return {"speculative_algorithm": self.algorithm, **draft, **self.flags}
+
+
+CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
+TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+CASES = {
+    "NGRAM": Case("NGRAM", flags=TREE),
+    "STANDALONE": Case("STANDALONE", "llama", lambda: tiny_model("llama"), CHAIN),
+}
+
+
+@dataclass
+class Seen:
+    """What was seen of a case with overlap or without; `equal` compares with decoding token by token."""
+
+    equal: dict[str, bool]
+    accepted: dict[str, tuple[int, int]]  # verified steps of all requests, drafts that were right
+    cached_tokens: int
+    num_chunks: int
+    num_overtaken: int
+    strategies: list[str]
+    events: dict[str, bool]
+    storm: dict[str, Any]
+
+
+def asked_for() -> list[list[int]]:
+    """Seven prompts of 1 to 300 tokens, the fifth starts as the third; then all of them once more."""
+    made = [prompt(length, index) for index, length in enumerate((12, 100, 70, 300, 0, 1, 40))]
+    made[4] = made[2] + prompt(40, 44)
+    return [*made, *made]
+
+
+def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
+    stepped = scheduler(case.arch, disable_overlap_schedule=not overlap, **case.speculates)
+    assert stepped.scheduler.enable_overlap == overlap
+    ways: dict[str, dict[str, float]] = {
+        "stock": {"layered_prefill": 0},
+        "groups": {"layered_prefill": 1},
+        "uneven": {"layered_num_groups": UNEVEN_GROUPS},
+        "one layer a group": {"layered_num_groups": stepped.num_layers, "layered_max_parked": 1},
+    }
+    runs, accepted = {}, {}
+    for name, settings in ways.items():
+        runs[name] = run(stepped, asked_for(), **settings)
+        accepted[name] = acceptance(stepped, runs[name].rids)
+    assert stepped.change({"layered_max_parked": 0})
+    layered = runs["one layer a group"]
+    return Seen(
+        equal={name: one.tokens == expected for name, one in runs.items()},
+        accepted=accepted,
+        cached_tokens=layered.cached_tokens,
+        num_chunks=chunks_of(layered, layered.rids[LONGEST]),
+        num_overtaken=layered.num_overtaken,
+        strategies=sorted({step.strategy for step in layered.steps if step.strategy is not None}),
+        events=check_states(stepped, range(1, stepped.num_layers)).equal,
+        storm=asdict(storm(stepped)),
+    )
+
+
+def let_drafts_overlap() -> None:
+    """SGLang allows it on a GPU alone: on a CPU it says no, and asks for streams that a CPU does not have."""
+    speculative_hook._disable_overlap_schedule_for_cpu = lambda args: None
+    torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
+
+
+def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
+    reqs = [stepped.reqs[rid] for rid in rids]
+    return sum(req.spec_verify_ct for req in reqs), sum(req.spec_num_correct_drafts for req in reqs)
+
+
+def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
+    return SteppedScheduler(
+        tiny_model(arch),
+        max_total_tokens=4000,
+        layered_group_tokens=GROUP_TOKENS,
+        chunked_prefill_size=CHUNK_TOKENS,
+        attention_backend="triton",
+        enable_streaming_session=True,
+        **flags,
+    )
+
+
+def check_case(case: Case) -> dict[str, Any]:
+    stepped = scheduler(case.arch)
+    expected = run(stepped, asked_for(), layered_prefill=0).tokens
+    half = len(expected) // 2
+    equal = hugging_face(tiny_model(case.arch), asked_for()[:half]) * 2 == expected
+    close()
+    found: dict[str, Any] = {"equal_hugging_face": equal}
+    for overlap in (False, True):
+        found["with overlap" if overlap else "without overlap"] = asdict(
+            check(case, expected, overlap=overlap)
+        )
+        close()
+    return found
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("names", nargs=-1)
+def main(out: Path, names: tuple[str, ...]) -> None:
+    """Check the cases NAMES (all without any) and write what was seen to OUT."""
+    use_draft_attention()
+    let_drafts_overlap()
+    results: dict[str, Any] = {}
+    for name in names or CASES:
+        started_s = time.monotonic()
+        try:
+            results[name] = check_case(CASES[name])
+        except Exception:
+            results[name] = {"error": traceback.format_exc()}
+            close()
+        print(f"{name}: {time.monotonic() - started_s:.1f} s", file=sys.stderr)
+        out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
