@@ -25,7 +25,7 @@ class RecipeBase:
     """What all recipes have. `vocab_size` is the tokenizer's too, so each id decodes.
 
     `quantization` is how the weights of the layers are stored, None: as plain floats. `dequantized` stores
-    them as plain floats, rounded as the quantization rounds them.
+    them as plain floats, rounded as the quantization rounds them. With `draftable` drafts can guess tokens.
 
     Raises:
         ModelRecipeError: a choice of the caller's is not possible; it names the option and what it takes.
@@ -40,6 +40,7 @@ class RecipeBase:
     seed: int = 0
     quantization: str | None = None
     dequantized: bool = False
+    draftable: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -63,6 +64,8 @@ class RecipeBase:
         fields = asdict(self)
         if self.quantization is None:  # folders from before there were such fields stay what they are
             del fields["quantization"], fields["dequantized"]
+        if not self.draftable:
+            del fields["draftable"]
         return fields
 
     def config_fields(self) -> dict[str, Any]:
