@@ -6,7 +6,7 @@ from typing import Any
 RANKS = "its ranks agree on the rows of one batch a step and a layered step runs two"
 FOREIGN_CACHE = "it keeps KV in a cache of its own, which may take slots that a cohort has filled half"
 
-DRAFTS = ("NGRAM", "STANDALONE")
+DRAFTS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3")
 """What may draft in layered mode, as SGLang resolves `--speculative-algorithm`."""
 
 FLAGS: Mapping[str, str] = {

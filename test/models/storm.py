@@ -12,7 +12,7 @@ from harness import SteppedScheduler
 from prompts import prompt
 
 LENGTHS = (3, 40, 90, 90, 170, 260)
-MOST_OUTPUTS, MOST_LIVE, NUM_STEPS = 24, 7, 160
+MOST_OUTPUTS, MOST_LIVE, NUM_STEPS = 16, 6, 100
 RESERVED = 700  # KV slots that nobody takes away: room for any one request with its drafts
 
 
@@ -112,7 +112,7 @@ class Storm:
 
     def _is_right(self, rid: str) -> bool:
         answer, num_outputs = self._sent[rid]
-        output = list(self._stepped.reqs[rid].output_ids)
+        output = list(self._stepped.reqs[rid].output_ids_through_stop)
         if rid in self._aborted:
             return output == answer[: len(output)]
         return output == answer[:num_outputs]
