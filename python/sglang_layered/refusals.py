@@ -209,11 +209,15 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     lambda start: start.speculates: {
         **_with_flags(SPECULATING, SPECULATION),
         f"{SPECULATING} does not work with --layered-execution {{config.layered_execution}}: decode rows are"
-        " drafted and verified in steps of SGLang's own; use sequential": lambda start: (
-            start.executes("concurrent", "auto")
+        " drafted and verified in steps of SGLang's own; use sequential": lambda start: start.executes(
+            "concurrent", "auto"
         ),
         f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
         f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
+        f"{SPECULATING} cannot serve {{args.model_path}} with a draft model: it reads embeddings of images, which"
+        " are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
+            start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
+        ),
         f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step takes"
         " back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
     },

@@ -61,9 +61,7 @@ class Storm:
     @property
     def _live(self) -> list[str]:
         return [
-            rid
-            for rid in self._sent
-            if rid not in self._aborted and not self._stepped.reqs[rid].finished()
+            rid for rid in self._sent if rid not in self._aborted and not self._stepped.reqs[rid].finished()
         ]
 
     def _disturb(self) -> None:

@@ -74,7 +74,7 @@ class Execution:
 
     @classmethod
     def from_config(
-        cls, runner: LayeredRunner, config: LayeredConfig, device: str, *, is_apart: bool = False
+        cls, runner: LayeredRunner, config: LayeredConfig, device: str, is_apart: bool = False
     ) -> "Execution":
         """The execution that the flags ask for; `auto` compares what the device can do.
 

@@ -74,7 +74,8 @@ class CalibrationFile:
             "num_experts": sizes.num_experts,
             "execution": args.layered_execution,
             "attention": args.attention_backend,
-            "drafts": args.speculative_algorithm and [args.speculative_algorithm, rows_per_request(scheduler)],
+            "drafts": args.speculative_algorithm
+            and [args.speculative_algorithm, rows_per_request(scheduler)],
             "tp_size": scheduler.ps.tp_size,
             "threads": torch.get_num_threads() if scheduler.device == "cpu" else 0,
         }

@@ -43,7 +43,11 @@ class AuxStates(LayerRanges):
         """`keepers` are the attributes of the modules that expect them of the stack of layers."""
         self._ranges, self._keepers = ranges, keepers
         self._stack = ranges.stack
-        self.num_layers, self.first_layer, self.has_head = ranges.num_layers, ranges.first_layer, ranges.has_head
+        self.num_layers, self.first_layer, self.has_head = (
+            ranges.num_layers,
+            ranges.first_layer,
+            ranges.has_head,
+        )
         marks = list(getattr(self._stack, "layers_to_capture", ()))
         if not marks or not all(0 <= mark < self.num_layers for mark in marks):
             raise unfit(model, f"a draft reads the rows before its layers {marks}")

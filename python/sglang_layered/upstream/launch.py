@@ -34,6 +34,8 @@ class StepLauncher:
         UnsupportedError: the model or its ranks cannot take two batches in a step.
     """
 
+    may_settle = False  # whether a launch may need the results that are pending
+
     def __init__(self, scheduler: Any, execution: Execution) -> None:
         refuse_unfit_server(scheduler)
         self._scheduler = scheduler

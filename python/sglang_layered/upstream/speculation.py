@@ -27,8 +27,16 @@ def speculates(scheduler: Any) -> bool:
     return not scheduler.spec_algorithm.is_none()
 
 
+def num_draft_layers(scheduler: Any) -> int:
+    """Layers that also compute each prompt, with its last group; 0 where no model drafts."""
+    drafts = getattr(scheduler.draft_worker, "draft_worker", None)
+    return 0 if drafts is None else drafts.draft_runner.token_to_kv_pool.layer_num
+
+
 class SpeculativeLauncher(StepLauncher):
     """Launches steps whose decode rows are SGLang's own: a draft, a verify and what follows them."""
+
+    may_settle = True
 
     def __init__(self, scheduler: Any, execution: Execution) -> None:
         super().__init__(scheduler, execution)
@@ -90,6 +98,15 @@ class SpeculativeLauncher(StepLauncher):
         if self._scheduler.enable_overlap:
             draft.future_dsa_topk_indices_available = draft.dsa_topk_indices is not None
             draft.future_indices = batch.req_pool_indices
+
+
+def make_launcher(scheduler: Any, execution: Execution) -> StepLauncher:
+    """What launches the layered steps of this server.
+
+    Raises:
+        UnsupportedError: the model or its ranks cannot take two batches in a step.
+    """
+    return (SpeculativeLauncher if speculates(scheduler) else StepLauncher)(scheduler, execution)
 
 
 def _hidden_states_for(algorithm: Any) -> CaptureHiddenMode | None:

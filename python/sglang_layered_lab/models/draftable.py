@@ -46,7 +46,9 @@ def make_draftable(folder: Path) -> None:
             weight *= AVERAGE_GAIN
         elif RESIDUAL.search(name):
             weight *= LAYER_GAIN
-    write_file({name: weight.contiguous() for name, weight in weights.items()}, path, like=folder / "config.json")
+    write_file(
+        {name: weight.contiguous() for name, weight in weights.items()}, path, like=folder / "config.json"
+    )
 
 
 def rms(embedding: torch.Tensor) -> float:
