@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
+from sglang.kernels.ops.speculative.ngram_corpus import get_ngram_corpus_cls
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -72,7 +74,7 @@ def _extends(factory: DraftBackendFactory) -> ReferenceAttention:
     return ReferenceAttention(factory.draft_model_runner)
 
 
-def use_draft_attention() -> None:
+def use_drafts() -> None:
     """Put the references in the place of `--attention-backend triton`, of targets and of drafts.
 
     SGLang itself falls back to `torch_native` on a CPU without AMX, which has neither drafts nor verification.
@@ -80,3 +82,21 @@ def use_draft_attention() -> None:
     ATTENTION_BACKENDS["triton"] = ATTENTION_BACKENDS["torch_native"] = ReferenceAttention
     DraftBackendFactory._create_triton_decode_backend = _steps
     DraftBackendFactory._create_triton_prefill_backend = _extends
+    torch.cuda.synchronize = lambda device=None: None  # asked for by targets that share their head
+
+
+def load_ngram_corpus() -> None:
+    """Compile and load what NGRAM looks drafts up in, which SGLang does only when a server starts.
+
+    GCC 12 needs a header that one of its files does not include. Only here: PyTorch's own compilers take no
+    options in CXX.
+    """
+    before = os.environ.get("CXX")
+    os.environ["CXX"] = f"{before or 'c++'} -include cstddef"
+    try:
+        get_ngram_corpus_cls()
+    finally:
+        if before is None:
+            del os.environ["CXX"]
+        else:
+            os.environ["CXX"] = before

@@ -96,14 +96,18 @@ class SteppedScheduler:
         channels = self.scheduler.ipc_channels
         object.__setattr__(channels, "send_to_tokenizer", self.tokenizer)
         object.__setattr__(self.scheduler.output_streamer, "send_to_detokenizer", self.detokenizer)
+        self.events: list[Event] = []
+        self.reqs: dict[str, Any] = {}
+        self._names = itertools.count()
+        if args.prefill_mode == "layered":
+            self._make_loop(args)
+
+    def _make_loop(self, args: ServerArgs) -> None:
         observe(self.scheduler)
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
-        self.events: list[Event] = []
         listen(self.loop, self)
         self.num_layers = self.loop.stages.num_layers
-        self.reqs: dict[str, Any] = {}
-        self._names = itertools.count()
 
     def _enter_streams(self) -> None:
         """Streams and barrier as SGLang's own door makes them, kept: it runs its loop inside."""

@@ -8,6 +8,7 @@ In a random model every layer changes everything, and no draft is ever right. He
 * what all layers add, as much less as it takes for a draft to be right about every other time.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def average_columns(hidden_size: int) -> slice:
 def make_draftable(folder: Path) -> None:
     """Rewrite the weights of a model folder, of one file in float32, in place."""
     path = folder / "model.safetensors"
-    weights = load_file(path)
+    weights, config = load_file(path), json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    of_experts = 1 / (config.get("routed_scaling_factor") or 1)
     average = average_columns(weights[EMBEDDING].shape[1])
     attention = f"model.layers.{AVERAGING_LAYER}.self_attn."
     for name, weight in weights.items():
@@ -45,7 +47,7 @@ def make_draftable(folder: Path) -> None:
             weight[: average.start] = 0
             weight *= AVERAGE_GAIN
         elif RESIDUAL.search(name):
-            weight *= LAYER_GAIN
+            weight *= LAYER_GAIN * (of_experts if ".experts." in name else 1)
     write_file(
         {name: weight.contiguous() for name, weight in weights.items()}, path, like=folder / "config.json"
     )

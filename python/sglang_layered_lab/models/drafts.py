@@ -30,7 +30,7 @@ from sglang_layered_lab.models.tensors import MATRIX_GAIN, TensorSpec
 DRAFT_MARKER = "draft.json"
 MADE_BY = "sglang-layered make-draft"
 FORMAT = 1
-FINAL_RMS = 0.2  # of a target's rows behind the last layer, about
+FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
 HEAD_SIZE, NUM_HEADS = 32, 4  # of EAGLE's layer
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
@@ -179,6 +179,8 @@ def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
     for name, weight in target.weights.items():
         if name.startswith(target.averaging):
             weights[f"{layer}self_attn.{name.removeprefix(target.averaging)}"] = weight.clone()
+    down = f"{layer}self_attn.kv_a_proj_with_mqa.weight"
+    weights[down] = weights[down] @ embedding
     weights[f"{layer}self_attn.o_proj.weight"] /= 2
     told = rms(target.weights[EMBEDDING])
     weights[f"{layer}eh_proj.weight"] = torch.cat([embedding * told, average * (FINAL_RMS / 2)], dim=1)
