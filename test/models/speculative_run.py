@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles small functions of its drafts, for minutes
 
 from family_run import ON_REFERENCE, close, use_references
 
@@ -17,7 +20,7 @@ use_references()
 import click  # noqa: E402
 import torch  # noqa: E402
 from sglang.srt.arg_groups import speculative_hook  # noqa: E402
-from sglang_layered_kernels.cpu.draft_attention import use_draft_attention  # noqa: E402
+from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_drafts  # noqa: E402
 from tiny_models import drafted_model  # noqa: E402
 
 from family_checks import chunks_of, hugging_face, run  # noqa: E402
@@ -26,6 +29,7 @@ from prompts import prompt  # noqa: E402
 from recurrent_checks import check_states  # noqa: E402
 from storm import storm  # noqa: E402
 
+NUM_BACKGROUND = 90  # tokens of a request that must outlast prompts, several a step
 GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 
@@ -114,7 +118,7 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         strategies=sorted({step.strategy for step in layered.steps if step.strategy is not None}),
     )
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
-        seen.events = check_states(stepped, (1, stepped.num_layers - 1)).equal
+        seen.events = check_states(stepped, (1, stepped.num_layers - 1), NUM_BACKGROUND).equal
         seen.storm = asdict(storm(stepped))
     return seen
 
@@ -163,7 +167,8 @@ def check_case(case: Case) -> dict[str, Any]:
 @click.argument("names", nargs=-1)
 def main(out: Path, names: tuple[str, ...]) -> None:
     """Check the cases NAMES (all without any) and write what was seen to OUT."""
-    use_draft_attention()
+    use_drafts()
+    load_ngram_corpus()
     let_drafts_overlap()
     results: dict[str, Any] = {}
     for name in names or CASES:
