@@ -124,7 +124,11 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     },
     lambda start: start.config.enable_energy_metrics: {
         "--enable-energy-metrics reads the devices of its own node and --nnodes is {args.nnodes}; leave it"
-        " out and measure each node with a tool of its own": lambda start: start.server_args.nnodes > 1
+        " out and measure each node with a tool of its own": lambda start: start.server_args.nnodes > 1,
+        "--enable-energy-metrics does not work with --speculative-algorithm: a verified step hands on several"
+        f" tokens a request, which are not told apart; {ONE}": lambda start: (
+            start.server_args.speculative_algorithm is not None
+        ),
     },
     lambda start: start.config.enable_expert_traffic_metrics: {
         f"{TRAFFIC} --speculative-algorithm: a verified step has several rows a request, which are not told"
@@ -214,12 +218,12 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
         f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
         f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
-        f"{SPECULATING} cannot serve {{args.model_path}} with a draft model: it reads embeddings of images, which"
-        " are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
+        f"{SPECULATING} cannot serve {{args.model_path}} with a draft model: it reads embeddings of images,"
+        " which are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
             start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
         ),
-        f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step takes"
-        " back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
+        f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step"
+        " takes back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
     },
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)

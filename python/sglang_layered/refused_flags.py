@@ -10,8 +10,8 @@ DRAFTS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3")
 """What may draft in layered mode, as SGLang resolves `--speculative-algorithm`."""
 
 FLAGS: Mapping[str, str] = {
-    "--speculative-algorithm": f"beside a cohort only {', '.join(DRAFTS)} are tested; use one of them, or leave"
-    " the flag out",
+    "--speculative-algorithm": f"beside a cohort only {', '.join(DRAFTS)} are tested; use one of them, or"
+    " leave the flag out",
     "--disaggregation-mode": "prefill and decode run on different servers there, so there is no decode to"
     " keep going; use 'null'",
     "--enable-pdmux": "it has a prefill scheduler of its own; choose one of the two",
@@ -78,12 +78,13 @@ SPECULATION: Mapping[str, str] = {
     " leave one of the two out",
     "--speculative-adaptive": "it exchanges attention backends while a cohort is in flight, which is not"
     " tested; leave the flag out",
-    "--enable-multi-layer-eagle": "drafts of several layers are not tested beside a cohort; leave the flag out",
+    "--enable-multi-layer-eagle": "drafts of several layers are not tested beside a cohort; leave the flag"
+    " out",
     "--layered-graph-granularity": "decode rows run in SGLang's own graphs, apart from the prompt's; leave"
     " the flag out",
     "--layered-graph-group-rows": "decode rows run apart from the prompt's; leave the flag out",
 }
-"""What speculative decoding does not work with in layered mode: the reason, and after a semicolon the remedy."""
+"""What speculative decoding does not work with in layered mode: the reason, after a semicolon the remedy."""
 
 OVERTAKING: Mapping[str, str] = {
     "--pp-size": "a stage runs its cohorts in the order of admission; use 1",

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class Seen:
     num_chunks: int
     num_overtaken: int
     strategies: list[str]
+    kept_alive: dict[str, int]  # steps whose tensors SGLang's ring of two took, and all steps
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
 
@@ -103,10 +105,11 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
     }
     if not case.is_thorough:
         del ways["uneven"]
-    runs, accepted = {}, {}
+    runs, accepted, ring, before = {}, {}, count_ring_slots(stepped), stepped.scheduler.forward_ct
     for name, settings in ways.items():
         runs[name] = run(stepped, asked_for(), **settings)
         accepted[name] = acceptance(stepped, runs[name].rids)
+    kept_alive = {"slots": ring["slots"], "steps": stepped.scheduler.forward_ct - before}
     assert stepped.change({"layered_max_parked": 0})
     layered = runs["one layer a group"]
     seen = Seen(
@@ -116,6 +119,7 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         num_chunks=chunks_of(layered, layered.rids[LONGEST]),
         num_overtaken=layered.num_overtaken,
         strategies=sorted({step.strategy for step in layered.steps if step.strategy is not None}),
+        kept_alive=kept_alive,
     )
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
         seen.events = check_states(stepped, (1, stepped.num_layers - 1), NUM_BACKGROUND).equal
@@ -127,6 +131,18 @@ def let_drafts_overlap() -> None:
     """SGLang allows it on a GPU alone: on a CPU it says no, and asks for streams that a CPU does not have."""
     speculative_hook._disable_overlap_schedule_for_cpu = lambda args: None
     torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
+
+
+def count_ring_slots(stepped: SteppedScheduler) -> Counter[str]:
+    """Count how often SGLang keeps a forward's tensors alive, for two times; once a step is right."""
+    counted, record = Counter[str](), stepped.scheduler.record_batch_in_overlap
+
+    def counting(batch: Any) -> None:
+        counted["slots"] += 1
+        record(batch)
+
+    stepped.scheduler.record_batch_in_overlap = counting
+    return counted
 
 
 def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:

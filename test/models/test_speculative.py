@@ -1,5 +1,4 @@
-"""Speculative decoding beside cohorts: tokens are those of decoding one by one, and drafts as often right as in
-stock scheduling."""
+"""Speculative decoding beside cohorts: tokens as without drafts, and drafts as often right as in stock."""
 
 from __future__ import annotations
 
@@ -64,6 +63,12 @@ def test_prefixes_chunks_and_overtaking_were_met(results: dict[str, Any], name: 
         assert seen["cached_tokens"] >= 70
         assert seen["num_chunks"] >= 3
         assert seen["num_overtaken"] >= 1
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_steps_tensors_are_kept_alive_once(results: dict[str, Any], name: str) -> None:
+    kept = found(results, name)["with overlap"]["kept_alive"]
+    assert kept["slots"] == kept["steps"] > 100
 
 
 @pytest.mark.parametrize("name", THOROUGH)

@@ -14,8 +14,8 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from tiny_models import tiny_model
 
 from server_doors import LAYERED, check
-from sglang_layered.errors import UnsupportedError
 from sglang_layered.config import LayeredConfig
+from sglang_layered.errors import UnsupportedError
 from sglang_layered.refusals import REFUSALS, Start
 from sglang_layered.refused_flags import RECURRENT, SPECULATION
 

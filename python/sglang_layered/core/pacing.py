@@ -97,8 +97,8 @@ class PaceView:
 class ModelSizes:
     """What of the model decides how step times grow with their load.
 
-    `layer_costs` are relative, with a mean of 1; a draft's layers count as the last one's. With `is_padded` attention computes the rows of cached
-    tokens again (SGLang's torch_native backend).
+    `layer_costs` are relative, with a mean of 1, and the last one's has the layers of a draft in it. With
+    `is_padded` attention computes the rows of cached tokens again (SGLang's torch_native backend).
     """
 
     num_layers: int

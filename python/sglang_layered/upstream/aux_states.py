@@ -90,7 +90,7 @@ class AuxStates(LayerRanges):
 
     @contextmanager
     def _handed_on(self, kept: list[torch.Tensor]) -> Iterator[None]:
-        """Inside, the stack of layers gives these rows beside its own, in place of what its list has of them."""
+        """Inside, the stack of layers gives these rows beside its own, in place of those of its list."""
         forward = self._stack.forward
 
         def with_kept(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Speculative decoding beside a cohort: the worker's own decode, then the prompt's group, one after the other.
+"""Speculative decoding beside a cohort: first the worker's own decode, then the prompt's group.
 
 SGLang's worker drafts, verifies and accepts as in a decode step of its own. With a cohort's last group it
 also gets the prompt as a batch of its own, because some drafts read the prompt's hidden states; its target
