@@ -28,6 +28,8 @@ from family_checks import chunks_of, hugging_face, run  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 from recurrent_checks import check_states  # noqa: E402
+from sglang_layered.errors import UnsupportedError  # noqa: E402
+from sglang_layered.upstream import aux_states  # noqa: E402
 from storm import storm  # noqa: E402
 
 NUM_BACKGROUND = 90  # tokens of a request that must outlast prompts, several a step
@@ -82,6 +84,7 @@ class Seen:
     kept_alive: dict[str, int]  # steps whose tensors SGLang's ring of two took, and all steps
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
+    log_probabilities: list[list[float]] = field(default_factory=list)
 
 
 def asked_for() -> list[list[int]]:
@@ -124,6 +127,7 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
         seen.events = check_states(stepped, (1, stepped.num_layers - 1), NUM_BACKGROUND).equal
         seen.storm = asdict(storm(stepped))
+        seen.log_probabilities = log_probabilities(stepped)
     return seen
 
 
@@ -131,6 +135,34 @@ def let_drafts_overlap() -> None:
     """SGLang allows it on a GPU alone: on a CPU it says no, and asks for streams that a CPU does not have."""
     speculative_hook._disable_overlap_schedule_for_cpu = lambda args: None
     torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
+
+
+def log_probabilities(stepped: SteppedScheduler) -> list[list[float]]:
+    """Of a prompt's tokens and of the answer's, with SGLang's own scheduling and in groups beside a decode."""
+    found = []
+    for settings in ({"layered_prefill": 0}, {"layered_prefill": 1, "layered_num_groups": UNEVEN_GROUPS}):
+        stepped.drain()
+        assert stepped.change(settings)
+        stepped.send(prompt(20, 5), NUM_BACKGROUND)
+        stepped.step(3)
+        rid = stepped.send(prompt(90, 6), 8, return_logprob=True, logprob_start_len=0)
+        stepped.finish(rid)
+        told = stepped.reqs[rid].logprob
+        found.append([*told.input_token_logprobs_val[1:], *told.output_token_logprobs_val[:8]])
+    return found
+
+
+def refusal_of_lost_rows(case: Case) -> str:
+    """What a start says where the rows that a draft reads are gathered wrongly."""
+    gather = aux_states._whole
+    aux_states._whole = lambda rows: rows.tensors["hidden_states"].clone()
+    try:
+        scheduler(case, **case.speculates)
+    except UnsupportedError as error:
+        return str(error)
+    finally:
+        aux_states._whole = gather
+    return "none"
 
 
 def count_ring_slots(stepped: SteppedScheduler) -> Counter[str]:
@@ -174,6 +206,9 @@ def check_case(case: Case) -> dict[str, Any]:
         found["with overlap" if overlap else "without overlap"] = asdict(
             check(case, expected, overlap=overlap)
         )
+        close()
+    if case.algorithm == "EAGLE3" and case.is_thorough:
+        found["lost rows"] = refusal_of_lost_rows(case)
         close()
     return found
 

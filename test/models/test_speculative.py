@@ -79,6 +79,18 @@ def test_drops_cuts_retractions_and_sessions_change_no_token(results: dict[str, 
 
 
 @pytest.mark.parametrize("name", THOROUGH)
+def test_log_probabilities_are_those_of_stock_scheduling(results: dict[str, Any], name: str) -> None:
+    stock, layered = found(results, name)["with overlap"]["log_probabilities"]
+    assert len(stock) == 97
+    assert layered == pytest.approx(stock, abs=1e-4)
+
+
+def test_a_model_whose_rows_a_draft_would_not_find_is_refused(results: dict[str, Any]) -> None:
+    """Tokens would stay right, and drafts would not."""
+    assert "a draft would read other rows than those of a whole forward" in results["EAGLE3"]["lost rows"]
+
+
+@pytest.mark.parametrize("name", THOROUGH)
 def test_whatever_happens_all_answers_are_right_and_no_slot_is_lost(
     results: dict[str, Any], name: str
 ) -> None:

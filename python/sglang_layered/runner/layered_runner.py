@@ -18,11 +18,10 @@ from sglang_layered.runner.decode_graphs.graphs import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
-from sglang_layered.upstream.aux_states import with_aux_states
 from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerCalls, PipelineRanges
-from sglang_layered.upstream.probe import ranges_of
+from sglang_layered.upstream.probe import ranges_of, with_kept_rows
 from sglang_layered.upstream.routed_experts import ExpertIds, with_ids, without_ids
 from sglang_layered.upstream.runner import (
     Carried,
@@ -161,7 +160,7 @@ class LayeredRunner(GroupRunner):
     """Runs layered steps on one SGLang ModelRunner, of a model with `num_layers` layers."""
 
     def __init__(self, model_runner: Any) -> None:
-        ranges = with_aux_states(model_runner.model, ranges_of(model_runner))
+        ranges = with_kept_rows(model_runner, ranges_of(model_runner))
         super().__init__(model_runner, LayerCalls(model_runner, ranges))
         self.num_layers = self._calls.num_layers
         self.decode_paths = DecodePaths(model_runner, self._calls)
