@@ -138,7 +138,7 @@ def let_drafts_overlap() -> None:
 
 
 def log_probabilities(stepped: SteppedScheduler) -> list[list[float]]:
-    """Of a prompt's tokens and of the answer's, with SGLang's own scheduling and in groups beside a decode."""
+    """Of a prompt's tokens and of the answer's, in SGLang's own scheduling and in groups beside a decode."""
     found = []
     for settings in ({"layered_prefill": 0}, {"layered_prefill": 1, "layered_num_groups": UNEVEN_GROUPS}):
         stepped.drain()
