@@ -22,6 +22,7 @@ from tiny_models import drafted_model, use_the_cpu  # noqa: E402
 
 use_the_cpu()
 
+import torch  # noqa: E402
 from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
@@ -79,6 +80,7 @@ def drafted_scheduler(
     forbid = speculative_hook._disable_overlap_schedule_for_cpu
     if overlap:
         speculative_hook._disable_overlap_schedule_for_cpu = lambda server_args: None
+        torch.Tensor.record_stream = lambda tensor, stream: None  # PyTorch takes streams of a GPU only
     target, draft = drafted_model(arch, kind)
     flags = {"max_total_tokens": 8000, "chunked_prefill_size": 256, **FLAGS.get(arch, {}), **own, **flags}
     try:

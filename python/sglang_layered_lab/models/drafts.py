@@ -1,8 +1,8 @@
 """Drafts of speculative decoding for models that `draftable` made: built of the target's own weights.
 
 Each guesses the next row: the embedding of the token that it is told, and the average over the context, half
-from the hidden state that it is handed and half by its own attention. So its guesses get worse where either is
-wrong: a hidden state of another row, or a slot that was never filled.
+from the hidden state that it is handed and half by its own attention, over what hidden states gave to all rows
+before. So its guesses change where any of them is wrong: a hidden state of another row, a slot not filled.
 """
 
 import json
@@ -32,6 +32,7 @@ MADE_BY = "sglang-layered make-draft"
 FORMAT = 1
 FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
 HEAD_SIZE, NUM_HEADS = 32, 4  # of EAGLE's layer
+LEAK = 0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
 
@@ -128,7 +129,8 @@ def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
     embedding, average = target.columns()
     told = rms(target.weights[EMBEDDING])
     values, output = target.averaging_heads()
-    weights = _llama_layer("layers.0.", values @ embedding * (FINAL_RMS / told), output / FINAL_RMS / 2)
+    values = values @ (embedding + LEAK * average) * (FINAL_RMS / told)
+    weights = _llama_layer("layers.0.", values, output / FINAL_RMS / 2)
     weights["layers.0.self_attn.q_proj.weight"].zero_()
     weights["fc.weight"] = torch.cat([embedding / FINAL_RMS, average / 2], dim=1)
     weights["fc.bias"] = torch.zeros(target.hidden_size)
@@ -146,7 +148,7 @@ def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
     hidden, told = target.hidden_size, rms(target.weights[EMBEDDING])
     own_values = torch.cat([embedding * told, (-embedding - average / 2) * FINAL_RMS], dim=1)
     values, output = target.averaging_heads()
-    values = torch.cat([values, torch.zeros_like(values)], dim=1)
+    values = torch.cat([values / 2, values @ embedding / 2], dim=1)
     weights = _llama_layer(
         "midlayer.",
         torch.cat([own_values, values]),
@@ -180,7 +182,7 @@ def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
         if name.startswith(target.averaging):
             weights[f"{layer}self_attn.{name.removeprefix(target.averaging)}"] = weight.clone()
     down = f"{layer}self_attn.kv_a_proj_with_mqa.weight"
-    weights[down] = weights[down] @ embedding
+    weights[down] = weights[down] @ (embedding + LEAK * average)
     weights[f"{layer}self_attn.o_proj.weight"] /= 2
     told = rms(target.weights[EMBEDDING])
     weights[f"{layer}eh_proj.weight"] = torch.cat([embedding * told, average * (FINAL_RMS / 2)], dim=1)
