@@ -12,7 +12,12 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
+from sglang_layered.models.refused import (
+    has_indexer,
+    has_recurrent_layers,
+    model_refusal,
+    untried_sparse_attention,
+)
 from sglang_layered.refused_flags import (
     FLAGS,
     GROUP_ATTENTION,
@@ -222,6 +227,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " which are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
             start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
         ),
+        f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
+        " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
         f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step"
         " takes back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
     },
