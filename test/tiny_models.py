@@ -49,11 +49,11 @@ def sized_model(arch: str, head_size: int | None, dtype: str | None = None) -> P
 
 
 def drafted_model(arch: str, kind: str | None) -> tuple[Path, Path | None]:
-    """A family's tiny model that drafts can guess, and its draft of a kind of `make-draft`; None: there is none."""
+    """A family's tiny model that drafts can guess, and a draft of a kind of `make-draft`; None: none."""
     from sglang_layered_lab.models.catalogue import find_recipe
     from sglang_layered_lab.models.drafts import make_draft
 
-    target = _made(replace(find_recipe(arch, "tiny"), draftable=True), f"{arch}-draftable")
+    target = _made(find_recipe(arch, "tiny", draftable=True), f"{arch}-draftable")
     if kind is None:
         return target, None
     draft = MODELS / f"{arch}-draftable-{kind}"

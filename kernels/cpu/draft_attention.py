@@ -1,4 +1,4 @@
-"""CPU reference of a draft model's attention, which SGLang has for AMX only; and where SGLang looks for it."""
+"""CPU reference of a draft model's attention, which SGLang has for AMX only; it stands where SGLang looks."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def _extends(factory: DraftBackendFactory) -> ReferenceAttention:
 
 
 def use_drafts() -> None:
-    """Put the references in the place of `--attention-backend triton`, of targets and of drafts.
+    """Put the references in place of `--attention-backend triton`, of targets and of drafts.
 
-    SGLang itself falls back to `torch_native` on a CPU without AMX, which has neither drafts nor verification.
+    SGLang itself falls back to `torch_native` on a CPU without AMX, which can neither draft nor verify.
     """
     ATTENTION_BACKENDS["triton"] = ATTENTION_BACKENDS["torch_native"] = ReferenceAttention
     DraftBackendFactory._create_triton_decode_backend = _steps

@@ -1,6 +1,6 @@
 """CPU reference of what SGLang's torch attention leaves out.
 
-Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention, drafts that are verified.
+Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention, drafts to verify.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ReferenceAttention(TorchNativeAttnBackend):
     def _verify(
         self, q: torch.Tensor, layer: Any, batch: ForwardBatch, sinks: torch.Tensor | None
     ) -> torch.Tensor:
-        """Drafts, as many of each request, behind its `seq_lens` tokens: a batch without lengths of extends."""
+        """Drafts of each request, behind its `seq_lens` tokens; such a batch has no lengths of extends."""
         drafts, num_drafts = batch.spec_info, batch.spec_info.draft_token_num
         trees = None
         if drafts.tree_topk != 1:  # a chain of drafts has no need of its mask

@@ -2,7 +2,7 @@
 
 A tree has `nodes` drafts a request, node 0 its root: the last token that is known. Links are by number of the
 node within its request, -1: none; `retrieve_index` counts through all requests. Masks are those that SGLang
-makes for a CPU: [requests, nodes, nodes] in one dimension, true where a node (row) is below another, or is it.
+makes for a CPU: [requests, nodes, nodes] in one dimension, true where a node (row) is below another or is it.
 
 Functions write into their arguments, as the kernels do whose names they have; argument names are SGLang's.
 """

@@ -1,4 +1,4 @@
-"""Stock scheduling with speculative decoding on a CPU, in this process: the tokens, and how many drafts were right.
+"""Stock scheduling with speculative decoding on a CPU, tokens, and how many drafts are right.
 
 Schedulers may follow each other in a process (`close`); the prompts are the same for all.
 """
@@ -47,8 +47,8 @@ ALGORITHMS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "mtp": ("mtp", {"speculative_algorithm": "EAGLE", **CHAIN}),
 }
 FLAGS: dict[str, dict[str, Any]] = {"gpt_oss": {"moe_runner_backend": "triton"}}
-# Tokens of the prompt, tokens to answer, and the turn of the loop before which a request comes. The last ones come
-# again: NGRAM knows their answers then.
+# Tokens of the prompt, tokens to answer, and the turn of the loop before which a request comes. The last ones
+# come again: NGRAM knows their answers then.
 ASKED = ((5, 40, 0), (130, 30, 0), (40, 50, 2), (600, 40, 6), (17, 20, 9), (130, 30, 40), (40, 50, 60))
 
 

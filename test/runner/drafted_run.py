@@ -1,7 +1,7 @@
-"""Stock scheduling of a family with each of some algorithms, as JSON: OUT, ARCH, names in `drafted.ALGORITHMS`.
+"""Stock scheduling of a family with some algorithms, as JSON: OUT, ARCH, names in `drafted.ALGORITHMS`.
 
-A name may end in `+overlap`; or in `+blind`, and the draft gets no hidden states of a prompt but the last; or in
-`+lost`, and it gets none of the last either.
+A name may end in `+overlap`; or in `+blind`, and the draft gets no hidden states of a prompt but the last; or
+in `+lost`, and it gets none of the last either.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drafted import close, drafted_scheduler, play
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
+
+from drafted import close, drafted_scheduler, play
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 In a random model every layer changes everything, and no draft is ever right. Here a row is the sum of three:
 
 * its token's embedding, in the first columns;
-* in the last ones, which embeddings leave free, what one layer's attention finds: an average over the context,
+* in the last ones, which embeddings leave free, what one layer's attention finds, an average of the context,
   which changes little from one token to the next. A draft knows it from the hidden state of the token before;
 * what all layers add, as much less as it takes for a draft to be right about every other time.
 """

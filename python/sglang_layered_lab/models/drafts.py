@@ -1,8 +1,8 @@
 """Drafts of speculative decoding for models that `draftable` made: built of the target's own weights.
 
-Each guesses the next row: the embedding of the token that it is told, and the average over the context, half
-from the hidden state that it is handed and half by its own attention, over what hidden states gave to all rows
-before. So its guesses change where any of them is wrong: a hidden state of another row, a slot not filled.
+Each guesses the next row: the embedding of the token that it is told, and the average of the context, partly
+from the hidden state that it is handed and partly by its own attention, which reads hidden states of all rows
+before. So its guesses change where one of them is wrong: a hidden state of another row, a slot not filled.
 """
 
 import json
@@ -32,7 +32,10 @@ MADE_BY = "sglang-layered make-draft"
 FORMAT = 1
 FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
 HEAD_SIZE, NUM_HEADS = 32, 4  # of EAGLE's layer
-LEAK = 0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
+LEAK = (
+    0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
+)
+AVERAGED = 0.8  # of the average that EAGLE3's layer makes anew, out of all hidden states
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
 
@@ -64,7 +67,7 @@ class Target:
         return torch.diag(1 - keeps_average), torch.diag(keeps_average)
 
     def averaging_heads(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values [heads * size, hidden] and output [hidden, heads * size], a head of values for each of queries."""
+        """Values [heads * size, hidden] and output [hidden, heads * size]."""
         if "kv_lora_rank" in self.config:
             values = self._latent_values()
         else:
@@ -86,7 +89,7 @@ def make_draft(kind: str, target: Path, out: Path, *, force: bool = False) -> bo
     `kind` is one of DRAFTS. That of `mtp` is the target with one layer more, and serves as both.
 
     Raises:
-        ModelRecipeError: the target is not draftable, or has not what this draft is made of, or `out` is taken.
+        ModelRecipeError: the target is not draftable or lacks what this draft is made of, or `out` is taken.
     """
     recipe = json.loads((target / MARKER).read_text(encoding="utf-8"))["recipe"]
     if not recipe.get("draftable"):
@@ -112,7 +115,7 @@ def make_draft(kind: str, target: Path, out: Path, *, force: bool = False) -> bo
 
 
 def _standalone(target: Target) -> tuple[dict[str, Any], Weights]:
-    """A Llama of one layer. SGLang takes one of the target's own family for its MTP layer in some families."""
+    """A Llama of one layer. SGLang takes a draft of the target's own family for an MTP layer in some."""
     values, output = target.averaging_heads()
     weights = _llama_layer("model.layers.0.", values, output)
     weights["model.layers.0.self_attn.q_proj.weight"].zero_()
@@ -139,20 +142,20 @@ def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
 
 
 def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
-    """EAGLE3: a layer of Llama on a hidden state, whose attention is told the embedding beside it, both normed.
+    """EAGLE3: a layer of Llama on a hidden state, whose attention has the embedding beside it, both normed.
 
-    Four heads attend to their own row: they bring the embedding in and take the last one out, and half of the
-    average. The others average.
+    Four heads attend to their own row: they bring the embedding in and take the last one out, and most of the
+    average. The others average the embeddings of the hidden states.
     """
     embedding, average = target.columns()
     hidden, told = target.hidden_size, rms(target.weights[EMBEDDING])
-    own_values = torch.cat([embedding * told, (-embedding - average / 2) * FINAL_RMS], dim=1)
+    own_values = torch.cat([embedding * told, (-embedding - average * AVERAGED) * FINAL_RMS], dim=1)
     values, output = target.averaging_heads()
-    values = torch.cat([values / 2, values @ embedding / 2], dim=1)
+    values = torch.cat([torch.zeros_like(values), values @ embedding], dim=1)
     weights = _llama_layer(
         "midlayer.",
         torch.cat([own_values, values]),
-        torch.cat([torch.eye(hidden), output / 2], dim=1),
+        torch.cat([torch.eye(hidden), output * AVERAGED], dim=1),
     )
     sharp = torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1) * SHARPNESS
     sharp[-HEAD_SIZE:] = sharp[:HEAD_SIZE]  # embeddings are zero in the columns of the average
@@ -194,7 +197,7 @@ def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
 
 
 def _llama_layer(layer: str, values: torch.Tensor, output: torch.Tensor) -> Weights:
-    """A layer whose MLP adds as little as the target's layers do; queries and keys are those of the values."""
+    """A layer whose MLP adds as little as the target's layers do; queries and keys are as the values."""
     hidden, inner = len(output), 2 * len(output)
     shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     weights: Weights = {

@@ -12,6 +12,9 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2})
 # How `make-model` can store the weights of layers, beside plain floats.
 QUANTIZATIONS = ("fp8-block", "w8a8-int8", "awq", "gptq", "mxfp4")
 
+# Families whose tokens `make-model` can make guessable: one of each kind of draft.
+DRAFTABLE = ("qwen3_moe", "deepseek_v3", "gpt_oss")
+
 # Goes up when the same recipe gives other bytes than before, so that old folders are not taken for new ones.
 RECIPE_FORMAT = 1
 
@@ -53,6 +56,12 @@ class RecipeBase:
         if self.quantization is None and self.dequantized:
             raise ModelRecipeError(
                 "--dequantized says nothing without --quantization; add one or leave it out"
+            )
+        if self.draftable and (
+            self.arch not in DRAFTABLE or self.preset != "tiny" or self.dtype != "float32"
+        ):
+            raise ModelRecipeError(
+                f"--draftable is for --preset tiny in float32 of {', '.join(DRAFTABLE)}; leave it out"
             )
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ModelRecipeError(
