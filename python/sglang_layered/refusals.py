@@ -12,8 +12,21 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
-from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, OVERTAKING, RECURRENT, UNASKED
+from sglang_layered.models.refused import (
+    has_indexer,
+    has_recurrent_layers,
+    model_refusal,
+    untried_sparse_attention,
+)
+from sglang_layered.refused_flags import (
+    FLAGS,
+    GROUP_ATTENTION,
+    LORA,
+    OVERTAKING,
+    RECURRENT,
+    SPECULATION,
+    UNASKED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,11 @@ class Start:
     def untried_sparse_attention(self) -> str | None:
         """The flags that take a model with an indexer to attention on which no tokens were compared."""
         return untried_sparse_attention(self.model_config, self.server_args)
+
+    @property
+    def speculates(self) -> bool:
+        """True when layered steps verify drafts."""
+        return self.config.is_layered and self.server_args.speculative_algorithm is not None
 
     def executes(self, *names: str) -> bool:
         """True when layered steps are asked to run in one of these ways."""
@@ -98,6 +116,7 @@ LIMIT = (
 TRAFFIC = "--enable-expert-traffic-metrics does not work with"
 ONE = "leave one of the two out"
 EXECUTION = "--layered-execution {config.layered_execution}:"
+SPECULATING = "--speculative-algorithm in layered mode"
 ATTENTION = "--layered-group-attention {config.group_attention}"
 PARKED = "--layered-max-parked {config.layered_max_parked}"
 BACKENDS = "use --layered-group-attention backends"
@@ -110,7 +129,11 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     },
     lambda start: start.config.enable_energy_metrics: {
         "--enable-energy-metrics reads the devices of its own node and --nnodes is {args.nnodes}; leave it"
-        " out and measure each node with a tool of its own": lambda start: start.server_args.nnodes > 1
+        " out and measure each node with a tool of its own": lambda start: start.server_args.nnodes > 1,
+        "--enable-energy-metrics does not work with --speculative-algorithm: a verified step hands on several"
+        f" tokens a request, which are not told apart; {ONE}": lambda start: (
+            start.server_args.speculative_algorithm is not None
+        ),
     },
     lambda start: start.config.enable_expert_traffic_metrics: {
         f"{TRAFFIC} --speculative-algorithm: a verified step has several rows a request, which are not told"
@@ -191,6 +214,23 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " two CUDA streams with adapters are not tested; use fused or sequential": lambda start: (
             start.executes("concurrent", "auto") and start.server_args.device == "cuda"
         ),
+    },
+    lambda start: start.speculates: {
+        **_with_flags(SPECULATING, SPECULATION),
+        f"{SPECULATING} does not work with --layered-execution {{config.layered_execution}}: decode rows are"
+        " drafted and verified in steps of SGLang's own; use sequential": lambda start: start.executes(
+            "concurrent", "auto"
+        ),
+        f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
+        f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
+        f"{SPECULATING} cannot serve {{args.model_path}} with a draft model: it reads embeddings of images,"
+        " which are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
+            start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
+        ),
+        f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
+        " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
+        f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step"
+        " takes back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
     },
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)

@@ -211,7 +211,8 @@ class SteppedScheduler:
     def finish(self, *rids: str) -> list[list[int]]:
         """Step until these requests are finished; returns their output tokens."""
         self.step_until(lambda: all(self.reqs[rid].finished() for rid in rids))
-        return [list(self.reqs[rid].output_ids) for rid in rids]
+        # A verified step may have given a request more tokens than it asked for.
+        return [list(self.reqs[rid].output_ids_through_stop) for rid in rids]
 
     def abort(self, rid: str) -> None:
         """Deliver an abort message, as a disconnecting client causes."""

@@ -138,11 +138,16 @@ def _left_out_by_torch(model_config: Any) -> str | None:
     return "latent attention" if model_config.attention_arch == AttentionArch.MLA else None
 
 
-def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
-    """The flags that take DSA (sparse attention over latent keys) where no tokens were compared, or None."""
+def has_indexer(model_config: Any) -> bool:
+    """True for DSA: sparse attention over latent keys that an indexer chooses."""
     from sglang.srt.configs.model_config import is_deepseek_dsa
 
-    if not any(is_deepseek_dsa(config) for config in _configs(model_config)):
+    return any(is_deepseek_dsa(config) for config in _configs(model_config))
+
+
+def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
+    """The flags that take an indexer's attention where no tokens were compared, or None."""
+    if not has_indexer(model_config):
         return None
     backends = set(server_args.get_attention_backends())
     if not backends <= SPARSE_BACKENDS:

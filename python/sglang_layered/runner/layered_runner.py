@@ -22,7 +22,7 @@ from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerCalls, PipelineRanges
-from sglang_layered.upstream.probe import ranges_of
+from sglang_layered.upstream.probe import ranges_of, with_kept_rows
 from sglang_layered.upstream.routed_experts import ExpertIds, with_ids, without_ids
 from sglang_layered.upstream.runner import (
     Carried,
@@ -187,7 +187,8 @@ class LayeredRunner(GroupRunner):
     """Runs layered steps on one SGLang ModelRunner, of a model with `num_layers` layers."""
 
     def __init__(self, model_runner: Any) -> None:
-        super().__init__(model_runner, LayerCalls(model_runner, ranges_of(model_runner)))
+        ranges = with_kept_rows(model_runner, ranges_of(model_runner))
+        super().__init__(model_runner, LayerCalls(model_runner, ranges))
         self.num_layers = self._calls.num_layers
         self.decode_paths = DecodePaths(model_runner, self._calls)
         self._capture_groups()

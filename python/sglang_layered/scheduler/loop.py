@@ -26,8 +26,9 @@ from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults,
 from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
-from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
+from sglang_layered.upstream.launch import is_paused, ready_to_decode, run_stock, tend_requests
 from sglang_layered.upstream.room import filter_finished, somebody_decodes
+from sglang_layered.upstream.speculation import make_launcher, must_settle, speculates
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ class LayeredLoop(BaseLoop):
         runner = take_runner(scheduler.tp_worker.model_runner, LayeredRunner)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self.process)
-        self._execution = Execution.from_config(runner, config, scheduler.device)
-        self._launcher = StepLauncher(scheduler, self._execution)
+        self._execution = Execution.from_config(runner, config, scheduler.device, speculates(scheduler))
+        self._launcher = make_launcher(scheduler, self._execution)
         self._single_rank = scheduler.ps.tp_size == 1
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
         self._num_layers = runner.num_layers
@@ -130,6 +131,8 @@ class LayeredLoop(BaseLoop):
         batch = self._resume() if self.cohorts.inflight else self._schedule()
         if self._ranks.is_on:
             self._ranks.compare(batch)
+        if self._launcher.may_settle and must_settle(self.scheduler, batch):
+            self.settle()
         if isinstance(batch, LayerGroupBatch):
             self._run_layered(batch)
         else:
@@ -264,11 +267,8 @@ class LayeredLoop(BaseLoop):
         finished = cohort if cohort.is_last_group else None
         if finished is not None and self.cohorts.inflight:
             self._overtaking.completed(inflight.batch)
-        self.results.launched(
-            LaunchedStep(
-                number, "layered", outcomes, timer, cohort, prompt, strategy, load, decision, finished
-            )
-        )
+        what = (outcomes, timer, cohort, prompt, strategy, load, decision, finished)
+        self.results.launched(LaunchedStep(number, "layered", *what))
 
     def _run_encoder(self, step: LayerGroupBatch) -> None:
         """Decode beside the encoder; the step-time model knows nothing of encoders, so it is told nothing."""

@@ -22,7 +22,7 @@ from sglang_layered.scheduler.calibration import CalibrationFile, start_of
 from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock
 from sglang_layered.scheduler.results import StepLoads
 from sglang_layered.upstream.receiver import ClockedReceiver
-from sglang_layered.upstream.room import running_soon
+from sglang_layered.upstream.room import rows_per_request, running_soon
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class StepPolicyDriver:
         self._admission = loop.controls.admission
         self._sizes, self._layers = loop.sizes, loop.layers
         self._expected, self._failed = expected, failed
-        self.loads = StepLoads(self._sizes)
+        self.loads = StepLoads(self._sizes, rows_per_request(self._scheduler))
         self.policy: StepPolicy | None = None  # in force
         self._can: frozenset[Capability] = frozenset()  # that policy
         self._begun: StepPolicy | None = None  # the last one that was told what it serves
@@ -87,7 +87,8 @@ class StepPolicyDriver:
         running = running_soon(self._scheduler)
         view = admission.view(running, self._due_s(running), most)
         shape = StepShape(len(running), min(sum(view.prompt_lens), most), self._sizes.num_layers)
-        view = replace(view, is_apart=self._expected(shape) in APART)
+        rows = view.decode_rows * self.loads.rows_per_request
+        view = replace(view, decode_rows=rows, is_apart=self._expected(shape) in APART)
         try:
             admission.order_by_deadline(policy, self._now_s, self._controls.config.slo_ttft_ms)
             admission.take(policy.cohort_tokens(view))

@@ -15,7 +15,7 @@ import torch
 from sglang.srt.managers.overlap_utils import resolve_forward_inputs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
@@ -34,6 +34,8 @@ class StepLauncher:
         UnsupportedError: the model or its ranks cannot take two batches in a step.
     """
 
+    may_settle = False  # whether a launch may need the results that are pending
+
     def __init__(self, scheduler: Any, execution: Execution) -> None:
         refuse_unfit_server(scheduler)
         self._scheduler = scheduler
@@ -41,6 +43,7 @@ class StepLauncher:
         self._model_runner = scheduler.tp_worker.model_runner
         self._adapters = Adapters.of(self._model_runner)
         self._read_done: Any = None
+        self._begin, self._prompt_hidden_states = begin_launch, None  # speculative decoding has others
 
     @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
@@ -48,7 +51,7 @@ class StepLauncher:
     ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
         """Run the step; gives the decode's batch and result, and the cohort's after its last group."""
         batches = [step.inflight.batch] if step.decode is None else [step.inflight.batch, step.decode]
-        begin_launch(self._scheduler, step.inflight.batch, batches)
+        self._begin(self._scheduler, step.inflight.batch, batches)
         if not self._scheduler.enable_overlap:
             return self._forward(step, strategy)
         scheduler = self._scheduler
@@ -74,7 +77,7 @@ class StepLauncher:
                 self._adapters.fetch(inflight.batch, *step.parked, *decodes)
             is_new = inflight.forward is None or inflight.parked is None
             if inflight.forward is None:
-                inflight.forward = forward_of(self._scheduler, inflight.batch)
+                inflight.forward = forward_of(self._scheduler, inflight.batch, self._prompt_hidden_states)
             decode = None if step.decode is None else forward_of(self._scheduler, step.decode)
             self._keep_alive(inflight)
             self._scheduler.tp_worker.set_hicache_consumer(NOBODY)
@@ -164,14 +167,16 @@ class StepLauncher:
             )
 
 
-def forward_of(scheduler: Any, batch: ScheduleBatch) -> ForwardBatch:
-    """The forward's view of a batch."""
+def forward_of(
+    scheduler: Any, batch: ScheduleBatch, hidden_states: CaptureHiddenMode | None = None
+) -> ForwardBatch:
+    """The forward's view of a batch, which gives these rows' hidden states; None: those requests ask for."""
     runner = scheduler.tp_worker.model_runner
-    adapters = Adapters.of(runner)
+    adapters, wanted = Adapters.of(runner), {"capture_hidden_mode": hidden_states}
     if adapters is None:
-        return ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False)
+        return ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False, **wanted)
     with adapters.kept_apart():
-        forward = ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False)
+        forward = ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False, **wanted)
     adapters.note(forward)
     return forward
 

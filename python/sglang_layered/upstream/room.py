@@ -31,6 +31,11 @@ def somebody_decodes(scheduler: Any) -> bool:
     return not running.is_prefill_only and any(not req.finished() for req in running.reqs)
 
 
+def rows_per_request(scheduler: Any) -> int:
+    """Rows of a request in a decode step: more than one where drafts are verified."""
+    return 1 if scheduler.spec_algorithm.is_none() else scheduler.server_args.speculative_num_draft_tokens
+
+
 def running_soon(scheduler: Any) -> list[Any]:
     """Requests that decode once SGLang has merged the latest prompts into the running batch."""
     reqs = list(scheduler.running_batch.reqs)

@@ -266,6 +266,7 @@ def make_decode_graphs(model_runner: Any, calls: LayerCalls) -> LayeredDecodeGra
     granularity, stock = config.layered_graph_granularity, stock_buckets(model_runner)
     unneeded = {
         "--layered-graph-granularity 0": granularity == 0,
+        "--speculative-algorithm replays SGLang's own": not model_runner.spec_algorithm.is_none(),
         f"--layered-execution {config.layered_execution} replays SGLang's own": not config.may_fuse,
         "SGLang captures none": stock is None,
     }
