@@ -136,6 +136,7 @@ class Asking:
             self._failed(error)
             return None
         if keep is None:
+            columns.all_decode(slots)
             return None
         keep = sorted({*keep, *(index for index, req in enumerate(batch.reqs) if req.to_finish is not None)})
         columns.decode(slots, keep)

@@ -61,6 +61,10 @@ class RunningColumns:
             self._sat_out[:] = 0
         self._step = step
 
+    def all_decode(self, slots: Numbers) -> None:
+        """The requests in these slots decode."""
+        self._sat_out[slots] = 0
+
     def decode(self, slots: Numbers, keep: Sequence[int]) -> None:
         """Of the requests in these slots those at `keep` decode, and the others sit the step out."""
         counts = self._sat_out[slots] + 1
