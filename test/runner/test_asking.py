@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -302,6 +303,7 @@ def test_the_example_that_answers_all_questions_changes_no_token(
     stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    monkeypatch.setattr(importlib.import_module("policy_by_deadline"), "GROUP_TOKENS", 64)
     sizes = [(10, 40), (500, 5), (30, 6), (200, 7), (60, 8)]
     prompts = [prompt(length, 90 + length) for length, _ in sizes]
     expected = [
@@ -314,8 +316,11 @@ def test_the_example_that_answers_all_questions_changes_no_token(
     try:
         rids = []
         for priority, (tokens, (_, new)) in enumerate(zip(prompts, sizes, strict=True)):
-            rids.append(stepped.send(tokens, new, priority=priority))
+            limits = {"custom_params": {"slo_tbt_ms": None if priority == 0 else 1e9}}  # the others are ahead
+            rids.append(stepped.send(tokens, new, priority=priority, sampling=limits))
             stepped.step(2)
+            if len(tokens) == 500:
+                stepped.step_until(lambda: stepped.next_group == 2)
         assert stepped.finish(*rids) == expected
     finally:
         controls._adopt(before, "test")
