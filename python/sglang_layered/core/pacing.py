@@ -10,6 +10,7 @@ from typing import Protocol
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.policy import GroupPolicy
+from sglang_layered.core.questions import Questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class Start:
     learned: Mapping[str, Sequence[float]] | None = None
 
 
-class StepPolicy(GroupPolicy, Protocol):
+class StepPolicy(GroupPolicy, Questions, Protocol):
     """Takes part in every step, in what its `can` names.
 
     Pure: the same calls in the same order give the same answers on every rank. Only the methods of its
