@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sglang_layered.auto.policy import AutoPolicy
+from sglang_layered.auto.step_times import amounts
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.pacing import StepLoad
 from sglang_layered.core.questions import Flying, Snapshot, Waiting
-from sglang_layered.auto.step_times import amounts
 
 SHORT, LONG = 256, 4096  # prompt tokens between whose times others are interpolated
 
@@ -26,7 +26,7 @@ class FlowPrefillPolicy(AutoPolicy):
         Capability.ORDERS_QUEUE,
         Capability.PREEMPTS_COHORTS,
     }
-    _last_seen: tuple[int, int] = (0, 0)  # prompts that wait and cohorts in flight, at the last decision
+    _last_seen: tuple[int, int, int] = (0, 0, 0)  # prompts that wait, cohorts in flight, layers done
 
     def __str__(self) -> str:
         return f"flow-prefill({super().__str__()})"
@@ -51,12 +51,12 @@ class FlowPrefillPolicy(AutoPolicy):
         return chosen
 
     def preempt(self, view: Snapshot) -> Sequence[int] | None:
-        """Those that would be late after the cohort in flight and can be in time before it, if it can wait."""
-        seen = view.num_waiting, len(view.flying)
-        if seen == self._last_seen:
-            return None  # nobody has come and nothing is done since the last decision
-        self._last_seen = seen
+        """Those that are due before the cohort in flight and can be in time, as long as it can wait."""
         flight = view.flying[-1]
+        (num_waiting, num_flying, done_layers), now = self._last_seen, (view.num_waiting, len(view.flying))
+        self._last_seen = (*now, flight.done_layers)
+        if now == (num_waiting, num_flying) and flight.done_layers >= done_layers:
+            return None  # nobody has come and nothing is done since the last decision
         base_s, token_s = self._prompt_line(view)
         rest_s = self._rest_s(flight, base_s, token_s, view)
         spare_s = flight.slo.ttft_s - flight.waited_s - rest_s  # below 0: it is late whatever is done
@@ -65,8 +65,8 @@ class FlowPrefillPolicy(AutoPolicy):
         for index in sorted(range(len(view.waiting)), key=lambda each: _due_s(view.waiting[each])):
             prompt = view.waiting[index]
             due_s, own_s = _due_s(prompt), prompt.tokens * token_s
-            if prompt.priority < flight.priority or due_s >= rest_s + base_s + own_s:
-                continue  # it can wait
+            if prompt.priority < flight.priority or due_s >= flight.slo.ttft_s - flight.waited_s:
+                continue  # its turn is after the cohort's
             if spent_s + own_s > min(due_s, left_s) or 0 <= spare_s < spent_s + own_s:
                 continue  # too late for it, or it would make another one late
             spent_s, left_s = spent_s + own_s, min(left_s, due_s)

@@ -1,4 +1,4 @@
-"""Policy `near-late`: who is about to miss a token decodes, everybody else makes room for the shortest prompts.
+"""Policy `near-late`: who is about to miss a token decodes, the others make room for the shortest prompts.
 
 Source: Optimal Scheduling Algorithms for LLM Inference, arXiv 2508.01002. Its scheduler SLAI decodes first
 those near their deadline between tokens and orders prompts by their known length; its scheduler RAD fills

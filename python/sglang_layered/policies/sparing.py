@@ -1,10 +1,9 @@
-"""Requests that have time sit a step out, so that a prompt's step is shorter, or may be longer. No policy yet."""
+"""Requests that have time sit a step out: a prompt's step is then shorter, or may be longer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
-
-import numpy as np
 
 from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.auto.step_times import amounts
@@ -22,30 +21,37 @@ class SparingPolicy(AutoPolicy):
     """Steps as `auto` makes them, by deadlines that `due_s` tells, and only for those who need a token."""
 
     can: ClassVar[frozenset[Capability]] = AutoPolicy.can | {Capability.CHOOSES_DECODES}
+    keeps_gaps: ClassVar[bool] = True  # a gap above the limit is a missed deadline
     _left_s: float | None = None  # until the first who sits out must decode, or who decodes is late
-    _spares: bool = False  # somebody sits out
+    _spares: bool = False  # somebody sits the next step out
+    _has_spared: bool = False  # or one of the latest two
 
     def due_s(self, running: Running) -> Seconds:
         """Seconds until each request must have its next token; below 0: it is late."""
         raise NotImplementedError
 
     def decode_rows(self, view: Snapshot) -> Sequence[int] | None:
-        """Those who could not wait for a group and catch up after it, at least the one that is due first."""
+        """All, if one of them could not wait for a group and catch up after it; else the one due first.
+
+        Never some: the experts that a few rows read are most of those that all read, so a step that spares
+        half of them is hardly shorter, and they need one of their own later.
+        """
         running = view.running
-        self._left_s, self._spares = None, False
+        spared = self._spares
+        self._left_s, self._spares, self._has_spared = None, False, spared
         if not (len(running) and view.flying):
             return None
-        due_s, catch_up_s = self.due_s(running), CATCH_UP_STEPS * self._decode_s(running)
-        needs = due_s < self._group_s(view.flying[-1]) + catch_up_s
-        needs[int(due_s.argmin())] = True
-        spared_s = due_s[~needs]
-        hurried_s = due_s[needs & (due_s > 0)]
-        self._spares = bool(spared_s.size)
-        ends = [float(hurried_s.min())] if hurried_s.size else []
-        if self._spares:
-            ends.append(float(spared_s.min()) - catch_up_s)
-        self._left_s = min(ends, default=None)
-        return np.flatnonzero(needs).tolist() if self._spares else None
+        flight, due_s = view.flying[-1], self.due_s(running)
+        catch_up_s = CATCH_UP_STEPS * (self._decode_s(running) + self._layers_s(flight, 1))
+        first_s = float(due_s[due_s > 0].min(initial=inf))  # who is late already hurries nobody
+        if first_s == inf:
+            return None
+        group = -(-flight.num_layers // max(flight.tokens // self.group_tokens, 1))
+        self._spares = first_s >= self._layers_s(flight, group) + catch_up_s
+        self._has_spared |= self._spares
+        # Of those who have sat out no token is on its way: this step's comes out after the next one.
+        self._left_s = first_s - catch_up_s if self._spares or spared else first_s
+        return [int(due_s.argmin())] if self._spares else None
 
     def next_layers(self, view: PaceView) -> Decision:
         """As `auto`, until the first deadline."""
@@ -58,17 +64,17 @@ class SparingPolicy(AutoPolicy):
         return super().cohort_tokens(replace(view, due_s=self._left_s) if longer else view)
 
     def observe_gap(self, gap_s: float, was_planned: bool) -> None:
-        """Gaps of those who sat out are meant to be long."""
-        if not self._spares:
+        """As `auto`; the gap of somebody who sat out tells nothing of what passes between two steps."""
+        if not self._has_spared:
             super().observe_gap(gap_s, was_planned)
+        elif was_planned and self.keeps_gaps:
+            self._adapt_margin(gap_s)
 
     def _decode_s(self, running: Running) -> float:
         """A step in which all decode, and what passes between two."""
         load = StepLoad(len(running), int(running.context_tokens.sum()))
         return self.times.predict(amounts(self.sizes, load)) + self.overhead.value_s
 
-    def _group_s(self, flight: Flying) -> float:
-        """A step of one of the cohort's groups by the paper's rule, beside nobody."""
-        groups = min(max(-(-flight.tokens // self.group_tokens), 1), flight.num_layers)
-        load = StepLoad(0, 0, (flight.tokens,), (0,), flight.num_layers / groups)
-        return self.times.predict(amounts(self.sizes, load))
+    def _layers_s(self, flight: Flying, layers: int) -> float:
+        """A step of so many of the cohort's layers, beside nobody."""
+        return self.times.predict(amounts(self.sizes, StepLoad(0, 0, (flight.tokens,), (0,), layers)))

@@ -85,9 +85,8 @@ class Asked:
         if self._decode_rows is None or not running:
             return running
         view = self._snapshot((), running, [self._flying(each, now_s) for each in flights], now_s)
-        chosen = bounds.decoding(self._decode_rows(view), view.running)
-        if chosen is None:
-            chosen = range(len(running))
+        found = bounds.decoding(self._decode_rows(view), view.running)
+        chosen = range(len(running)) if found is None else found
         for job in running:
             job.sat_out += 1
         for index in chosen:

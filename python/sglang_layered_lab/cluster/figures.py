@@ -1,4 +1,4 @@
-"""What a simulated run amounts to, as of the requests that are measured. Pure; docs/cluster.md defines them."""
+"""What a simulated run amounts to, for the requests that are measured. Pure; docs/cluster.md defines it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

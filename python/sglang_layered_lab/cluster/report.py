@@ -116,9 +116,9 @@ def table_of(simulation: Simulation, found: Sequence[Simulated]) -> Table:
 def _row(kind: Figures, gap: str) -> Iterator[str]:
     yield str(kind.num_requests)
     yield from (_ms(value) for value in (kind.ttft.mean, kind.ttft.p50, kind.ttft.p99))
-    yield _ms(kind.tpot and kind.tpot.mean)
+    yield _ms(kind.tpot.mean if kind.tpot else None)
     yield gap
-    yield _ms(kind.worst_gap and kind.worst_gap.mean)
+    yield _ms(kind.worst_gap.mean if kind.worst_gap else None)
     for part in (kind.attained, kind.in_time, kind.steady, kind.on_line):
         yield "-" if part is None else f"{part:.1%}"
 

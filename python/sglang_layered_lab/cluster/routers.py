@@ -48,7 +48,7 @@ class TwoChoices(Router):
 
     def choose(self) -> int:
         """SGLang's router has the same by the name of power_of_two."""
-        drawn = self.dice.integers(len(self.replicas), size=2).tolist()
+        drawn: list[int] = self.dice.integers(len(self.replicas), size=2).tolist()
         return min(drawn, key=lambda index: self.replicas[index].work_tokens)
 
 
