@@ -19,6 +19,8 @@ from sglang_layered_lab.cluster.jobs import Job
 from sglang_layered_lab.cluster.spec import ReplicaSpec
 from sglang_layered_lab.cluster.steps import Steps
 
+IDLE_S = 1e-3  # after which a scheduler with nothing to run asks again
+
 
 @dataclass(slots=True)
 class Flight:
@@ -77,7 +79,7 @@ class Replica:
         self.wake_s: float | None = None  # while it holds prompts back and has nothing else to do
         self.asked = Asked(policy, spec, steps.sizes.num_layers)
         self._now: Step | None = None
-        self._mute: deque[tuple[list[Job], bool]] = deque()  # tokens computed and not yet out
+        self._mute: deque[list[Job]] = deque()  # tokens computed and not yet out
         can = capabilities_of(policy)
         on_steps = cast("StepPolicy", policy)
         self._pacer = on_steps if Capability.PACES_STEPS in can else None
@@ -137,9 +139,9 @@ class Replica:
             job.context += 1
         new = [] if step.flight is None else self._advanced(step.flight, step.end_layer, now_s)
         is_mixed = bool(step.load.prompt_rows and step.load.decode_rows)
-        self._mute.append(([*step.decoding, *new], is_mixed))
+        self._mute.append([*step.decoding, *new])
         while len(self._mute) > self.steps.delay_steps:
-            self._speak(*self._mute.popleft(), now_s)
+            self._speak(self._mute.popleft(), is_mixed, now_s)
         self.decoding += new
         done = [job for job in (*step.decoding, *new) if job.left <= 0]
         if done:
@@ -164,6 +166,7 @@ class Replica:
             return None
         chosen = self.asked.order(self.waiting, self.decoding, now_s)
         if not chosen:
+            self.wake_s = now_s + IDLE_S
             return None
         self.flights.append(self._cohort(chosen, self._cohort_tokens(chosen, now_s), now_s))
         return self.flights[-1]
@@ -240,7 +243,7 @@ class Replica:
 
     def _speak_all(self, now_s: float) -> None:
         while self._mute:
-            self._speak(*self._mute.popleft(), now_s)
+            self._speak(self._mute.popleft(), False, now_s)
 
     def _speak(self, spoken: Sequence[Job], is_mixed: bool, now_s: float) -> None:
         """Tokens are handed out."""

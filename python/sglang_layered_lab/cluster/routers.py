@@ -6,7 +6,6 @@ from itertools import count
 
 import numpy as np
 
-from sglang_layered_lab.cluster.asked import Asked
 from sglang_layered_lab.cluster.jobs import Job
 from sglang_layered_lab.cluster.replica import Replica
 from sglang_layered_lab.cluster.spec import RouterName
@@ -62,7 +61,6 @@ class Staggered(Router):
         super().__init__(replicas, dice)
         self.kept: deque[Job] = deque()
         self._free = dict.fromkeys(range(len(replicas)))  # without prompts, in the order of their becoming so
-        self._asked: Asked = replicas[0].asked
 
     def arrives(self, job: Job, now_s: float) -> Sent:
         """Keep it, and send what may go."""
@@ -78,7 +76,7 @@ class Staggered(Router):
     def _released(self, now_s: float) -> Sent:
         self.wake_s, sent = None, []
         while self.kept and self._free:
-            held_s = self._asked.hold(self.kept, self.replicas[next(iter(self._free))].decoding, now_s)
+            held_s = self.replicas[0].asked.hold(self.kept, self.replicas[next(iter(self._free))].decoding, now_s)
             if held_s > 0:
                 self.wake_s = now_s + held_s
                 break
