@@ -1,4 +1,4 @@
-"""Many replicas in simulated time: one of them is the replay's server, none loses a request, all is bounded."""
+"""Many replicas in simulated time: one is the replay's server, none loses a request, all is bounded."""
 
 from __future__ import annotations
 
@@ -30,11 +30,17 @@ from sglang_layered_lab.bench.spec_errors import SpecError
 from sglang_layered_lab.cluster import run as cluster_run
 from sglang_layered_lab.cluster.figures import figures_of
 from sglang_layered_lab.cluster.jobs import Job
-from sglang_layered_lab.cluster.report import capacities, record_of, simulate, table_of
 from sglang_layered_lab.cluster.replica import Tally
+from sglang_layered_lab.cluster.report import capacities, record_of, simulate, table_of
 from sglang_layered_lab.cluster.routers import ROUTERS
 from sglang_layered_lab.cluster.run import Cluster, Outcome
-from sglang_layered_lab.cluster.spec import CellSpec, ClusterSpec, ReplicaSpec, read_simulation, simulation_from
+from sglang_layered_lab.cluster.spec import (
+    CellSpec,
+    ClusterSpec,
+    ReplicaSpec,
+    read_simulation,
+    simulation_from,
+)
 from sglang_layered_lab.traces.replay import Replay, Request
 from sglang_layered_lab.traces.run_model import RunModel
 
@@ -46,7 +52,12 @@ BASE: dict[str, Any] = {
     "load": {"arrivals": "poisson", "rate_per_s": 20.0, "num_requests": 40},
     "workload": {
         "lengths": {
-            "prompt": {"distribution": "lognormal", "p50_tokens": 900.0, "p90_tokens": 4000.0, "max_tokens": 20000},
+            "prompt": {
+                "distribution": "lognormal",
+                "p50_tokens": 900.0,
+                "p90_tokens": 4000.0,
+                "max_tokens": 20000,
+            },
             "output": {"distribution": "uniform", "min_tokens": 1, "max_tokens": 40},
         }
     },
@@ -198,9 +209,7 @@ def test_a_long_prompt_goes_on_between_short_ones_that_never_end() -> None:
 
 def test_overtaking_helps_the_short_ones() -> None:
     rows = [(0.0, 100, 200), (0.1, 6000, 3), *[(0.11 + 0.02 * index, 40, 2) for index in range(4)]]
-    times = [
-        served(jobs_at(rows), cell_of(max_parked=most, num_groups=8)).jobs[2].first_s for most in (0, 1)
-    ]
+    times = [served(jobs_at(rows), cell_of(max_parked=most, num_groups=8)).jobs[2].first_s for most in (0, 1)]
     assert times[1] < times[0] / 1.5
 
 
@@ -220,7 +229,9 @@ def test_a_router_that_keeps_requests_gives_them_to_who_has_no_prompt() -> None:
 def test_the_same_seed_gives_the_same_record_and_another_one_another() -> None:
     made = [
         record_of(each, simulate(each))["cells"]
-        for each in (simulation_from({**BASE, "simulation": {"name": "a", "seed": seed}}) for seed in (1, 1, 2))
+        for each in (
+            simulation_from({**BASE, "simulation": {"name": "a", "seed": seed}}) for seed in (1, 1, 2)
+        )
     ]
     assert made[0] == made[1] != made[2]
 
@@ -302,7 +313,8 @@ def test_a_shipped_spec_runs(path: Path) -> None:
 def test_the_command_prints_a_table_and_writes_a_record(tmp_path: Path) -> None:
     spec, out = tmp_path / "a.toml", tmp_path / "out/a.json"
     spec.write_text(
-        '[simulation]\nname = "a"\n[steps]\ndevice = "h200"\n[load]\narrivals = "constant"\nrate_per_s = 4.0\n'
+        '[simulation]\nname = "a"\n[steps]\ndevice = "h200"\n[load]\narrivals = "constant"\n'
+        "rate_per_s = 4.0\n"
         'num_requests = 5\n[workload.lengths.prompt]\ndistribution = "fixed"\ntokens = 500\n'
         '[workload.lengths.output]\ndistribution = "fixed"\ntokens = 4\n'
     )

@@ -1,4 +1,4 @@
-"""The policies that come from papers: small views in, answers out, on a machine whose step times are known."""
+"""Policies that come from papers: small views in, answers out, on a machine whose step times are known."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class TestFlowPrefill:
     def test_a_cohort_ends_before_the_prompt_that_would_make_its_first_late(self) -> None:
         queue = waiting((4000, 0.0, 60.0), (400, 0.0, 0.05))
         assert taught(FlowPrefillPolicy()).order(Snapshot(queue)) == [1]
-        assert taught(FlowPrefillPolicy()).order(Snapshot(waiting((4000, 0.0, 60.0), (400, 0.0, 1.0)))) == [1, 0]
+        assert taught(FlowPrefillPolicy()).order(Snapshot(waiting((4000, 0.0, 60.0), (400, 0.0, 1.0)))) == [
+            1,
+            0,
+        ]
 
     def test_a_higher_priority_comes_first_whatever_its_deadline(self) -> None:
         queue = [*waiting((400, 0.0, 0.5)), Waiting(400, 0, 0.0, SloClass(9.0), priority=1)]
@@ -168,7 +171,9 @@ class TestStaggered:
     def test_holds_for_part_of_the_cohorts_time_and_less_the_older_its_oldest_is(self) -> None:
         policy = taught(StaggeredPolicy())
         window_s = OF_COHORT * policy.prompt_s(1000)
-        held = [policy.hold(Snapshot(waiting((1000, each, 60.0)), max_tokens=8192)) for each in (0.0, 0.005, 1.0)]
+        held = [
+            policy.hold(Snapshot(waiting((1000, each, 60.0)), max_tokens=8192)) for each in (0.0, 0.005, 1.0)
+        ]
         assert held == pytest.approx([window_s, window_s - 0.005, 0.0])
 
     def test_never_for_more_than_a_part_of_the_limit_on_the_first_token(self) -> None:
@@ -176,7 +181,9 @@ class TestStaggered:
         assert held_s == pytest.approx(MOST_OF_TTFT * 0.02)
 
     def test_a_cohort_that_is_as_good_as_full_goes(self) -> None:
-        assert taught(StaggeredPolicy()).hold(Snapshot(waiting(*[(3000, 0.0, 9.0)] * 2), max_tokens=8192)) == 0
+        assert (
+            taught(StaggeredPolicy()).hold(Snapshot(waiting(*[(3000, 0.0, 9.0)] * 2), max_tokens=8192)) == 0
+        )
 
 
 def calls_of(ask: Any) -> int:

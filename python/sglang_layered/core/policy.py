@@ -92,8 +92,8 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
     """The policy behind `--layered-policy NAME`; `num_groups` overrides any name.
 
     NAME is `token-target`, `balanced`, one of `LEARNED_POLICIES`, an entry point of group
-    `sglang_layered.policies`, or `module:Class`. A class with a `from_flags(group_tokens=...)` method is made through it, any other is
-    called with no arguments.
+    `sglang_layered.policies`, or `module:Class`. A class with a `from_flags(group_tokens=...)` method is made
+    through it, any other is called with no arguments.
 
     Raises:
         ConfigError: the name is unknown, cannot be imported, is no policy, or lacks what it says it can.

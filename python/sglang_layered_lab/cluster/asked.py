@@ -45,10 +45,8 @@ class Asked:
         if self._order is not None and rest:
             view = self._snapshot(rest, running, (), now_s)
             chosen = [rest[index] for index in bounds.admitted_in(self._order(view), view.waiting)]
-            if len(chosen) < len(view.waiting):
-                admitted = set(map(id, chosen))
-                for job in rest[: len(view.waiting)]:
-                    job.passed += id(job) not in admitted
+            if not chosen:
+                pass_over(rest)
             return [*chunks, *chosen]
         if not self._sorts_out:
             return [*chunks, *rest]
@@ -124,6 +122,12 @@ class Asked:
         priority = max(job.priority for job in jobs)
         where = (flight.num_rows, flight.done_layers, self._num_layers, waited_s)
         return Flying(*where, slo, priority, flight.times_overtaken)
+
+
+def pass_over(waiting: Sequence[Job]) -> None:
+    """Others were admitted, or nobody: those that the policy sees count it."""
+    for job in islice(waiting, bounds.MOST_LOOKED_AT):
+        job.passed += 1
 
 
 def running_view(running: Sequence[Job], now_s: float) -> Running:

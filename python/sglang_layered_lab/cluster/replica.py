@@ -14,7 +14,7 @@ from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.pacing import PaceView, QueueView, StepLoad, StepPolicy
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.core.view import SchedulerView
-from sglang_layered_lab.cluster.asked import Asked
+from sglang_layered_lab.cluster.asked import Asked, pass_over
 from sglang_layered_lab.cluster.jobs import Job
 from sglang_layered_lab.cluster.spec import ReplicaSpec
 from sglang_layered_lab.cluster.steps import Steps
@@ -198,10 +198,8 @@ class Replica:
             pieces.append((job, min(job.to_compute, most)))
             most -= pieces[-1][1]
         taken = {id(job) for job, _ in pieces}
-        newest_s = max(job.arrived_s for job, _ in pieces)
         self.waiting = [job for job in self.waiting if id(job) not in taken]
-        for job in self.waiting:
-            job.passed += job.arrived_s < newest_s
+        pass_over(self.waiting)
         prefixes = tuple(job.done_tokens for job, _ in pieces)
         flight = Flight(pieces, prefixes, [])
         if self._pacer is None and (self.decoding or self._may_wait(flight)):

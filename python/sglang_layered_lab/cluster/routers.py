@@ -76,7 +76,9 @@ class Staggered(Router):
     def _released(self, now_s: float) -> Sent:
         self.wake_s, sent = None, []
         while self.kept and self._free:
-            held_s = self.replicas[0].asked.hold(self.kept, self.replicas[next(iter(self._free))].decoding, now_s)
+            held_s = self.replicas[0].asked.hold(
+                self.kept, self.replicas[next(iter(self._free))].decoding, now_s
+            )
             if held_s > 0:
                 self.wake_s = now_s + held_s
                 break
