@@ -41,7 +41,8 @@ class Job:
     first_s: float = -1.0  # -1: no token yet
     last_s: float = -1.0
     worst_gap_s: float = 0.0
-    behind_s: float = -inf  # of its deadline line, at worst
+    line_s: float = inf  # when the latest token was due by its deadline line
+    behind_s: float = -inf  # of that line, at worst
 
     @property
     def to_compute(self) -> int:
@@ -51,11 +52,15 @@ class Job:
     def hear(self, now_s: float) -> None:
         """One token more is handed out."""
         if self.num_heard:
-            self.worst_gap_s = max(self.worst_gap_s, now_s - self.last_s)
+            gap_s = now_s - self.last_s
+            if gap_s > self.worst_gap_s:
+                self.worst_gap_s = gap_s
+            self.line_s += self.slo.tbt_s
         else:
             self.first_s = now_s
-        line_s = self.arrived_s + self.slo.ttft_s + self.num_heard * self.slo.tbt_s
-        self.behind_s = max(self.behind_s, now_s - line_s)
+            self.line_s = self.arrived_s + self.slo.ttft_s
+        if now_s - self.line_s > self.behind_s:
+            self.behind_s = now_s - self.line_s
         self.last_s = now_s
         self.num_heard += 1
 

@@ -245,15 +245,14 @@ class Replica:
 
     def _speak(self, spoken: Sequence[Job], is_mixed: bool, now_s: float) -> None:
         """Tokens are handed out."""
-        worst_s = 0.0
-        gaps = self.tally.gaps
+        seen = [(job.last_s, job.is_measured) for job in spoken if job.num_heard]
         for job in spoken:
-            if job.num_heard:
-                gap_s = now_s - job.last_s
-                worst_s = max(worst_s, gap_s)
-                if job.is_measured:
-                    gaps[round(gap_s, 4)] += 1
             job.hear(now_s)
+        worst_s = 0.0
+        for (last_s, is_measured), number in Counter(seen).items():  # most have theirs at one time
+            worst_s = max(worst_s, now_s - last_s)
+            if is_measured:
+                self.tally.gaps[round(now_s - last_s, 4)] += number
         if worst_s and self._keeper is not None:
             self._keeper.observe_gap(worst_s, is_mixed)
 
