@@ -15,6 +15,7 @@ from sglang_layered.core.events import (
     Event as Event,
     GroupDone as GroupDone,
     ModeChanged as ModeChanged,
+    PolicyAnswered as PolicyAnswered,
     RequestsLeft as RequestsLeft,
     ServingStarted as ServingStarted,
     StepDone as StepDone,

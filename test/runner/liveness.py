@@ -21,6 +21,7 @@ class Liveness:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
+        self.most_steps = MOST_STEPS
         self._steps = 0
         self._unseen = False
         self._waited: set[str] = set()
@@ -41,7 +42,7 @@ class Liveness:
             self._steps = 0
             return
         self._steps += 1
-        assert self._steps <= MOST_STEPS, f"{self._scheduler.waiting_queue[0].rid} could run and waits"
+        assert self._steps <= self.most_steps, f"{self._scheduler.waiting_queue[0].rid} could run and waits"
 
     def _running(self) -> list[Any]:
         scheduler = self._scheduler
@@ -92,17 +93,19 @@ class Turns:
         self._loop = loop
         self._model = model
         self._steps: Counter[int] = Counter()  # of each cohort in flight, by its batch
+        self.anybody = False  # a policy says who overtakes
 
     def short_ones(self, rids: set[str]) -> set[str]:
         """Who of these may have overtaken the cohort in flight."""
         most, log = self._loop.controls.config.short_tokens, self._model.log
-        return {rid for rid in rids if log.several and log.ran[rid] <= most}
+        return {rid for rid in rids if log.several and (self.anybody or log.ran[rid] <= most)}
 
     def after_step(self) -> None:
         items = {id(item.batch): item for item in self._loop.cohorts.inflight}
         self._steps = Counter({key: self._steps[key] + 1 for key in items})
         num_layers = self._model.num_layers
-        most = num_layers * (1 + num_layers * self._model.log.several)
+        several = (1 + num_layers) ** self.anybody * self._model.log.several  # who overtakes may be overtaken
+        most = num_layers * (1 + num_layers * several)
         for key, steps in self._steps.items():
             assert steps <= most, f"{items[key].cohort} is in flight for {steps} steps"
 

@@ -6,11 +6,14 @@ About 2,000 operations by default, always the same ones. `--hypothesis-profile=l
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -26,8 +29,13 @@ from hypothesis.stateful import (
 from exact_model import FIRST_TOKEN, VOCAB
 from exact_swap import exact_scheduler
 from harness import SteppedScheduler
+from sglang_layered.core import bounds
+from sglang_layered.scheduler import rank_clock
+from wishes import AtRandom
 
-NOTHING: Mapping[str, int] = {}
+NOTHING: Mapping[str, Any] = {}
+MOST_ASKED = 30  # steps that a prompt may wait with the bounds below
+SHORT_ONES = {"layered_max_parked": 1, "layered_short_tokens": 100}
 MOST_LIVE = 14
 MOST_SLOTS = 10_000  # more than there are
 BASES = [random.Random(seed).choices(range(FIRST_TOKEN, VOCAB), k=1200) for seed in range(3)]
@@ -49,16 +57,23 @@ DEFAULT = settings(
 class SchedulerMachine(RuleBasedStateMachine):
     """Clients, an operator and shortages of KV slots against one scheduler, each time of another depth."""
 
-    def __init__(self, stepped: SteppedScheduler, flags: Mapping[str, int] = NOTHING) -> None:
+    def __init__(self, stepped: SteppedScheduler, flags: Mapping[str, Any] = NOTHING) -> None:
         super().__init__()
         self.stepped = stepped
         self.flags = flags
         self.pause_left = self.shortage_left = 0  # operations until it ends
 
-    @initialize(num_layers=st.sampled_from([7, 7, 7, 4, 1]), group_tokens=st.sampled_from([1, 1, 16, 100]))
-    def start(self, num_layers: int, group_tokens: int) -> None:
+    @initialize(
+        num_layers=st.sampled_from([7, 7, 7, 4, 1]),
+        group_tokens=st.sampled_from([1, 1, 16, 100]),
+        seed=st.integers(0, 10**6),
+    )
+    def start(self, num_layers: int, group_tokens: int, seed: int) -> None:
+        AtRandom.seed = seed
         self.swap = exact_scheduler(self.stepped, num_layers, **self.flags)
         self.exact = self.swap.__enter__()
+        if "layered_policy" in self.flags:
+            self.exact.answers_may_wait(MOST_ASKED)
         assert self.stepped.change({"layered_group_tokens": group_tokens})
         self.exact.conversations.open()
 
@@ -264,10 +279,16 @@ def silence() -> Iterator[None]:
 @pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize(
     "flags",
-    [{}, {"layered_max_parked": 1, "layered_short_tokens": 100}],
-    ids=["in order", "short ones overtake"],
+    [{}, SHORT_ONES, SHORT_ONES | {"layered_policy": "wishes:AtRandom"}],
+    ids=["in order", "short ones overtake", "a policy answers at random"],
 )
-def test_any_sequence_of_operations(stepped: SteppedScheduler, flags: dict[str, int]) -> None:
+def test_any_sequence_of_operations(
+    stepped: SteppedScheduler, flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MOST_PASSED", 8)
+    monkeypatch.setattr(bounds, "MOST_HELD_S", 5.0)
+    seconds = map(float, itertools.count())  # a step takes one, so that what fails fails again
+    monkeypatch.setattr(rank_clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     is_default = settings.get_current_profile_name() != "long"
     run_state_machine_as_test(
         partial(SchedulerMachine, stepped, flags),

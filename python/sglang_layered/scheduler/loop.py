@@ -27,7 +27,8 @@ from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
 from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
-from sglang_layered.upstream.room import filter_finished, somebody_decodes
+from sglang_layered.upstream.room import filter_finished, leave_all_running, somebody_decodes
+from sglang_layered.upstream.some_decode import update_and_choose
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +95,12 @@ class LayeredLoop(BaseLoop):
         self.results.process_all()
 
     def on_pause(self) -> None:
-        """SGLang is about to retract every request: leave them all in the running batch, nothing pending.
+        """SGLang is about to retract every request: no cohort is in flight then, and nothing pending.
 
-        It would queue an aborted request of a cohort again, and save a streaming session's half-filled KV. So
-        a cohort in flight is sent back before.
+        It would queue an aborted request of a cohort again, and save a streaming session's half-filled KV.
         """
-        scheduler = self.scheduler
         self.drop(DropReason.PAUSED)
-        running, last = scheduler.running_batch, scheduler.last_batch
-        if last is not None and last is not running and last.forward_mode.is_extend():
-            running.reqs = [*running.reqs, *(req for req in last.reqs if req not in running.reqs)]
-        scheduler.last_batch = None
+        leave_all_running(self.scheduler)
 
     def drop(self, reason: DropReason) -> None:
         """SGLang would merge the last batch, so a cohort that was dropped is that no longer."""
@@ -140,18 +136,18 @@ class LayeredLoop(BaseLoop):
     def _schedule(self) -> LayerGroupBatch | ScheduleBatch | None:
         """No cohort in flight: SGLang chooses; a prompt batch beside running requests becomes a cohort."""
         scheduler = self.scheduler
-        self.driver.before_admission()
-        self.make_room_for_chunk()
-        self.look_at_queue_again()
-        filter_finished(scheduler)
-        with self._overtaking.one_kind_waits():
-            plan = scheduler.get_next_batch_to_run(
-                running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
-            )
+        with self.driver.shown():
+            self.driver.before_admission()
+            self.make_room_for_chunk()
+            self.look_at_queue_again()
+            filter_finished(scheduler)
+            with self._overtaking.one_kind_waits(self.driver.orders):
+                plan = scheduler.get_next_batch_to_run(scheduler.running_batch, scheduler.last_batch)
         scheduler.running_batch = plan.running_batch
         batch = plan.batch_to_run
         if batch is None or not batch.forward_mode.is_extend():
             return batch
+        self.driver.admitted(batch)
         if scheduler.is_disable_overlap_for_batch(batch, last_batch=scheduler.last_batch):
             self.settle()
         may_wait = somebody_decodes(scheduler) or self._overtaking.is_long(batch)
@@ -184,7 +180,7 @@ class LayeredLoop(BaseLoop):
     def _let_overtake(self) -> None:
         """At a group's edge short prompts that wait may become a cohort that runs first."""
         may = self._overtaking.is_on and self.controls.is_layered
-        batch = self._overtaking.short_ones() if may else None
+        batch = self._overtaking.short_ones(self.driver.asking) if may else None
         if batch is None:
             return
         plan = self._groups_of(batch) or LayerGroupPlan.whole(self._num_layers)
@@ -221,6 +217,9 @@ class LayeredLoop(BaseLoop):
         self.make_room(scheduler.running_batch)
         if filter_finished(scheduler):
             return None
+        if self.driver.choose_decodes is not None and self.cohorts.inflight:
+            decode = update_and_choose(scheduler, self.driver.choose_decodes)
+            return None if decode.is_empty() else ready_to_decode(scheduler, decode)
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
         return None if running.is_empty() else ready_to_decode(scheduler, running)
 
@@ -230,6 +229,7 @@ class LayeredLoop(BaseLoop):
         if batch is None:
             if not self.results.process_all():
                 scheduler.on_idle()
+                self.driver.rest()
             scheduler.last_batch = None
             return
         timer, loads = StepTimer.start(scheduler), self.driver.loads

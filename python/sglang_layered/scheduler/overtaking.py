@@ -16,6 +16,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang_layered.config import LayeredConfig
 from sglang_layered.runner.rows import keep_rows
 from sglang_layered.scheduler import stream
+from sglang_layered.scheduler.asking import Asking
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.upstream.hicache import forward_stream
@@ -57,11 +58,14 @@ class Overtaking:
         """Cohorts that are parked go on, though from now on nobody overtakes."""
         return self._most_parked > 0 or len(self._cohorts) > 1 or self._unmerged is not None
 
-    def one_kind_waits(self) -> AbstractContextManager[None]:
-        """SGLang sees short prompts in its queue, or long ones: what the first that waits is."""
+    def one_kind_waits(self, is_ordered: bool) -> AbstractContextManager[None]:
+        """SGLang sees short prompts in its queue, or long ones: what the first that waits is.
+
+        Where a policy has ordered the queue it sees what the policy lets it see.
+        """
         queue, chunked = self._scheduler.waiting_queue, self._scheduler.chunked_req
         may_admit = chunked is not None or not self._scheduler.running_batch.batch_is_full
-        if not (self.is_on and queue and may_admit):
+        if is_ordered or not (self.is_on and queue and may_admit):
             return nullcontext()
         self._lookups_left = MOST_LOOKED_UP
         is_short = chunked is None and self._is_short(queue[0])
@@ -99,14 +103,18 @@ class Overtaking:
             batches.append(self._unmerged)
         self._scheduler.last_batch = batches[0] if len(batches) == 1 else SeveralBatches(batches)
 
-    def short_ones(self) -> ScheduleBatch | None:
-        """Short prompts that go before the cohort in flight, with their slots; None: nobody does."""
+    def short_ones(self, asking: Asking | None = None) -> ScheduleBatch | None:
+        """Prompts that go before the cohort in flight, with their slots; None: nobody does.
+
+        Short ones, or those that a policy names which `asking` can ask.
+        """
+        is_asked = asking is not None and asking.preempts
         scheduler, inflight = self._scheduler, self._cohorts.inflight
         if scheduler.running_batch.batch_is_full or not scheduler.waiting_queue:
             return None
-        if len(inflight) > self._most_parked or not self._may_be_overtaken(inflight[-1]):
+        if len(inflight) > self._most_parked or not self._may_be_overtaken(inflight[-1], is_asked):
             return None
-        chosen = self._chosen()
+        chosen = asking.overtaking(inflight) if asking is not None and is_asked else self._chosen()
         if not chosen or not chunks_keep_room(scheduler, chosen):
             return None
         batch = admit_only(scheduler, chosen, [req for item in inflight for req in item.reqs])
@@ -114,17 +122,20 @@ class Overtaking:
             # It may start from KV whose loads from the host only the cohort in flight waits for.
             self._cohorts.wait_for_loads()
             self._park(inflight[-1])
+            if asking is not None:
+                asking.admitted(batch)
         return batch
 
     def _park(self, item: InFlightCohort) -> None:
         """Graphs of a group's layers leave a cohort's rows in their own memory, where the next one's come."""
+        item.num_overtaken += 1
         if self._graphs_hold_rows and item.parked is not None:
             with forward_stream(self._scheduler):
                 item.parked = keep_rows(item.parked, torch.clone)
 
-    def _may_be_overtaken(self, item: InFlightCohort) -> bool:
+    def _may_be_overtaken(self, item: InFlightCohort, is_asked: bool) -> bool:
         is_between = item.has_run and not item.cohort.is_last_group and not item.to_encode
-        return is_between and self.is_long(item.batch)
+        return is_between and (is_asked or self.is_long(item.batch))
 
     def _chosen(self) -> list[Any]:
         """Short prompts in the queue's order, together no more than one may have."""

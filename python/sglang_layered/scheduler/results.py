@@ -198,6 +198,10 @@ class StepLoads:
         weight = self._sizes.weight(0, self._sizes.num_layers)
         return StepLoad(0, 0, tuple(prompt.extend_lens), tuple(prompt.prefix_lens), weight)
 
+    def count_anew(self) -> None:
+        """The next decode batch is of other requests, though perhaps of as many."""
+        self._context = (0, 0, 0)
+
     def _of_decode(self, decode: ScheduleBatch) -> tuple[int, int]:
         """Rows, and tokens that they see: a row's grow by one a step, so they are counted now and then."""
         rows = len(decode.reqs)

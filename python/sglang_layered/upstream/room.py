@@ -40,6 +40,14 @@ def running_soon(scheduler: Any) -> list[Any]:
     return [req for req in reqs if not req.finished()]
 
 
+def leave_all_running(scheduler: Any) -> None:
+    """Before SGLang retracts every request: all are in the running batch, and there is no last one."""
+    running, last = scheduler.running_batch, scheduler.last_batch
+    if last is not None and last is not running and last.forward_mode.is_extend():
+        running.reqs = [*running.reqs, *(req for req in last.reqs if req not in running.reqs)]
+    scheduler.last_batch = None
+
+
 def room_came_free(running: ScheduleBatch) -> None:
     """Let SGLang look at the waiting queue again.
 
@@ -80,6 +88,11 @@ def abort_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
         forget_aborted(scheduler, req)
         release_kv_cache(req, scheduler.tree_cache, is_insert=False)
         _tell(scheduler, req)
+
+
+def end_late_ones(scheduler: Any) -> None:
+    """End requests that have waited too long, as SGLang does where it looks at its queue."""
+    scheduler._abort_on_waiting_timeout()
 
 
 def end_aborted_that_wait(scheduler: Any) -> None:
