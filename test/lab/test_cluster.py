@@ -72,6 +72,7 @@ class KnownSteps:
     sizes: ModelSizes = SIZES
     between_s: float = 0.0003
     delay_steps: int = 1
+    idle_rows: int = 0
     is_apart: bool = False
     loads: list[StepLoad] = field(default_factory=list)
 
@@ -197,6 +198,14 @@ def test_whatever_a_policy_answers_every_request_is_served_and_nothing_is_comput
     longest_s = max(map(linear, steps.loads)) + steps.between_s
     for job in outcome.jobs:
         assert job.worst_gap_s <= (bounds.MOST_SAT_OUT + 2) * longest_s + bounds.MOST_HELD_S
+
+
+def test_with_the_overlap_scheduler_a_request_decodes_once_more_than_it_has_tokens() -> None:
+    rows = [(0.0, 100, 5), (0.001, 100, 3), (0.5, 50, 1)]
+    steps = KnownSteps(idle_rows=1)
+    jobs = served(jobs_at(rows), cell_of(), None, steps).jobs
+    assert [job.num_heard for job in jobs] == [5, 3, 1]
+    assert sum(load.decode_rows for load in steps.loads) == 4 + 2 + 0 + 3
 
 
 def test_a_long_prompt_goes_on_between_short_ones_that_never_end() -> None:

@@ -126,8 +126,8 @@ class Replica:
         self._now = Step(load, took_s, decoding, flight, end)
         return now_s + took_s + self.steps.between_s
 
-    def end_step(self, now_s: float) -> list[Job]:
-        """The step that runs has ended: tokens come out. Gives the requests that have all of theirs."""
+    def end_step(self, now_s: float) -> None:
+        """The step that runs has ended: tokens come out."""
         step, self._now = self._now, None
         assert step is not None
         self.tally.num_steps += 1
@@ -137,16 +137,16 @@ class Replica:
         for job in step.decoding:
             job.left -= 1
             job.context += 1
+        heard = [job for job in step.decoding if job.left >= 0]
         new = [] if step.flight is None else self._advanced(step.flight, step.end_layer, now_s)
         is_mixed = bool(step.load.prompt_rows and step.load.decode_rows)
-        self._mute.append([*step.decoding, *new])
+        self._mute.append([*heard, *new])
         while len(self._mute) > self.steps.delay_steps:
             self._speak(self._mute.popleft(), is_mixed, now_s)
         self.decoding += new
-        done = [job for job in (*step.decoding, *new) if job.left <= 0]
-        if done:
-            self.decoding = [job for job in self.decoding if job.left > 0]
-        return done
+        least = -self.steps.idle_rows
+        if any(job.left <= least for job in self.decoding):
+            self.decoding = [job for job in self.decoding if job.left > least]
 
     def _turn(self, now_s: float) -> Flight | None:
         """The cohort whose step is next, admitted if need be."""

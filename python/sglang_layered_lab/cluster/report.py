@@ -54,14 +54,13 @@ def record_of(simulation: Simulation, found: Sequence[Simulated]) -> dict[str, A
     """JSON values: the spec, the versions that made it, the figures. The same seed gives the same ones."""
     return {
         "format": FORMAT,
-        "simulation": asdict(simulation.settings),
+        "spec": simulation.values,
         "made_with": {"commit": current_commit(), "versions": installed_versions("numpy", "scipy")},
         "capacity_per_s": capacities(found),
         "cells": [
             {
                 "arm": each.cell.arm,
                 "point": each.cell.point,
-                "spec": _given(asdict(each.cell.spec)),
                 "figures": _given(asdict(each.figures)),
             }
             for each in found

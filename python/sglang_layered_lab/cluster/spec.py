@@ -1,13 +1,14 @@
 """The spec of a simulation: one TOML file with arms and a grid, as of `bench sweep`. Runs nothing."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict
+from pydantic import Strict
 from pydantic.dataclasses import dataclass
 
 from sglang_layered_lab.bench import spec_keys as of
@@ -133,7 +134,7 @@ class _OwnSections(of.Section):
     grid: Annotated[dict[str, of.Values], "of dotted keys"] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Cell:
     """An arm at a point of the grid."""
 
@@ -142,13 +143,14 @@ class Cell:
     spec: CellSpec
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Simulation:
     """All that a file asks for."""
 
     settings: SimulationSettings
     cells: tuple[Cell, ...]
-    folder: Annotated[Path, Field(exclude=True)] = Path(".")
+    values: Mapping[str, Any]  # as they were read
+    folder: Path = Path(".")
 
 
 def read_simulation(path: Path) -> Simulation:
@@ -181,4 +183,4 @@ def simulation_from(values: Mapping[str, Any], folder: Path = Path(".")) -> Simu
                         put(changed, key, value, where)
                 cells.append(Cell(arm.name, point, of.checked(CellSpec, changed)))
     raise_all(errors)
-    return Simulation(own.simulation, tuple(cells), folder)
+    return Simulation(own.simulation, tuple(cells), values, folder)

@@ -38,6 +38,10 @@ class Steps(Protocol):
         """Steps that a token waits for, with SGLang's overlap scheduler one."""
 
     @property
+    def idle_rows(self) -> int:
+        """Steps that a request decodes in after its last token: they are launched before that is known."""
+
+    @property
     def is_apart(self) -> bool:
         """True when prompt and decode rows run in a forward each."""
 
@@ -71,6 +75,11 @@ class RecordedSteps:
         return self.model.delay_steps
 
     @property
+    def idle_rows(self) -> int:
+        """One with the overlap scheduler."""
+        return self.model.delay_steps
+
+    @property
     def is_apart(self) -> bool:
         """As most layered steps of the trace."""
         return self.model.is_apart
@@ -91,6 +100,7 @@ class LeastSteps:
     roofline: Roofline
     between_s: float
     delay_steps: int = 1
+    idle_rows: int = 1
     is_apart: bool = False
 
     @cached_property
