@@ -1,4 +1,4 @@
-"""Simulated replicas take the very steps that two real ones took: their requests and steps' times are the traces'."""
+"""Simulated replicas take the very steps of two real ones, given their requests and what each step took."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policies that come from papers, on the real scheduler with the exact model: asked, and no token changes."""
+"""Policies that come from papers, on the real scheduler with the exact model: asked, and no token changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sglang_layered.core.events import StepDone
 from sglang_layered.core.questions import Snapshot
 
 NUM_LAYERS = 7
-ON = {"layered_max_parked": 1, "slo_ttft_ms": 1e6, "slo_tbt_ms": 1e6, "layered_group_tokens": 64}
+ON = {"layered_max_parked": 1, "slo_ttft_ms": 1e6, "layered_group_tokens": 64}
 
 
 def noting(heard: set[str], question: str, ask: Callable[[Snapshot], Any]) -> Callable[[Snapshot], Any]:
@@ -26,18 +26,18 @@ def noting(heard: set[str], question: str, ask: Callable[[Snapshot], Any]) -> Ca
 
 
 @pytest.mark.parametrize(
-    "name, asked",
+    "name, tbt_ms, asked",
     [
-        ("flow-prefill", {"order", "preempt"}),
-        ("fair-batching", {"decode_rows"}),
-        ("near-late", {"order", "decode_rows"}),
-        ("staggered", {"hold"}),
+        ("flow-prefill", 0.001, {"order", "preempt"}),  # a layer a step: many edges
+        ("fair-batching", 1e6, {"decode_rows"}),  # everybody has time
+        ("near-late", 1e6, {"order", "decode_rows"}),
+        ("staggered", 1e6, {"hold"}),
     ],
 )
 def test_it_answers_and_every_request_has_its_tokens(
-    stepped: SteppedScheduler, name: str, asked: set[str]
+    stepped: SteppedScheduler, name: str, tbt_ms: float, asked: set[str]
 ) -> None:
-    with exact_scheduler(stepped, NUM_LAYERS, layered_policy=name, **ON) as exact:
+    with exact_scheduler(stepped, NUM_LAYERS, layered_policy=name, slo_tbt_ms=tbt_ms, **ON) as exact:
         exact.answers_may_wait(1000)
         policy, heard = exact.stepped.loop.controls.policy, set()
         for question in asked:
