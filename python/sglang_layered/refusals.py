@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.capability import Capability
+from sglang_layered.core.capability import QUESTIONS, Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
@@ -61,8 +61,14 @@ class Start:
         return self.config.is_layered and self.config.layered_execution in names
 
     def has_unread(self, limit: str, capability: Capability) -> bool:
-        """True for a limit that no policy would act on."""
-        return getattr(self.config, limit) is not None and not self.config.policy_can(capability)
+        """True for a limit that no policy would act on; one that answers questions sees both."""
+        is_read = self.config.policy_can(capability, *QUESTIONS)
+        return getattr(self.config, limit) is not None and not is_read
+
+    @property
+    def orders_queue(self) -> bool:
+        """True with a policy that says in which order prompts are admitted."""
+        return self.config.policy_can(Capability.ORDERS_QUEUE)
 
 
 Applies = Callable[[Start], bool]
@@ -99,6 +105,7 @@ TRAFFIC = "--enable-expert-traffic-metrics does not work with"
 ONE = "leave one of the two out"
 EXECUTION = "--layered-execution {config.layered_execution}:"
 ATTENTION = "--layered-group-attention {config.group_attention}"
+ORDERS = "--layered-policy {config.layered_policy}: it orders the queue (ORDERS_QUEUE), and"
 PARKED = "--layered-max-parked {config.layered_max_parked}"
 BACKENDS = "use --layered-group-attention backends"
 OWN_ROUTING = ("flashinfer_trtllm", "flashinfer_mxfp4", "experimental_sgl_trtllm")
@@ -174,6 +181,14 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         "--layered-policy {config.layered_policy}: pipeline stages ask a policy for plans only, and it does"
         " not say that this is enough (RUNS_ON_STAGES); use token-target or balanced with --pp-size above"
         " 1": lambda start: start.has("--pp-size") and not start.config.policy_can(Capability.RUNS_ON_STAGES),
+        f"{ORDERS} --schedule-policy {{args.schedule_policy}} would sort it anew; use fcfs": lambda start: (
+            start.server_args.schedule_policy != "fcfs" and start.orders_queue
+        ),
+        f"{ORDERS} --enable-priority-scheduling would sort it anew; leave the flag out: the policy sees each"
+        " request's priority": lambda start: start.has("--enable-priority-scheduling") and start.orders_queue,
+        f"{ORDERS} --lora-drain-wait-threshold holds back others of it; leave the flag out": lambda start: (
+            start.has("--lora-drain-wait-threshold") and start.orders_queue
+        ),
         "--prefill-mode layered cannot serve {args.model_path}: {start.model_refusal}": lambda start: (
             start.model_refusal is not None
         ),
