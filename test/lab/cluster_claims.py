@@ -50,7 +50,9 @@ def claims_text(folder: Path) -> str:
     lines = [_row(HEAD), _row(["---"] * len(HEAD))]
     for claim in CLAIMS:
         lines.append(_row(_claim_cells(claim, records[claim.record])))
-    return "\n".join([*lines, "", *_staggered(_cells(folder, "staggered"))])
+    return "\n".join(
+        [*lines, "", *_staggered(_cells(folder, "staggered")), "", *_thousand(_cells(folder, "thousand"))]
+    )
 
 
 def _claim_cells(claim: Claim, cells: Cells) -> Iterator[str]:
@@ -111,6 +113,16 @@ def _staggered(cells: Cells) -> Iterator[str]:
             for cell in mine
         ]
         yield _row([arm, *shown])
+
+
+def _thousand(cells: Cells) -> Iterator[str]:
+    yield _row(["router, a thousand replicas", "TTFT mean, p99 (ms)", "gap p99 (ms)", "limits met"])
+    yield _row(["---"] * 4)
+    for cell in cells:
+        ttft = _all(cell)["ttft"]
+        times = f"{1e3 * ttft['mean']:.0f}, {1e3 * ttft['p99']:.0f}"
+        gap = f"{1e3 * cell['figures']['gap_p99_s']:.0f}"
+        yield _row([f"`{cell['arm']}`", times, gap, f"{_all(cell)['attained']:.1%}"])
 
 
 def _all(cell: Mapping[str, Any]) -> Mapping[str, Any]:
