@@ -54,8 +54,8 @@ class LayeredConfig:
         "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
         " 'auto' (anew in every step, as many layers as --slo-tbt-ms allows, or as the paper's rule where it"
         " is not given), 'flow-prefill', 'fair-batching', 'near-late' or 'staggered' (as 'auto', with a"
-        " paper's mechanism beside), the name of an installed entry point of group sglang_layered.policies, or"
-        " module:Class.",
+        " paper's mechanism beside), the name of an installed entry point of group"
+        " sglang_layered.policies, or module:Class.",
     )
     layered_calibration_file: str | None = flag(
         None,
