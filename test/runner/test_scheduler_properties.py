@@ -290,7 +290,8 @@ def test_any_sequence_of_operations(
     seconds = map(float, itertools.count())  # a step takes one, so that what fails fails again
     monkeypatch.setattr(rank_clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     is_default = settings.get_current_profile_name() != "long"
+    default = settings(DEFAULT, max_examples=40) if "layered_policy" in flags else DEFAULT
     run_state_machine_as_test(
         partial(SchedulerMachine, stepped, flags),
-        settings=DEFAULT if is_default else settings.get_profile("long"),
+        settings=default if is_default else settings.get_profile("long"),
     )

@@ -8,7 +8,7 @@ from math import isfinite
 
 import numpy as np
 
-from sglang_layered.core.questions import Running, Waiting
+from sglang_layered.core.questions import Numbers, Running, Waiting
 
 MOST_LOOKED_AT = 128  # prompts of the queue that a policy sees
 MOST_PASSED = 256  # times that others may be admitted before a prompt, or that it may be left out
@@ -42,12 +42,15 @@ def overtaking(answer: Sequence[int] | None, waiting: Sequence[Waiting], max_tok
     return chosen
 
 
-def decoding(answer: Sequence[int] | None, running: Running) -> list[int] | None:
+def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[int] | None:
     """Who decodes, in the order of the batch; None: all."""
     if answer is None or len(answer) == 0:
         return None
+    chosen = np.asarray(answer, np.int64)
+    if not 0 <= chosen.min() <= chosen.max() < len(running):
+        raise ValueError(f"decode_rows gave {list(answer)}; give indices below {len(running)}")
     decodes = running.sat_out >= MOST_SAT_OUT
-    decodes[_indices("decode_rows", answer, len(running))] = True
+    decodes[chosen] = True
     return None if decodes.all() else np.flatnonzero(decodes).tolist()
 
 

@@ -172,7 +172,7 @@ class Questions(Protocol):
         as a cohort may have tokens, uncut.
         """
 
-    def decode_rows(self, view: Snapshot) -> Sequence[int] | None:
+    def decode_rows(self, view: Snapshot) -> Sequence[int] | Numbers | None:
         """Indices of the running requests that decode in the next step; None or an empty answer: all.
 
         Asked before a step that computes prompts; without prompts all decode. Bounds: who has sat out

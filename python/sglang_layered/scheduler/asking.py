@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any
 
+import numpy as np
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core import bounds
 from sglang_layered.core.capability import QUESTIONS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.questions import Flying, Running, SloClass, Snapshot, Waiting
+from sglang_layered.core.questions import NOBODY, Flying, Running, SloClass, Snapshot, Waiting
 from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
@@ -23,7 +24,7 @@ from sglang_layered.scheduler.rank_clock import LastTokenTimes
 from sglang_layered.scheduler.running_columns import RunningColumns
 from sglang_layered.scheduler.stream import Answered
 from sglang_layered.upstream.overtake import known_cached_tokens, look_up_cached_tokens, waiting
-from sglang_layered.upstream.room import end_late_ones, running_soon
+from sglang_layered.upstream.room import end_late_ones
 
 MOST_LOOKED_UP = 16  # prompts in the prefix cache, each time a policy is asked
 NAP_S = 1e-3  # with nothing to run and prompts held; then the scheduler looks for requests again
@@ -138,11 +139,13 @@ class Asking:
         if keep is None:
             columns.all_decode(slots)
             return None
-        keep = sorted({*keep, *(index for index, req in enumerate(batch.reqs) if req.to_finish is not None)})
+        sit_out = sorted(set(range(len(batch.reqs))).difference(keep))
+        aborted = [index for index in sit_out if batch.reqs[index].to_finish is not None]
+        if aborted:
+            keep = sorted([*keep, *aborted])
         columns.decode(slots, keep)
         if self._loop.is_heard:
-            decoding = set(keep)
-            self._tell("decode_rows", [req for index, req in enumerate(batch.reqs) if index not in decoding])
+            self._tell("decode_rows", [batch.reqs[index] for index in sit_out if index not in aborted])
         return keep
 
     @property
@@ -177,20 +180,48 @@ class Asking:
         self._lookups_left = MOST_LOOKED_UP
         rows, queue = tuple(map(self._waiting, reqs)), self._scheduler.waiting_queue
         return Snapshot(
-            rows, self._running(), tuple(map(self._flying, flying)), len(queue), self._most_tokens
+            rows, self._running(bool(flying)), tuple(map(self._flying, flying)), len(queue), self._most_tokens
         )
 
-    def _running(self) -> Running:
-        return self._columns.of_reqs(running_soon(self._scheduler), self.now_s)
+    def _running(self, is_in_flight: bool) -> Running:
+        """Of the running batch, and of the latest prompts, which decode from the next step on."""
+        scheduler, last = self._scheduler, self._scheduler.last_batch
+        batches = [scheduler.running_batch]
+        if not is_in_flight and last is not batches[0] and last is not None and last.forward_mode.is_extend():
+            batches.append(last)
+        batches = [batch for batch in batches if batch.reqs]
+        if not batches:
+            return NOBODY
+        reqs = [req for batch in batches for req in batch.reqs]
+        slots = np.concatenate([batch.req_pool_indices_cpu.numpy() for batch in batches])
+        kv_tokens = np.concatenate([batch.seq_lens_cpu.numpy() for batch in batches])
+        chunked = scheduler.chunked_req
+        leave = [index for index, req in enumerate(reqs) if req.finished_reason is not None or req is chunked]
+        if leave:
+            keep = np.delete(np.arange(len(reqs)), leave)
+            reqs, slots, kv_tokens = [reqs[index] for index in keep], slots[keep], kv_tokens[keep]
+        return self._columns.of(reqs, slots, kv_tokens, self.now_s)
 
     def _waiting(self, req: Any) -> Waiting:
-        arrived_s, limits, priority = self._facts(req, may_refuse=True)
+        known = getattr(req, "layered_row", None)
+        if known is None or known[0] is not self._limits or known[1] != req.seqlen:
+            known = self._look_at(req)
+        _, _, tokens, found, arrived_s, limits, priority = known
+        return Waiting(tokens, found, self.now_s - arrived_s, limits, priority, req.layered_passed)
+
+    def _look_at(self, req: Any) -> tuple[SloClass, int, int, int, float, SloClass, int]:
+        """What a prompt's row is made of; kept until its length or the server's limits are others."""
+        facts = self._facts(req, may_refuse=True)
+        req.layered_passed = getattr(req, "layered_passed", 0)
         cached = known_cached_tokens(req)
         if cached is None and self._lookups_left and req.multimodal_inputs is None:
             self._lookups_left -= 1
             cached = look_up_cached_tokens(self._scheduler, req)
-        found, passed = cached or 0, getattr(req, "layered_passed", 0)
-        return Waiting(req.seqlen - found, found, self.now_s - arrived_s, limits, priority, passed)
+        found = cached or 0
+        row = (self._limits, req.seqlen, req.seqlen - found, found, *facts)
+        if cached is not None:
+            req.layered_row = row
+        return row
 
     def _flying(self, item: InFlightCohort) -> Flying:
         facts = [self._facts(req) for req in item.reqs]

@@ -50,11 +50,6 @@ class RunningColumns:
             self._sat_out[slots],
         )
 
-    def of_reqs(self, reqs: Sequence[Any], now_s: float) -> Running:
-        """Columns of requests that are in no decode batch yet, by the tokens that are out."""
-        slots = np.array([req.req_pool_idx for req in reqs], np.int64)
-        return self.of(reqs, slots, np.array([req.seqlen - 1 for req in reqs], np.int64), now_s)
-
     def begin(self, step: int) -> None:
         """The latest choice was made for `step` - 1, or all have decoded since."""
         if step - self._step > 1:

@@ -21,7 +21,7 @@ from sglang_layered.scheduler.asking import Asking
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.calibration import CalibrationFile, start_of
-from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock
+from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock, Reading
 from sglang_layered.scheduler.results import StepLoads
 from sglang_layered.upstream.receiver import ClockedReceiver
 from sglang_layered.upstream.room import running_soon
@@ -189,6 +189,7 @@ class StepPolicyDriver:
             self._admission.take_all()
             return
         self._clock = RankClock()
+        self._clock.latest = Reading(self._now_s)  # until rank 0 is heard again
         if self._has_other_ranks:
             scheduler.request_receiver = ClockedReceiver.of(scheduler.request_receiver, self._clock)
         if scheduler.ps.tp_rank == 0 and policy is not self._begun:

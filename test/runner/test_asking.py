@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -294,3 +297,33 @@ def test_a_policy_that_raises_sends_the_server_to_chunked_mode(
         exact.step(4)
         assert not exact.stepped.loop.controls.is_layered and "policy failed" in caplog.text
         assert exact.stepped.change({"layered_prefill": 1})
+
+
+def test_the_example_that_answers_all_questions_changes_no_token(
+    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    monkeypatch.setattr(importlib.import_module("policy_by_deadline"), "GROUP_TOKENS", 64)
+    sizes = [(10, 40), (500, 5), (30, 6), (200, 7), (60, 8)]
+    prompts = [prompt(length, 90 + length) for length, _ in sizes]
+    expected = [
+        stepped.finish(stepped.send(each, new))[0] for each, (_, new) in zip(prompts, sizes, strict=True)
+    ]
+    stepped.drain()
+    controls, before = stepped.loop.controls, stepped.loop.controls.config
+    named = replace(before, layered_policy="policy_by_deadline:ByDeadline", layered_max_parked=1)
+    controls._adopt(named, "test")
+    try:
+        rids = []
+        for priority, (tokens, (_, new)) in enumerate(zip(prompts, sizes, strict=True)):
+            limits = {"custom_params": {"slo_tbt_ms": None if priority == 0 else 1e9}}  # the others are ahead
+            rids.append(stepped.send(tokens, new, priority=priority, sampling=limits))
+            stepped.step(2)
+            if len(tokens) == 500:
+                stepped.step_until(lambda: stepped.next_group == 2)
+        assert stepped.finish(*rids) == expected
+    finally:
+        controls._adopt(before, "test")
+        controls._learned = None
+    heard = {event.question for event in stepped.events if isinstance(event, PolicyAnswered)}
+    assert {"order", "preempt", "decode_rows"} <= heard
