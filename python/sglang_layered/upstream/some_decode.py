@@ -32,6 +32,7 @@ def update_and_choose(scheduler: Any, choose: Choose) -> ScheduleBatch:
         del vars(running)["prepare_for_decode"]
     if updated.is_empty():
         return updated
+    updated.forward_iter = scheduler.forward_ct  # says when slots outside of windows are freed
     keep = None if updated.sampling_info.penalizer_orchestrator.is_required else choose(updated)
     if keep is None:
         updated.prepare_for_decode()
