@@ -130,12 +130,7 @@ class AutoPolicy:
     def observe_gap(self, gap_s: float, was_planned: bool) -> None:
         """Hear the longest gap that the latest step made; after a step of ours the margin follows."""
         self.overhead.seen(gap_s, self._last_step_s)
-        if was_planned:
-            self._adapt_margin(gap_s)
-
-    def _adapt_margin(self, gap_s: float) -> None:
-        """A step of ours made this gap."""
-        if self.tbt_limit_s is None:
+        if self.tbt_limit_s is None or not was_planned:
             return
         if gap_s <= self.tbt_limit_s:
             self.margin.kept()

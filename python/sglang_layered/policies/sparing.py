@@ -67,8 +67,11 @@ class SparingPolicy(AutoPolicy):
         """As `auto`; the gap of somebody who sat out tells nothing of what passes between two steps."""
         if not self._has_spared:
             super().observe_gap(gap_s, was_planned)
-        elif was_planned and self.keeps_gaps:
-            self._adapt_margin(gap_s)
+        elif was_planned and self.keeps_gaps and self.tbt_limit_s is not None:
+            if gap_s <= self.tbt_limit_s:
+                self.margin.kept()
+            elif self._fits:
+                self.margin.missed(gap_s / self.tbt_limit_s - 1)
 
     def _decode_s(self, running: Running) -> float:
         """A step in which all decode, and what passes between two."""
