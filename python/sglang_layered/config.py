@@ -53,8 +53,9 @@ class LayeredConfig:
         DEFAULT_POLICY,
         "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
         " 'auto' (anew in every step, as many layers as --slo-tbt-ms allows, or as the paper's rule where it"
-        " is not given), the name of an installed entry point of group sglang_layered.policies, or"
-        " module:Class.",
+        " is not given), 'flow-prefill', 'fair-batching', 'near-late' or 'staggered' (as 'auto', with a"
+        " paper's mechanism beside), the name of an installed entry point of group"
+        " sglang_layered.policies, or module:Class.",
     )
     layered_calibration_file: str | None = flag(
         None,

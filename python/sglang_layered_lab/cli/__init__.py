@@ -46,4 +46,8 @@ COMMANDS = {
         "sglang_layered_lab.cli.cost:cost",
         "Fit step times to records, and predict prompts by them.",
     ),
+    "simulate": (
+        "sglang_layered_lab.cli.simulate:simulate",
+        "Policies, routers and many replicas in simulated time.",
+    ),
 }
