@@ -68,8 +68,6 @@ RECURRENT: Mapping[str, str] = {
 
 OVERTAKING: Mapping[str, str] = {
     "--pp-size": "a stage runs its cohorts in the order of admission; use 1",
-    "--enable-priority-scheduling": "short prompts would overtake those of a higher priority; choose one of"
-    " the two",
     "--lora-drain-wait-threshold": "it orders the whole queue by adapters and short prompts are admitted"
     " apart; leave one of the two out",
 }

@@ -41,12 +41,16 @@ class Liveness:
             self._steps = 0
             return
         self._steps += 1
-        assert self._steps <= MOST_STEPS, f"{self._scheduler.waiting_queue[0].rid} could run and waits"
+        assert self._steps <= MOST_STEPS, f"{self._first.rid} could run and waits"
 
     def _running(self) -> list[Any]:
         scheduler = self._scheduler
         batches = [batch for batch in (scheduler.running_batch, scheduler.last_batch) if batch is not None]
         return list({req.rid: req for batch in batches for req in batch.reqs if not req.finished()}.values())
+
+    @property
+    def _first(self) -> Any:
+        return min(self._scheduler.waiting_queue, key=lambda req: -(req.priority or 0))
 
     def _first_could_run(self) -> bool:
         scheduler, running = self._scheduler, self._running()
@@ -59,14 +63,15 @@ class Liveness:
         cache = scheduler.tree_cache
         free = scheduler.token_to_kv_pool_allocator.available_size() + cache.evictable_size()
         promised = sum(_left(req) + 2 for req in running)
-        first = scheduler.waiting_queue[0]
+        first = self._first
         return bool(free - promised >= first.seqlen + _left(first) + MARGIN)
 
 
 class LateWork:
     """Steps that compute a request after its abort."""
 
-    def __init__(self) -> None:
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
         self._steps: Counter[str] = Counter()
         self._most: dict[str, int] = {}
         self._latest: set[str] = set()  # computed by the latest step
@@ -74,9 +79,14 @@ class LateWork:
     def aborted(self, rids: set[str]) -> None:
         """SGLang takes a running request out with the next results of a step that computed it.
 
-        With the overlap scheduler it has launched one step more by then.
+        With the overlap scheduler it has launched one step more by then, and the results of the latest may
+        have been processed already.
         """
-        self._most |= {rid: 1 if rid in self._latest else 2 for rid in rids}
+        latest = set() if self._has_processed_all() else self._latest
+        self._most |= {rid: 1 if rid in latest else 2 for rid in rids}
+
+    def _has_processed_all(self) -> bool:
+        return bool(self._scheduler.enable_overlap and not self._scheduler.result_queue)
 
     def after_step(self, aborted: set[str], computed: set[str]) -> None:
         self._latest = computed

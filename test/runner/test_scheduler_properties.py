@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -49,17 +50,29 @@ DEFAULT = settings(
 class SchedulerMachine(RuleBasedStateMachine):
     """Clients, an operator and shortages of KV slots against one scheduler, each time of another depth."""
 
-    def __init__(self, stepped: SteppedScheduler, flags: Mapping[str, int] = NOTHING) -> None:
+    def __init__(
+        self,
+        stepped: SteppedScheduler,
+        flags: Mapping[str, int] = NOTHING,
+        priorities: Sequence[int | None] = (None,),
+    ) -> None:
+        """Requests are of these priorities, in turns."""
         super().__init__()
         self.stepped = stepped
         self.flags = flags
+        self.priorities = cycle(priorities)
         self.pause_left = self.shortage_left = 0  # operations until it ends
 
-    @initialize(num_layers=st.sampled_from([7, 7, 7, 4, 1]), group_tokens=st.sampled_from([1, 1, 16, 100]))
-    def start(self, num_layers: int, group_tokens: int) -> None:
+    @initialize(
+        num_layers=st.sampled_from([7, 7, 7, 4, 1]),
+        group_tokens=st.sampled_from([1, 1, 16, 100]),
+        launch_computes=st.booleans(),
+    )
+    def start(self, num_layers: int, group_tokens: int, launch_computes: bool) -> None:
         self.swap = exact_scheduler(self.stepped, num_layers, **self.flags)
         self.exact = self.swap.__enter__()
         assert self.stepped.change({"layered_group_tokens": group_tokens})
+        self.stepped.loop.results.launch_computes = launch_computes
         self.exact.conversations.open()
 
     def teardown(self) -> None:
@@ -94,7 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.exact.send(BASES[0][:10], 40)
             self.exact.step(2)
         for index, prompt in enumerate(prompts):
-            self.exact.send(prompt, new + index)
+            self.exact.send(prompt, new + index, priority=next(self.priorities))
         self.then(steps)
 
     @precondition(has_room)
@@ -252,6 +265,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.then(steps)
 
 
+OVERTAKING = {"layered_max_parked": 1, "layered_short_tokens": 100}
+CASES = {
+    "in order": ({}, (None,)),
+    "short ones overtake": (OVERTAKING, (None,)),
+    "by priority": (OVERTAKING, (0, 5, 0, 20)),
+}
+
+
 @pytest.fixture
 def silence() -> Iterator[None]:
     """SGLang warns of every retraction and every change of settings: too much to keep for a failure."""
@@ -262,14 +283,14 @@ def silence() -> Iterator[None]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("silence")
-@pytest.mark.parametrize(
-    "flags",
-    [{}, {"layered_max_parked": 1, "layered_short_tokens": 100}],
-    ids=["in order", "short ones overtake"],
-)
-def test_any_sequence_of_operations(stepped: SteppedScheduler, flags: dict[str, int]) -> None:
+@pytest.mark.parametrize(("flags", "priorities"), CASES.values(), ids=CASES)
+def test_any_sequence_of_operations(
+    stepped: SteppedScheduler, flags: dict[str, int], priorities: tuple[int | None, ...]
+) -> None:
     is_default = settings.get_current_profile_name() != "long"
-    run_state_machine_as_test(
-        partial(SchedulerMachine, stepped, flags),
-        settings=DEFAULT if is_default else settings.get_profile("long"),
-    )
+    by_priority = priorities != (None,)
+    with stepped.queue_policy("fcfs", priority=by_priority, preempts=by_priority):
+        run_state_machine_as_test(
+            partial(SchedulerMachine, stepped, flags, priorities),
+            settings=DEFAULT if is_default else settings.get_profile("long"),
+        )
