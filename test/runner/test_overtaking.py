@@ -265,3 +265,15 @@ def test_preemption_takes_what_runs_and_leaves_what_is_in_flight(
     assert (stream in {req.rid for req in exact.scheduler.waiting_queue}) == preempts
     exact.finish(long, urgent, stream)
     exact.limit_running(exact.scheduler.max_running_requests)
+
+
+def test_whom_sglang_preempts_for_a_prompt_that_does_not_fit_waits(exact: ExactScheduler) -> None:
+    exact.limit_running(1)
+    with exact.stepped.queue_policy("fcfs", priority=True, preempts=True):
+        stream = exact.send(prompt(10, 1), 30, priority=0)
+        exact.step(3)
+        exact.take_slots(exact.scheduler.token_to_kv_pool_allocator.available_size() - 50)
+        urgent = exact.send(prompt(400, 2), 2, priority=20)
+        exact.step()
+        assert {req.rid for req in exact.scheduler.waiting_queue} == {stream, urgent}
+        exact.settle()

@@ -132,6 +132,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def send_together(self, count: int, length: int, new: int, company: bool, steps: int) -> None:
         self.send([tokens[:length] for tokens in BASES[:count]], new, company, steps)
 
+    @precondition(lambda self: self.flags and self.has_room() and self.exact.cohort)
+    @rule(length=st.integers(1, 400), base=BASE, new=NEW, steps=st.integers(1, 3))
+    def send_behind(self, length: int, base: int, new: int, steps: int) -> None:
+        """A prompt that may overtake: most are short."""
+        self.send([BASES[base][-max(length - 300, length % 90 + 1) :]], new, False, steps)
+
     @rule(steps=st.integers(1, 5))
     def step(self, steps: int) -> None:
         self.then(steps)

@@ -27,7 +27,7 @@ from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
 from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
-from sglang_layered.upstream.room import filter_finished, somebody_decodes
+from sglang_layered.upstream.room import filter_finished, preempted_wait, somebody_decodes
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class LayeredLoop(BaseLoop):
         self.make_room_for_chunk()
         self.look_at_queue_again()
         filter_finished(scheduler)
-        with self._overtaking.one_kind_waits():
+        with self._overtaking.one_kind_waits(), preempted_wait(scheduler, scheduler.running_batch):
             plan = scheduler.get_next_batch_to_run(
                 running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
             )

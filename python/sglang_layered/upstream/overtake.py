@@ -17,7 +17,7 @@ from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, match_prefi
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.observability.metrics_collector import QueueCount
 
-from sglang_layered.upstream.room import filter_running, room_came_free
+from sglang_layered.upstream.room import filter_running, preempted_wait, room_came_free
 
 
 class SeveralBatches:
@@ -122,7 +122,7 @@ def admit_only(scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any]) 
         counted = [_Counted(req, most_urgent) for req in in_flight]
     everybody = _Room(running, counted)
     chunked, chunk_size = scheduler.chunked_req, scheduler.chunked_prefill_size
-    with waiting(scheduler, chosen):
+    with waiting(scheduler, chosen), preempted_wait(scheduler, running):
         scheduler.chunked_req = scheduler.chunked_prefill_size = None
         try:
             batch = scheduler.get_new_batch_prefill(everybody).batch_to_run
