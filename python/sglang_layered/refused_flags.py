@@ -67,7 +67,6 @@ RECURRENT: Mapping[str, str] = {
 """What models with recurrent layers do not work with: the reason, and after a semicolon the remedy."""
 
 OVERTAKING: Mapping[str, str] = {
-    "--pp-size": "a stage runs its cohorts in the order of admission; use 1",
     "--lora-drain-wait-threshold": "it orders the whole queue by adapters and short prompts are admitted"
     " apart; leave one of the two out",
 }

@@ -111,10 +111,14 @@ class Turns:
     def after_step(self) -> None:
         items = {id(item.batch): item for item in self._loop.cohorts.inflight}
         self._steps = Counter({key: self._steps[key] + 1 for key in items})
-        num_layers = self._model.num_layers
-        most = num_layers * (1 + num_layers * self._model.log.several)
         for key, steps in self._steps.items():
-            assert steps <= most, f"{items[key].cohort} is in flight for {steps} steps"
+            assert steps <= self.most_steps, f"{items[key].cohort} is in flight for {steps} steps"
+
+    @property
+    def most_steps(self) -> int:
+        """That a cohort may be in flight."""
+        num_layers = self._model.num_layers
+        return int(num_layers * (1 + num_layers * self._model.log.several))
 
 
 def _left(req: Any) -> int:

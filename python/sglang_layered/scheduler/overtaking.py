@@ -9,6 +9,7 @@ With priority scheduling a prompt goes before a cohort of a lower priority whate
 goes before one of a higher priority, in flight or in the queue.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any
@@ -120,7 +121,7 @@ class Overtaking:
             return None
         if len(inflight) > self._most_parked or not self._may_be_overtaken(inflight[-1]):
             return None
-        chosen = self._chosen(inflight[-1])
+        chosen = self._chosen(inflight[-1].reqs)
         if not chosen or not chunks_keep_room(scheduler, chosen):
             return None
         batch = admit_only(scheduler, chosen, [req for item in inflight for req in item.reqs])
@@ -145,10 +146,10 @@ class Overtaking:
         is_between = item.has_run and not item.cohort.is_last_group and not item.to_encode
         return is_between and self.is_long(item.batch)
 
-    def _chosen(self, item: InFlightCohort) -> list[Any]:
-        """Who goes before it, in the queue's order; together no more than one may have."""
+    def _chosen(self, overtaken: Sequence[Any]) -> list[Any]:
+        """Who goes before these, in the queue's order; together no more than one cohort may have."""
         scheduler, self._lookups_left = self._scheduler, MOST_LOOKED_UP
-        limit = min(precedence(scheduler, req) for req in item.reqs)
+        limit = min(precedence(scheduler, req) for req in overtaken)
         chosen: list[Any] = []
         are_short, left, page = True, 0, scheduler.page_size
         for req in first_to_go(scheduler, MOST_LOOKED_AT):

@@ -109,14 +109,19 @@ def look_up_cached_tokens(scheduler: Any, req: Any) -> int:
     return cached
 
 
-def admit_only(scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any]) -> ScheduleBatch | None:
+def admit_only(
+    scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any], running: ScheduleBatch | None = None
+) -> ScheduleBatch | None:
     """A prompt batch of chosen ones among those that wait; those in flight count as running.
+
+    `running` is the running batch where that is not the scheduler's yet.
 
     So room for their tokens to come, their request slots and their adapters are reserved. None is cut into
     chunks: SGLang knows one prompt between two chunks, and that may be in flight. Requests that run may be
     preempted, those in flight are not: their slots are half filled.
     """
-    running, counted = scheduler.running_batch, in_flight
+    running = scheduler.running_batch if running is None else running
+    counted = in_flight
     if scheduler.enable_priority_preemption:
         most_urgent = -scheduler.policy.priority_sign * inf
         counted = [_Counted(req, most_urgent) for req in in_flight]
