@@ -84,7 +84,8 @@ class Overtaking:
 
     def is_long(self, batch: ScheduleBatch) -> bool:
         """True for prompts that others may overtake; they are cut though nobody decodes."""
-        return self.is_on and bool(batch.extend_num_tokens > self._most_tokens)
+        is_chunk = batch.chunked_req is not None  # others of it come after
+        return self.is_on and (is_chunk or bool(batch.extend_num_tokens > self._most_tokens))
 
     def step_begins(self) -> None:
         """What has overtaken and has run all layers decodes from now on, and who was overtaken goes on."""
@@ -143,8 +144,8 @@ class Overtaking:
         return self._scheduler.chunked_prefill_size or inf
 
     def _may_be_overtaken(self, item: InFlightCohort) -> bool:
-        is_between = item.has_run and not item.cohort.is_last_group and not item.to_encode
-        return is_between and self.is_long(item.batch)
+        """Before any group, the last too: where a policy cuts step by step, what is left is one until then."""
+        return item.has_run and not item.to_encode and self.is_long(item.batch)
 
     def _chosen(self, overtaken: Sequence[Any]) -> list[Any]:
         """Who goes before these, in the queue's order; together no more than one cohort may have."""
