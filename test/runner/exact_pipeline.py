@@ -133,9 +133,7 @@ class ExactPipeline(ExactScheduler):
 
 
 @contextmanager
-def exact_pipeline(
-    stepped: SteppedScheduler, cuts: tuple[int, ...], **flags: Any
-) -> Iterator[ExactPipeline]:
+def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...], **flags: Any) -> Iterator[ExactPipeline]:
     """Put an exact model on virtual stages under SGLang's pipeline loop; afterwards all is as it was.
 
     `flags` are settings of the loop other than the server's.

@@ -76,7 +76,8 @@ class Overtaking:
         self._lookups_left = MOST_LOOKED_UP
         [first] = first_to_go(scheduler, 1)
         is_short = chunked is None and self._is_short(first)
-        shown, others = [], []
+        shown: list[Any] = []
+        others: list[Any] = []
         for req in queue:
             (shown if self._is_short(req) == is_short else others).append(req)
         last = min((precedence(scheduler, req) for req in others), default=inf)
@@ -144,7 +145,7 @@ class Overtaking:
         return self._scheduler.chunked_prefill_size or inf
 
     def _may_be_overtaken(self, item: InFlightCohort) -> bool:
-        """Before any group, the last too: where a policy cuts step by step, what is left is one until then."""
+        """Before any group, the last too: to a policy that cuts step by step all that is left is one."""
         return item.has_run and not item.to_encode and self.is_long(item.batch)
 
     def _chosen(self, overtaken: Sequence[Any]) -> list[Any]:
@@ -152,7 +153,7 @@ class Overtaking:
         scheduler, self._lookups_left = self._scheduler, MOST_LOOKED_UP
         limit = min(precedence(scheduler, req) for req in overtaken)
         chosen: list[Any] = []
-        are_short, left, page = True, 0, scheduler.page_size
+        are_short, left, page = True, 0.0, scheduler.page_size
         for req in first_to_go(scheduler, MOST_LOOKED_AT):
             place, is_short = precedence(scheduler, req), self._is_short(req)
             if place == limit and not is_short:
