@@ -204,19 +204,6 @@ def test_a_step_looks_up_few_prompts_of_a_long_queue(
     exact.limit_running(exact.scheduler.max_running_requests)
 
 
-@pytest.mark.parametrize("launch_computes", [True, False])
-def test_where_a_launch_computes_nobodys_first_token_waits_for_the_next(
-    exact: ExactScheduler, launch_computes: bool
-) -> None:
-    exact.stepped.loop.results.launch_computes = launch_computes
-    _, short = behind_a_long_one(exact)
-    exact.step()
-    at_once = launch_computes or not exact.scheduler.enable_overlap
-    assert len(exact.answers[short]) == int(at_once)
-    exact.step()
-    assert exact.answers[short]
-
-
 @pytest.mark.usefixtures("preempts")
 @pytest.mark.parametrize("length", [30, 400])
 def test_a_prompt_of_a_higher_priority_goes_before_whatever_its_length(

@@ -66,13 +66,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         num_layers=st.sampled_from([7, 7, 7, 4, 1]),
         group_tokens=st.sampled_from([1, 1, 16, 100]),
-        launch_computes=st.booleans(),
     )
-    def start(self, num_layers: int, group_tokens: int, launch_computes: bool) -> None:
+    def start(self, num_layers: int, group_tokens: int) -> None:
         self.swap = exact_scheduler(self.stepped, num_layers, **self.flags)
         self.exact = self.swap.__enter__()
         assert self.stepped.change({"layered_group_tokens": group_tokens})
-        self.stepped.loop.results.launch_computes = launch_computes
         self.exact.conversations.open()
 
     def teardown(self) -> None:

@@ -125,12 +125,10 @@ class StepResults:
     """SGLang's `result_queue` in layered mode; SGLang itself only asks for its length.
 
     With the overlap scheduler a step's results are processed after the next step's launch, without it right
-    after its own. Whatever needs the present state processes all first. So do first tokens where a launch
-    computes, as on a CPU: the next step may be a long group of another cohort.
+    after its own. Whatever needs the present state processes all first.
     """
 
     def __init__(self, scheduler: Any, process: Callable[[LaunchedStep], None]) -> None:
-        self.launch_computes: bool = scheduler.device == "cpu"
         self._scheduler = scheduler
         self._process = process
         self._queue: deque[LaunchedStep] = deque()
@@ -146,8 +144,6 @@ class StepResults:
         self._take(pending if self._scheduler.enable_overlap else pending + 1)
         for outcome in step.outcomes:
             self._scheduler.launch_batch_sample_if_needed(outcome.result, outcome.batch)
-        if self.launch_computes and step.finished is not None:
-            self.process_all()
 
     def process_all(self) -> bool:
         """Process everything that is pending; False when there was nothing."""
