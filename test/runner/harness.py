@@ -230,6 +230,7 @@ class SteppedScheduler:
         with pytest.MonkeyPatch.context() as patch:
             # its labels were made without priorities
             patch.setattr(reporter, "current_scheduler_metrics_enabled", False)
+            patch.setattr(reporter, "stats", type(reporter.stats)())  # kept, and told when idle
             order = SchedulePolicy(name, scheduler.tree_cache, False, priority, False)
             patch.setattr(scheduler, "policy", order)
             patch.setattr(scheduler, "enable_priority_scheduling", priority)
