@@ -87,9 +87,6 @@ SPECULATION: Mapping[str, str] = {
 """What speculative decoding does not work with in layered mode: the reason, after a semicolon the remedy."""
 
 OVERTAKING: Mapping[str, str] = {
-    "--pp-size": "a stage runs its cohorts in the order of admission; use 1",
-    "--enable-priority-scheduling": "short prompts would overtake those of a higher priority; choose one of"
-    " the two",
     "--lora-drain-wait-threshold": "it orders the whole queue by adapters and short prompts are admitted"
     " apart; leave one of the two out",
 }

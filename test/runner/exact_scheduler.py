@@ -34,7 +34,7 @@ class ExactScheduler:
         self.expected: dict[str, list[int]] = {}
         self.due: dict[str, int] = {}  # rows before the next token: prompt, and what retraction lost
         self.aborted: set[str] = set()  # by a client, or by SGLang for want of KV slots
-        self.late = LateWork()
+        self.late = LateWork(stepped.scheduler)
         self.live: list[str] = []
         self.answers: dict[str, list[int]] = {}  # as the clients see them
         self.ends: Counter[str] = Counter()
@@ -57,9 +57,10 @@ class ExactScheduler:
         max_new_tokens: int,
         session: str | None = None,
         new: Sequence[int] | None = None,
+        **params: Any,
     ) -> str:
         """Send a request, or a session's next turn: then `new` is what the client sends of the prompt."""
-        rid = self.stepped.send(prompt if new is None else new, max_new_tokens, session)
+        rid = self.stepped.send(prompt if new is None else new, max_new_tokens, session, **params)
         self.prompts[rid], self.answers[rid], self.due[rid] = list(prompt), [], len(prompt)
         self.expected[rid] = self.model.expect(rid, prompt, max_new_tokens)
         self.live.append(rid)

@@ -26,6 +26,7 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReqInput,
 )
 from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
@@ -225,6 +226,20 @@ class SteppedScheduler:
     def resume(self) -> None:
         """Continue after a pause."""
         self.scheduler._engine_paused = False
+
+    @contextmanager
+    def queue_policy(self, name: str, *, priority: bool = False, preempts: bool = False) -> Iterator[None]:
+        """Another order of those that wait."""
+        scheduler, reporter = self.scheduler, self.scheduler.metrics_reporter
+        with pytest.MonkeyPatch.context() as patch:
+            # its labels were made without priorities
+            patch.setattr(reporter, "current_scheduler_metrics_enabled", False)
+            patch.setattr(reporter, "stats", type(reporter.stats)())  # kept, and told when idle
+            order = SchedulePolicy(name, scheduler.tree_cache, False, priority, False)
+            patch.setattr(scheduler, "policy", order)
+            patch.setattr(scheduler, "enable_priority_scheduling", priority)
+            patch.setattr(scheduler, "enable_priority_preemption", preempts)
+            yield
 
     @contextmanager
     def full_pool(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
 from sglang_layered.upstream.launch import is_paused, ready_to_decode, run_stock, tend_requests
-from sglang_layered.upstream.room import filter_finished, leave_all_running, somebody_decodes
+from sglang_layered.upstream.room import filter_finished, leave_all_running, preempted_wait, somebody_decodes
 from sglang_layered.upstream.some_decode import update_and_choose
 from sglang_layered.upstream.speculation import make_launcher, must_settle, speculates
 
@@ -49,9 +49,8 @@ class LayeredLoop(BaseLoop):
         self.results = StepResults(scheduler, self.process)
         self._execution = Execution.from_config(runner, config, scheduler.device, speculates(scheduler))
         self._launcher = make_launcher(scheduler, self._execution)
-        self._single_rank = scheduler.ps.tp_size == 1
+        self._single_rank, self._num_layers = scheduler.ps.tp_size == 1, runner.num_layers
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
-        self._num_layers = runner.num_layers
         return PipelineStages((0, runner.num_layers))
 
     def subscribe(self, config: LayeredConfig) -> None:
@@ -144,7 +143,8 @@ class LayeredLoop(BaseLoop):
             self.make_room_for_chunk()
             self.look_at_queue_again()
             filter_finished(scheduler)
-            with self._overtaking.one_kind_waits(self.driver.orders):
+            waiting = self._overtaking.one_kind_waits(self.driver.orders)
+            with waiting, preempted_wait(scheduler, scheduler.running_batch):
                 plan = scheduler.get_next_batch_to_run(scheduler.running_batch, scheduler.last_batch)
         scheduler.running_batch = plan.running_batch
         batch = plan.batch_to_run

@@ -6,7 +6,8 @@ of a request that leaves a cohort early are filled in some layers only, so nothi
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -220,3 +221,23 @@ def make_room_for_chunk(scheduler: Any, settle: Callable[[], Any]) -> bool:
         scheduler.last_batch.filter_batch(chunked_req_to_exclude=[req])
     requeue_requests(scheduler, [req])
     return True
+
+
+@contextmanager
+def preempted_wait(scheduler: Any, running: ScheduleBatch) -> Iterator[None]:
+    """Whom SGLang preempts waits again, also where the prompt that it made room for then does not fit.
+
+    SGLang forgets them there: they are queued with the prompts that it admits, and it admits none. Upstream:
+    `Scheduler._get_new_batch_prefill_raw`.
+    """
+    if not scheduler.enable_priority_preemption:
+        yield
+        return
+    last = scheduler.last_batch
+    reqs = [*running.reqs, *([] if last is None else last.reqs)]
+    before = {id(req): (req, req.to_finish) for req in reqs}
+    yield
+    queued = set(map(id, scheduler.waiting_queue))
+    for key, (req, end) in before.items():
+        if req.is_retracted and key not in queued and req.to_finish is end:  # or it has been ended
+            scheduler._add_request_to_queue(req)
