@@ -62,6 +62,19 @@ def sized_model(arch: str, head_size: int | None, dtype: str | None = None) -> P
     return _made(recipe, name)
 
 
+def drafted_model(arch: str, kind: str | None) -> tuple[Path, Path | None]:
+    """A family's tiny model that drafts can guess, and a draft of a kind of `make-draft`; None: none."""
+    from sglang_layered_lab.models.catalogue import find_recipe
+    from sglang_layered_lab.models.drafts import make_draft
+
+    target = _made(find_recipe(arch, "tiny", draftable=True), f"{arch}-draftable")
+    if kind is None:
+        return target, None
+    draft = MODELS / f"{arch}-draftable-{kind}"
+    make_draft(kind, target, draft)
+    return (draft, None) if kind == "mtp" else (target, draft)
+
+
 def sparse_model(num_chosen: int, is_interleaved: bool) -> Path:
     """DeepSeek-V3.2: as V3, and each row attends to as many tokens as an indexer chooses.
 

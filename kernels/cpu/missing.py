@@ -38,7 +38,7 @@ def resolve_missing(module: str, name: str) -> Callable[..., NoReturn]:
     def missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise CpuKernelError(
             f"{op} was called, and there is no CPU reference of it. Turn off the feature that needs it "
-            "(speculative decoding, an encoder), use a CUDA machine, or add the function to kernels/cpu"
+            "(an encoder, quantized weights), use a CUDA machine, or add the function to kernels/cpu"
         )
 
     missing.__name__ = missing.__qualname__ = name

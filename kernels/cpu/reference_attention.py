@@ -1,6 +1,6 @@
 """CPU reference of what SGLang's torch attention leaves out.
 
-Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention.
+Sinks, soft caps, KV pools of layers with a sliding window, prompts of latent attention, drafts to verify.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class ReferenceAttention(TorchNativeAttnBackend):
         sinks: torch.Tensor | None = None,
     ) -> Any:
         """As upstream; `sinks` [heads]."""
+        if forward_batch.forward_mode.is_target_verify():
+            self._save(k, v, layer, forward_batch, save_kv_cache)
+            return self._verify(q, layer, forward_batch, sinks)
         if k is not None and v is not None and not save_kv_cache:
             return _attend_expanded(q, k, v, layer, forward_batch)
         if sinks is None and not layer.logit_cap and not self.use_sliding_window_kv_pool:
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         self._save(k, v, layer, forward_batch, save_kv_cache)
-        return self._attend(q, layer, forward_batch, forward_batch.extend_seq_lens.tolist(), sinks)
+        slots = self._contexts(layer, forward_batch, forward_batch.seq_lens)
+        return self._attend(q, layer, slots, forward_batch.extend_seq_lens.tolist(), sinks)
 
     def forward_decode(
         self,
@@ -55,7 +59,8 @@ class ReferenceAttention(TorchNativeAttnBackend):
         if sinks is None and not layer.logit_cap and not self.use_sliding_window_kv_pool:
             return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         self._save(k, v, layer, forward_batch, save_kv_cache)
-        return self._attend(q, layer, forward_batch, [1] * forward_batch.batch_size, sinks)
+        slots = self._contexts(layer, forward_batch, forward_batch.seq_lens)
+        return self._attend(q, layer, slots, [1] * forward_batch.batch_size, sinks)
 
     def _save(
         self, k: torch.Tensor | None, v: torch.Tensor | None, layer: Any, batch: ForwardBatch, wanted: bool
@@ -64,22 +69,36 @@ class ReferenceAttention(TorchNativeAttnBackend):
             where = KVWriteLoc(batch.out_cache_loc, self.swa_out_cache_loc)
             self.token_to_kv_pool.set_kv_buffer(layer, where, k, v)
 
+    def _verify(
+        self, q: torch.Tensor, layer: Any, batch: ForwardBatch, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Drafts of each request, behind its `seq_lens` tokens; such a batch has no lengths of extends."""
+        drafts, num_drafts = batch.spec_info, batch.spec_info.draft_token_num
+        trees = None
+        if drafts.tree_topk != 1:  # a chain of drafts has no need of its mask
+            trees = drafts.custom_mask.view(-1, num_drafts, num_drafts)
+        slots = self._contexts(layer, batch, batch.seq_lens + num_drafts)
+        return self._attend(q, layer, slots, [num_drafts] * batch.batch_size, sinks, trees)
+
+    def _contexts(self, layer: Any, batch: ForwardBatch, ends: torch.Tensor) -> list[torch.Tensor]:
+        """Slots of each request's first tokens, as many as `ends` [requests] says."""
+        tables = self.req_to_token_pool.req_to_token[batch.req_pool_indices]
+        return [
+            self._slots(table[:end], layer.layer_id) for table, end in zip(tables, ends.tolist(), strict=True)
+        ]
+
     def _attend(
         self,
         q: torch.Tensor,
         layer: Any,
-        batch: ForwardBatch,
+        slots: list[torch.Tensor],
         query_lens: list[int],
         sinks: torch.Tensor | None,
+        trees: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim).split(query_lens)
-        tables = self.req_to_token_pool.req_to_token[batch.req_pool_indices]
-        slots = [
-            self._slots(table[:num_keys], layer.layer_id)
-            for table, num_keys in zip(tables, batch.seq_lens.tolist(), strict=True)
-        ]
         outputs = [
             attention(
                 query,
@@ -89,8 +108,9 @@ class ReferenceAttention(TorchNativeAttnBackend):
                 window_left=layer.sliding_window_size,
                 soft_cap=layer.logit_cap,
                 sinks=sinks,
+                tree=None if trees is None else trees[request],
             )
-            for query, own in zip(queries, slots, strict=True)
+            for request, (query, own) in enumerate(zip(queries, slots, strict=True))
         ]
         return torch.cat(outputs).view(q.shape[0], -1)
 
@@ -124,6 +144,7 @@ def attention(
     window_left: int = -1,
     soft_cap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    tree: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of one request's last rows.
 
@@ -138,6 +159,7 @@ def attention(
         window_left: keys before its own that a row sees; -1: all.
         soft_cap: 0: none.
         sinks: [heads].
+        tree: [rows, rows] bool: which rows a row sees, itself and those above it in a tree; None: all before.
 
     Returns:
         [rows, heads, head_dim].
@@ -148,9 +170,13 @@ def attention(
     scores = torch.einsum("qhd,khd->hqk", query, keys) * scale
     if soft_cap:
         scores = soft_cap * torch.tanh(scores / soft_cap)
-    position = torch.arange(len(keys))
-    own = position[len(keys) - num_rows :, None]
+    position, num_before = torch.arange(len(keys)), len(keys) - num_rows
+    if tree is not None:
+        position[num_before:] = num_before + tree.sum(-1) - 1
+    own = position[num_before:, None]
     seen = position <= own
+    if tree is not None:
+        seen[:, num_before:] = tree
     if window_left >= 0:
         seen &= position >= own - window_left
     scores = scores.masked_fill(~seen, float("-inf"))

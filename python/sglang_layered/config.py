@@ -53,8 +53,9 @@ class LayeredConfig:
         DEFAULT_POLICY,
         "Layered mode: what chooses the layer groups: 'token-target', 'balanced' (as many, cut by cost),"
         " 'auto' (anew in every step, as many layers as --slo-tbt-ms allows, or as the paper's rule where it"
-        " is not given), the name of an installed entry point of group sglang_layered.policies, or"
-        " module:Class.",
+        " is not given), 'flow-prefill', 'fair-batching', 'near-late' or 'staggered' (as 'auto', with a"
+        " paper's mechanism beside), the name of an installed entry point of group"
+        " sglang_layered.policies, or module:Class.",
     )
     layered_calibration_file: str | None = flag(
         None,
@@ -227,8 +228,8 @@ class LayeredConfig:
                 f"--slo-tbt-ms {self.slo_tbt_ms}: --layered-policy {self.layered_policy} raised {error!r}"
             ) from error
 
-    def policy_can(self, capability: Capability) -> bool:
-        """True when layered mode is asked for and the policy that the flags name has the capability.
+    def policy_can(self, *capabilities: Capability) -> bool:
+        """True when layered mode is asked for and the policy that the flags name has one of these.
 
         An operator may fix the number of groups and let go of it again, so --layered-num-groups changes
         nothing here.
@@ -239,7 +240,7 @@ class LayeredConfig:
         if not self.is_layered:
             return False
         named = replace(self, layered_num_groups=None).make_policy()
-        return capability in capabilities_of(named)
+        return not capabilities_of(named).isdisjoint(capabilities)
 
     def text_of(self, policy: GroupPolicy) -> str:
         """What logs and traces call a policy that these flags made: its own text if its class has one."""
@@ -259,6 +260,11 @@ class LayeredConfig:
                 f"--layered-calibration-file {self.layered_calibration_file}: --layered-policy"
                 f" {self.layered_policy} learns no step times; use one that does, as auto, or leave the file"
                 " out"
+            )
+        if self.policy_can(Capability.PREEMPTS_COHORTS) and not self.layered_max_parked:
+            raise ConfigError(
+                f"--layered-policy {self.layered_policy}: it says who goes before a cohort in flight"
+                " (PREEMPTS_COHORTS), and nobody does without --layered-max-parked; give 1 there"
             )
         if self.layered_short_tokens is not None and not self.layered_max_parked:
             raise ConfigError(

@@ -15,6 +15,7 @@ from sglang_layered.core.events import (
     Event as Event,
     GroupDone as GroupDone,
     ModeChanged as ModeChanged,
+    PolicyAnswered as PolicyAnswered,
     RequestsLeft as RequestsLeft,
     ServingStarted as ServingStarted,
     StepDone as StepDone,
@@ -33,6 +34,15 @@ from sglang_layered.core.pacing import (
 )
 from sglang_layered.core.plan import LayerGroup as LayerGroup, LayerGroupPlan as LayerGroupPlan
 from sglang_layered.core.policy import GroupPolicy as GroupPolicy
+from sglang_layered.core.questions import (
+    Decode as Decode,
+    Flying as Flying,
+    Questions as Questions,
+    Running as Running,
+    SloClass as SloClass,
+    Snapshot as Snapshot,
+    Waiting as Waiting,
+)
 from sglang_layered.core.view import SchedulerView as SchedulerView, StepTiming as StepTiming
 from sglang_layered.errors import ConfigError as ConfigError
 from sglang_layered.listeners.dispatch import Listener as Listener

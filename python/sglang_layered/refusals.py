@@ -4,66 +4,23 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sglang_layered.asked_for import Start
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_recurrent_layers, model_refusal, untried_sparse_attention
-from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, OVERTAKING, RECURRENT, UNASKED
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a server is started with; its model is read when a row asks for it."""
-
-    config: LayeredConfig
-    server_args: Any
-
-    @property
-    def model_config(self) -> Any:
-        """SGLang's ModelConfig."""
-        return self.server_args.get_model_config()
-
-    def has(self, flag: str) -> bool:
-        """True when the arguments ask for what a flag is for."""
-        value = getattr(self.server_args, flag.removeprefix("--").replace("-", "_"), None)
-        if flag == "--enable-lora":
-            value = value or getattr(self.server_args, "lora_paths", None)
-        return bool(value) and not UNASKED.get(flag, lambda _: False)(value)
-
-    @property
-    def shared_file(self) -> str | None:
-        """A listener's file that several pipeline stages would write."""
-        specs = self.config.layered_listeners or () if self.has("--pp-size") else ()
-        return next((spec for spec in specs if "=" in spec and "{pp}" not in spec), None)
-
-    @property
-    def is_recurrent(self) -> bool:
-        """True for a model that keeps a state per request and layer."""
-        return has_recurrent_layers(self.model_config)
-
-    @property
-    def model_refusal(self) -> str | None:
-        """Why layered mode cannot serve the model."""
-        return model_refusal(self.model_config, self.server_args.get_attention_backends())
-
-    @property
-    def untried_sparse_attention(self) -> str | None:
-        """The flags that take a model with an indexer to attention on which no tokens were compared."""
-        return untried_sparse_attention(self.model_config, self.server_args)
-
-    def executes(self, *names: str) -> bool:
-        """True when layered steps are asked to run in one of these ways."""
-        return self.config.is_layered and self.config.layered_execution in names
-
-    def has_unread(self, limit: str, capability: Capability) -> bool:
-        """True for a limit that no policy would act on."""
-        return getattr(self.config, limit) is not None and not self.config.policy_can(capability)
-
+from sglang_layered.models.refused import has_indexer
+from sglang_layered.refused_flags import (
+    FLAGS,
+    GROUP_ATTENTION,
+    LORA,
+    OVERTAKING,
+    RECURRENT,
+    SPECULATION,
+)
 
 Applies = Callable[[Start], bool]
 
@@ -98,7 +55,9 @@ LIMIT = (
 TRAFFIC = "--enable-expert-traffic-metrics does not work with"
 ONE = "leave one of the two out"
 EXECUTION = "--layered-execution {config.layered_execution}:"
+SPECULATING = "--speculative-algorithm in layered mode"
 ATTENTION = "--layered-group-attention {config.group_attention}"
+ORDERS = "--layered-policy {config.layered_policy}: it orders the queue (ORDERS_QUEUE), and"
 PARKED = "--layered-max-parked {config.layered_max_parked}"
 BACKENDS = "use --layered-group-attention backends"
 OWN_ROUTING = ("flashinfer_trtllm", "flashinfer_mxfp4", "experimental_sgl_trtllm")
@@ -110,7 +69,11 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     },
     lambda start: start.config.enable_energy_metrics: {
         "--enable-energy-metrics reads the devices of its own node and --nnodes is {args.nnodes}; leave it"
-        " out and measure each node with a tool of its own": lambda start: start.server_args.nnodes > 1
+        " out and measure each node with a tool of its own": lambda start: start.server_args.nnodes > 1,
+        "--enable-energy-metrics does not work with --speculative-algorithm: a verified step hands on several"
+        f" tokens a request, which are not told apart; {ONE}": lambda start: (
+            start.server_args.speculative_algorithm is not None
+        ),
     },
     lambda start: start.config.enable_expert_traffic_metrics: {
         f"{TRAFFIC} --speculative-algorithm: a verified step has several rows a request, which are not told"
@@ -174,6 +137,14 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         "--layered-policy {config.layered_policy}: pipeline stages ask a policy for plans only, and it does"
         " not say that this is enough (RUNS_ON_STAGES); use token-target or balanced with --pp-size above"
         " 1": lambda start: start.has("--pp-size") and not start.config.policy_can(Capability.RUNS_ON_STAGES),
+        f"{ORDERS} --schedule-policy {{args.schedule_policy}} would sort it anew; use fcfs": lambda start: (
+            start.server_args.schedule_policy != "fcfs" and start.orders_queue
+        ),
+        f"{ORDERS} --enable-priority-scheduling would sort it anew; leave the flag out: the policy sees each"
+        " request's priority": lambda start: start.has("--enable-priority-scheduling") and start.orders_queue,
+        f"{ORDERS} --lora-drain-wait-threshold holds back others of it; leave the flag out": lambda start: (
+            start.has("--lora-drain-wait-threshold") and start.orders_queue
+        ),
         "--prefill-mode layered cannot serve {args.model_path}: {start.model_refusal}": lambda start: (
             start.model_refusal is not None
         ),
@@ -191,6 +162,27 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " two CUDA streams with adapters are not tested; use fused or sequential": lambda start: (
             start.executes("concurrent", "auto") and start.server_args.device == "cuda"
         ),
+    },
+    lambda start: start.speculates: {
+        **_with_flags(SPECULATING, SPECULATION),
+        f"{SPECULATING} does not work with --layered-execution {{config.layered_execution}}: decode rows are"
+        " drafted and verified in steps of SGLang's own; use sequential": lambda start: start.executes(
+            "concurrent", "auto"
+        ),
+        f"{SPECULATING} does not work with --layered-policy {{config.layered_policy}}: it says who decodes"
+        " (CHOOSES_DECODES), and no draft decodes a part of a batch; use another policy": lambda start: (
+            start.config.policy_can(Capability.CHOOSES_DECODES)
+        ),
+        f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
+        f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
+        f"{SPECULATING} cannot serve {{args.model_path}} with a draft model: it reads embeddings of images,"
+        " which are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
+            start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
+        ),
+        f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
+        " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
+        f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step"
+        " takes back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
     },
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)

@@ -6,9 +6,12 @@ from typing import Any
 RANKS = "its ranks agree on the rows of one batch a step and a layered step runs two"
 FOREIGN_CACHE = "it keeps KV in a cache of its own, which may take slots that a cohort has filled half"
 
+DRAFTS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3")
+"""What may draft in layered mode, as SGLang resolves `--speculative-algorithm`."""
+
 FLAGS: Mapping[str, str] = {
-    "--speculative-algorithm": "a draft model verifies whole steps and a cohort spreads over several; leave"
-    " the flag out",
+    "--speculative-algorithm": f"beside a cohort only {', '.join(DRAFTS)} are tested; use one of them, or"
+    " leave the flag out",
     "--disaggregation-mode": "prefill and decode run on different servers there, so there is no decode to"
     " keep going; use 'null'",
     "--enable-pdmux": "it has a prefill scheduler of its own; choose one of the two",
@@ -66,10 +69,24 @@ RECURRENT: Mapping[str, str] = {
 }
 """What models with recurrent layers do not work with: the reason, and after a semicolon the remedy."""
 
+SPECULATION: Mapping[str, str] = {
+    "--pp-size": "SGLang verifies drafts on one pipeline stage; use 1",
+    "--enable-hierarchical-cache": "KV of drafts that comes back from host memory is not tested beside a"
+    " cohort; leave one of the two out",
+    "--enable-lora": "adapters of drafts are not tested beside a cohort; leave one of the two out",
+    "--enable-return-routed-experts": "SGLang keeps no expert ids of the prompt where drafts are verified;"
+    " leave one of the two out",
+    "--speculative-adaptive": "it exchanges attention backends while a cohort is in flight, which is not"
+    " tested; leave the flag out",
+    "--enable-multi-layer-eagle": "drafts of several layers are not tested beside a cohort; leave the flag"
+    " out",
+    "--layered-graph-granularity": "decode rows run in SGLang's own graphs, apart from the prompt's; leave"
+    " the flag out",
+    "--layered-graph-group-rows": "decode rows run apart from the prompt's; leave the flag out",
+}
+"""What speculative decoding does not work with in layered mode: the reason, after a semicolon the remedy."""
+
 OVERTAKING: Mapping[str, str] = {
-    "--pp-size": "a stage runs its cohorts in the order of admission; use 1",
-    "--enable-priority-scheduling": "short prompts would overtake those of a higher priority; choose one of"
-    " the two",
     "--lora-drain-wait-threshold": "it orders the whole queue by adapters and short prompts are admitted"
     " apart; leave one of the two out",
 }
@@ -78,6 +95,7 @@ OVERTAKING: Mapping[str, str] = {
 # Values, beside none and false ones, that ask for nothing of what a flag is refused for. The two loaders
 # choose the quantization by themselves, after these checks; that of "gguf" shows as --quantization.
 UNASKED: Mapping[str, Callable[[Any], bool]] = {
+    "--speculative-algorithm": lambda value: value in DRAFTS,
     "--disaggregation-mode": lambda value: value == "null",
     "--moe-a2a-backend": lambda value: value == "none",
     "--attn-cp-size": lambda value: value == 1,

@@ -10,6 +10,7 @@ from sglang_layered.errors import ConfigError, LayeredPrefillError
 from sglang_layered.files import check_writable
 from sglang_layered.listeners.dispatch import check_listeners
 from sglang_layered.models.images import refused_media
+from sglang_layered.upstream.cpu_choice import check_cpu_attention, offer_cpu_attention
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def add_fields(cls: Any) -> None:
         )
         cls.__annotations__[item.name] = A[types[item.name], arg, NS("schedule")]
         setattr(cls, item.name, item.default)
+    offer_cpu_attention(cls)
 
 
 def check(server_args: Any) -> None:
@@ -58,6 +60,7 @@ def check(server_args: Any) -> None:
 def _check(server_args: Any) -> None:
     config = LayeredConfig.from_server_args(server_args)
     _check_unused(config)
+    check_cpu_attention(server_args)
     if not config.is_layered and not config.observes:
         return
     from sglang_layered.patching import verify_patched

@@ -20,7 +20,8 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 
 from sglang_layered.errors import LabError
-from sglang_layered.upstream.cpu_kernels import cuda_driver_available
+from sglang_layered.upstream.cpu_choice import CPU_ATTENTION
+from sglang_layered.upstream.cpu_kernels import cuda_driver_available, other_build_installed
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)
@@ -47,6 +48,22 @@ def server_command(python: str, model_path: Path, port: int, args: Sequence[str]
     command += ["--host", HOST, "--port", str(port), *args]
     named = any(arg == "--device" or arg.startswith("--device=") for arg in args)
     return command if named or cuda_driver_available() else [*command, "--device", "cpu"]
+
+
+def measured_attention() -> str | None:
+    """The attention backend of servers that are compared here; None: SGLang's own choice.
+
+    On a CPU without native kernels that is `torch_native`, which computes the cached rows of every chunk
+    again: a comparison with it would tell of the backend and not of chunks.
+    """
+    return None if cuda_driver_available() or other_build_installed() else CPU_ATTENTION
+
+
+def measured_flags(args: Sequence[str]) -> list[str]:
+    """Flags of a server that is measured: every mode attends alike, unless `args` name a backend."""
+    backend = measured_attention()
+    named = any("attention-backend" in arg for arg in args)
+    return [*args] if named or backend is None else [*args, "--attention-backend", backend]
 
 
 def server_environment(overrides: Mapping[str, str] | None) -> dict[str, str]:

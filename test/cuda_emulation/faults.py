@@ -103,14 +103,31 @@ def group_rows_move(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
 
 def group_positions_are_not_copied_in(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
     """Replays turn keys to the positions of an earlier step."""
-    patch.setattr(emulated.runner.group_graphs._inputs, "fill", lambda rows, num_rows, size: None)
+    patch.setattr(emulated.runner.group_graphs._inputs, "fill", lambda prompt, decode, num_rows: None)
 
 
 def group_does_not_attend(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
     """Between graphs nothing runs: layers go on with what attention gave an earlier step."""
     attention = emulated.runner.group_graphs._attention
-    serve = attention.serve
-    patch.setattr(attention, "serve", lambda num_rows, size: serve(0, 0))
+    patch.setattr(attention, "serve", lambda prompt, planned, rows: None)
+    patch.setattr(attention, "_planned", None)
+
+
+def group_attends_by_an_old_plan(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """Decode rows attend in a group with what was planned for an earlier step."""
+    graphs_are_not_planned(emulated, patch)
+
+
+def pool_is_said_to_be_read_too_early(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """The event that the scheduler waits for comes before the step's plans."""
+    execution = emulated.stepped.loop._execution
+    run = execution.run
+
+    def say_and_run(step: Any, strategy: str | None) -> Any:
+        early = emulated.stepped.scheduler.forward_stream.record_event()
+        return replace(run(step, strategy), read_done=early)
+
+    patch.setattr(execution, "run", say_and_run)
 
 
 FAULTS: dict[str, tuple[str, Plant]] = {
@@ -118,6 +135,7 @@ FAULTS: dict[str, tuple[str, Plant]] = {
     for execution, plant in (
         ("fused", forward_does_not_wait_for_the_scheduler),
         ("fused", scheduler_does_not_wait_for_the_forward),
+        ("fused", pool_is_said_to_be_read_too_early),
         ("concurrent", side_does_not_wait_for_the_fork),
         ("concurrent", nobody_waits_for_the_side),
         ("fused", an_input_is_freed_at_once),
@@ -130,7 +148,12 @@ FAULTS: dict[str, tuple[str, Plant]] = {
 }
 GROUP_FAULTS: dict[str, Plant] = {
     plant.__name__: plant
-    for plant in (group_rows_move, group_positions_are_not_copied_in, group_does_not_attend)
+    for plant in (
+        group_rows_move,
+        group_positions_are_not_copied_in,
+        group_does_not_attend,
+        group_attends_by_an_old_plan,
+    )
 }
 """Of steps whose groups run by graphs, all fused."""
 

@@ -1,33 +1,34 @@
 """Host time of a step: the real scheduler and runner on the emulated GPU, with kernels that do nothing.
 
 A model of 48 layers and a cohort of 8192 tokens. In one process take turns: decode steps of SGLang's loop and
-of ours, SGLang's mixed chunks, and layered steps. A step's CPU time is told apart into *layers* (SGLang's
-model where no graph is replayed, with what we put around its attention), *launching* (all else of a forward),
-*planning* (attention metadata), *results*, and *scheduling* (the rest). Launches themselves are free here: a
-device adds its driver's time for each. Run by `scripts/bench-host-time`.
+of ours, SGLang's mixed chunks, and layered steps, their groups eagerly and by graphs. A step's CPU time is
+told apart into *layers* (SGLang's model where no graph is replayed, with what we put around its attention),
+*launching* (all else of a forward), *planning* (attention metadata), *results*, and *scheduling* (the rest).
+Launches themselves are free here: a device adds its driver's time for each. Run by `scripts/bench-host-time`.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from cpu_clock import Clock, Step
+from host_report import PARTS, compared, summary, table_of
+from step_calls import StepCalls
 from worker import prepare
 
 DEVICE = "h100"
-NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 1600
-PARTS = ("layers", "launching", "planning", "results", "scheduling")
+NUM_LAYERS, COHORT_TOKENS, CHUNK_TOKENS, OUTPUT_TOKENS = 48, 8192, 512, 1000
 FLAGS: dict[str, Any] = {
     "attention_backend": "fa3",
     "dtype": "bfloat16",
@@ -44,6 +45,10 @@ FLAGS: dict[str, Any] = {
     "cuda_graph_max_bs_decode": 256,
 }
 FEWEST_LAYERED = 4  # steps a round; a cohort in one group has one
+TOKENS_A_ROUND = 100  # no round makes so many steps
+PROFILED = 40  # decode steps
+
+NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Bench:
@@ -79,13 +84,31 @@ class Bench:
             self._watch(backend)
         self._watch(self._runner.decode_paths.graphs._attention.backend)
         self._seeds = itertools.count()  # a prompt that came before would be in the prefix cache
-        for _ in range(num_rows):
+        self._group_graphs = self._runner.group_graphs
+        self.ways = (False, True) if group_rows else (False,)
+        self.num_rows = num_rows
+        self._begin()
+
+    def keep_running(self, num_tokens: int) -> None:
+        """Others take the place of the running requests, where these have too few tokens left."""
+        if OUTPUT_TOKENS - len(self.scheduler.running_batch.reqs[0].output_ids) > num_tokens:
+            return
+        for req in self.scheduler.running_batch.reqs:
+            self.stepped.abort(req.rid)
+        self.stepped.drain()
+        self._begin()
+
+    def _begin(self) -> None:
+        for _ in range(self.num_rows):
             self._send(8, next(self._seeds), OUTPUT_TOKENS)
         self.decode(8)
-        self._num_rows = num_rows
 
-    def cut(self, num_groups: int, granularity: int | None) -> int:
-        """Cut cohorts so, and capture layered graphs of this granularity; gives how many there are."""
+    def cut(self, num_groups: int, granularity: int | None, *, by_graphs: bool = True) -> int:
+        """Cut cohorts so, and capture layered graphs of this granularity; gives how many there are.
+
+        Groups run eagerly, or by graphs where the server has them.
+        """
+        self._runner.group_graphs = self._group_graphs if by_graphs else None
         from sglang_layered.runner.decode_graphs.graphs import make_decode_graphs
 
         assert self.stepped.change({"layered_num_groups": num_groups})
@@ -96,20 +119,22 @@ class Bench:
             self._watch(paths.graphs._attention.backend)
         return len(paths.graphs.buckets.sizes) * paths.graphs.segments.num_graphs
 
-    def decode(self, count: int) -> list[Step]:
+    def decode(self, count: int, around: AbstractContextManager[None] = NOTHING) -> list[Step]:
         """Decode steps of our loop."""
-        return [self._timed(self.stepped.step) for _ in range(count)]
+        return [self._timed(self.stepped.step, around) for _ in range(count)]
 
-    def cohort(self) -> list[Step]:
-        """The layered steps of one cohort but its first and its last; all of them, if they are no more."""
+    def cohort(self, around: AbstractContextManager[None] = NOTHING) -> list[Step]:
+        """The layered steps of one cohort but its first and its last; all of them, if they are no more.
+
+        `around` is entered for every step but the first and the last.
+        """
         self._send_prompts()
         steps = [self._timed(self.stepped.step)]
-        while self.stepped.loop.inflight is not None:
-            steps.append(self._timed(self.stepped.step))
+        while (inflight := self.stepped.loop.inflight) is not None:
+            is_middle = not inflight.cohort.is_last_group
+            steps.append(self._timed(self.stepped.step, around if is_middle else NOTHING))
         self.decode(2)
-        assert len(self.scheduler.running_batch.reqs) >= self._num_rows, (
-            "requests ended: measure less at once"
-        )
+        assert len(self.scheduler.running_batch.reqs) >= self.num_rows, "requests ended: measure less at once"
         return steps[1:-1] or steps
 
     def stock(self, count: int) -> list[Step]:
@@ -138,10 +163,11 @@ class Bench:
             self.stepped.run_stock(note)
         return steps[2:]
 
-    def _timed(self, call: Callable[[], None]) -> Step:
+    def _timed(self, call: Callable[[], None], around: AbstractContextManager[None] = NOTHING) -> Step:
         with self._plain():
             self._taken()
-            call()
+            with around:
+                call()
             return self._taken()
 
     def _taken(self) -> Step:
@@ -177,70 +203,55 @@ def _model() -> Path:
 
 
 def measure(
-    num_rows: int,
-    groups: list[int],
-    granularities: list[int],
-    rounds: int,
-    group_rows: Sequence[int] = (),
-    quantization: str | None = None,
+    bench: Bench, groups: Sequence[int], granularities: Sequence[int], rounds: int
 ) -> list[dict[str, Any]]:
     """A row for each kind of step; mixed chunks know no granularity and are measured at the default's."""
-    bench, rows = Bench(num_rows, quantization, group_rows), []
+    rows, began = [], time.monotonic()
     for granularity in [None, *granularities]:
-        for num_groups in groups:
-            num_graphs = bench.cut(num_groups, granularity)
+        for by_graphs, num_groups in itertools.product(bench.ways, groups):
+            num_graphs = bench.cut(num_groups, granularity, by_graphs=by_graphs)
+            bench.keep_running(rounds * TOKENS_A_ROUND)
             done = [_round(bench, with_mixed=granularity is None) for _ in range(rounds)]
-            about = {"rows": num_rows, "groups": num_groups, "granularity": granularity, "graphs": num_graphs}
+            about = {"rows": bench.num_rows, "groups": num_groups, "by_graphs": by_graphs}
+            about |= {"granularity": granularity, "graphs": num_graphs}
             for kind in done[0]:
                 rows.append(about | summary(kind, [step for turn in done for step in turn[kind]]))
             rows[-1] |= compared(done)
+            click.echo(f"{time.monotonic() - began:.0f} s: {about}", err=True)
     return rows
+
+
+def profile(bench: Bench, num_groups: int) -> dict[str, Any]:
+    """What decode steps and layered steps call, by kind."""
+    calls = {"decode": StepCalls()}
+    bench.keep_running(len(bench.ways) * TOKENS_A_ROUND)
+    bench.decode(PROFILED, calls["decode"])
+    for by_graphs in bench.ways:
+        bench.cut(num_groups, None, by_graphs=by_graphs)
+        kind = "layered step by graphs" if by_graphs else "layered step"
+        with_profile = calls[kind] = StepCalls()
+        bench.cohort()
+        for _ in range(2):
+            bench.cohort(with_profile)
+    return {kind: each.summary() for kind, each in calls.items()} | {"groups": num_groups}
 
 
 def _round(bench: Bench, with_mixed: bool) -> dict[str, list[Step]]:
     kinds = {"stock decode": bench.stock(10), "layered loop, decode": bench.decode(11)[1:]}
     if with_mixed:
         kinds["stock mixed chunk"] = bench.mixed()
+        bench.decode(2)
     layered: list[Step] = []
     while len(layered) < FEWEST_LAYERED:
         layered += bench.cohort()
     return kinds | {"layered step": layered}
 
 
-def compared(rounds: list[dict[str, list[Step]]]) -> dict[str, float]:
-    """A layered step beside SGLang's own of the same round, which other work on the machine slows as much.
-
-    Median over the rounds of the difference of medians to a decode step, and of their ratio to a mixed chunk.
-    """
-    middle = [{kind: statistics.median(map(_sum, steps)) for kind, steps in turn.items()} for turn in rounds]
-    found = {
-        "over_decode_ms": statistics.median(turn["layered step"] - turn["stock decode"] for turn in middle)
-    }
-    if "stock mixed chunk" in middle[0]:
-        ratios = (turn["layered step"] / turn["stock mixed chunk"] for turn in middle)
-        found["of_mixed_chunk"] = statistics.median(ratios)
-    return found
-
-
-def _sum(step: Step) -> float:
-    return sum(step[part] for part in PARTS)
-
-
-def summary(kind: str, steps: list[Step]) -> dict[str, Any]:
-    """Medians of the parts, quartiles of the sum, over these steps."""
-    sums = [*map(_sum, steps)]
-    low, middle, high = statistics.quantiles(sums, n=4)
-    parts = {part: statistics.median(step[part] for step in steps) for part in PARTS}
-    launches = statistics.median(step["launches"] for step in steps)
-    about = {"kind": kind, "steps": len(steps), "q1_ms": low, "median_ms": middle, "q3_ms": high}
-    return about | parts | {"launches": launches, "sums_ms": [round(value, 4) for value in sums]}
-
-
 @click.command()
 @click.option("--rows", default=64, show_default=True, help="Running requests.")
 @click.option("--groups", multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
 @click.option("--granularity", "granularities", multiple=True, type=int, help="Beside the default.")
-@click.option("--group-rows", multiple=True, type=int, help="Graphs of a group's layers for so many rows.")
+@click.option("--group-rows", multiple=True, type=int, help="By graphs of so many rows, too.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--quantization", help="Quantize the weights when they are loaded, as SGLang's flag.")
 @click.option("--record", type=click.Path(path_type=Path), help="Write everything here as JSON.")
@@ -253,16 +264,15 @@ def main(
     quantization: str | None,
     record: Path | None,
 ) -> None:
-    """Print what steps cost the host, in CPU milliseconds."""
+    """Print what steps cost the host, in CPU milliseconds, and how many calls they are."""
     prepare(DEVICE)
-    found = measure(rows, list(groups), list(granularities), rounds, group_rows, quantization)
-    table = Table("groups", "granularity", "step", "launches", "ms", *PARTS, "over decode", "of mixed")
-    for row in found:
-        cells = [str(row["groups"]), str(row["granularity"] or f"{row['graphs']} graphs"), row["kind"]]
-        times = [f"{row[name]:.2f}" for name in ("median_ms", *PARTS)]
-        times += [f"{row[name]:.2f}" if name in row else "" for name in ("over_decode_ms", "of_mixed_chunk")]
-        table.add_row(*cells, f"{row['launches']:.0f}", *times)
-    Console(width=160).print(table)
+    bench = Bench(rows, quantization, group_rows)
+    found = measure(bench, groups, granularities, rounds)
+    calls = profile(bench, max(groups))
+    console = Console(width=160)
+    console.print(table_of(found))
+    for kind in (kind for kind in calls if kind != "groups"):
+        console.print(f"calls of a {kind}, {max(groups)} groups:", calls[kind]["calls"])
     if record is not None:
         from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 
@@ -271,7 +281,9 @@ def main(
         spec["quantization"] = quantization
         spec["layered_graph_group_rows"] = list(group_rows)
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"spec": spec, **about, "rows": found}, indent=1) + "\n")
+        record.write_text(
+            json.dumps({"spec": spec, **about, "rows": found, "profile": calls}, indent=1) + "\n"
+        )
     sys.stdout.flush()
 
 

@@ -92,7 +92,10 @@ def _reasons(args: Any) -> Iterator[str]:
         for text, applies in rows.items() if is_asked(start) else ():
             if not applies(start):
                 continue
-            if "{start.model_refusal}" in text:
+            drafts = re.match(r"(--speculative-algorithm) .* cannot serve [^:]*: (.*); ", text)
+            if drafts:
+                yield f"`{drafts[1]}`: {drafts[2]}"
+            elif "{start.model_refusal}" in text:
                 yield from (
                     (re.split(r" \(|, ", kind)[0] for kind in kinds) if kinds else [start.model_refusal]
                 )

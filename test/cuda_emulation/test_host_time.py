@@ -11,6 +11,7 @@ from workers import HERE, PROJECT, environment
 
 GROUP_ROWS = 8448  # a cohort of 8192 tokens and its decode rows
 GROUP_LAUNCHES = 6  # of three layers in two graphs each
+MOST_CALLS = 420  # of a layered step by graphs over a decode step, with SGLang's attention of three layers
 MOST_LAUNCHES = 10  # beside them, of 48 layers in 16 groups; a graph a layer would be 47
 
 
@@ -20,8 +21,15 @@ def test_a_layered_step_launches_few_graphs(stub_driver: Path, tmp_path: Path) -
     options += ["--record", str(record)]
     command = [sys.executable, str(HERE / "host_time.py"), *options]
     subprocess.run(command, env=environment(stub_driver), cwd=PROJECT, check=True, timeout=600)
-    rows = {row["kind"]: row for row in json.loads(record.read_text())["rows"]}
-    assert rows["stock decode"]["launches"] == rows["layered loop, decode"]["launches"] == 1
-    assert rows["stock mixed chunk"]["launches"] == 0
-    assert 2 < rows["layered step"]["launches"] - GROUP_LAUNCHES <= MOST_LAUNCHES
-    assert all(row["steps"] > 1 for row in rows.values())
+    found = json.loads(record.read_text())
+    rows = {(row["kind"], row["by_graphs"]): row for row in found["rows"]}
+    for by_graphs, expected in ((False, 0), (True, GROUP_LAUNCHES)):
+        assert rows["stock decode", by_graphs]["launches"] == 1
+        assert rows["layered loop, decode", by_graphs]["launches"] == 1
+        assert rows["stock mixed chunk", by_graphs]["launches"] == 0
+        assert 2 < rows["layered step", by_graphs]["launches"] - expected <= MOST_LAUNCHES
+    assert all(row["steps"] > 1 for row in found["rows"])
+    calls = {kind: each["calls"] for kind, each in found["profile"].items() if kind != "groups"}
+    more = {kind: sum(each.values()) - sum(calls["decode"].values()) for kind, each in calls.items()}
+    assert 0 < more["layered step by graphs"] <= MOST_CALLS
+    assert more["layered step by graphs"] < more["layered step"], "an eager layer is some 500 calls"

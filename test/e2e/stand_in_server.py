@@ -1,4 +1,4 @@
-"""Starts SGLang's HTTP server with what a CPU lacks for quantized weights, LoRA or hierarchical cache.
+"""Starts SGLang's HTTP server with what a CPU lacks for quantized weights, LoRA, HiCache or drafts.
 
 STAND_IN names it. Its processes are forked, so they have what is put in place here (`servers.forked`).
 """
@@ -32,7 +32,20 @@ def hicache() -> None:
     import_module("hicache_on_cpu").stand_in()
 
 
-STAND_INS: dict[str, Callable[[], None]] = {"quantized": quantized, "lora": lora, "hicache": hicache}
+def drafts() -> None:
+    """What NGRAM looks drafts up in is compiled here: a scheduler has another environment then."""
+    from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_drafts
+
+    use_drafts()
+    load_ngram_corpus()
+
+
+STAND_INS: dict[str, Callable[[], None]] = {
+    "quantized": quantized,
+    "lora": lora,
+    "hicache": hicache,
+    "drafts": drafts,
+}
 
 if __name__ == "__main__":
     STAND_INS[os.environ["STAND_IN"]]()

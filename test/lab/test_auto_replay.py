@@ -6,16 +6,20 @@ import gzip
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
 
 from auto_cases import NUM_LAYERS, SIZES, linear
+from sglang_layered.auto.step_times import StepTimes
 from sglang_layered.cli.main import cli
+from sglang_layered.core.capability import Capability
 from sglang_layered.core.events import Event, ServingStarted, StepDone
 from sglang_layered.core.pacing import Decision, Option, StepLoad
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.policy import FixedCountPolicy, GroupPolicy
+from sglang_layered.core.questions import Snapshot
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import BenchError
 from sglang_layered.listeners.jsonl import JsonlListener
@@ -208,3 +212,77 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, text: str, reason: s
     path.write_text(text)
     with pytest.raises(BenchError, match=reason):
         read_trace(path)
+
+
+class Plans:
+    def plan(self, view: SchedulerView) -> LayerGroupPlan:
+        return LayerGroupPlan.even(view.num_layers, 4)
+
+
+class LastFirst(Plans):
+    can = frozenset({Capability.ORDERS_QUEUE})
+
+    def order(self, view: Snapshot) -> list[int]:
+        return [len(view.waiting) - 1]
+
+
+class Holds(Plans):
+    can = frozenset({Capability.HOLDS_PROMPTS})
+
+    def hold(self, view: Snapshot) -> float:
+        return 0.0 if len(view.waiting) >= 2 else 10.0
+
+
+class OneSitsOut(Plans):
+    can = frozenset({Capability.CHOOSES_DECODES})
+
+    def decode_rows(self, view: Snapshot) -> list[int]:
+        assert all(view.running.since_token_s >= 0) and all(view.running.output_tokens >= 1)
+        return list(range(1, len(view.running)))
+
+
+def replayed(policy: GroupPolicy, *prompts: tuple[str, float, int]) -> dict[str, Request]:
+    """On a machine that takes a tenth of a second a step, beside two streams."""
+    model = RunModel(SIZES, cast("StepTimes", Tenth()), 0.0, 0)
+    streams = [Request(name, 0.0, 10, output_tokens=400) for name in ("a", "b")]
+    return Replay(model, policy).run(
+        [*streams, *(Request(name, at_s, tokens) for name, at_s, tokens in prompts)]
+    )
+
+
+class Tenth:
+    def predict(self, amounts: object) -> float:
+        return 0.1
+
+
+def test_a_replay_asks_in_which_order_prompts_are_admitted() -> None:
+    prompts = [(name, 1.0, 100) for name in ("x", "y", "z")]
+    served = replayed(LastFirst(), *prompts)
+    ttfts_s = [served[name].ttft_s for name in ("z", "y", "x")]
+    assert ttfts_s == sorted(ttfts_s) and len(set(ttfts_s)) == 3
+    same = replayed(Plans(), *prompts)
+    assert len({same[name].ttft_s for name in "xyz"}) == 1
+
+
+def test_a_replay_holds_prompts_up_to_the_cap() -> None:
+    first, second = (replayed(Holds(), ("x", 1.0, 100), *others)["x"] for others in ((), [("y", 1.55, 100)]))
+    plain = replayed(Plans(), ("x", 1.0, 100))["x"]
+    assert plain.ttft_s + 0.9 < first.ttft_s < plain.ttft_s + 1.2
+    assert plain.ttft_s + 0.4 < second.ttft_s < plain.ttft_s + 0.7
+
+
+def test_a_replay_lets_requests_sit_out() -> None:
+    served = replayed(OneSitsOut(), ("x", 1.0, 100))
+    plain = replayed(Plans(), ("x", 1.0, 100))
+    assert max(plain["a"].gaps_s) == pytest.approx(0.1) == max(served["b"].gaps_s)
+    assert max(served["a"].gaps_s) == pytest.approx(0.5)
+    assert len(served["a"].tokens_s) == 400
+
+
+def test_the_command_says_what_a_replay_does_not_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    path = serve(FixedCountPolicy(4), tmp_path / "a.jsonl")
+    name = "policy_by_deadline:ByDeadline"
+    done = CliRunner().invoke(cli, ["replay", str(path), "--policy", name, "--slo-ttft-ms", "500"])
+    assert done.exit_code == 0, done.output
+    assert "not asked who goes before it" in " ".join(done.output.split())

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {path: tomllib.loads(path.read_text()) for path in sorted(ROOT.glob("scripts/**/*.toml"))}
 SWEEPS = [path for path, values in FILES.items() if "sweep" in values]
 RUNS = [path for path, values in FILES.items() if "run" in values]
+SIMULATIONS = [path for path, values in FILES.items() if "simulation" in values]  # test_cluster.py runs them
 FEW = 3
 
 
@@ -68,9 +69,9 @@ def quick(spec: BenchSpec, url: str) -> BenchSpec:
     )
 
 
-def test_every_shipped_file_is_one_or_the_other() -> None:
+def test_every_shipped_file_is_one_of_these() -> None:
     assert len(RUNS) == 5 and len(SWEEPS) > 25
-    others = {path.name for path in FILES} - {path.name for path in (*RUNS, *SWEEPS)}
+    others = {path.name for path in FILES} - {path.name for path in (*RUNS, *SWEEPS, *SIMULATIONS)}
     assert others == {"fast.toml"}  # of `reproduce --fast`, no spec by itself
 
 

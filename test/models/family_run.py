@@ -31,7 +31,6 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
-from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
 from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
 from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
@@ -55,7 +54,6 @@ from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
     fused_rmsnorm_gated_cpu,
 )
 from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product  # noqa: E402
-from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
 from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
@@ -64,19 +62,6 @@ from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # n
 from harness import SteppedScheduler  # noqa: E402
 from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
 from sglang_layered_lab.models.catalogue import ARCHS  # noqa: E402
-
-# Families that SGLang's torch attention cannot serve or gets wrong, on a CPU reference in another's place.
-ON_REFERENCE = {
-    "gpt_oss": {"moe_runner_backend": "triton"},
-    "gemma2": {},
-    "exaone_moe": {},
-    "llama4": {"disable_hybrid_swa_memory": True},
-    "deepseek_v2": {},
-    "deepseek_v3": {},
-    "gemma4": {"disable_hybrid_swa_memory": True},
-    "kimi_linear": {},
-    "gemma4_moe": {"disable_hybrid_swa_memory": True},
-}
 
 CPU_OPERATORS = torch.library.Library("aten", "IMPL")
 
@@ -91,16 +76,15 @@ FLAGS: dict[str, dict[str, Any]] = {
     "nemotron_h": RECURRENT | {"moe_runner_backend": "triton"},
     "lfm2_moe": RECURRENT,
     "lfm2": RECURRENT,
+    "gpt_oss": {"moe_runner_backend": "triton"},
+    "llama4": {"disable_hybrid_swa_memory": True},
+    "gemma4": {"disable_hybrid_swa_memory": True},
+    "gemma4_moe": {"disable_hybrid_swa_memory": True},
 }
 
 
-def attention_flags(arch: str) -> dict[str, Any]:
-    """What chooses the reference where SGLang's torch attention is wrong."""
-    return {"attention_backend": "triton", **ON_REFERENCE[arch]} if arch in ON_REFERENCE else {}
-
-
 def check(arch: str, turns: int) -> dict[str, Any]:
-    flags = attention_flags(arch) | FLAGS.get(arch, {})
+    flags = dict(FLAGS.get(arch, {}))
     model = tiny_model(arch)
     flags["enable_expert_traffic_metrics"] = has_experts(arch, model)
     stepped = SteppedScheduler(
@@ -123,7 +107,6 @@ def has_experts(arch: str, model: Path) -> bool:
 
 def use_references() -> None:
     """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
-    ATTENTION_BACKENDS["triton"] = ReferenceAttention
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)

@@ -20,9 +20,7 @@ use_the_cpu()
 
 import click  # noqa: E402
 from quantized_on_cpu import run_without_amx, use_ops  # noqa: E402
-from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS  # noqa: E402
 from sglang_layered_kernels.cpu.quantized import Activations  # noqa: E402
-from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention  # noqa: E402
 
 from family_checks import hugging_face  # noqa: E402
 from family_run import close  # noqa: E402
@@ -41,7 +39,8 @@ class Case:
     flags: dict[str, Any] = field(default_factory=dict)
 
 
-GPT_OSS = {"attention_backend": "triton", "moe_runner_backend": "triton"}
+GPT_OSS = {"moe_runner_backend": "triton"}
+FLOAT64_ATTENTION = {"attention_backend": "torch_native"}  # in which `use_ops` puts it
 CASES = {
     "fp8-block": Case("fp8-block"),
     "gptq": Case("gptq"),
@@ -57,7 +56,8 @@ CASES = {
 def check(case: Case) -> Seen:
     use_ops(case.activations, in_float64=case.in_float64)
     model = quantized_model(case.arch, case.method, num_layers=NUM_LAYERS)
-    stepped = SteppedScheduler(model, **FLAGS, **case.flags)
+    flags = {**FLAGS, **case.flags, **(FLOAT64_ATTENTION if case.in_float64 else {})}
+    stepped = SteppedScheduler(model, **flags)
     asked = asked_for()
     seen, stock = check_ways(stepped, asked)
     if case.in_float64:
@@ -73,7 +73,6 @@ def check(case: Case) -> Seen:
 @click.argument("names", nargs=-1)
 def main(out: Path, names: tuple[str, ...]) -> None:
     """Check the cases NAMES (all without any) and write what was seen to OUT."""
-    ATTENTION_BACKENDS["triton"] = ReferenceAttention
     run_without_amx()
     results: dict[str, Any] = {}
     for name in names or CASES:

@@ -26,9 +26,11 @@ class Seen:
     cached_tokens: dict[str, int] = field(default_factory=dict)
 
 
-def check_states(stepped: SteppedScheduler, groups: Iterable[int]) -> Seen:
+def check_states(
+    stepped: SteppedScheduler, groups: Iterable[int], num_background: int = NUM_BACKGROUND
+) -> Seen:
     """Drop a cohort before these groups, cut it, retract it; with a prefix, in chunks, in a session."""
-    checks = Checks(stepped)
+    checks = Checks(stepped, num_background)
     for group in groups:
         checks.compare(HITS, f"dropped before group {group}", checks.drop, group)
     checks.compare(MISSES, "dropped", checks.drop, 3)
@@ -43,13 +45,13 @@ def check_states(stepped: SteppedScheduler, groups: Iterable[int]) -> Seen:
 class Checks:
     """The checks on one scheduler; every group has one layer."""
 
-    def __init__(self, stepped: SteppedScheduler) -> None:
-        self._stepped = stepped
+    def __init__(self, stepped: SteppedScheduler, num_background: int) -> None:
+        self._stepped, self._num_background = stepped, num_background
         self.seen = Seen()
         self._stock_mode()
         self._alone(PREFIX, 1)
         self._stock = {name: self._alone(tokens) for name, tokens in ASKED.items()}
-        self._background = self._alone(BACKGROUND, NUM_BACKGROUND)
+        self._background = self._alone(BACKGROUND, num_background)
 
     def compare(self, name: str, what: str, happens: Callable[[], None], group: int) -> None:
         """Something happens when a prompt's next group is this one; it answers as stock all the same."""
@@ -119,12 +121,14 @@ class Checks:
         self._soil()
         assert self._stepped.change({"layered_prefill": 1, "layered_num_groups": self._stepped.num_layers})
         self._alone(PREFIX, 1)
-        background = self._stepped.send(BACKGROUND, NUM_BACKGROUND)
+        background = self._stepped.send(BACKGROUND, self._num_background)
         self._stepped.step(3)
         return background
 
     def _soil(self) -> None:
         """Fill all states with noise: an earlier run's would stand for ones that were not kept or cleared."""
+        if not hasattr(self._stepped.scheduler.req_to_token_pool, "mamba_pool"):
+            return
         states = self._stepped.scheduler.req_to_token_pool.mamba_pool.mamba_cache
         for tensor in (states.temporal, *states.conv):
             tensor.normal_()

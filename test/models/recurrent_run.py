@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from family_run import CHUNK_TOKENS, FLAGS, attention_flags, close, use_references
+from family_run import CHUNK_TOKENS, FLAGS, close, use_references
 
 use_references()
 
@@ -50,7 +50,7 @@ def check_no_slots(arch: str) -> Seen:
 
 def scheduler(arch: str, **flags: Any) -> SteppedScheduler:
     size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS}
-    return SteppedScheduler(tiny_model(arch), **FLAGS[arch] | attention_flags(arch) | size | flags)
+    return SteppedScheduler(tiny_model(arch), **FLAGS[arch] | size | flags)
 
 
 @click.command()

@@ -18,7 +18,7 @@ from sglang.srt.runtime_context import get_parallel
 from exact_model import ExactAttention, ExactModel
 from exact_scheduler import ExactScheduler
 from harness import SteppedScheduler, listen
-from pipeline_liveness import PipelineLiveness
+from pipeline_liveness import PipelineLiveness, StageTurns
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.scheduler import pipeline
@@ -46,6 +46,7 @@ class ExactPipeline(ExactScheduler):
         self.loop = loop
         self.ticks = ticks
         self.liveness = PipelineLiveness(self)
+        self.turns = StageTurns(loop, model)
         self.tokens_at_abort: dict[str, int] = {}  # of prompts in flight
 
     @property
@@ -94,6 +95,7 @@ class ExactPipeline(ExactScheduler):
         assert not unwanted & set(self.cohort), f"nobody waits for {unwanted & set(self.cohort)}"
         self.check()
         self.liveness.after_tick()
+        self.turns.after_step()
 
     def check(self) -> None:
         """What must hold between any two operations."""
@@ -131,14 +133,18 @@ class ExactPipeline(ExactScheduler):
 
 
 @contextmanager
-def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...]) -> Iterator[ExactPipeline]:
-    """Put an exact model on virtual stages under SGLang's pipeline loop; afterwards all is as it was."""
+def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...], **flags: Any) -> Iterator[ExactPipeline]:
+    """Put an exact model on virtual stages under SGLang's pipeline loop; afterwards all is as it was.
+
+    `flags` are settings of the loop other than the server's.
+    """
     with stepped.left_empty():
         scheduler, plain, limit = stepped.scheduler, stepped.loop, get_parallel().pp_max_micro_batch_size
         max_total = scheduler.invariant_checker.max_total_num_tokens
         try:
             with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
-                loop = PipelineLoop(scheduler, LayeredConfig.from_server_args(scheduler.server_args))
+                config = replace(LayeredConfig.from_server_args(scheduler.server_args), **flags)
+                loop = PipelineLoop(scheduler, config)
                 loop._launcher = VirtualStages(scheduler, model, loop.stages)
                 listen(loop, stepped)
                 listen(loop, model.log)

@@ -16,6 +16,7 @@ from conversations import Conversations
 from exact_model import ExactModel
 from harness import SteppedScheduler
 from liveness import LateWork, Liveness, Turns, assert_whole
+from sglang_layered.core import bounds
 
 
 class ExactScheduler:
@@ -33,7 +34,7 @@ class ExactScheduler:
         self.expected: dict[str, list[int]] = {}
         self.due: dict[str, int] = {}  # rows before the next token: prompt, and what retraction lost
         self.aborted: set[str] = set()  # by a client, or by SGLang for want of KV slots
-        self.late = LateWork()
+        self.late = LateWork(stepped.scheduler)
         self.live: list[str] = []
         self.answers: dict[str, list[int]] = {}  # as the clients see them
         self.ends: Counter[str] = Counter()
@@ -41,6 +42,14 @@ class ExactScheduler:
         self.conversations, self.liveness = Conversations(self), Liveness(stepped.scheduler)
         model.log.told, model.log.several = self._told, stepped.loop.controls.config.layered_max_parked > 0
         self.turns = Turns(stepped.loop, model)
+        self.most_sat_out = self.most_asked = 0  # steps that a policy may let a decode or a prompt wait
+        self.sat_out: Counter[str] = Counter()
+
+    def answers_may_wait(self, most_asked: int) -> None:
+        """A policy says who waits, at most so many steps a prompt, and who overtakes whom."""
+        self.most_sat_out, self.most_asked = bounds.MOST_SAT_OUT, most_asked
+        self.liveness.most_steps += most_asked
+        self.turns.anybody = True
 
     def send(
         self,
@@ -48,9 +57,10 @@ class ExactScheduler:
         max_new_tokens: int,
         session: str | None = None,
         new: Sequence[int] | None = None,
+        **params: Any,
     ) -> str:
         """Send a request, or a session's next turn: then `new` is what the client sends of the prompt."""
-        rid = self.stepped.send(prompt if new is None else new, max_new_tokens, session)
+        rid = self.stepped.send(prompt if new is None else new, max_new_tokens, session, **params)
         self.prompts[rid], self.answers[rid], self.due[rid] = list(prompt), [], len(prompt)
         self.expected[rid] = self.model.expect(rid, prompt, max_new_tokens)
         self.live.append(rid)
@@ -160,7 +170,8 @@ class ExactScheduler:
                 assert not prompts and not self.cohort, f"{rid} is aborted while a cohort holds slots"
                 continue
             whole_prompt = prompts and not was_layered and not self.cohort
-            assert rid in decoded or whole_prompt, f"{rid} stood still with {launched} tokens"
+            self.sat_out[rid] = 0 if rid in decoded or whole_prompt else self.sat_out[rid] + 1
+            assert self.sat_out[rid] <= self.most_sat_out, f"{rid} stood still with {launched} tokens"
 
     def _check_counts(self, before: dict[str, int]) -> None:
         """What SGLang knows is what was computed, at most one step late with the overlap scheduler."""
@@ -269,5 +280,6 @@ class ExactScheduler:
         """Twice the steps that the live requests need one after another, in the smallest chunks."""
         chunk = self.scheduler.chunked_prefill_size
         chunks = sum(-(-len(self.prompts[rid]) // chunk) + 1 for rid in self.live)
-        tokens = sum(len(self.expected[rid]) for rid in self.live)
+        tokens = sum(len(self.expected[rid]) * (1 + self.most_sat_out) for rid in self.live)
+        tokens += self.most_asked * (chunks + len(self.live))
         return 2 * (chunks * self.model.num_layers * (1 + self.model.log.several) + tokens) + 10

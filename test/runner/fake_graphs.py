@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sglang_layered.runner.decode_graphs.graphs import LayeredDecodeGraphs
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets, LayerSegments
+from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.models import LayerCalls
 from sglang_layered.upstream.probe import ranges_of
 
@@ -112,6 +113,9 @@ class PlainAttention:
     def plan(self, batch: ForwardBatch, view: Any) -> None:
         self.backend.init_forward_metadata(batch)
         self.num_plans += 1
+
+    def planned(self, batch: ForwardBatch) -> PlannedDecode:
+        return PlannedDecode(self.backend, batch)
 
     def record(self, batch: ForwardBatch) -> None:
         pass

@@ -26,6 +26,7 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReqInput,
 )
 from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
@@ -78,12 +79,11 @@ class SteppedScheduler:
     """A layered scheduler whose steps a test makes one by one."""
 
     def __init__(self, model_path: Path, rank: Rank = Rank(), **flags: Any) -> None:
-        defaults = {"dtype": "float32", "layered_check_invariants": "strict"}
+        defaults = {"dtype": "float32", "layered_check_invariants": "strict", "prefill_mode": "layered"}
         defaults |= ON_CUDA if is_cuda() else {"device": "cpu"}
         args = ServerArgs(
             model_path=str(model_path),
             skip_tokenizer_init=True,
-            prefill_mode="layered",
             random_seed=1,
             **defaults | flags,
         )
@@ -97,14 +97,18 @@ class SteppedScheduler:
         channels = self.scheduler.ipc_channels
         object.__setattr__(channels, "send_to_tokenizer", self.tokenizer)
         object.__setattr__(self.scheduler.output_streamer, "send_to_detokenizer", self.detokenizer)
+        self.events: list[Event] = []
+        self.reqs: dict[str, Any] = {}
+        self._names = itertools.count()
+        if args.prefill_mode == "layered":
+            self._make_loop(args)
+
+    def _make_loop(self, args: ServerArgs) -> None:
         observe(self.scheduler)
         self.loop = LayeredLoop(self.scheduler, LayeredConfig.from_server_args(args))
         self.scheduler.layered_loop = self.loop
-        self.events: list[Event] = []
         listen(self.loop, self)
         self.num_layers = self.loop.stages.num_layers
-        self.reqs: dict[str, Any] = {}
-        self._names = itertools.count()
 
     def _enter_streams(self) -> None:
         """Streams and barrier as SGLang's own door makes them, kept: it runs its loop inside."""
@@ -208,7 +212,8 @@ class SteppedScheduler:
     def finish(self, *rids: str) -> list[list[int]]:
         """Step until these requests are finished; returns their output tokens."""
         self.step_until(lambda: all(self.reqs[rid].finished() for rid in rids))
-        return [list(self.reqs[rid].output_ids) for rid in rids]
+        # A verified step may have given a request more tokens than it asked for.
+        return [list(self.reqs[rid].output_ids_through_stop) for rid in rids]
 
     def abort(self, rid: str) -> None:
         """Deliver an abort message, as a disconnecting client causes."""
@@ -221,6 +226,20 @@ class SteppedScheduler:
     def resume(self) -> None:
         """Continue after a pause."""
         self.scheduler._engine_paused = False
+
+    @contextmanager
+    def queue_policy(self, name: str, *, priority: bool = False, preempts: bool = False) -> Iterator[None]:
+        """Another order of those that wait."""
+        scheduler, reporter = self.scheduler, self.scheduler.metrics_reporter
+        with pytest.MonkeyPatch.context() as patch:
+            # its labels were made without priorities
+            patch.setattr(reporter, "current_scheduler_metrics_enabled", False)
+            patch.setattr(reporter, "stats", type(reporter.stats)())  # kept, and told when idle
+            order = SchedulePolicy(name, scheduler.tree_cache, False, priority, False)
+            patch.setattr(scheduler, "policy", order)
+            patch.setattr(scheduler, "enable_priority_scheduling", priority)
+            patch.setattr(scheduler, "enable_priority_preemption", preempts)
+            yield
 
     @contextmanager
     def full_pool(self) -> Iterator[None]:

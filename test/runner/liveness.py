@@ -21,6 +21,7 @@ class Liveness:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
+        self.most_steps = MOST_STEPS
         self._steps = 0
         self._unseen = False
         self._waited: set[str] = set()
@@ -41,12 +42,16 @@ class Liveness:
             self._steps = 0
             return
         self._steps += 1
-        assert self._steps <= MOST_STEPS, f"{self._scheduler.waiting_queue[0].rid} could run and waits"
+        assert self._steps <= self.most_steps, f"{self._first.rid} could run and waits"
 
     def _running(self) -> list[Any]:
         scheduler = self._scheduler
         batches = [batch for batch in (scheduler.running_batch, scheduler.last_batch) if batch is not None]
         return list({req.rid: req for batch in batches for req in batch.reqs if not req.finished()}.values())
+
+    @property
+    def _first(self) -> Any:
+        return min(self._scheduler.waiting_queue, key=lambda req: -(req.priority or 0))
 
     def _first_could_run(self) -> bool:
         scheduler, running = self._scheduler, self._running()
@@ -59,14 +64,15 @@ class Liveness:
         cache = scheduler.tree_cache
         free = scheduler.token_to_kv_pool_allocator.available_size() + cache.evictable_size()
         promised = sum(_left(req) + 2 for req in running)
-        first = scheduler.waiting_queue[0]
+        first = self._first
         return bool(free - promised >= first.seqlen + _left(first) + MARGIN)
 
 
 class LateWork:
     """Steps that compute a request after its abort."""
 
-    def __init__(self) -> None:
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
         self._steps: Counter[str] = Counter()
         self._most: dict[str, int] = {}
         self._latest: set[str] = set()  # computed by the latest step
@@ -74,9 +80,14 @@ class LateWork:
     def aborted(self, rids: set[str]) -> None:
         """SGLang takes a running request out with the next results of a step that computed it.
 
-        With the overlap scheduler it has launched one step more by then.
+        With the overlap scheduler it has launched one step more by then, and the results of the latest may
+        have been processed already.
         """
-        self._most |= {rid: 1 if rid in self._latest else 2 for rid in rids}
+        latest = set() if self._has_processed_all() else self._latest
+        self._most |= {rid: 1 if rid in latest else 2 for rid in rids}
+
+    def _has_processed_all(self) -> bool:
+        return bool(self._scheduler.enable_overlap and not self._scheduler.result_queue)
 
     def after_step(self, aborted: set[str], computed: set[str]) -> None:
         self._latest = computed
@@ -92,19 +103,25 @@ class Turns:
         self._loop = loop
         self._model = model
         self._steps: Counter[int] = Counter()  # of each cohort in flight, by its batch
+        self.anybody = False  # a policy says who overtakes
 
     def short_ones(self, rids: set[str]) -> set[str]:
         """Who of these may have overtaken the cohort in flight."""
         most, log = self._loop.controls.config.short_tokens, self._model.log
-        return {rid for rid in rids if log.several and log.ran[rid] <= most}
+        return {rid for rid in rids if log.several and (self.anybody or log.ran[rid] <= most)}
 
     def after_step(self) -> None:
         items = {id(item.batch): item for item in self._loop.cohorts.inflight}
         self._steps = Counter({key: self._steps[key] + 1 for key in items})
-        num_layers = self._model.num_layers
-        most = num_layers * (1 + num_layers * self._model.log.several)
         for key, steps in self._steps.items():
-            assert steps <= most, f"{items[key].cohort} is in flight for {steps} steps"
+            assert steps <= self.most_steps, f"{items[key].cohort} is in flight for {steps} steps"
+
+    @property
+    def most_steps(self) -> int:
+        """That a cohort may be in flight."""
+        num_layers = self._model.num_layers
+        several = (1 + num_layers) ** self.anybody * self._model.log.several  # who overtakes may be overtaken
+        return int(num_layers * (1 + num_layers * several))
 
 
 def _left(req: Any) -> int:

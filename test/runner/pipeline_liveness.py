@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.runtime_context import get_parallel
 
-from liveness import MARGIN
+from liveness import MARGIN, Turns
 
 if TYPE_CHECKING:
     from exact_pipeline import ExactPipeline
@@ -42,8 +42,12 @@ class PipelineLiveness:
             self._ticks = 0
             return
         self._ticks += 1
-        first = self._scheduler.waiting_queue[0].rid
+        first = self._first.rid
         assert self._ticks <= len(self._scheduler.mbs) + 1, f"{first} could run; {self._exact.describe()}"
+
+    @property
+    def _first(self) -> Any:
+        return min(self._scheduler.waiting_queue, key=lambda req: -(req.priority or 0))
 
     def _first_could_run(self) -> bool:
         scheduler, cohorts = self._scheduler, self._exact.loop.cohorts
@@ -55,10 +59,19 @@ class PipelineLiveness:
         most, num_rows = get_parallel().pp_max_micro_batch_size, scheduler.req_to_token_pool.available_size()
         if len(running) >= most or not num_rows:
             return False
-        first, cache = scheduler.waiting_queue[0], scheduler.tree_cache
+        first, cache = self._first, scheduler.tree_cache
         free = scheduler.token_to_kv_pool_allocator.available_size() + cache.evictable_size()
         promised = sum(_left(req) + 2 for req in running)
         return bool(free - promised >= first.seqlen + _left(first) + MARGIN)
+
+
+class StageTurns(Turns):
+    """On each stage a cohort waits for the groups of older ones, and for one of others before each group."""
+
+    @property
+    def most_steps(self) -> int:
+        cohorts = len(self._loop.stages.layers) + self._loop.controls.config.layered_max_parked
+        return int(self._model.num_layers * (1 + self._model.log.several) * cohorts)
 
 
 def _left(req: Any) -> int:

@@ -31,7 +31,8 @@ from sglang_layered.runner.decode_graphs.graphs import (
     obstacle,
     slower_than_stock,
 )
-from sglang_layered.upstream.graphs import GraphAttention, StaticRows
+from sglang_layered.upstream.graph_attention import GraphAttention
+from sglang_layered.upstream.graphs import StaticRows
 
 NUM_LAYERS = 8
 SIZES = (1, 2, 4, 7)
@@ -244,12 +245,11 @@ def test_new_stock_graphs_bring_new_layered_graphs(monkeypatch: pytest.MonkeyPat
     made: list[Any] = []
     monkeypatch.setattr(graphs_module, "make_decode_graphs", lambda runner, calls: made.append(runner))
     model_runner = SimpleNamespace(decode_cuda_graph_runner=object())
-    chosen, decode = DecodePaths(model_runner, None), SimpleNamespace()
-    chosen.of(decode), chosen.of(decode)
+    chosen = DecodePaths(model_runner, None)
     assert len(made) == 1
     model_runner.decode_cuda_graph_runner = object()
-    chosen.of(decode), chosen.of(decode)
-    assert len(made) == 2
+    chosen.renew()
+    assert len(made) == 2 and chosen.stock is model_runner.decode_cuda_graph_runner
 
 
 class Called:
@@ -270,15 +270,24 @@ class Called:
 def test_attention_of_the_graphs_leaves_the_stock_backend_alone() -> None:
     stock, own = Called(), Called()
     attention = GraphAttention(SimpleNamespace(attn_backend=stock, _get_attention_backend=lambda: own), 64)
-    attention.plan_capture("batch")
-    attention.record("batch")
-    attention.plan("batch", "view")
+    few, many = (SimpleNamespace(batch_size=size) for size in (2, 4))
+    own.forward_metadata = "plan of four"
+    attention.plan_capture(many)
+    own.forward_metadata = "plan of two"
+    attention.plan_capture(few)
+    attention.record(few)
+    attention.plan(many, "view")
     attention.after_warmup()
     assert stock.calls == [] and attention.backend is own
-    assert own.calls == [
+    assert attention.planned(many) == (own, many) and own.forward_metadata == "plan of four"
+    del own.forward_metadata
+    attention.plan_capture(few)
+    assert attention.planned(few) is None, "a backend around others has no plan of its own"
+    assert own.calls[:-1] == [
         ("init_cuda_graph_state", 64, 64),
-        ("init_forward_metadata_out_graph", "batch", ("in_capture", True)),
-        ("init_forward_metadata_in_graph", "batch"),
+        ("init_forward_metadata_out_graph", many, ("in_capture", True)),
+        ("init_forward_metadata_out_graph", few, ("in_capture", True)),
+        ("init_forward_metadata_in_graph", few),
         ("init_forward_metadata_out_graph", "view"),
         ("on_after_cuda_graph_warmup",),
     ]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from harness import SteppedScheduler
 from prompts import prompt
@@ -214,10 +215,14 @@ class Waits:
         self.on.append("stream")
 
 
+@pytest.mark.parametrize(("strategy", "waits_for"), [("sequential", "stream"), ("fused", "event")])
 def test_the_scheduler_waits_for_the_prompt_too(
-    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
+    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch, strategy: str, waits_for: str
 ) -> None:
-    """SGLang's decode graph says early that the request pool was read; the prompt beside it reads later."""
+    """SGLang's decode graph says early that the request pool was read; the prompt beside it reads later.
+
+    A fused step has an event of its own, once all of it is planned.
+    """
     scheduler, execution = stepped.scheduler, stepped.loop._execution
     if not scheduler.enable_overlap:
         pytest.skip(reason="without overlap the scheduler has no stream of its own")
@@ -232,12 +237,14 @@ def test_the_scheduler_waits_for_the_prompt_too(
     stepped.step(2)
     stepped.send(prompt(300, 2), 2)
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "choice", StrategyChoice("sequential"))
+        patch.setattr(execution, "choice", StrategyChoice(strategy))
         patch.setattr(execution._runner, "decode_alone", decode_early)
+        patch.setattr(execution._runner, "_reads_in_plans", True)
+        patch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(record_event=object))
         patch.setattr(scheduler, "_war_barrier_enabled", True)
         patch.setattr(scheduler, "schedule_stream", waits)
         patch.setattr(scheduler, "forward_stream", SimpleNamespace(wait_stream=lambda stream: None))
         stepped.step()
-    assert waits.on == ["stream"]
+    assert waits.on == [waits_for]
     assert runner.war_fastpath_read_done_event is None
     stepped.drain()

@@ -31,15 +31,25 @@ def cohorts(exact: ExactScheduler) -> list[tuple[tuple[str, ...], int]]:
     return [(item.cohort.request_ids, item.cohort.next_group) for item in items]
 
 
-def behind_a_long_one(exact: ExactScheduler, decodes: bool = True) -> tuple[str, str]:
-    """A long prompt that has run a group, and a short one that has just come."""
+def behind_a_long_one(
+    exact: ExactScheduler, decodes: bool = True, length: int = 30, priorities: tuple[int, int] = (0, 0)
+) -> tuple[str, str]:
+    """A long prompt that has run a group, and another one, short by default, that has just come."""
     if decodes:
         exact.send(prompt(10, 1), 60)
         exact.step(3)
-    long = exact.send(prompt(500, 2), 4)
+    long = exact.send(prompt(500, 2), 4, priority=priorities[0])
     exact.step()
     assert cohorts(exact) == [((long,), 1)]
-    return long, exact.send(prompt(30, 3), 12)
+    return long, exact.send(prompt(length, 3), 12, priority=priorities[1])
+
+
+@pytest.fixture(params=[False, True], ids=["waits for room", "preempts"])
+def preempts(exact: ExactScheduler, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Prompts go by priority, and those of a higher one may make room for themselves."""
+    with exact.stepped.queue_policy("fcfs", priority=True, preempts=request.param):
+        yield request.param
+        exact.settle()
 
 
 @pytest.mark.parametrize("decodes", [True, False])
@@ -192,3 +202,78 @@ def test_a_step_looks_up_few_prompts_of_a_long_queue(
         before = len(looked_up)
     assert len(set(looked_up)) == len(looked_up) > 10
     exact.limit_running(exact.scheduler.max_running_requests)
+
+
+@pytest.mark.usefixtures("preempts")
+@pytest.mark.parametrize("length", [30, 400])
+def test_a_prompt_of_a_higher_priority_goes_before_whatever_its_length(
+    exact: ExactScheduler, length: int
+) -> None:
+    long, urgent = behind_a_long_one(exact, length=length, priorities=(0, 5))
+    exact.step(-(-length // 100))
+    assert exact.launched(urgent) and cohorts(exact)[0] == ((long,), 1)
+    exact.step()
+    assert cohorts(exact)[0] == ((long,), 2)
+
+
+@pytest.mark.usefixtures("preempts")
+def test_nobody_goes_before_a_cohort_of_a_higher_priority(exact: ExactScheduler) -> None:
+    long, short = behind_a_long_one(exact, priorities=(5, 0))
+    equal, urgent = (exact.send(prompt(30, 3 + priority), 4, priority=priority) for priority in (5, 6))
+    exact.step()
+    assert exact.launched(urgent) == exact.launched(equal) == 1
+    exact.step(4)
+    assert exact.launched(long) and not exact.launched(short)
+    exact.step()
+    assert exact.launched(short)
+
+
+@pytest.mark.usefixtures("preempts")
+def test_a_prompt_of_a_higher_priority_that_is_too_long_lets_nobody_else_go(exact: ExactScheduler) -> None:
+    """This one has more tokens than a cohort may; after the one in flight it is the first."""
+    long, urgent = behind_a_long_one(exact, length=600, priorities=(0, 5))
+    short = exact.send(prompt(30, 4), 4, priority=0)
+    exact.finish(long)
+    assert exact.cohort == (urgent,) and not exact.launched(short)
+
+
+def test_short_prompts_do_not_go_before_long_ones_of_a_higher_priority(
+    exact: ExactScheduler, preempts: bool
+) -> None:
+    exact.send(prompt(10, 1), 60)
+    exact.step(3)
+    sizes = {"late": (30, 0), "long": (300, 3), "first": (40, 4)}
+    rids = {
+        name: exact.send(prompt(length, length), 4, priority=priority)
+        for name, (length, priority) in sizes.items()
+    }
+    exact.step()
+    assert exact.launched(rids["first"]) == 1 and not exact.launched(rids["late"])
+    exact.step()
+    assert exact.cohort == (rids["long"],)
+
+
+def test_preemption_takes_what_runs_and_leaves_what_is_in_flight(
+    exact: ExactScheduler, preempts: bool
+) -> None:
+    """Two may run at a time: a stream and the long prompt."""
+    exact.limit_running(2)
+    long, urgent = behind_a_long_one(exact, priorities=(0, 20))
+    [stream] = [req.rid for req in exact.scheduler.running_batch.reqs]
+    exact.step()
+    assert bool(exact.launched(urgent)) == preempts and long in exact.cohort
+    assert (stream in {req.rid for req in exact.scheduler.waiting_queue}) == preempts
+    exact.finish(long, urgent, stream)
+    exact.limit_running(exact.scheduler.max_running_requests)
+
+
+def test_whom_sglang_preempts_for_a_prompt_that_does_not_fit_waits(exact: ExactScheduler) -> None:
+    exact.limit_running(1)
+    with exact.stepped.queue_policy("fcfs", priority=True, preempts=True):
+        stream = exact.send(prompt(10, 1), 30, priority=0)
+        exact.step(3)
+        exact.take_slots(exact.scheduler.token_to_kv_pool_allocator.available_size() - 50)
+        urgent = exact.send(prompt(400, 2), 2, priority=20)
+        exact.step()
+        assert {req.rid for req in exact.scheduler.waiting_queue} == {stream, urgent}
+        exact.settle()

@@ -14,7 +14,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from exact_pipeline import exact_pipeline
 from harness import SteppedScheduler
-from test_scheduler_properties import BASES, DEFAULT, SchedulerMachine, silence
+from test_scheduler_properties import BASES, CASES, DEFAULT, SchedulerMachine, silence
 
 __all__ = ["silence"]
 
@@ -27,7 +27,7 @@ class PipelineMachine(SchedulerMachine):
         group_tokens=st.sampled_from([1, 1, 16, 100]),
     )
     def start(self, cuts: tuple[int, ...], group_tokens: int) -> None:
-        self.swap = exact_pipeline(self.stepped, cuts)
+        self.swap = exact_pipeline(self.stepped, cuts, **self.flags)
         self.exact = self.swap.__enter__()
         assert self.stepped.change({"layered_group_tokens": group_tokens})
         self.exact.conversations.open()
@@ -42,10 +42,16 @@ class PipelineMachine(SchedulerMachine):
 
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("silence")
-def test_any_sequence_of_operations_on_a_pipeline(stepped: SteppedScheduler) -> None:
+@pytest.mark.parametrize(("flags", "priorities"), CASES.values(), ids=CASES)
+def test_any_sequence_of_operations_on_a_pipeline(
+    stepped: SteppedScheduler, flags: dict[str, int], priorities: tuple[int | None, ...]
+) -> None:
     if stepped.scheduler.enable_overlap:
         pytest.skip(reason="SGLang's pipeline loop has no overlap scheduler: run with --without-overlap")
     is_default = settings.get_current_profile_name() != "long"
-    run_state_machine_as_test(
-        partial(PipelineMachine, stepped), settings=DEFAULT if is_default else settings.get_profile("long")
-    )
+    by_priority = priorities != (None,)
+    with stepped.queue_policy("fcfs", priority=by_priority, preempts=by_priority):
+        run_state_machine_as_test(
+            partial(PipelineMachine, stepped, flags, priorities),
+            settings=DEFAULT if is_default else settings.get_profile("long"),
+        )

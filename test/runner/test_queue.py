@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-from sglang.srt.managers.schedule_policy import SchedulePolicy
 
 from harness import SteppedScheduler
 from prompts import alone, prompt
 from sglang_layered.core.events import CohortAdmitted
-
-
-@contextmanager
-def queue_policy(stepped: SteppedScheduler, name: str, *, priority: bool = False) -> Iterator[None]:
-    scheduler = stepped.scheduler
-    usual = scheduler.policy, scheduler.enable_priority_scheduling
-    reporter = scheduler.metrics_reporter
-    counts = reporter.current_scheduler_metrics_enabled
-    reporter.current_scheduler_metrics_enabled = False  # its labels were made without priorities
-    scheduler.policy = SchedulePolicy(name, scheduler.tree_cache, False, priority, False)
-    scheduler.enable_priority_scheduling = priority
-    try:
-        yield
-    finally:
-        scheduler.policy, scheduler.enable_priority_scheduling = usual
-        reporter.current_scheduler_metrics_enabled = counts
 
 
 def cohorts_after_a_long_one(
@@ -63,7 +43,7 @@ def test_longest_prefix_match_goes_first(stepped: SteppedScheduler) -> None:
     alone_output = alone(stepped, [*shared, *prompt(400, 32)], 2)
     stepped.finish(stepped.send(shared, 1))
     late = [(prompt(500, 33), {}), ([*shared, *prompt(400, 32)], {})]
-    with queue_policy(stepped, "lpm"):
+    with stepped.queue_policy("lpm"):
         assert cohorts_after_a_long_one(stepped, late) == [("b", "a"), ("a",)]
     assert [list(req.output_ids) for req in stepped.reqs.values()][-1] == alone_output
 
@@ -73,7 +53,7 @@ def test_higher_priority_goes_first(
     stepped: SteppedScheduler, priorities: tuple[int, ...], order: str
 ) -> None:
     late = [(prompt(500, 40 + rank), {"priority": rank}) for rank in priorities]
-    with queue_policy(stepped, "fcfs", priority=True):
+    with stepped.queue_policy("fcfs", priority=True):
         cohorts = cohorts_after_a_long_one(stepped, late)
     first_seen = "".join(dict.fromkeys(name for cohort in cohorts for name in cohort))
     assert first_seen == order

@@ -6,11 +6,15 @@ About 2,000 operations by default, always the same ones. `--hypothesis-profile=l
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import cycle
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -26,8 +30,12 @@ from hypothesis.stateful import (
 from exact_model import FIRST_TOKEN, VOCAB
 from exact_swap import exact_scheduler
 from harness import SteppedScheduler
+from sglang_layered.core import bounds
+from sglang_layered.scheduler import rank_clock
+from wishes import AtRandom
 
-NOTHING: Mapping[str, int] = {}
+NOTHING: Mapping[str, Any] = {}
+MOST_ASKED = 30  # steps that a prompt may wait with the bounds below
 MOST_LIVE = 14
 MOST_SLOTS = 10_000  # more than there are
 BASES = [random.Random(seed).choices(range(FIRST_TOKEN, VOCAB), k=1200) for seed in range(3)]
@@ -49,16 +57,30 @@ DEFAULT = settings(
 class SchedulerMachine(RuleBasedStateMachine):
     """Clients, an operator and shortages of KV slots against one scheduler, each time of another depth."""
 
-    def __init__(self, stepped: SteppedScheduler, flags: Mapping[str, int] = NOTHING) -> None:
+    def __init__(
+        self,
+        stepped: SteppedScheduler,
+        flags: Mapping[str, Any] = NOTHING,
+        priorities: Sequence[int | None] = (None,),
+    ) -> None:
+        """Requests are of these priorities, in turns."""
         super().__init__()
         self.stepped = stepped
         self.flags = flags
+        self.priorities = cycle(priorities)
         self.pause_left = self.shortage_left = 0  # operations until it ends
 
-    @initialize(num_layers=st.sampled_from([7, 7, 7, 4, 1]), group_tokens=st.sampled_from([1, 1, 16, 100]))
-    def start(self, num_layers: int, group_tokens: int) -> None:
+    @initialize(
+        num_layers=st.sampled_from([7, 7, 7, 4, 1]),
+        group_tokens=st.sampled_from([1, 1, 16, 100]),
+        seed=st.integers(0, 10**6),
+    )
+    def start(self, num_layers: int, group_tokens: int, seed: int) -> None:
+        AtRandom.seed = seed
         self.swap = exact_scheduler(self.stepped, num_layers, **self.flags)
         self.exact = self.swap.__enter__()
+        if "layered_policy" in self.flags:
+            self.exact.answers_may_wait(MOST_ASKED)
         assert self.stepped.change({"layered_group_tokens": group_tokens})
         self.exact.conversations.open()
 
@@ -94,7 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.exact.send(BASES[0][:10], 40)
             self.exact.step(2)
         for index, prompt in enumerate(prompts):
-            self.exact.send(prompt, new + index)
+            self.exact.send(prompt, new + index, priority=next(self.priorities))
         self.then(steps)
 
     @precondition(has_room)
@@ -118,6 +140,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(count=st.integers(2, 3), length=st.integers(1, 300), new=NEW, company=OFTEN, steps=THEN)
     def send_together(self, count: int, length: int, new: int, company: bool, steps: int) -> None:
         self.send([tokens[:length] for tokens in BASES[:count]], new, company, steps)
+
+    @precondition(lambda self: self.flags and self.has_room() and self.exact.cohort)
+    @rule(length=st.integers(1, 400), base=BASE, new=NEW, steps=st.integers(1, 3))
+    def send_behind(self, length: int, base: int, new: int, steps: int) -> None:
+        """A prompt that may overtake: most are short."""
+        self.send([BASES[base][-max(length - 300, length % 90 + 1) :]], new, False, steps)
 
     @rule(steps=st.integers(1, 5))
     def step(self, steps: int) -> None:
@@ -252,6 +280,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.then(steps)
 
 
+OVERTAKING = {"layered_max_parked": 1, "layered_short_tokens": 100}
+CASES: dict[str, tuple[dict[str, Any], tuple[int | None, ...]]] = {
+    "in order": ({}, (None,)),
+    "short ones overtake": (OVERTAKING, (None,)),
+    "by priority": (OVERTAKING, (0, 5, 0, 20)),
+    "a policy answers at random": (OVERTAKING | {"layered_policy": "wishes:AtRandom"}, (None,)),
+}
+
+
 @pytest.fixture
 def silence() -> Iterator[None]:
     """SGLang warns of every retraction and every change of settings: too much to keep for a failure."""
@@ -262,14 +299,22 @@ def silence() -> Iterator[None]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("silence")
-@pytest.mark.parametrize(
-    "flags",
-    [{}, {"layered_max_parked": 1, "layered_short_tokens": 100}],
-    ids=["in order", "short ones overtake"],
-)
-def test_any_sequence_of_operations(stepped: SteppedScheduler, flags: dict[str, int]) -> None:
+@pytest.mark.parametrize(("flags", "priorities"), CASES.values(), ids=CASES)
+def test_any_sequence_of_operations(
+    stepped: SteppedScheduler,
+    flags: dict[str, Any],
+    priorities: tuple[int | None, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounds, "MOST_PASSED", 8)
+    monkeypatch.setattr(bounds, "MOST_HELD_S", 5.0)
+    seconds = map(float, itertools.count())  # a step takes one, so that what fails fails again
+    monkeypatch.setattr(rank_clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     is_default = settings.get_current_profile_name() != "long"
-    run_state_machine_as_test(
-        partial(SchedulerMachine, stepped, flags),
-        settings=DEFAULT if is_default else settings.get_profile("long"),
-    )
+    default = settings(DEFAULT, max_examples=40) if "layered_policy" in flags else DEFAULT
+    by_priority = priorities != (None,)
+    with stepped.queue_policy("fcfs", priority=by_priority, preempts=by_priority):
+        run_state_machine_as_test(
+            partial(SchedulerMachine, stepped, flags, priorities),
+            settings=default if is_default else settings.get_profile("long"),
+        )

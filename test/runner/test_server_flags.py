@@ -253,7 +253,7 @@ def test_a_refusal_from_the_command_line_is_one_line(tiny_qwen3_moe: Path) -> No
         "--device",
         "cpu",
     ]
-    flags = [*LAYERED, "--speculative-algorithm", "NGRAM"]
+    flags = [*LAYERED, "--speculative-algorithm", "FROZEN_KV_MTP"]
     done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

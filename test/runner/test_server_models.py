@@ -2,18 +2,22 @@
 
 import json
 import pickle
+import re
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from tiny_models import tiny_model
 
 from server_doors import LAYERED, check
+from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.refused_flags import RECURRENT
+from sglang_layered.refusals import REFUSALS, Start
+from sglang_layered.refused_flags import RECURRENT, SPECULATION
 
 
 def test_weights_quantized_at_load_are_served_unless_nobody_ran_the_method(tiny_qwen3_moe: Path) -> None:
@@ -61,6 +65,52 @@ def test_what_recurrent_layers_do_not_work_with_is_refused(flag: str) -> None:
     asked = ADAPTERS if flag == "--enable-lora" else (flag, "2") if flag == "--pp-size" else (flag,)
     with pytest.raises(UnsupportedError, match=rf"with recurrent layers does not work with {flag}: .*; .*"):
         check(model, *LAYERED, *NO_BUFFER, *asked)
+
+
+@pytest.mark.parametrize("flag", SPECULATION)
+def test_what_speculative_decoding_does_not_work_with_is_refused(flag: str) -> None:
+    applies = [
+        rows for asked, rows in REFUSALS.items() if asked(Start(LayeredConfig("layered"), speculating()))
+    ]
+    texts = {
+        text: refused for rows in applies for text, refused in rows.items() if f"work with {flag}:" in text
+    }
+    [(text, refused)] = texts.items()
+    assert re.fullmatch(r"--speculative-algorithm in layered mode .*: \S.*; \S.*", text)
+    name = flag.removeprefix("--").replace("-", "_")
+    assert refused(Start(LayeredConfig("layered"), speculating(**{name: 2})))
+    assert not refused(Start(LayeredConfig("layered"), speculating()))
+
+
+def speculating(**flags: Any) -> Any:
+    """ServerArgs with drafts, and nothing else set."""
+    given = {"speculative_algorithm": "NGRAM", "enable_metrics": True, **flags}
+    names = (flag.removeprefix("--").replace("-", "_") for flag in SPECULATION)
+    return SimpleNamespace(**(dict.fromkeys(names) | given))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--layered-execution", "auto"), r"--layered-execution auto: .*; use sequential"),
+        (("--layered-group-attention", "pair"), r"--layered-group-attention pair: .*; use"),
+    ],
+)
+def test_drafts_are_verified_in_steps_of_sglangs_own(
+    tiny_qwen3_moe: Path, flags: tuple[str, ...], message: str
+) -> None:
+    asked = (*LAYERED, "--speculative-algorithm", "NGRAM")
+    check(tiny_qwen3_moe, *asked)
+    with pytest.raises(UnsupportedError, match=rf"--speculative-algorithm in layered mode .*{message}"):
+        check(tiny_qwen3_moe, *asked, *flags)
+
+
+def test_states_that_verification_takes_back_are_refused() -> None:
+    asked = (*LAYERED, *NO_BUFFER, "--speculative-algorithm", "NGRAM")
+    with pytest.raises(
+        UnsupportedError, match=r"--speculative-algorithm .* cannot serve .* recurrent layers"
+    ):
+        check(tiny_model("qwen3_next"), *asked)
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,20 @@ def test_in_a_hurry_the_rest_of_each_stage_is_one_group(cohorts: CohortSet) -> N
     step(cohorts)
     cohorts.finish_in_one_step()
     assert [step(cohorts) for _ in range(2)] == [{0: ("a", (1, 4))}, {1: ("a", (4, 8))}]
+
+
+def test_the_most_urgent_goes_first_on_a_stage_one_between_two_groups_of_the_oldest(
+    cohorts: CohortSet,
+) -> None:
+    cohorts.admit(batch("long"), plan(4, 4)).urgency = (0, True)
+    for name in ("a", "b"):
+        cohorts.admit(batch(name), plan(1, 4))
+    seen = []
+    for _ in range(4):
+        works = works_of(cohorts.inflight, STAGES)
+        for work in works:
+            if work.overtakes is not None:
+                work.overtakes.has_run = False
+            cohorts.advance(work.inflight)
+        seen.append([work.cohort.request_ids[0] for work in works if work.stage == 0])
+    assert seen == [["a"], ["long"], ["b"], ["long"]]

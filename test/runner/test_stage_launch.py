@@ -168,7 +168,7 @@ def test_the_device_timer_measures_the_layers_of_a_tick(monkeypatch: pytest.Monk
     runner = object.__new__(StageRunner)
     timer = Timer()
     runner._model_runner = SimpleNamespace(device_timer=timer)
-    runner._prompt_backend = runner._ids = None
+    runner._prompt_backend = runner._ids = runner.group_graphs = None
     ran: list[bool] = []
     runner._calls = SimpleNamespace(num_layers=4, layers=lambda *args: ran.append(timer.is_on))
     monkeypatch.setattr(layered_runner, "plan_attention", lambda *args: None)

@@ -22,7 +22,7 @@ from sglang_layered.upstream.pipeline import StageLauncher
 
 
 class StageLog(RowLog):
-    """Cohorts on several stages at once, but one cohort at a time between the edges of a stage."""
+    """Cohorts on several stages at once; without overtaking one at a time between the edges of a stage."""
 
     __slots__ = ("cuts",)
 
@@ -36,7 +36,7 @@ class StageLog(RowLog):
         members = {rows.rid for rows in cohort}
         start = max(cut for cut in self.cuts if cut <= layer)
         end = min(cut for cut in self.cuts if cut > layer)
-        if cohort[0].is_prompt:
+        if cohort[0].is_prompt and not self.several:
             inside = {rid for rid, (rows, due) in self.open.items() if rows.is_prompt and start < due < end}
             assert inside <= members, f"{inside - members} are in the stage where {members} run layer {layer}"
         for rows in cohort:

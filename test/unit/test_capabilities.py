@@ -14,7 +14,8 @@ import pytest
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import METHODS, Capability, capabilities_of, check_capabilities
 from sglang_layered.core.plan import LayerGroupPlan
-from sglang_layered.core.policy import find_policy
+from sglang_layered.core.policy import LEARNED_POLICIES, find_policy
+from sglang_layered.core.questions import Snapshot
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import ConfigError
 from sglang_layered.refusals import REFUSALS, Start
@@ -55,6 +56,20 @@ class CannotKeepIt(KeepsLimit):
         raise RuntimeError("no limit for me")
 
 
+class OrdersQueue(Plain):
+    can = frozenset({Capability.ORDERS_QUEUE})
+
+    def order(self, view: Snapshot) -> list[int]:
+        return []
+
+
+class Preempts(Plain):
+    can = frozenset({Capability.PREEMPTS_COHORTS})
+
+    def preempt(self, view: Snapshot) -> None:
+        return None
+
+
 class OnNoStage(Plain):
     can = frozenset()
 
@@ -74,11 +89,13 @@ def test_nothing_but_the_lookup_and_its_own_room_knows_the_policy_auto() -> None
         for path in package.rglob("*.py")
         if re.search(r"\bAutoPolicy\b|\bAUTO_POLICY\b|isinstance\([^)]*StepPolicy", path.read_text())
     }
-    assert {path for path in named if not path.startswith("auto/")} == {"core/policy.py"}
+    kin = ("auto/", "policies/")  # the policies that inherit from it
+    assert {path for path in named if not path.startswith(kin)} == {"core/policy.py"}
 
 
 def test_every_known_name_is_named_for_an_unknown_one() -> None:
-    with pytest.raises(ConfigError, match="known: auto, balanced, token-target, or module:Class"):
+    known = ", ".join(sorted({"token-target", "balanced", *LEARNED_POLICIES}))
+    with pytest.raises(ConfigError, match=f"known: {known}, or module:Class"):
         find_policy("nope", group_tokens=512, num_groups=None)
 
 
@@ -155,6 +172,8 @@ def test_a_limit_is_handed_to_whoever_keeps_one() -> None:
         (EVERY_STEP, "slo_ttft_ms", False),
         (here(KeepsLimit), "slo_tbt_ms", False),
         (here(KeepsLimit), "slo_ttft_ms", True),
+        (here(OrdersQueue), "slo_ttft_ms", False),
+        (here(OrdersQueue), "slo_tbt_ms", False),
         ("balanced", "slo_tbt_ms", True),
     ],
 )
@@ -167,6 +186,35 @@ def test_limits_need_metrics_or_a_policy_that_acts_on_them(policy: str, limit: s
     told = [text for text, applies in rows.items() if applies(start)]
     assert [text.split()[0] for text in told] == [f"--{limit.replace('_', '-')}"] * is_refused
     assert all("add --enable-metrics" in text for text in told)
+
+
+def test_who_overtakes_is_asked_only_where_somebody_may() -> None:
+    layered(here(Preempts), layered_max_parked=1).check_layered_flags()
+    with pytest.raises(ConfigError, match=r"--layered-policy .*Preempts: .* --layered-max-parked; give 1"):
+        layered(here(Preempts)).check_layered_flags()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("schedule_policy", "lpm"),
+        ("enable_priority_scheduling", True),
+        ("lora_drain_wait_threshold", 1.0),
+    ],
+)
+def test_an_ordered_queue_is_sorted_by_nobody_else(flag: str, value: object) -> None:
+    usual = {"schedule_policy": "fcfs", "enable_priority_scheduling": False, "lora_drain_wait_threshold": 0.0}
+    texts = {
+        text: applies for rows in REFUSALS.values() for text, applies in rows.items() if "ORDERS" in text
+    }
+    for policy, flags, count in (
+        (OrdersQueue, usual | {flag: value}, 1),
+        (OrdersQueue, usual, 0),
+        (Plain, usual | {flag: value}, 0),
+    ):
+        start = Start(layered(here(policy)), SimpleNamespace(**flags))
+        found = [text for text, applies in texts.items() if applies(start)]
+        assert len(found) == count and all(flag.replace("_", "-") in text for text in found)
 
 
 def test_capabilities_of_another_mode_are_not_asked_for() -> None:

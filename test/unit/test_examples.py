@@ -15,14 +15,20 @@ from hypothesis import strategies as st
 from sglang_layered.core.policy import GroupPolicy, find_policy
 from sglang_layered.hooks import (
     CohortFinished,
+    Decode,
     DeviceRates,
+    Flying,
     ModelSizes,
     PaceView,
+    Running,
     SchedulerView,
+    SloClass,
+    Snapshot,
     Start,
     StepDone,
     StepLoad,
     StepTiming,
+    Waiting,
 )
 from sglang_layered.listeners.dispatch import Listener, find_listeners
 
@@ -57,6 +63,7 @@ def step(number: int, duration_s: float) -> StepDone:
     [
         ("policy_by_load.py", "--layered-policy", "policy_by_load:ByLoad"),
         ("policy_every_step.py", "--layered-policy", "policy_every_step:EveryStep"),
+        ("policy_by_deadline.py", "--layered-policy", "policy_by_deadline:ByDeadline"),
         (
             "listener_slowest_steps.py",
             "--layered-listeners",
@@ -137,3 +144,26 @@ def test_the_policy_for_every_step_learns_and_keeps_its_limit() -> None:
     later: Any = find_policy("policy_every_step:EveryStep", group_tokens=512, num_groups=None)
     later.begin(ModelSizes(8), (), Start(DeviceRates(1e-10, 1e-11, 1e-4), policy.learned()))
     assert later.layer_row_s == policy.layer_row_s
+
+
+def test_the_policy_by_deadline_lets_the_nearest_one_go_first() -> None:
+    policy: Any = find_policy("policy_by_deadline:ByDeadline", group_tokens=512, num_groups=None)
+    late, soon, important = SloClass(9.0), SloClass(2.0), SloClass(9.0)
+    waiting = (
+        Waiting(400, slo=late),
+        Waiting(30, waited_s=1.9, slo=soon),
+        Waiting(900, slo=important, priority=1),
+    )
+    view = Snapshot(waiting, Running.of([Decode(100)]), (Flying(500, 3, 8, 0.5, late),))
+    assert policy.order(view) == [2, 1, 0]
+    assert policy.preempt(view) == [1], "the important one has more to compute"
+    assert policy.hold(view) == 0.02
+    assert policy.hold(Snapshot(waiting)) == 0, "nothing runs"
+    assert policy.hold(Snapshot((Waiting(30, waited_s=1.99, slo=soon),), view.running)) == 0
+    limits = SloClass(tbt_s=0.1)
+    rows = [
+        Decode(100),
+        Decode(100, since_token_s=0.01, slo=limits),
+        Decode(9, since_token_s=0.07, slo=limits),
+    ]
+    assert policy.decode_rows(Snapshot(running=Running.of(rows))) == [0, 2]

@@ -127,11 +127,13 @@ def _experts(config: Any) -> str:
 
 
 def _attention_backends(model_path: str) -> tuple[str, ...]:
-    """SGLang's choice on this machine; raises what SGLang raises when it makes none."""
+    """What layered mode gets on this machine; raises what SGLang raises when it makes no choice."""
     from sglang.srt.server_args import ServerArgs
 
-    device = {} if cuda_driver_available() else {"device": "cpu"}
-    backends: tuple[str, ...] = ServerArgs(model_path=model_path, **device).get_attention_backends()
+    given = {} if cuda_driver_available() else {"device": "cpu"}
+    if hasattr(ServerArgs, "prefill_mode"):  # it has been patched
+        given["prefill_mode"] = "layered"
+    backends: tuple[str, ...] = ServerArgs(model_path=model_path, **given).get_attention_backends()
     return backends
 
 

@@ -21,11 +21,31 @@ class Capability(Enum):
     PACES_STEPS = "PACES_STEPS"
     """It says before every step how far the cohort goes in it, and how many tokens the next cohort has."""
 
+    ORDERS_QUEUE = "ORDERS_QUEUE"
+    """It says which of the waiting prompts may be admitted, and in which order."""
+
+    HOLDS_PROMPTS = "HOLDS_PROMPTS"
+    """It says how long prompts wait for a fuller cohort."""
+
+    PREEMPTS_COHORTS = "PREEMPTS_COHORTS"
+    """It says who goes before the cohort in flight, with --layered-max-parked."""
+
+    CHOOSES_DECODES = "CHOOSES_DECODES"
+    """It says which running requests decode in a step that computes prompts."""
+
     RUNS_ON_STAGES = "RUNS_ON_STAGES"
     """Its `plan(view)` alone is enough: with `--pp-size` above 1 nothing else of it is asked or told."""
 
 
-ON_STEPS = frozenset({Capability.LEARNS, Capability.KEEPS_TBT_LIMIT, Capability.PACES_STEPS})
+QUESTIONS: Mapping[Capability, str] = {
+    Capability.ORDERS_QUEUE: "order",
+    Capability.HOLDS_PROMPTS: "hold",
+    Capability.PREEMPTS_COHORTS: "preempt",
+    Capability.CHOOSES_DECODES: "decode_rows",
+}
+"""The question of `core/questions.py` that each stands for; requests then have limits of their own."""
+
+ON_STEPS = frozenset({Capability.LEARNS, Capability.KEEPS_TBT_LIMIT, Capability.PACES_STEPS, *QUESTIONS})
 """With any of them a policy has a part in every step."""
 
 PLANS_ONLY = frozenset({Capability.RUNS_ON_STAGES})
@@ -36,6 +56,7 @@ METHODS: Mapping[Capability, tuple[str, ...]] = {
     Capability.KEEPS_TBT_LIMIT: ("keep_tbt_limit", "observe_gap"),
     Capability.PACES_STEPS: ("begin", "cohort_tokens", "next_layers", "prompt_s"),
     Capability.RUNS_ON_STAGES: (),
+    **{capability: (method,) for capability, method in QUESTIONS.items()},
 }
 """What a policy must have for each capability; LEARNS also needs the attribute `amounts`."""
 

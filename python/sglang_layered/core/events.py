@@ -116,6 +116,19 @@ class RequestsLeft(_Moment):
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyAnswered(_Moment):
+    """A policy answered a question, within its bounds, and otherwise than before.
+
+    The requests are those that may be admitted, in order (`order`), that are held for `seconds` (`hold`),
+    that go before the cohort in flight (`preempt`), or that sit the next step out (`decode_rows`).
+    """
+
+    question: str
+    request_ids: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModeChanged(_Moment):
     """The server goes on in another mode: asked for by an operator, or after a broken invariant."""
 
@@ -131,5 +144,6 @@ Event = (
     | CohortFinished
     | CohortDropped
     | RequestsLeft
+    | PolicyAnswered
     | ModeChanged
 )

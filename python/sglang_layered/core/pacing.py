@@ -10,6 +10,7 @@ from typing import Protocol
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.policy import GroupPolicy
+from sglang_layered.core.questions import Questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,8 @@ class PaceView:
 class ModelSizes:
     """What of the model decides how step times grow with their load.
 
-    `layer_costs` are relative, with a mean of 1. With `is_padded` attention computes the rows of cached
-    tokens again (SGLang's torch_native backend).
+    `layer_costs` are relative, with a mean of 1, and the last one's has the layers of a draft in it. With
+    `is_padded` attention computes the rows of cached tokens again (SGLang's torch_native backend).
     """
 
     num_layers: int
@@ -108,16 +109,27 @@ class ModelSizes:
     is_padded: bool = False
 
     @classmethod
-    def of(cls, num_layers: int, layers: tuple[LayerShape, ...], is_padded: bool = False) -> "ModelSizes":
-        """Sizes of a stack; of an unknown one all layers are alike and dense."""
+    def of(
+        cls,
+        num_layers: int,
+        layers: tuple[LayerShape, ...],
+        is_padded: bool = False,
+        num_draft_layers: int = 0,
+    ) -> "ModelSizes":
+        """Sizes of a stack; of an unknown one all layers are alike and dense.
+
+        A draft's layers compute a prompt together with the last layer.
+        """
         moe = next((layer for layer in layers if layer.num_experts), None)
         costs = [layer.cost(512, 1024) for layer in layers] if len(layers) == num_layers else [1.0]
         mean = sum(costs) / len(costs)
+        relative = [cost / mean for cost in costs] if len(costs) == num_layers else [1.0] * num_layers
+        relative[-1] += num_draft_layers
         return cls(
             num_layers,
             moe.num_experts if moe else 0,
             moe.num_experts_per_token if moe else 0,
-            tuple(cost / mean for cost in costs) if len(costs) == num_layers else (1.0,) * num_layers,
+            tuple(relative),
             is_padded,
         )
 
@@ -153,7 +165,7 @@ class Start:
     learned: Mapping[str, Sequence[float]] | None = None
 
 
-class StepPolicy(GroupPolicy, Protocol):
+class StepPolicy(GroupPolicy, Questions, Protocol):
     """Takes part in every step, in what its `can` names.
 
     Pure: the same calls in the same order give the same answers on every rank. Only the methods of its

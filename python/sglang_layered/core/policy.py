@@ -6,6 +6,7 @@ A policy is pure: the same view gives the same plan on every rank. It never sees
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from sglang_layered.core.capability import check_capabilities
@@ -18,6 +19,13 @@ ENTRY_POINT_GROUP = "sglang_layered.policies"
 DEFAULT_POLICY = "token-target"
 BALANCED_POLICY = "balanced"
 AUTO_POLICY = "auto"
+LEARNED_POLICIES = {  # modules that bring SciPy, which the other policies do without
+    AUTO_POLICY: "sglang_layered.auto.policy:AutoPolicy",
+    "flow-prefill": "sglang_layered.policies.flow_prefill:FlowPrefillPolicy",
+    "fair-batching": "sglang_layered.policies.fair_batching:FairBatchingPolicy",
+    "near-late": "sglang_layered.policies.near_late:NearLatePolicy",
+    "staggered": "sglang_layered.policies.staggered:StaggeredPolicy",
+}
 
 
 @runtime_checkable
@@ -83,9 +91,9 @@ class FixedCountPolicy:
 def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> GroupPolicy:
     """The policy behind `--layered-policy NAME`; `num_groups` overrides any name.
 
-    NAME is `token-target`, `balanced`, `auto`, an entry point of group `sglang_layered.policies`, or
-    `module:Class`. A class with a `from_flags(group_tokens=...)` method is made through it, any other is
-    called with no arguments.
+    NAME is `token-target`, `balanced`, one of `LEARNED_POLICIES`, an entry point of group
+    `sglang_layered.policies`, or `module:Class`. A class with a `from_flags(group_tokens=...)` method is made
+    through it, any other is called with no arguments.
 
     Raises:
         ConfigError: the name is unknown, cannot be imported, is no policy, or lacks what it says it can.
@@ -96,7 +104,7 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
     shipped: dict[str, Callable[..., Any]] = {
         DEFAULT_POLICY: partial(TokenTargetPolicy, group_tokens),
         BALANCED_POLICY: partial(BalancedPolicy, group_tokens),
-        AUTO_POLICY: partial(_auto, group_tokens),
+        **{each: partial(_learned, path, group_tokens) for each, path in LEARNED_POLICIES.items()},
     }
     factory = find_factory("policy", name, where=where, group=ENTRY_POINT_GROUP, shipped=shipped)
     make = getattr(factory, "from_flags", None)
@@ -110,7 +118,7 @@ def find_policy(name: str, *, group_tokens: int, num_groups: int | None) -> Grou
     return policy
 
 
-def _auto(group_tokens: int) -> GroupPolicy:
-    from sglang_layered.auto.policy import AutoPolicy  # brings SciPy, which the other policies do without
-
-    return AutoPolicy(group_tokens=group_tokens)
+def _learned(path: str, group_tokens: int) -> GroupPolicy:
+    module, _, name = path.partition(":")
+    made: GroupPolicy = getattr(import_module(module), name)(group_tokens=group_tokens)
+    return made

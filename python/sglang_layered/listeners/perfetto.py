@@ -55,6 +55,9 @@ class PerfettoListener(FileListener):
             case events.RequestsLeft():
                 self._instant("left", event.time_s, reason=event.reason, request_ids=list(event.request_ids))
                 self._shrink(event.cohort_ids, event.request_ids)
+            case events.PolicyAnswered():
+                ids = list(event.request_ids)
+                self._instant(event.question, event.time_s, request_ids=ids, seconds=event.seconds)
             case events.ModeChanged():
                 self._instant(f"mode: {event.mode}", event.time_s, reason=event.reason)
 

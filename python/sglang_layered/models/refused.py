@@ -118,16 +118,36 @@ def model_refusal(model_config: Any, backends: Iterable[str] = ()) -> str | None
     for applies, says in MODELS.values():
         if applies(model_config):
             return f"{', '.join(model_config.hf_config.architectures or ['?'])} {says}"
-    if model_config.has_attention_sinks and "torch_native" in backends:
-        return "it has attention sinks, which SGLang's torch_native attention leaves out; use a GPU"
+    left_out = _left_out_by_torch(model_config) if "torch_native" in backends else None
+    if left_out is not None:
+        return (
+            f"it has {left_out}, which SGLang's torch_native attention leaves out; use --attention-backend"
+            " cpu_paged on a CPU, another backend on a GPU"
+        )
     return None
 
 
-def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
-    """The flags that take DSA (sparse attention over latent keys) where no tokens were compared, or None."""
+def _left_out_by_torch(model_config: Any) -> str | None:
+    """What SGLang's attention in torch computes wrong, silently or by an error at the first prompt."""
+    from sglang.srt.configs.model_config import AttentionArch
+
+    if model_config.has_attention_sinks:
+        return "attention sinks"
+    if getattr(model_config.hf_text_config, "attn_logit_softcapping", None):
+        return "soft caps of its scores"
+    return "latent attention" if model_config.attention_arch == AttentionArch.MLA else None
+
+
+def has_indexer(model_config: Any) -> bool:
+    """True for DSA: sparse attention over latent keys that an indexer chooses."""
     from sglang.srt.configs.model_config import is_deepseek_dsa
 
-    if not any(is_deepseek_dsa(config) for config in _configs(model_config)):
+    return any(is_deepseek_dsa(config) for config in _configs(model_config))
+
+
+def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
+    """The flags that take an indexer's attention where no tokens were compared, or None."""
+    if not has_indexer(model_config):
         return None
     backends = set(server_args.get_attention_backends())
     if not backends <= SPARSE_BACKENDS:

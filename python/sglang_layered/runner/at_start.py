@@ -23,9 +23,13 @@ LATE = (
 def make_runner(model_runner: Any) -> None:
     """Make the runner of layered steps, right after SGLang's own captures.
 
+    A model that drafts runs whole, in the worker's own steps.
+
     Raises:
         UnsupportedError: the model's layers cannot be run in ranges.
     """
+    if model_runner.is_draft_worker:
+        return
     if model_runner.device == "cpu":
         model_runner.layered_runner = _kind(model_runner)(model_runner)
         return

@@ -70,12 +70,19 @@ class Execution:
         }
 
     @classmethod
-    def from_config(cls, runner: LayeredRunner, config: LayeredConfig, device: str) -> "Execution":
+    def from_config(
+        cls, runner: LayeredRunner, config: LayeredConfig, device: str, is_apart: bool = False
+    ) -> "Execution":
         """The execution that the flags ask for; `auto` compares what the device can do.
+
+        With `is_apart` decode rows run in SGLang's own steps: a draft and the rows that it proposes.
 
         Raises:
             UnsupportedError: prompt and decode rows cannot run at the same time.
         """
+        if is_apart:
+            logger.info("Speculative decoding: layered steps run as --layered-execution sequential")
+            return cls(runner, StrategyChoice("sequential"))
         wanted = config.layered_execution
         beside = None
         if device == "cuda" and wanted in ("concurrent", "auto"):
@@ -117,6 +124,8 @@ class Execution:
         return _together(record, self._runner.fused(replace(step, decode=None)))
 
     def _encoder(self, step: GroupStep) -> StepOutput:
+        if step.decode is None:  # it ran before, with its draft
+            return StepOutput(None, None, self._runner.embed(step))
         record = self._runner.decode_alone(step.decode)
         return _together(record, StepOutput(None, None, self._runner.embed(step)))
 

@@ -12,9 +12,12 @@ from typing import Any
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.plan import LayerGroup
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.decode_graphs.graphs import CaptureCost
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets
+from sglang_layered.runner.rows import num_rows_of
+from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.graphs import GraphRecorder, StaticRows
 from sglang_layered.upstream.group_graphs import (
     BreakableRecorder,
@@ -35,7 +38,8 @@ class GroupGraphs:
     """A graph a layer and size. They hand rows on through static tensors outside of the graphs' pool.
 
     The rows that `run` gives are views of these tensors, so a prompt's rows stay there between its groups and
-    need no copy. A cohort that is overtaken takes its rows out of there (`Overtaking`).
+    need no copy. A cohort that is overtaken takes its rows out of there (`Overtaking`). `loaded` is the batch
+    whose rows were put there last, `decode_room` the rows from its first decode row to the last of padding.
     """
 
     def __init__(
@@ -52,6 +56,10 @@ class GroupGraphs:
         self.sizes = sizes
         self._inputs = GroupInputs(device, sizes.max_rows)
         self.rows = StaticRows(())
+        self.loaded: ForwardBatch | None = None
+        self.decode_room = 0
+        self._num_rows = self._size = 0
+        self._batches: dict[int, ForwardBatch] = {}
         self.cost = CaptureCost(0.0, 0.0)
 
     @property
@@ -66,36 +74,52 @@ class GroupGraphs:
             UnsupportedError: a layer does not attend once.
         """
         began, free = time.perf_counter(), self._recorder.free_gib()
-        self._attention.serve(0, 0)
         with self._recorder.session():
             self.rows = StaticRows(self._warm_up(), self.sizes.max_rows)
             for size in reversed(self.sizes.sizes):
-                batch = self._inputs.batch(size)
+                batch = self._batches[size] = self._inputs.batch(size)
                 for layer in range(self._calls.num_layers):
                     self._recorder.record((size, layer), partial(self._layer, batch, layer), lambda: None)
         self.rows.clear()
         self.cost = CaptureCost(free - self._recorder.free_gib(), time.perf_counter() - began)
 
-    def run(
-        self, rows: ForwardBatch, start: int, end: int, prompt: PPProxyTensors, decode: PPProxyTensors
-    ) -> PPProxyTensors | None:
-        """The rows [prompt; decode] after layers [start, end), or None where no graph holds so many.
+    def load(self, prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch | None:
+        """The batch of a group's layers, its rows in the graphs' memory; None where no graph holds so many.
 
-        To be called where layers attend with the backend that was given, bound to the two batches.
+        Of its requests it says only how many there are.
         """
-        num_rows = rows.input_ids.shape[0]
+        num_prompt_rows, num_decode_rows = num_rows_of(prompt, decode)
+        num_rows = num_prompt_rows + num_decode_rows
         size = self.sizes.bucket_for(num_rows)
         if size is None or size > MOST_PADDED * num_rows:
             return None
-        self._inputs.fill(rows, num_rows, size)
-        self._attention.serve(num_rows, size)
-        self._join(start, prompt, decode, (num_rows, size))
-        for layer in range(start, end):
-            self._recorder.replay((size, layer))
-        return self.rows.at(end, num_rows)
+        self._inputs.fill(prompt, decode, num_rows)
+        self._num_rows, self._size, self.decode_room = num_rows, size, size - num_prompt_rows
+        rows = self.loaded = object.__new__(ForwardBatch)
+        vars(rows).update(vars(self._batches[size]), batch_size=prompt.batch_size + decode.batch_size)
+        return rows
 
-    def _join(self, cut: int, prompt: PPProxyTensors, decode: PPProxyTensors, sizes: tuple[int, int]) -> None:
-        num_rows, size = sizes
+    def run(
+        self,
+        group: LayerGroup,
+        batch: ForwardBatch,
+        planned: PlannedDecode,
+        prompt: PPProxyTensors,
+        decode: PPProxyTensors,
+    ) -> tuple[PPProxyTensors, PPProxyTensors]:
+        """The prompt's rows and the decode rows after a group's layers.
+
+        `batch` is the prompt's. What is planned for the decode rows has `decode_room` rows at most.
+        """
+        cut, num_rows, size = self._size - self.decode_room, self._num_rows, self._size
+        self._join(group.start, prompt, decode)
+        self._attention.serve(batch, planned, (cut, num_rows, size))
+        for layer in range(group.start, group.end):
+            self._recorder.replay((size, layer))
+        return self.rows.at(group.end, cut), self.rows.at(group.end, num_rows, first=cut)
+
+    def _join(self, cut: int, prompt: PPProxyTensors, decode: PPProxyTensors) -> None:
+        num_rows, size = self._num_rows, self._size
         for key, is_there in self.rows.keys[cut].items():
             if not is_there:
                 continue

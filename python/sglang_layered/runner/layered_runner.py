@@ -18,10 +18,11 @@ from sglang_layered.runner.decode_graphs.graphs import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
+from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerCalls, PipelineRanges
-from sglang_layered.upstream.probe import ranges_of
+from sglang_layered.upstream.probe import ranges_of, with_kept_rows
 from sglang_layered.upstream.routed_experts import ExpertIds, with_ids, without_ids
 from sglang_layered.upstream.runner import (
     Carried,
@@ -31,6 +32,7 @@ from sglang_layered.upstream.runner import (
     layer_with_scratch,
     new_prompt_backend,
     plan_attention,
+    pool_is_read_in_plans,
     share_scratch,
 )
 
@@ -65,6 +67,7 @@ class StepOutput:
 
     On a pipeline stage rows for the next stage stand in the place of logits.
     The records are what SGLang noted of the forward that the rows ran in; a fused step has one for both.
+    After `read_done` the step reads the request pool no more; None: it may until its end.
     """
 
     decode_logits: LogitsProcessorOutput | None
@@ -72,6 +75,7 @@ class StepOutput:
     parked: PPProxyTensors | None
     decode_record: ModelRunnerOutput | None = None
     prompt_record: ModelRunnerOutput | None = None
+    read_done: Any = None
 
 
 @dataclass(slots=True)
@@ -100,6 +104,8 @@ class GroupRunner(ABC):
         self._attention = make_group_attention(model_runner, self._prompt_backend)
         self._split = attention_split(model_runner, self._prompt_backend)
         self.group_graphs: GroupGraphs | None = None
+        self._reads_in_plans = pool_is_read_in_plans(model_runner, self._prompt_backend)
+        self._read_done: Any = None
 
     def decode_alone(self, batch: ForwardBatch, rows: PPProxyTensors | None = None) -> ModelRunnerOutput:
         """Run the decode rows as SGLang does, with its full graph where it has one."""
@@ -109,9 +115,12 @@ class GroupRunner(ABC):
 
     def forward(self, step: GroupStep) -> ModelRunnerOutput:
         """Run a step in one forward: in the group's layers prompt and decode rows share the weights read."""
+        rows: ForwardBatch | None = None
         if step.decode is None:
             rows = replace(step.prompt)
-        else:
+        elif self.group_graphs is not None:
+            rows = self.group_graphs.load(step.prompt, step.decode)
+        if rows is None:
             rows = hybrid_batch(step.prompt, step.decode)
             if self._adapters is not None:
                 self._adapters.join(rows, step.prompt, step.decode)
@@ -120,12 +129,13 @@ class GroupRunner(ABC):
 
     def run_layers(self, step: GroupStep, rows: ForwardBatch) -> StepOutput:
         """Run the layers; called inside `ModelRunner.forward`. `rows` is the batch of the group's layers."""
-        calls, start, end, decode = self._calls, step.group.start, step.group.end, None
-        fresh = step.prompt if step.is_new else None
+        calls, end, decode = self._calls, step.group.end, None
+        fresh, graphs = step.prompt if step.is_new else None, self.group_graphs
         if fresh is None and step.prompt is not self._planned:  # another one has overtaken it
             self._prompt_backend.init_forward_metadata(step.prompt)
         self._planned = step.prompt
-        plan_attention(self._model_runner, self._prompt_backend, fresh, step.decode)
+        by_graphs = graphs is not None and graphs.loaded is rows
+        plan_attention(self._model_runner, self._prompt_backend, fresh, None if by_graphs else step.decode)
         noting: AbstractContextManager[None] = nullcontext()
         if self._ids is not None and step.expert_ids is not None:
             noting = self._ids.rows(step.expert_ids)
@@ -133,24 +143,40 @@ class GroupRunner(ABC):
             prompt = calls.embed(step.prompt) if step.parked is None else step.parked
             if step.decode is None:
                 with attend(self._prompt_backend), step.loads(), noting:
-                    prompt = calls.layers(step.prompt, start, end, prompt)
+                    prompt = calls.layers(step.prompt, step.group.start, end, prompt)
+            elif by_graphs:
+                prompt, decode = self._by_graphs(step, prompt)
             else:
-                below, above = self._around(step)
-                decode, graphs = below(start), self.group_graphs
-                backend = self._attention.bind(step.prompt, step.decode)
-                attending = attend_together(self._model_runner, backend, rows)
-                watching = nullcontext()
-                if self._watch is not None:
-                    watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
-                with attending, self._split(step.prompt, step.decode), watching, step.loads(), noting:
-                    joined = None if graphs is None else graphs.run(rows, start, end, prompt, decode)
-                    if joined is None:
-                        joined = calls.layers(rows, start, end, join_rows(prompt, decode))
-                prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
-                decode = above(decode, end)
+                prompt, decode = self._together(step, rows, prompt, noting)
             if end == calls.num_layers:
                 return StepOutput(decode, calls.head(step.prompt, prompt, end), None)
             return StepOutput(decode, None, prompt)
+
+    def _together(
+        self,
+        step: GroupStep,
+        rows: ForwardBatch,
+        prompt: PPProxyTensors,
+        noting: AbstractContextManager[None],
+    ) -> tuple[PPProxyTensors, Any]:
+        """The prompt's rows after the group, and what comes of the decode rows in all layers."""
+        below, above = self._around(step)
+        backend = self._attention.bind(step.prompt, step.decode)
+        if self._reads_in_plans:
+            self._read_done = torch.cuda.current_stream().record_event()
+        decode = below(step.group.start)
+        attending = attend_together(self._model_runner, backend, rows)
+        watching = nullcontext()
+        if self._watch is not None:
+            watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
+        with attending, self._split(step.prompt, step.decode), watching, step.loads(), noting:
+            joined = self._calls.layers(rows, step.group.start, step.group.end, join_rows(prompt, decode))
+        prompt, decode = cut_rows(joined, step.prompt.input_ids.shape[0])
+        return prompt, above(decode, step.group.end)
+
+    def _by_graphs(self, step: GroupStep, prompt: PPProxyTensors) -> tuple[PPProxyTensors, Any]:
+        """As `_together`, where the group's rows are in the memory of its graphs."""
+        raise NotImplementedError
 
     @abstractmethod
     def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
@@ -161,7 +187,8 @@ class LayeredRunner(GroupRunner):
     """Runs layered steps on one SGLang ModelRunner, of a model with `num_layers` layers."""
 
     def __init__(self, model_runner: Any) -> None:
-        super().__init__(model_runner, LayerCalls(model_runner, ranges_of(model_runner)))
+        ranges = with_kept_rows(model_runner, ranges_of(model_runner))
+        super().__init__(model_runner, LayerCalls(model_runner, ranges))
         self.num_layers = self._calls.num_layers
         self.decode_paths = DecodePaths(model_runner, self._calls)
         self._capture_groups()
@@ -176,6 +203,9 @@ class LayeredRunner(GroupRunner):
 
     def fused(self, step: GroupStep) -> StepOutput:
         """Run a step in one forward."""
+        if self.decode_paths.stock is not self._model_runner.decode_cuda_graph_runner:
+            self.decode_paths.renew()
+            self._capture_groups()
         if self._ids is not None:
             ids = self._ids.of_prompt(step.parked, step.prompt.input_ids.shape[0])
             parked = None if step.parked is None else without_ids(step.parked)
@@ -185,6 +215,7 @@ class LayeredRunner(GroupRunner):
         output: StepOutput
         output, record.logits_output = record.logits_output, None
         output.decode_record = output.prompt_record = record
+        output.read_done, self._read_done = self._read_done, None
         if self._ids is not None and step.expert_ids is not None:
             if output.parked is None:
                 done = self._ids.done(step.prompt, step.expert_ids)
@@ -217,12 +248,28 @@ class LayeredRunner(GroupRunner):
     def _capture_groups(self) -> None:
         self.group_graphs = None  # its memory is free before new graphs take theirs
         self.group_graphs = make_group_graphs(self._model_runner, self._calls, self._attention)
-        self._stock_graphs = self.decode_paths.stock
+
+    def _by_graphs(self, step: GroupStep, prompt: PPProxyTensors) -> tuple[PPProxyTensors, Any]:
+        """As `_together`, without what `group_obstacle` rules out.
+
+        Attention of decode rows is planned once, for layers in the group and beside it, where that can be.
+        """
+        graphs, path, end = self.group_graphs, self.decode_paths.of(step.decode), step.group.end
+        if graphs is None:
+            raise AssertionError("the group has no graphs")
+        planned = path.planned(step.group)
+        if planned is None or planned.batch.batch_size > graphs.decode_room:
+            plan_attention(self._model_runner, self._prompt_backend, None, step.decode)
+            planned = PlannedDecode(self._model_runner.attn_backend, step.decode)
+        if self._reads_in_plans:
+            self._read_done = torch.cuda.current_stream().record_event()
+        decode = path.below(step.group.start)
+        with attend(self._attention):
+            prompt, decode = graphs.run(step.group, step.prompt, planned, prompt, decode)
+        return prompt, path.above(decode, end)
 
     def _around(self, step: GroupStep) -> tuple[Callable[[int], PPProxyTensors], Callable[..., Any]]:
         path = self.decode_paths.of(step.decode)
-        if self.group_graphs is not None and self._stock_graphs is not self.decode_paths.stock:
-            self._capture_groups()
         return path.below, path.above
 
 

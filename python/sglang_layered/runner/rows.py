@@ -6,7 +6,6 @@ In every hybrid tensor the prompt rows come first: `[prompt; decode]`.
 from collections.abc import Callable
 from dataclasses import fields
 from operator import itemgetter
-from typing import Any
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode, PPProxyTensors
@@ -82,8 +81,12 @@ def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
             else torch.cat([prompt.mrope_positions, decode.mrope_positions], dim=1)
         ),
         out_cache_loc=torch.cat([prompt.out_cache_loc, decode.out_cache_loc]),
-        num_token_non_padded=_add(prompt.num_token_non_padded, decode.num_token_non_padded),
-        num_token_non_padded_cpu=_add(prompt.num_token_non_padded_cpu, decode.num_token_non_padded_cpu),
+        num_token_non_padded=(
+            None
+            if prompt.num_token_non_padded is None or decode.num_token_non_padded is None
+            else prompt.num_token_non_padded + decode.num_token_non_padded
+        ),
+        num_token_non_padded_cpu=prompt.num_token_non_padded_cpu + decode.num_token_non_padded_cpu,
         rids=[*(prompt.rids or []), *(decode.rids or [])],
         lora_ids=[*(prompt.lora_ids or []), *(decode.lora_ids or [])],
     )
@@ -96,7 +99,3 @@ def _join(prompt: torch.Tensor | None, decode: torch.Tensor | None) -> torch.Ten
             raise AssertionError("a tensor is there for the prompt rows or the decode rows only")
         return None
     return torch.cat([prompt, decode])
-
-
-def _add(prompt: Any, decode: Any) -> Any:
-    return None if prompt is None or decode is None else prompt + decode

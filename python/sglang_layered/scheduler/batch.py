@@ -20,7 +20,8 @@ class InFlightCohort:
     after requests have left; `parked` holds its rows' activations [prompt rows, hidden] between two groups.
     `has_begun` is True from the first launch on. `to_encode` are images that have not passed the encoder, a
     list for each step before the first group: no step has an encoder and a group. `has_run` is False after
-    others have overtaken it, until it has run a group.
+    others have overtaken it, until it has run a group; `num_overtaken` counts them. On a pipeline stage a
+    cohort of less `urgency` (precedence, is long) overtakes older ones.
     """
 
     cohort: Cohort
@@ -29,6 +30,8 @@ class InFlightCohort:
     parked: PPProxyTensors | None = None
     has_begun: bool = False
     has_run: bool = True
+    num_overtaken: int = 0
+    urgency: tuple[int, bool] = (0, False)
     to_encode: deque[list[Any]] = field(default_factory=deque)
 
     @property

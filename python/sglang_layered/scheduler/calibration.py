@@ -14,6 +14,7 @@ import torch
 
 from sglang_layered.core.pacing import DeviceRates, ModelSizes, Start, StepPolicy
 from sglang_layered.errors import ConfigError
+from sglang_layered.upstream.room import rows_per_request
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class CalibrationFile:
             "num_experts": sizes.num_experts,
             "execution": args.layered_execution,
             "attention": args.attention_backend,
+            "drafts": args.speculative_algorithm
+            and [args.speculative_algorithm, rows_per_request(scheduler)],
             "tp_size": scheduler.ps.tp_size,
             "threads": torch.get_num_threads() if scheduler.device == "cpu" else 0,
         }

@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class CohortSet:
-    """At most one cohort a pipeline stage; without stages one runs, and others may be parked (`Overtaking`).
+    """At most one cohort a pipeline stage; without stages one runs. Others may be parked (`Overtaking`).
 
-    Every rank calls every method in the same step. A stage runs one cohort at a time, in the order of
-    admission. A request is in one cohort at most: SGLang puts a chunk's slots into the prefix cache when it
-    plans the next chunk, so that must wait until every stage has filled them.
+    Every rank calls every method in the same step. A stage runs one cohort at a time. A request is in one
+    cohort at most: SGLang puts a chunk's slots into the prefix cache when it plans the next chunk, so that
+    must wait until every stage has filled them.
     """
 
     def __init__(self, scheduler: Any, stages: PipelineStages, stream: EventStream) -> None:
-        # Oldest, and deepest in the pipeline, first; parked ones too.
+        # Oldest first; parked ones too.
         self.inflight: list[InFlightCohort] = []
         self.ledger = GroupKVLedger()
         self.stages = stages

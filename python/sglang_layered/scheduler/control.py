@@ -15,7 +15,7 @@ from sglang.srt.runtime_context import get_context
 
 from sglang_layered.auto.deadlines import WaitingPrompt, order_by_slack
 from sglang_layered.config import LayeredConfig
-from sglang_layered.core.capability import ON_STEPS, Capability, capabilities_of
+from sglang_layered.core.capability import ON_STEPS, QUESTIONS, Capability, capabilities_of
 from sglang_layered.core.pacing import QueueView, StepPolicy
 from sglang_layered.core.policy import GroupPolicy
 from sglang_layered.errors import ConfigError, LayeredPrefillError
@@ -104,7 +104,7 @@ class Controls:
 
     def _tbt_ms(self, wanted: float) -> float | None:
         named = replace(self.config, prefill_mode="layered")  # also while the server is in chunked mode
-        if not named.policy_can(Capability.KEEPS_TBT_LIMIT):
+        if not named.policy_can(Capability.KEEPS_TBT_LIMIT, *QUESTIONS):
             raise ConfigError(
                 f"layered_tbt_ms {wanted:g}: --layered-policy {named.layered_policy} keeps no limit; start"
                 " the server with one that does, as auto"

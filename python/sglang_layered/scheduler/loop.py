@@ -26,8 +26,10 @@ from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults,
 from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
-from sglang_layered.upstream.launch import StepLauncher, is_paused, ready_to_decode, run_stock, tend_requests
-from sglang_layered.upstream.room import filter_finished, somebody_decodes
+from sglang_layered.upstream.launch import is_paused, ready_to_decode, run_stock, tend_requests
+from sglang_layered.upstream.room import filter_finished, leave_all_running, preempted_wait, somebody_decodes
+from sglang_layered.upstream.some_decode import update_and_choose
+from sglang_layered.upstream.speculation import make_launcher, must_settle, speculates
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,10 @@ class LayeredLoop(BaseLoop):
         runner = take_runner(scheduler.tp_worker.model_runner, LayeredRunner)
         self.last_timing: StepTiming | None = None
         self.results = StepResults(scheduler, self.process)
-        self._execution = Execution.from_config(runner, config, scheduler.device)
-        self._launcher = StepLauncher(scheduler, self._execution)
-        self._single_rank = scheduler.ps.tp_size == 1
+        self._execution = Execution.from_config(runner, config, scheduler.device, speculates(scheduler))
+        self._launcher = make_launcher(scheduler, self._execution)
+        self._single_rank, self._num_layers = scheduler.ps.tp_size == 1, runner.num_layers
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
-        self._num_layers = runner.num_layers
         return PipelineStages((0, runner.num_layers))
 
     def subscribe(self, config: LayeredConfig) -> None:
@@ -94,17 +95,12 @@ class LayeredLoop(BaseLoop):
         self.results.process_all()
 
     def on_pause(self) -> None:
-        """SGLang is about to retract every request: leave them all in the running batch, nothing pending.
+        """SGLang is about to retract every request: no cohort is in flight then, and nothing pending.
 
-        It would queue an aborted request of a cohort again, and save a streaming session's half-filled KV. So
-        a cohort in flight is sent back before.
+        It would queue an aborted request of a cohort again, and save a streaming session's half-filled KV.
         """
-        scheduler = self.scheduler
         self.drop(DropReason.PAUSED)
-        running, last = scheduler.running_batch, scheduler.last_batch
-        if last is not None and last is not running and last.forward_mode.is_extend():
-            running.reqs = [*running.reqs, *(req for req in last.reqs if req not in running.reqs)]
-        scheduler.last_batch = None
+        leave_all_running(self.scheduler)
 
     def drop(self, reason: DropReason) -> None:
         """SGLang would merge the last batch, so a cohort that was dropped is that no longer."""
@@ -130,6 +126,8 @@ class LayeredLoop(BaseLoop):
         batch = self._resume() if self.cohorts.inflight else self._schedule()
         if self._ranks.is_on:
             self._ranks.compare(batch)
+        if self._launcher.may_settle and must_settle(self.scheduler, batch):
+            self.settle()
         if isinstance(batch, LayerGroupBatch):
             self._run_layered(batch)
         else:
@@ -140,18 +138,19 @@ class LayeredLoop(BaseLoop):
     def _schedule(self) -> LayerGroupBatch | ScheduleBatch | None:
         """No cohort in flight: SGLang chooses; a prompt batch beside running requests becomes a cohort."""
         scheduler = self.scheduler
-        self.driver.before_admission()
-        self.make_room_for_chunk()
-        self.look_at_queue_again()
-        filter_finished(scheduler)
-        with self._overtaking.one_kind_waits():
-            plan = scheduler.get_next_batch_to_run(
-                running_batch=scheduler.running_batch, last_batch=scheduler.last_batch
-            )
+        with self.driver.shown():
+            self.driver.before_admission()
+            self.make_room_for_chunk()
+            self.look_at_queue_again()
+            filter_finished(scheduler)
+            waiting = self._overtaking.one_kind_waits(self.driver.orders)
+            with waiting, preempted_wait(scheduler, scheduler.running_batch):
+                plan = scheduler.get_next_batch_to_run(scheduler.running_batch, scheduler.last_batch)
         scheduler.running_batch = plan.running_batch
         batch = plan.batch_to_run
         if batch is None or not batch.forward_mode.is_extend():
             return batch
+        self.driver.admitted(batch)
         if scheduler.is_disable_overlap_for_batch(batch, last_batch=scheduler.last_batch):
             self.settle()
         may_wait = somebody_decodes(scheduler) or self._overtaking.is_long(batch)
@@ -184,7 +183,7 @@ class LayeredLoop(BaseLoop):
     def _let_overtake(self) -> None:
         """At a group's edge short prompts that wait may become a cohort that runs first."""
         may = self._overtaking.is_on and self.controls.is_layered
-        batch = self._overtaking.short_ones() if may else None
+        batch = self._overtaking.short_ones(self.driver.asking) if may else None
         if batch is None:
             return
         plan = self._groups_of(batch) or LayerGroupPlan.whole(self._num_layers)
@@ -221,6 +220,9 @@ class LayeredLoop(BaseLoop):
         self.make_room(scheduler.running_batch)
         if filter_finished(scheduler):
             return None
+        if self.driver.choose_decodes is not None and self.cohorts.inflight:
+            decode = update_and_choose(scheduler, self.driver.choose_decodes)
+            return None if decode.is_empty() else ready_to_decode(scheduler, decode)
         scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
         return None if running.is_empty() else ready_to_decode(scheduler, running)
 
@@ -230,6 +232,7 @@ class LayeredLoop(BaseLoop):
         if batch is None:
             if not self.results.process_all():
                 scheduler.on_idle()
+                self.driver.rest()
             scheduler.last_batch = None
             return
         timer, loads = StepTimer.start(scheduler), self.driver.loads
@@ -264,11 +267,8 @@ class LayeredLoop(BaseLoop):
         finished = cohort if cohort.is_last_group else None
         if finished is not None and self.cohorts.inflight:
             self._overtaking.completed(inflight.batch)
-        self.results.launched(
-            LaunchedStep(
-                number, "layered", outcomes, timer, cohort, prompt, strategy, load, decision, finished
-            )
-        )
+        what = (outcomes, timer, cohort, prompt, strategy, load, decision, finished)
+        self.results.launched(LaunchedStep(number, "layered", *what))
 
     def _run_encoder(self, step: LayerGroupBatch) -> None:
         """Decode beside the encoder; the step-time model knows nothing of encoders, so it is told nothing."""

@@ -4,10 +4,14 @@ The cohort's rows stay parked, as between any two of its groups, while a cohort 
 it goes on. It runs a group between two such turns, so at most one cohort of short prompts a group goes before
 it. Short and long prompts share no cohort. What is short is told by tokens to compute, so a conversation's
 next turn is short however long its history.
+
+With priority scheduling a prompt goes before a cohort of a lower priority whatever its length, and nobody
+goes before one of a higher priority, in flight or in the queue.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from math import inf
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang_layered.config import LayeredConfig
 from sglang_layered.runner.rows import keep_rows
 from sglang_layered.scheduler import stream
+from sglang_layered.scheduler.asking import Asking
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.upstream.hicache import forward_stream
@@ -23,9 +28,12 @@ from sglang_layered.upstream.overtake import (
     SeveralBatches,
     admit_only,
     chunks_keep_room,
+    first_to_go,
     known_cached_tokens,
     look_up_cached_tokens,
+    looks_at_queue,
     merge,
+    precedence,
     waiting,
 )
 
@@ -57,19 +65,31 @@ class Overtaking:
         """Cohorts that are parked go on, though from now on nobody overtakes."""
         return self._most_parked > 0 or len(self._cohorts) > 1 or self._unmerged is not None
 
-    def one_kind_waits(self) -> AbstractContextManager[None]:
-        """SGLang sees short prompts in its queue, or long ones: what the first that waits is."""
-        queue, chunked = self._scheduler.waiting_queue, self._scheduler.chunked_req
-        may_admit = chunked is not None or not self._scheduler.running_batch.batch_is_full
-        if not (self.is_on and queue and may_admit):
+    def one_kind_waits(self, is_ordered: bool = False) -> AbstractContextManager[None]:
+        """SGLang sees short prompts in its queue, or long ones: what the first that waits is.
+
+        None of them goes before one of the other kind that has a higher priority. Where a policy has ordered
+        the queue SGLang sees what the policy lets it see.
+        """
+        scheduler = self._scheduler
+        queue, chunked = scheduler.waiting_queue, scheduler.chunked_req
+        may_admit = chunked is not None or looks_at_queue(scheduler)
+        if is_ordered or not (self.is_on and queue and may_admit):
             return nullcontext()
         self._lookups_left = MOST_LOOKED_UP
-        is_short = chunked is None and self._is_short(queue[0])
-        return waiting(self._scheduler, [req for req in queue if self._is_short(req) == is_short])
+        [first] = first_to_go(scheduler, 1)
+        is_short = chunked is None and self._is_short(first)
+        shown: list[Any] = []
+        others: list[Any] = []
+        for req in queue:
+            (shown if self._is_short(req) == is_short else others).append(req)
+        last = min((precedence(scheduler, req) for req in others), default=inf)
+        return waiting(scheduler, [req for req in shown if precedence(scheduler, req) <= last])
 
     def is_long(self, batch: ScheduleBatch) -> bool:
         """True for prompts that others may overtake; they are cut though nobody decodes."""
-        return self.is_on and bool(batch.extend_num_tokens > self._most_tokens)
+        is_chunk = batch.chunked_req is not None  # others of it come after
+        return self.is_on and (is_chunk or bool(batch.extend_num_tokens > self._most_tokens))
 
     def step_begins(self) -> None:
         """What has overtaken and has run all layers decodes from now on, and who was overtaken goes on."""
@@ -99,14 +119,19 @@ class Overtaking:
             batches.append(self._unmerged)
         self._scheduler.last_batch = batches[0] if len(batches) == 1 else SeveralBatches(batches)
 
-    def short_ones(self) -> ScheduleBatch | None:
-        """Short prompts that go before the cohort in flight, with their slots; None: nobody does."""
+    def short_ones(self, asking: Asking | None = None) -> ScheduleBatch | None:
+        """Prompts that go before the cohort in flight, with their slots; None: nobody does.
+
+        Short ones or more urgent ones, or those that a policy names which `asking` can ask.
+        """
+        is_asked = asking is not None and asking.preempts
         scheduler, inflight = self._scheduler, self._cohorts.inflight
-        if scheduler.running_batch.batch_is_full or not scheduler.waiting_queue:
+        if not scheduler.waiting_queue or not looks_at_queue(scheduler):
             return None
-        if len(inflight) > self._most_parked or not self._may_be_overtaken(inflight[-1]):
+        if len(inflight) > self._most_parked or not self._may_be_overtaken(inflight[-1], is_asked):
             return None
-        chosen = self._chosen()
+        reqs = inflight[-1].reqs
+        chosen = asking.overtaking(inflight) if asking is not None and is_asked else self._chosen(reqs)
         if not chosen or not chunks_keep_room(scheduler, chosen):
             return None
         batch = admit_only(scheduler, chosen, [req for item in inflight for req in item.reqs])
@@ -114,29 +139,43 @@ class Overtaking:
             # It may start from KV whose loads from the host only the cohort in flight waits for.
             self._cohorts.wait_for_loads()
             self._park(inflight[-1])
+            if asking is not None:
+                asking.admitted(batch)
         return batch
 
     def _park(self, item: InFlightCohort) -> None:
         """Graphs of a group's layers leave a cohort's rows in their own memory, where the next one's come."""
+        item.num_overtaken += 1
         if self._graphs_hold_rows and item.parked is not None:
             with forward_stream(self._scheduler):
                 item.parked = keep_rows(item.parked, torch.clone)
 
-    def _may_be_overtaken(self, item: InFlightCohort) -> bool:
-        is_between = item.has_run and not item.cohort.is_last_group and not item.to_encode
-        return is_between and self.is_long(item.batch)
+    @property
+    def _most_long_tokens(self) -> float:
+        """What a cohort may have: no prompt that overtakes is cut into chunks."""
+        return self._scheduler.chunked_prefill_size or inf
 
-    def _chosen(self) -> list[Any]:
-        """Short prompts in the queue's order, together no more than one may have."""
-        self._lookups_left = MOST_LOOKED_UP
+    def _may_be_overtaken(self, item: InFlightCohort, is_asked: bool) -> bool:
+        """Before any group, the last too: to a policy that cuts step by step all that is left is one."""
+        return item.has_run and not item.to_encode and (is_asked or self.is_long(item.batch))
+
+    def _chosen(self, overtaken: Sequence[Any]) -> list[Any]:
+        """Who goes before these, in the queue's order; together no more than one cohort may have."""
+        scheduler, self._lookups_left = self._scheduler, MOST_LOOKED_UP
+        limit = min(precedence(scheduler, req) for req in overtaken)
         chosen: list[Any] = []
-        left, page = self._most_tokens, self._scheduler.page_size
-        for req in islice(self._scheduler.waiting_queue, MOST_LOOKED_AT):
-            if self._is_short(req):
-                left -= -(-self._to_compute(req) // page) * page
-                if chosen and left < 0:
-                    break
-                chosen.append(req)
+        are_short, left, page = True, 0.0, scheduler.page_size
+        for req in first_to_go(scheduler, MOST_LOOKED_AT):
+            place, is_short = precedence(scheduler, req), self._is_short(req)
+            if place == limit and not is_short:
+                continue
+            if not chosen:
+                are_short, left = is_short, self._most_tokens if is_short else self._most_long_tokens
+            left -= -(-self._to_compute(req) // page) * page
+            fits = left >= 0 or (is_short and not chosen)
+            if place > limit or is_short != are_short or req.multimodal_inputs is not None or not fits:
+                break
+            chosen.append(req)
         return chosen
 
     def _is_short(self, req: Any) -> bool:

@@ -10,6 +10,7 @@ itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/schedul
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sglang.srt.distributed.utils import get_pp_indices
@@ -24,12 +25,13 @@ from sglang_layered.runner.at_start import take_runner
 from sglang_layered.runner.layered_runner import StageRunner
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepTimer
-from sglang_layered.scheduler.stream import StepDone
+from sglang_layered.scheduler.stage_overtaking import StageOvertaking
+from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.scheduler.tick import PipelineTick, TickResult, works_of
 from sglang_layered.upstream.chunks import LaunchedChunk, stand_in
 from sglang_layered.upstream.launch import ready_to_decode
 from sglang_layered.upstream.pipeline import StageLauncher, Stock, launch_apart
-from sglang_layered.upstream.room import filter_running, is_chunk_aborted
+from sglang_layered.upstream.room import filter_running, is_chunk_aborted, preempted_wait
 
 
 class PipelineLoop(BaseLoop):
@@ -44,6 +46,12 @@ class PipelineLoop(BaseLoop):
         self._launcher = StageLauncher(scheduler, runner)
         self._stock = Stock(scheduler, self)
         return pipeline_stages(scheduler)
+
+    def subscribe(self, config: LayeredConfig) -> None:
+        """An operator may change who overtakes."""
+        super().subscribe(config)
+        self._overtaking = StageOvertaking(self.scheduler, self.cohorts, config)
+        self.stream.add(self._overtaking, is_vital=True)
 
     def run(self) -> None:
         """SGLang's loop calls ours."""
@@ -78,6 +86,9 @@ class PipelineLoop(BaseLoop):
             if tick.completed is not None:
                 tick.chunk = LaunchedChunk.of(tick.completed.batch)
             for work in tick.works:
+                if work.overtakes is not None:
+                    work.overtakes.has_run = False
+                    self.stream.emit(Overtaken(work.overtakes))
                 self.cohorts.advance(work.inflight)
             return launched
         timer = StepTimer.start(self.scheduler)
@@ -124,21 +135,31 @@ class PipelineLoop(BaseLoop):
         scheduler.last_batch = None
 
     def _next_plan(self, running_batch: ScheduleBatch, last: ScheduleBatch | None) -> NextBatchPlan:
-        choose = self._stock.next_batch if self._may_admit() else self._stock.next_decode
-        plan = choose(running_batch=running_batch, last_batch=last)
+        plan = self._choose(running_batch, last)
         batch, running = plan.batch_to_run, plan.running_batch
         if batch is not None and batch.forward_mode.is_extend():
-            in_flight = bool(self.cohorts.inflight)
-            if not self.controls.is_layered or not (in_flight or self._somebody_decodes(running)):
+            may_wait = self._overtaking.is_long(batch) or self._somebody_decodes(running)
+            if not self.controls.is_layered or not (self.cohorts.inflight or may_wait):
                 return plan
             self.admit(batch, self.plan(batch, None))
+            self.cohorts.inflight[-1].urgency = self._overtaking.urgency(batch)
             batch, running = self._decode(running)
         if not self.cohorts.inflight:
             return NextBatchPlan(batch_to_run=batch, running_batch=running)
-        if not self._somebody_decodes(running):
+        if not self._overtaking.is_on and not self._somebody_decodes(running):
             self.cohorts.finish_in_one_step()
         works = works_of(self.cohorts.inflight, self.stages)
         return NextBatchPlan(PipelineTick(batch, works, tuple(self.cohorts.inflight)), running)
+
+    def _choose(self, running_batch: ScheduleBatch, last: ScheduleBatch | None) -> NextBatchPlan:
+        overtaking = self._overtaking
+        if self._may_admit():
+            with overtaking.one_kind_waits(), preempted_wait(self.scheduler, running_batch):
+                return self._stock.next_batch(running_batch=running_batch, last_batch=last)
+        chosen = overtaking.chosen() if self.controls.is_layered else []
+        if not chosen:
+            return self._stock.next_decode(running_batch, last)
+        return self._stock.next_decode(running_batch, last, partial(overtaking.admit, chosen))
 
     def _may_admit(self) -> bool:
         """Prompts enter the first stage when it is free; a next chunk when the one before is done."""

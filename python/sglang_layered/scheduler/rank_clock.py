@@ -10,9 +10,13 @@ since the last one.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
+import numpy as np
+
 from sglang_layered.core.pacing import Start
+from sglang_layered.core.questions import Seconds
 from sglang_layered.scheduler.results import Outcome
 
 
@@ -112,6 +116,15 @@ class LastTokenTimes:
         others = set(reqs) - self._recent
         times_s = self._times(others, len(others) < len(reqs))
         return min((time_s for time_s in times_s if time_s > after_s), default=None)
+
+    def last_of(self, reqs: Sequence[Any]) -> Seconds:
+        """When each of these got its last token; NaN before the first one."""
+        if reqs == self._in_order or self._recent.issuperset(reqs):
+            return np.full(len(reqs), self._recent_s)
+        recent, recent_s = self._recent, self._recent_s
+        return np.array(
+            [recent_s if req in recent else getattr(req, "layered_last_token_s", nan) for req in reqs]
+        )
 
     def _times(self, others: set[Any], has_recent: bool) -> list[float]:
         """The different times of these, and of the recent ones if there are any among those asked for.

@@ -41,6 +41,7 @@ class Reporter:
             stream.ResultsDue: self._results_due,
             stream.StepDone: self._step_done,
             stream.Left: self._left,
+            stream.Answered: self._answered,
             stream.Dropped: self._dropped,
             stream.SettingsChanged: self._settings_changed,
         }
@@ -107,6 +108,9 @@ class Reporter:
     def _left(self, event: stream.Left) -> None:
         cohort, ids = event.cohort, tuple(req.rid for req in event.reqs)
         self._tell(events.RequestsLeft, ids, cohort.request_ids, cohort.next_group, events.DropReason.ABORTED)
+
+    def _answered(self, event: stream.Answered) -> None:
+        self._tell(events.PolicyAnswered, event.question, event.request_ids, event.seconds)
 
     def _settings_changed(self, event: stream.SettingsChanged) -> None:
         if event.has_other_mode:

@@ -159,11 +159,13 @@ class StepResults:
 class StepLoads:
     """What steps run in the terms of the step-time model: rows and context tokens of batches.
 
-    Whether a step runs its rows apart, its strategy says.
+    Whether a step runs its rows apart, its strategy says. A request has `rows_per_request` in a decode, more
+    than one where drafts are verified.
     """
 
-    def __init__(self, sizes: ModelSizes) -> None:
+    def __init__(self, sizes: ModelSizes, rows_per_request: int = 1) -> None:
         self._sizes = sizes
+        self.rows_per_request = rows_per_request
         self._context = (0, 0, 0)  # decode rows, tokens that they see, steps since these were counted
         self._latest: tuple[ScheduleBatch, ScheduleBatch, StepLoad] | None = None
 
@@ -198,9 +200,13 @@ class StepLoads:
         weight = self._sizes.weight(0, self._sizes.num_layers)
         return StepLoad(0, 0, tuple(prompt.extend_lens), tuple(prompt.prefix_lens), weight)
 
+    def count_anew(self) -> None:
+        """The next decode batch is of other requests, though perhaps of as many."""
+        self._context = (0, 0, 0)
+
     def _of_decode(self, decode: ScheduleBatch) -> tuple[int, int]:
         """Rows, and tokens that they see: a row's grow by one a step, so they are counted now and then."""
-        rows = len(decode.reqs)
+        rows = len(decode.reqs) * self.rows_per_request
         known_rows, tokens, age = self._context
         if rows == known_rows and age < STEPS_PER_COUNT:
             self._context = (rows, tokens + rows, age + 1)

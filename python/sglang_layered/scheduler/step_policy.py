@@ -6,6 +6,7 @@ Every rank decides for itself, from the clock and the step times of rank 0 (`ran
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,15 @@ from sglang_layered.core.choice import APART, StepShape
 from sglang_layered.core.pacing import Decision, PaceView, Start, StepLoad, StepPolicy
 from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler import stream
+from sglang_layered.scheduler.asking import Asking
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.calibration import CalibrationFile, start_of
-from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock
+from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock, Reading
 from sglang_layered.scheduler.results import StepLoads
 from sglang_layered.upstream.receiver import ClockedReceiver
-from sglang_layered.upstream.room import running_soon
+from sglang_layered.upstream.room import rows_per_request, running_soon
+from sglang_layered.upstream.some_decode import Choose
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +45,14 @@ class StepPolicyDriver:
         it again where the server must stop.
         """
         self.decision: Decision | None = None
+        self.asking: Asking | None = None  # with a policy that answers questions
+        self.choose_decodes: Choose | None = None  # with one that says who decodes
         self._scheduler, self._controls, self._stream = loop.scheduler, loop.controls, loop.stream
+        self._loop = loop
         self._admission = loop.controls.admission
         self._sizes, self._layers = loop.sizes, loop.layers
         self._expected, self._failed = expected, failed
-        self.loads = StepLoads(self._sizes)
+        self.loads = StepLoads(self._sizes, rows_per_request(self._scheduler))
         self.policy: StepPolicy | None = None  # in force
         self._can: frozenset[Capability] = frozenset()  # that policy
         self._begun: StepPolicy | None = None  # the last one that was told what it serves
@@ -75,6 +81,25 @@ class StepPolicyDriver:
         except Exception as error:
             self._policy_failed(error)
 
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, SGLang sees the prompts that the policy lets it admit, in its order."""
+        return nullcontext() if self.asking is None else self.asking.shown()
+
+    def admitted(self, batch: ScheduleBatch) -> None:
+        """SGLang has chosen a prompt batch."""
+        if self.asking is not None:
+            self.asking.admitted(batch)
+
+    def rest(self) -> None:
+        """Nothing runs."""
+        if self.asking is not None:
+            self.asking.rest()
+
+    @property
+    def orders(self) -> bool:
+        """True with a policy that says who may be admitted."""
+        return self.asking is not None and self.asking.orders
+
     def before_admission(self) -> None:
         """No cohort is in flight: order the queue and say how many tokens the next one may have."""
         policy, admission, most = self._pacing, self._admission, self._admission.most_tokens
@@ -87,9 +112,11 @@ class StepPolicyDriver:
         running = running_soon(self._scheduler)
         view = admission.view(running, self._due_s(running), most)
         shape = StepShape(len(running), min(sum(view.prompt_lens), most), self._sizes.num_layers)
-        view = replace(view, is_apart=self._expected(shape) in APART)
+        rows = view.decode_rows * self.loads.rows_per_request
+        view = replace(view, decode_rows=rows, is_apart=self._expected(shape) in APART)
         try:
-            admission.order_by_deadline(policy, self._now_s, self._controls.config.slo_ttft_ms)
+            if not self.orders:
+                admission.order_by_deadline(policy, self._now_s, self._controls.config.slo_ttft_ms)
             admission.take(policy.cohort_tokens(view))
         except Exception as error:
             self._policy_failed(error)
@@ -120,6 +147,12 @@ class StepPolicyDriver:
         except Exception:  # the server ends anyway, and others still have to close
             logger.exception("What the policy learned cannot be kept")
 
+    def _choose_decodes(self, batch: ScheduleBatch) -> list[int] | None:
+        keep = None if self.asking is None else self.asking.decoding(batch)
+        if keep is not None:
+            self.loads.count_anew()
+        return keep
+
     @property
     def _pacing(self) -> StepPolicy | None:
         """The policy in force, if it decides in every step and was told what it serves."""
@@ -128,6 +161,8 @@ class StepPolicyDriver:
 
     def _settings_changed(self, event: stream.SettingsChanged) -> None:
         self._adopt(self._controls.step_policy)
+        if self.asking is not None:
+            self.asking.use(event.config)
         self._stream.remove(self)
         self._stream.add(self, is_vital=True)
 
@@ -147,11 +182,15 @@ class StepPolicyDriver:
         self._can = frozenset() if policy is None else capabilities_of(policy)
         self._learning.clear()
         self._last_tokens.forget()
+        self.asking = asking = Asking.of(self._loop, policy, self._last_tokens, self._policy_failed)
+        chooses = asking is not None and Capability.CHOOSES_DECODES in self._can
+        self.choose_decodes = self._choose_decodes if chooses else None
         scheduler = self._scheduler
         if policy is None:
             self._admission.take_all()
             return
         self._clock = RankClock()
+        self._clock.latest = Reading(self._now_s)  # until rank 0 is heard again
         if self._has_other_ranks:
             scheduler.request_receiver = ClockedReceiver.of(scheduler.request_receiver, self._clock)
         if scheduler.ps.tp_rank == 0 and policy is not self._begun:
@@ -211,6 +250,8 @@ class StepPolicyDriver:
         self._was_planned = self.decision is not None
         if self._scheduler.waiting_queue:
             self._admission.note_arrivals(self._now_s)
+        if self.asking is not None:
+            self.asking.now_s = self._now_s
 
     def _learn(self, policy: StepPolicy, load: StepLoad, kind: str, duration_s: float) -> None:
         if Capability.LEARNS not in self._can:

@@ -82,6 +82,19 @@ class Paced:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """A policy answered a question, within its bounds, and otherwise than before.
+
+    The requests are those that may be admitted, in order (`order`), that are held for `seconds` (`hold`),
+    that go before the cohort in flight (`preempt`), or that sit the next step out (`decode_rows`).
+    """
+
+    question: str
+    request_ids: tuple[str, ...]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Predicted:
     """A step policy heard how long a step took, and had predicted `predicted_s`."""
 

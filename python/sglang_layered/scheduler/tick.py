@@ -20,6 +20,7 @@ class GroupWork:
     """What one cohort does in a tick, the same on every rank: its group runs on `stage`.
 
     `cohort` and `rows`, each request with its prompt rows, are as in this tick; requests may leave later.
+    `overtakes` is the oldest cohort that has come to the stage, where this one goes before it.
     """
 
     inflight: InFlightCohort
@@ -28,6 +29,7 @@ class GroupWork:
     stage: int
     enters_stage: bool
     leaves_stage: bool
+    overtakes: InFlightCohort | None = None
 
 
 @dataclass(slots=True)
@@ -101,12 +103,20 @@ class TickResult:
 
 
 def works_of(cohorts: Sequence[InFlightCohort], stages: PipelineStages) -> tuple[GroupWork, ...]:
-    """The next group of the oldest cohort on each stage; others that have come there wait."""
-    by_stage: dict[int, GroupWork] = {}
+    """The next group of one cohort on each stage; others that have come there wait.
+
+    That is the oldest, or the most urgent where the oldest has run a group since it was overtaken.
+    """
+    by_stage: dict[int, list[InFlightCohort]] = {}
     for item in cohorts:
+        by_stage.setdefault(stages.stage_of(item.cohort.group), []).append(item)
+    works = []
+    for stage, waiting in by_stage.items():
+        oldest = waiting[0]
+        item = min(waiting, key=lambda item: item.urgency) if oldest.has_run else oldest
         group = item.cohort.group
-        stage = stages.stage_of(group)
         rows = tuple(zip(item.reqs, item.batch.extend_lens, strict=True))
         enters, leaves = group.start == stages.cuts[stage], group.end == stages.cuts[stage + 1]
-        by_stage.setdefault(stage, GroupWork(item, item.cohort, rows, stage, enters, leaves))
-    return tuple(by_stage.values())
+        overtakes = None if item is oldest else oldest
+        works.append(GroupWork(item, item.cohort, rows, stage, enters, leaves, overtakes))
+    return tuple(works)

@@ -17,11 +17,13 @@ from types import ModuleType
 
 KERNEL_MODULE = "sgl_kernel"
 CUDA_DRIVER = "libcuda.so.1"
+TREE_FROM_MASK = "reconstruct_indices_from_tree_mask"  # the one of `sgl_kernel.speculative`
 
 # Submodules from which SGLang's CPU path imports. Only these are offered: `from sgl_kernel import name` looks
 # for a submodule when there is no such attribute, so a finder of every submodule would make every name exist.
 RECURRENT_SUBMODULE = "sgl_kernel.mamba"
-CPU_SUBMODULES = frozenset({RECURRENT_SUBMODULE})
+DRAFTS_SUBMODULE = "sgl_kernel.speculative"
+CPU_SUBMODULES = frozenset({RECURRENT_SUBMODULE, DRAFTS_SUBMODULE})
 
 
 @cache
@@ -60,6 +62,9 @@ class CpuKernelLoader(importlib.abc.Loader):
             _offer_operators()
         elif module.__name__ == RECURRENT_SUBMODULE:
             vars(module).update(import_module("sglang_layered_kernels.cpu.recurrent").FUNCTIONS)
+        elif module.__name__ == DRAFTS_SUBMODULE:
+            drafts = import_module("sglang_layered_kernels.cpu.speculative")
+            vars(module)[TREE_FROM_MASK] = getattr(drafts, TREE_FROM_MASK)
         module.__doc__ = cpu.__doc__
         vars(module)["__getattr__"] = partial(cpu.resolve_missing, module.__name__)
 

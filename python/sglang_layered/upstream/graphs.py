@@ -1,7 +1,7 @@
-"""SGLang's machinery of CUDA graphs: input buffers, an attention backend for capture, recording and replay.
+"""SGLang's machinery of CUDA graphs: input buffers, recording and replay.
 
 Upstream: srt/model_executor/runner/decode_cuda_graph_runner.py `capture`,
-srt/model_executor/runner_backend/full_cuda_graph_backend.py, srt/layers/attention/base_attn_backend.py.
+srt/model_executor/runner_backend/full_cuda_graph_backend.py.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -56,6 +56,7 @@ class DecodeInputs:
             register_global_num_tokens=False,
             share_pool=False,
         )
+        self._num_filled = 0  # rows from the first one on that may be no padding
         whole = {name: self._slot(name, max_rows) for name in INPUTS}
         self._buffers = SimpleNamespace(**whole, encoder_lens=None, mamba_track_indices=None)
 
@@ -83,8 +84,10 @@ class DecodeInputs:
     def fill(self, decode: ForwardBatch, bucket: int) -> Any:
         """Copy the rows in and reset the padding; gives what attention backends take at a replay."""
         num_rows = decode.batch_size
+        # Behind what was filled before padding is as it should be, and SGLang resets it tensor by tensor.
+        stale, self._num_filled = max(self._num_filled, num_rows), num_rows
         self._registry.fill_from(
-            decode, raw_bs=num_rows, padded_bs=bucket, raw_num_tokens=num_rows, padded_num_tokens=bucket
+            decode, raw_bs=num_rows, padded_bs=stale, raw_num_tokens=num_rows, padded_num_tokens=stale
         )
         return build_replay_fb_view(
             forward_batch=decode,
@@ -120,11 +123,11 @@ class StaticRows:
                     self.tensors[key] = tensor.new_zeros((max_rows or tensor.shape[0], *tensor.shape[1:]))
         self._homes = {tensor.untyped_storage().data_ptr(): key for key, tensor in self.tensors.items()}
 
-    def at(self, cut: int, num_rows: int) -> PPProxyTensors:
-        """Views of the first rows, as the model gives them at this cut."""
+    def at(self, cut: int, end: int, first: int = 0) -> PPProxyTensors:
+        """Views of rows [first, end), as the model gives them at this cut."""
         here = self.keys[cut]
         return PPProxyTensors(
-            {key: self.tensors[key][:num_rows] if there else None for key, there in here.items()}
+            {key: self.tensors[key][first:end] if there else None for key, there in here.items()}
         )
 
     def put(self, cut: int, rows: Mapping[str, torch.Tensor | None]) -> None:
@@ -143,62 +146,6 @@ class StaticRows:
         """Forget what warm-up runs left."""
         for tensor in self.tensors.values():
             tensor.zero_()
-
-
-class DecodeAttention(Protocol):
-    """Plans attention of padded decode rows. `seq_len_fill` is the length that a padding row has."""
-
-    backend: Any
-    seq_len_fill: int
-
-    def plan_capture(self, batch: ForwardBatch) -> None:
-        """Before the recording of a batch size."""
-
-    def plan(self, batch: ForwardBatch, view: Any) -> None:
-        """Before replays: `batch` is the static one, `view` what SGLang gives its backends at a replay."""
-
-    def record(self, batch: ForwardBatch) -> None:
-        """The part of planning that is recorded itself."""
-
-    def after_warmup(self) -> None:
-        """Between a warm-up run and the next run."""
-
-
-class GraphAttention:
-    """The backend's CUDA graph interface, on an instance of the backend for the layered graphs alone.
-
-    Why not the stock decode graphs' instance, although both replay one after the other on one stream:
-    FlashInfer keeps one wrapper a batch size, made anew by each capture, and the captured kernels read that
-    wrapper's plan. A second capture at the same batch size would leave the stock graph with a plan that
-    nobody refreshes. Triton could share (its buffers belong to the backend), but one rule for all backends is
-    simpler and cannot break the stock graph. The price is a second set of index buffers.
-    """
-
-    def __init__(self, model_runner: Any, max_rows: int) -> None:
-        # Without a workspace of its own: the scratch memory is shared, its contents do not outlive a kernel.
-        self.backend = model_runner._get_attention_backend()
-        # SGLang stamps these two names on its own instance after making it; models ask for them.
-        backend = model_runner.attn_backend
-        self.backend.prefill_attention_backend_str = backend.prefill_attention_backend_str
-        self.backend.decode_attention_backend_str = backend.decode_attention_backend_str
-        self.backend.init_cuda_graph_state(max_rows, max_rows)
-        self.seq_len_fill: int = self.backend.get_cuda_graph_seq_len_fill_value()
-
-    def plan_capture(self, batch: ForwardBatch) -> None:
-        """Make the batch size's metadata; the addresses are final from here on."""
-        self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
-
-    def plan(self, batch: ForwardBatch, view: Any) -> None:
-        """Refill the metadata in place."""
-        self.backend.init_forward_metadata_out_graph(view)
-
-    def record(self, batch: ForwardBatch) -> None:
-        """Nothing for most backends."""
-        self.backend.init_forward_metadata_in_graph(batch)
-
-    def after_warmup(self) -> None:
-        """Undo what a warm-up run changed."""
-        self.backend.on_after_cuda_graph_warmup()
 
 
 class GraphRecorder(Protocol):

@@ -5,6 +5,7 @@ graphs: planned for the real rows, of any number of requests. Upstream:
 srt/model_executor/runner_backend/breakable_cuda_graph_backend.py, srt/layers/radix_attention.py.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,7 @@ from sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph.breakab
 )
 
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.graphs import CudaGraphRecorder, obstacle, stock_buckets
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges
 from sglang_layered.upstream.runner import HEAD_ARGUMENTS, HybridAttention
@@ -36,6 +38,8 @@ class GroupInputs:
 
     def __init__(self, device: Any, max_rows: int) -> None:
         self._rows = {name: torch.zeros(max_rows, dtype=torch.int64, device=device) for name in ROWS}
+        self._num_filled = 0
+        self._prompt: Callable[[], ForwardBatch | None] = lambda: None
 
     def batch(self, num_rows: int) -> ForwardBatch:
         """The static batch of so many rows.
@@ -54,12 +58,16 @@ class GroupInputs:
             **rows,
         )
 
-    def fill(self, rows: ForwardBatch, num_rows: int, size: int) -> None:
-        """Copy a step's rows in; the others up to `size` are padding."""
+    def fill(self, prompt: ForwardBatch, decode: ForwardBatch, num_rows: int) -> None:
+        """Copy a step's rows in, a prompt's before its first group; all behind them is padding."""
+        cut, is_new, stale = prompt.input_ids.shape[0], self._prompt() is not prompt, self._num_filled
         for name, tensor in self._rows.items():
-            tensor[:num_rows].copy_(getattr(rows, name))
-            if num_rows < size:
-                tensor[num_rows:size].zero_()
+            if is_new:
+                tensor[:cut].copy_(getattr(prompt, name))
+            tensor[cut:num_rows].copy_(getattr(decode, name))
+            if num_rows < stale:
+                tensor[num_rows:stale].zero_()
+        self._prompt, self._num_filled = weakref.ref(prompt), num_rows
 
 
 class BreakingAttention(HybridAttention):
@@ -74,18 +82,22 @@ class BreakingAttention(HybridAttention):
 
     def __init__(self, attention: HybridAttention, max_rows: int) -> None:
         super().__init__(attention.prompt_backend, attention.decode_backend)
-        self._attention = attention
         self._max_rows = max_rows
         self._outputs: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+        self._planned: PlannedDecode | None = None
+        self._sizes = (0, 0, 0)
         self._num_rows = 0
         self.num_breaks = 0
 
-    def serve(self, num_rows: int, size: int) -> None:
-        """At the next replays so many of `size` rows are real."""
-        self._num_rows = num_rows
-        if num_rows < size:
+    def serve(self, prompt: ForwardBatch, planned: PlannedDecode, rows: tuple[int, int, int]) -> None:
+        """Attend for these at the next replays; `rows`: the prompt's, all that are real, the graphs'."""
+        cut, num_rows, size = rows
+        num_decode_rows = planned.batch.batch_size
+        if num_rows < self._num_rows:
             for output in self._outputs.values():
-                output[num_rows:size].zero_()
+                output[num_rows : self._num_rows].zero_()
+        self._prompt, self._planned, self._num_rows = prompt, planned, num_rows
+        self._sizes = (cut, num_decode_rows, size - cut - num_decode_rows)
 
     def forward(
         self,
@@ -98,7 +110,7 @@ class BreakingAttention(HybridAttention):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attention output [rows, heads * head_dim], padding rows and all."""
-        if q is None or v is None or q.dim() == 4 or kwargs.keys() - HEAD_ARGUMENTS:
+        if q is None or k is None or v is None or q.dim() == 4 or kwargs.keys() - HEAD_ARGUMENTS:
             raise UnsupportedError(
                 f"--layered-graph-group-rows: layer {getattr(layer, 'layer_id', '?')} attends in a way that"
                 " was not tried with graphs; leave the flag out"
@@ -115,10 +127,23 @@ class BreakingAttention(HybridAttention):
     def _attend(
         self, q: Any, k: Any, v: Any, output: torch.Tensor, layer: Any, save_kv_cache: bool, kwargs: Any
     ) -> None:
-        """Between two graphs; nobody attends while they are captured."""
-        if self._num_rows:
-            real = output[: self._num_rows]
-            self._attention.forward(q, k, v, layer, None, save_kv_cache, output=real, **kwargs)
+        """Between two graphs; nobody attends while they are captured.
+
+        Decode rows may have been planned with padding rows, which lie behind them in these graphs, too.
+        """
+        if self._planned is None:
+            return
+        prompt_q, decode_q, _ = q.split_with_sizes(self._sizes)
+        prompt_k, decode_k, _ = k.split_with_sizes(self._sizes)
+        prompt_v, decode_v, _ = v.split_with_sizes(self._sizes)
+        prompt = self.prompt_backend.forward(
+            prompt_q, prompt_k, prompt_v, layer, self._prompt, save_kv_cache, **kwargs
+        )
+        backend, batch = self._planned
+        decode = backend.forward(decode_q, decode_k, decode_v, layer, batch, save_kv_cache, **kwargs)
+        num_rows = self._num_rows
+        real = decode.flatten(1)[: num_rows - prompt_q.shape[0]]
+        torch.cat([prompt.flatten(1), real], out=output[:num_rows])
 
     # SGLang keeps the arguments of the capture for the replays; tensors in them lie in the graphs' pool.
     _break: Any = eager_on_graph(True)(_attend)

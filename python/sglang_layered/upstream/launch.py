@@ -15,7 +15,7 @@ import torch
 from sglang.srt.managers.overlap_utils import resolve_forward_inputs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
@@ -34,12 +34,16 @@ class StepLauncher:
         UnsupportedError: the model or its ranks cannot take two batches in a step.
     """
 
+    may_settle = False  # whether a launch may need the results that are pending
+
     def __init__(self, scheduler: Any, execution: Execution) -> None:
         refuse_unfit_server(scheduler)
         self._scheduler = scheduler
         self._execution = execution
         self._model_runner = scheduler.tp_worker.model_runner
         self._adapters = Adapters.of(self._model_runner)
+        self._read_done: Any = None
+        self._begin, self._prompt_hidden_states = begin_launch, None  # speculative decoding has others
 
     @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
@@ -47,15 +51,15 @@ class StepLauncher:
     ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
         """Run the step; gives the decode's batch and result, and the cohort's after its last group."""
         batches = [step.inflight.batch] if step.decode is None else [step.inflight.batch, step.decode]
-        begin_launch(self._scheduler, step.inflight.batch, batches)
+        self._begin(self._scheduler, step.inflight.batch, batches)
         if not self._scheduler.enable_overlap:
             return self._forward(step, strategy)
         scheduler = self._scheduler
         with scheduler.forward_stream_ctx:
             scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
             results = self._forward(step, strategy)
-        # SGLang's decode graph says early that it has read the request pool; the prompt has not.
-        scheduler.model_worker.war_fastpath_runner.war_fastpath_read_done_event = None
+        # Where SGLang's own decode graph ran, it says that it has read the request pool; the prompt has not.
+        scheduler.model_worker.war_fastpath_runner.war_fastpath_read_done_event = self._read_done
         scheduler._apply_war_barrier()
         return results
 
@@ -73,7 +77,7 @@ class StepLauncher:
                 self._adapters.fetch(inflight.batch, *step.parked, *decodes)
             is_new = inflight.forward is None or inflight.parked is None
             if inflight.forward is None:
-                inflight.forward = forward_of(self._scheduler, inflight.batch)
+                inflight.forward = forward_of(self._scheduler, inflight.batch, self._prompt_hidden_states)
             decode = None if step.decode is None else forward_of(self._scheduler, step.decode)
             self._keep_alive(inflight)
             self._scheduler.tp_worker.set_hicache_consumer(NOBODY)
@@ -83,6 +87,7 @@ class StepLauncher:
                 group_step.loads = partial(loads_of, self._scheduler.tp_worker, inflight.batch)
             output = self._execution.run(group_step, strategy)
             results, inflight.parked, inflight.has_begun = [], output.parked, True
+            self._read_done = output.read_done
             if step.decode is not None:
                 result = self._result(step.decode, decode, output.decode_logits, output.decode_record)
                 results.append((step.decode, result))
@@ -162,14 +167,16 @@ class StepLauncher:
             )
 
 
-def forward_of(scheduler: Any, batch: ScheduleBatch) -> ForwardBatch:
-    """The forward's view of a batch."""
+def forward_of(
+    scheduler: Any, batch: ScheduleBatch, hidden_states: CaptureHiddenMode | None = None
+) -> ForwardBatch:
+    """The forward's view of a batch, which gives these rows' hidden states; None: those requests ask for."""
     runner = scheduler.tp_worker.model_runner
-    adapters = Adapters.of(runner)
+    adapters, wanted = Adapters.of(runner), {"capture_hidden_mode": hidden_states}
     if adapters is None:
-        return ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False)
+        return ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False, **wanted)
     with adapters.kept_apart():
-        forward = ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False)
+        forward = ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False, **wanted)
     adapters.note(forward)
     return forward
 

@@ -106,8 +106,8 @@ class PipelineRanges(LayerRanges):
         self._grouped, stacks = _stages(model)
         if not self.can_cut(model):
             raise unfit(model, "SGLang has no pipeline parallelism for it")
-        stack, (self._start, self._end) = stacks[0]
-        self._stack = vars(stack)
+        self.stack, (self._start, self._end) = stacks[0]
+        stack, self._stack = self.stack, vars(self.stack)
         self._deepstack = Deepstack.of(stack)
         self.first_layer = self._stack[self._start]
         self.num_layers: int = self._stack[self._end]

@@ -6,14 +6,18 @@ srt/managers/scheduler.py `get_next_batch_to_run`, `_get_new_batch_prefill_raw`.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from functools import partial
+from heapq import nsmallest
+from itertools import chain, islice
+from math import inf
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, match_prefix_for_req
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.observability.metrics_collector import QueueCount
 
-from sglang_layered.upstream.room import filter_running, room_came_free
+from sglang_layered.upstream.room import filter_running, preempted_wait, room_came_free
 
 
 class SeveralBatches:
@@ -37,6 +41,57 @@ class SeveralBatches:
         return False
 
 
+class _Room(ScheduleBatch):
+    """The running batch as SGLang reserves room beside it: prompts in flight are counted, not preempted.
+
+    SGLang preempts requests of a lower priority for room; here they leave the running batch itself.
+    """
+
+    def __init__(self, running: ScheduleBatch, in_flight: Sequence[Any]) -> None:
+        self._running, self._in_flight = running, in_flight
+        super().__init__(reqs=[*running.reqs, *in_flight], batch_is_full=running.batch_is_full)
+
+    def release_req(self, idx: int, remaining_req_count: int, server_args: Any) -> None:
+        """Its slots are free."""
+        self._running.release_req(idx, remaining_req_count, server_args)
+
+    def filter_batch(self, *args: Any, keep_indices: Sequence[int], **kwargs: Any) -> None:
+        """Others than these run no longer."""
+        kept = [index for index in keep_indices if index < len(self._running.reqs)]
+        self._running.filter_batch(*args, keep_indices=kept, **kwargs)
+        self.reqs = [*self._running.reqs, *self._in_flight]
+
+
+class _Counted:
+    """A prompt in flight, with a priority that nobody has more of."""
+
+    def __init__(self, req: Any, priority: float) -> None:
+        self._req, self.priority = req, priority
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._req, name)
+
+
+def precedence(scheduler: Any, req: Any) -> int:
+    """Who has less goes first, by priority; without priority scheduling all have the same."""
+    if not scheduler.enable_priority_scheduling:
+        return 0
+    return int(req.priority * scheduler.policy.priority_sign)
+
+
+def first_to_go(scheduler: Any, most: int) -> list[Any]:
+    """The first of those that wait. SGLang sorts them by priority only when it looks at them."""
+    queue = scheduler.waiting_queue
+    if not scheduler.enable_priority_scheduling:
+        return list(islice(queue, most))
+    return nsmallest(most, queue, key=partial(precedence, scheduler))
+
+
+def looks_at_queue(scheduler: Any) -> bool:
+    """True when SGLang would look whether there is room: it may make some by preemption."""
+    return scheduler.enable_priority_preemption or not scheduler.running_batch.batch_is_full
+
+
 def known_cached_tokens(req: Any) -> int | None:
     """Tokens of a waiting prompt that were in the prefix cache; None when nobody has looked at its length."""
     length, cached = getattr(req, "layered_cached", (None, None))
@@ -54,22 +109,34 @@ def look_up_cached_tokens(scheduler: Any, req: Any) -> int:
     return cached
 
 
-def admit_only(scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any]) -> ScheduleBatch | None:
+def admit_only(
+    scheduler: Any, chosen: Sequence[Any], in_flight: Sequence[Any], running: ScheduleBatch | None = None
+) -> ScheduleBatch | None:
     """A prompt batch of chosen ones among those that wait; those in flight count as running.
 
+    `running` is the running batch where that is not the scheduler's yet.
+
     So room for their tokens to come, their request slots and their adapters are reserved. None is cut into
-    chunks: SGLang knows one prompt between two chunks, and that may be in flight.
+    chunks: SGLang knows one prompt between two chunks, and that may be in flight. Requests that run may be
+    preempted, those in flight are not: their slots are half filled.
     """
-    running = scheduler.running_batch
-    everybody = ScheduleBatch(reqs=[*running.reqs, *in_flight], batch_is_full=running.batch_is_full)
+    running = scheduler.running_batch if running is None else running
+    counted = in_flight
+    if scheduler.enable_priority_preemption:
+        most_urgent = -scheduler.policy.priority_sign * inf
+        counted = [_Counted(req, most_urgent) for req in in_flight]
+    everybody = _Room(running, counted)
     chunked, chunk_size = scheduler.chunked_req, scheduler.chunked_prefill_size
-    with waiting(scheduler, chosen):
+    with waiting(scheduler, chosen), preempted_wait(scheduler, running):
         scheduler.chunked_req = scheduler.chunked_prefill_size = None
         try:
             batch = scheduler.get_new_batch_prefill(everybody).batch_to_run
         finally:
             scheduler.chunked_req, scheduler.chunked_prefill_size = chunked, chunk_size
     running.batch_is_full = everybody.batch_is_full
+    if batch is not None and scheduler.enable_priority_preemption:
+        # The reporter's labels are priorities that clients gave.
+        batch.prefill_stats.num_running_reqs = QueueCount.from_reqs([*running.reqs, *in_flight], True)
     return batch
 
 

@@ -4,7 +4,7 @@ Upstream: srt/managers/scheduler_pp_mixin.py `_pp_launch_batch`, `_pp_prep_batch
 pipeline loop calls as it is without layered mode.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,21 +39,34 @@ class Stock:
         scheduler._pp_prep_batch_result = loop.results
         scheduler._pp_process_batch_result = loop.process
 
-    def next_decode(self, running_batch: ScheduleBatch, last_batch: Any) -> NextBatchPlan:
-        """SGLang's next batch without admission; a long prompt between two chunks is left alone."""
-        with self._closed():
+    def next_decode(
+        self,
+        running_batch: ScheduleBatch,
+        last_batch: Any,
+        admit: Callable[[ScheduleBatch], ScheduleBatch | None] = lambda running: None,
+    ) -> NextBatchPlan:
+        """SGLang's next batch without its admission; a long prompt between two chunks is left alone.
+
+        `admit` is asked for prompts beside the running batch instead.
+        """
+        with self._closed(admit):
             return self.next_batch(running_batch=running_batch, last_batch=last_batch)
 
     @contextmanager
-    def _closed(self) -> Iterator[None]:
+    def _closed(self, admit: Callable[[ScheduleBatch], ScheduleBatch | None]) -> Iterator[None]:
         scheduler = self._scheduler
         chunked, scheduler.chunked_req = scheduler.chunked_req, None
         aborted, scheduler._pending_chunked_abort_req = scheduler._pending_chunked_abort_req, None
-        scheduler.get_new_batch_prefill = lambda running: NextBatchPlan(None, running)
+
+        def asked(running: ScheduleBatch) -> NextBatchPlan:
+            del scheduler.get_new_batch_prefill  # SGLang's own may be asked in turn
+            return NextBatchPlan(admit(running), running)
+
+        scheduler.get_new_batch_prefill = asked
         try:
             yield
         finally:
-            del scheduler.get_new_batch_prefill
+            vars(scheduler).pop("get_new_batch_prefill", None)
             scheduler.chunked_req = chunked
             scheduler._pending_chunked_abort_req = aborted
 

@@ -1,7 +1,8 @@
 """A few tokens through a model while the server starts, whole and layer by layer: are the numbers the same?
 
 For models that SGLang cannot cut into pipeline stages. Those that it can have an interface for just this,
-which SGLang uses itself; a list of layers promises nothing. Every process does it for its part of the
+which SGLang uses itself; a list of layers promises nothing. Nor does a model that keeps rows of some layers
+for a draft: SGLang does not cut it then. Every process does it for its part of the
 weights, before "ready". KV goes to slots that no request has yet; tables are put back.
 """
 
@@ -17,6 +18,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.aux_states import with_aux_states
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges, unfit
@@ -74,6 +76,23 @@ def proved_ranges(model_runner: Any) -> ListRanges:
     return ranges
 
 
+def with_kept_rows(model_runner: Any, ranges: LayerRanges) -> LayerRanges:
+    """Ranges that also keep the rows that a draft reads, where the model was told to keep some.
+
+    Raises:
+        UnsupportedError: a draft would read other rows from layer groups than from a whole forward.
+    """
+    model = model_runner.model
+    keeping = with_aux_states(model, ranges)
+    if keeping is ranges:
+        return ranges
+    with torch.no_grad(), _prompts(model_runner) as (asked, other):
+        asked.capture_hidden_mode = CaptureHiddenMode.FULL
+        if not Probe(model_runner, asked, other).keeps_rows(keeping):
+            raise unfit(model, "a draft would read other rows than those of a whole forward")
+    return keeping
+
+
 class Probe:
     """Two prompts; while the first is between two layers, the other runs."""
 
@@ -107,6 +126,17 @@ class Probe:
         layer = differing[-1] if differing else cuts.index(max(cuts)) + 1
         raise unfit(model, f"layer {layer} takes more from the layers before it than what they hand on")
 
+    def keeps_rows(self, ranges: LayerRanges) -> bool:
+        """Whether a draft reads the same rows when layers run one by one."""
+        with self._attending(self._asked) as asked:
+            model = self._model_runner.model
+            self._want = model.forward(asked.input_ids, asked.positions.clone(), asked).hidden_states
+        rows = self._run(ranges, self._asked, 0, 0)
+        for layer in range(ranges.num_layers):
+            rows = self._run(ranges, self._asked, layer, layer + 1, rows)
+        output = self._run(ranges, self._asked, ranges.num_layers, ranges.num_layers, rows, last=True)
+        return self._difference(output.hidden_states) <= self._most
+
     def _layer_by_layer(self, ranges: ListRanges) -> torch.Tensor:
         asked, other = self._run(ranges, self._asked, 0, 0), self._run(ranges, self._other, 0, 0)
         for layer in range(ranges.num_layers):
@@ -124,7 +154,7 @@ class Probe:
         return torch.Tensor.float(output.next_token_logits)
 
     def _run(
-        self, ranges: ListRanges, batch: ForwardBatch, start: int, end: int, *args: Any, **kwargs: Any
+        self, ranges: LayerRanges, batch: ForwardBatch, start: int, end: int, *args: Any, **kwargs: Any
     ) -> Any:
         rows = args[0] if args else None
         with self._attending(batch):
@@ -143,7 +173,7 @@ class Probe:
         return torch.Tensor.float(output.next_token_logits)
 
     @contextmanager
-    def _attending(self, batch: ForwardBatch) -> Iterator[None]:
+    def _attending(self, batch: ForwardBatch) -> Iterator[ForwardBatch]:
         backend = self._model_runner.attn_backend
         if self._adapters is not None:
             self._adapters.use(batch)
@@ -151,7 +181,7 @@ class Probe:
             clear_states(self._model_runner, batch)
         backend.init_forward_metadata(batch)
         with forward_context(ForwardContext(attn_backend=backend)):
-            yield
+            yield batch
 
     def _difference(self, logits: torch.Tensor) -> float:
         return float((logits - self._want).norm() / self._want.norm())

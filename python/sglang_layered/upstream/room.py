@@ -6,7 +6,8 @@ of a request that leaves a cohort early are filled in some layers only, so nothi
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,11 @@ def somebody_decodes(scheduler: Any) -> bool:
     return not running.is_prefill_only and any(not req.finished() for req in running.reqs)
 
 
+def rows_per_request(scheduler: Any) -> int:
+    """Rows of a request in a decode step: more than one where drafts are verified."""
+    return 1 if scheduler.spec_algorithm.is_none() else scheduler.server_args.speculative_num_draft_tokens
+
+
 def running_soon(scheduler: Any) -> list[Any]:
     """Requests that decode once SGLang has merged the latest prompts into the running batch."""
     reqs = list(scheduler.running_batch.reqs)
@@ -38,6 +44,14 @@ def running_soon(scheduler: Any) -> list[Any]:
     if last is not None and last is not scheduler.running_batch and last.forward_mode.is_extend():
         reqs += [req for req in last.reqs if req is not scheduler.chunked_req]
     return [req for req in reqs if not req.finished()]
+
+
+def leave_all_running(scheduler: Any) -> None:
+    """Before SGLang retracts every request: all are in the running batch, and there is no last one."""
+    running, last = scheduler.running_batch, scheduler.last_batch
+    if last is not None and last is not running and last.forward_mode.is_extend():
+        running.reqs = [*running.reqs, *(req for req in last.reqs if req not in running.reqs)]
+    scheduler.last_batch = None
 
 
 def room_came_free(running: ScheduleBatch) -> None:
@@ -80,6 +94,11 @@ def abort_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
         forget_aborted(scheduler, req)
         release_kv_cache(req, scheduler.tree_cache, is_insert=False)
         _tell(scheduler, req)
+
+
+def end_late_ones(scheduler: Any) -> None:
+    """End requests that have waited too long, as SGLang does where it looks at its queue."""
+    scheduler._abort_on_waiting_timeout()
 
 
 def end_aborted_that_wait(scheduler: Any) -> None:
@@ -202,3 +221,23 @@ def make_room_for_chunk(scheduler: Any, settle: Callable[[], Any]) -> bool:
         scheduler.last_batch.filter_batch(chunked_req_to_exclude=[req])
     requeue_requests(scheduler, [req])
     return True
+
+
+@contextmanager
+def preempted_wait(scheduler: Any, running: ScheduleBatch) -> Iterator[None]:
+    """Whom SGLang preempts waits again, also where the prompt that it made room for then does not fit.
+
+    SGLang forgets them there: they are queued with the prompts that it admits, and it admits none. Upstream:
+    `Scheduler._get_new_batch_prefill_raw`.
+    """
+    if not scheduler.enable_priority_preemption:
+        yield
+        return
+    last = scheduler.last_batch
+    reqs = [*running.reqs, *([] if last is None else last.reqs)]
+    before = {id(req): (req, req.to_finish) for req in reqs}
+    yield
+    queued = set(map(id, scheduler.waiting_queue))
+    for key, (req, end) in before.items():
+        if req.is_retracted and key not in queued and req.to_finish is end:  # or it has been ended
+            scheduler._add_request_to_queue(req)

@@ -23,6 +23,8 @@ from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.mixers import SplitMixers, mixers_of
 from sglang_layered.upstream.recurrent import start_states
 
+# Backends that read the request pool while they plan, and never in a layer.
+READ_IN_PLANS = frozenset({"FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend"})
 ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
 LAYER_SCRATCH = ("workspace", "problem_sizes1")
@@ -103,6 +105,17 @@ def plan_attention(
         start_states(model_runner, prompt)
 
 
+def pool_is_read_in_plans(model_runner: Any, prompt_backend: Any) -> bool:
+    """True on a GPU where attention has read all that says where KV lies once it is planned.
+
+    Then SGLang may write there for its next step while the layers run. Its own graphs say so with an event,
+    without which it waits for the whole forward. Upstream: srt/managers/scheduler.py `_apply_war_barrier`.
+    """
+    backends = {type(backend).__name__ for backend in (prompt_backend, model_runner.attn_backend)}
+    is_plain = not (model_runner.use_mla_backend or model_runner.is_hybrid_swa or model_runner.canary_manager)
+    return bool(model_runner.device == "cuda" and is_plain and backends <= READ_IN_PLANS)
+
+
 def attend(backend: Any) -> AbstractContextManager[None]:
     """Layers inside attend with this backend; their KV pools are the backend's too."""
     return forward_context(ForwardContext(attn_backend=backend))
@@ -167,16 +180,12 @@ class HybridAttention(AttentionBackend):
         """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows.
 
         A linear layer's is [1, rows, heads, head_dim], as its backend's; it has other arguments, row by row.
-        It is written to an `output` that is given; rows of q, k and v behind those of it are padding.
         """
         if q is None:
             return self._linear(layer, kwargs)
-        output = kwargs.pop("output", None)
         q, cut, prompt_kwargs, decode_kwargs = _rows_first(q), self._num_prompt_rows, kwargs, kwargs
-        sizes: tuple[int, ...] = (cut, q.shape[0] - cut)
-        if output is not None:
-            sizes = (cut, output.shape[0] - cut, q.shape[0] - output.shape[0])
-        prompt_q, decode_q, *_ = q.split_with_sizes(sizes)
+        sizes = (cut, q.shape[0] - cut)
+        prompt_q, decode_q = q.split_with_sizes(sizes)
         prompt_k, decode_k = _cut(_rows_first(k), sizes)
         prompt_v, decode_v = _cut(v, sizes)
         if kwargs:
@@ -187,7 +196,7 @@ class HybridAttention(AttentionBackend):
         decode = self.decode_backend.forward(
             decode_q, decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
         )
-        return torch.cat([prompt.flatten(1), decode.flatten(1)], out=output)
+        return torch.cat([prompt.flatten(1), decode.flatten(1)])
 
     def _linear(self, layer: Any, rows: Mapping[str, Any]) -> torch.Tensor:
         """Every request's state has a slot of its own. Upstream: srt/layers/radix_linear_attention.py."""
@@ -211,7 +220,7 @@ def _rows_first(tensor: Any) -> Any:
 
 
 def _cut(tensor: torch.Tensor | None, sizes: tuple[int, ...]) -> Sequence[torch.Tensor | None]:
-    return (None, None) if tensor is None else tensor.split_with_sizes(sizes)[:2]
+    return (None, None) if tensor is None else tensor.split_with_sizes(sizes)
 
 
 def _cut_arguments(kwargs: dict[str, Any], sizes: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -25,7 +25,7 @@ from sglang_layered_lab.models.make import make_from_recipe
 from sglang_layered_lab.models.router_targets import DEFAULT_TARGETS, read_targets
 from sglang_layered_lab.models.router_topics import topics_of
 from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
-from sglang_layered_lab.serving import ServerProcess
+from sglang_layered_lab.serving import ServerProcess, measured_attention, measured_flags
 
 # What the rest of the laboratory needs to run a load of its own.
 __all__ = ["Load", "Server", "made_with", "model_folder", "run", "run_repetition", "serving"]
@@ -43,6 +43,7 @@ def made_with() -> dict[str, Any]:
         "commit": current_commit(),
         "patches_sha256": digest,
         "machine": this_machine(),
+        "attention": measured_attention(),
     }
 
 
@@ -71,7 +72,11 @@ def process_of(spec: BenchSpec, model: Path, log_path: Path) -> ServerProcess:
     """The spec's server with the model in a folder, not started yet."""
     asked = spec.server
     return ServerProcess(
-        model, asked.flags, log_path=log_path, env=asked.env, ready_timeout_s=asked.ready_timeout_s
+        model,
+        measured_flags(asked.flags),
+        log_path=log_path,
+        env=asked.env,
+        ready_timeout_s=asked.ready_timeout_s,
     )
 
 

@@ -8,6 +8,10 @@ COMMANDS = {
         "sglang_layered_lab.cli.make_model:make_model",
         "Write a model with random weights to serve offline.",
     ),
+    "make-draft": (
+        "sglang_layered_lab.cli.make_draft:make_draft",
+        "Write a draft for speculative decoding of such a model.",
+    ),
     "calibrate-router": (
         "sglang_layered_lab.cli.calibrate_router:calibrate_router",
         "Make a random model's routers touch as many experts as real text does.",
@@ -41,5 +45,9 @@ COMMANDS = {
     "cost": (
         "sglang_layered_lab.cli.cost:cost",
         "Fit step times to records, and predict prompts by them.",
+    ),
+    "simulate": (
+        "sglang_layered_lab.cli.simulate:simulate",
+        "Policies, routers and many replicas in simulated time.",
     ),
 }

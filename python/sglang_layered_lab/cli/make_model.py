@@ -29,6 +29,7 @@ from sglang_layered_lab.models.recipe import DTYPE_BYTES, QUANTIZATIONS
 @click.option(
     "--dequantized", is_flag=True, help="Plain floats, rounded as --quantization rounds: the same model."
 )
+@click.option("--draftable", is_flag=True, help="Tokens that a draft of make-draft can guess.")
 @click.option("--force", is_flag=True, help="Replace a model that this command made in --out.")
 def make_model(
     arch: str,
@@ -39,6 +40,7 @@ def make_model(
     num_layers: int | None,
     quantization: str | None,
     dequantized: bool,
+    draftable: bool,
     force: bool,
 ) -> None:
     """Write a model with random weights, a tokenizer and a chat template, to serve without a download."""
@@ -50,6 +52,7 @@ def make_model(
         num_layers=num_layers,
         quantization=quantization,
         dequantized=dequantized,
+        draftable=draftable,
     )
     started_s = time.monotonic()
     made = _make_with_progress(recipe, out, force)

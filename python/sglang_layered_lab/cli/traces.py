@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import DEFAULT_POLICY
 from sglang_layered.errors import BenchError
 
@@ -50,6 +51,9 @@ def explain(trace: Path) -> None:
     "--slo-tbt-ms", type=click.FloatRange(min=0, min_open=True), help="For policies that keep it, as auto."
 )
 @click.option(
+    "--slo-ttft-ms", type=click.FloatRange(min=0, min_open=True), help="For policies that answer questions."
+)
+@click.option(
     "--cohort-tokens", type=click.IntRange(min=1), help="As --chunked-prefill-size.  [default: the trace's]"
 )
 @click.option(
@@ -76,12 +80,14 @@ def replay(trace: Path, cohort_tokens: int | None, against: Path | None, **setti
         f"predicted: {made}": _predicted(config, model, read, cohort_tokens),
     }
     lines: list[str] = []
+    if config.policy_can(Capability.PREEMPTS_COHORTS):
+        lines.append("A replay has one cohort in flight: the policy is not asked who goes before it.")
     if against is not None:
         other = read_trace(against)
         model, factor = model.at_speed_of(other.steps)
         columns["predicted, at the other run's speed"] = _predicted(config, model, read, cohort_tokens)
         columns[f"measured: {other.policy}"] = served_of(other.steps)
-        lines = [f"The other run's steps took {factor:.2f} times what was predicted of them."]
+        lines += [f"The other run's steps took {factor:.2f} times what was predicted of them."]
     _console().print(_table(columns), *lines, sep="\n")
 
 
@@ -140,10 +146,12 @@ def _predicted(
     from sglang_layered_lab.traces.replay import Replay, requests_of
     from sglang_layered_lab.traces.run_model import ready_policy
 
-    limit_s = None if config.slo_tbt_ms is None else config.slo_tbt_ms / 1e3
+    limits_ms = (config.slo_ttft_ms, config.slo_tbt_ms)
+    ttft_s, tbt_s = (None if limit_ms is None else limit_ms / 1e3 for limit_ms in limits_ms)
     policy = ready_policy(config.make_policy(), model, read)
     most = cohort_tokens or read.cohort_tokens or DEFAULT_COHORT
-    return Replay(model, policy, most, limit_s).run(requests_of(read.steps))
+    served = Replay(model, policy, most, tbt_s, ttft_limit_s=ttft_s)
+    return served.run(requests_of(read.steps))
 
 
 def _table(columns: "Mapping[str, Mapping[str, Request]]") -> Table:

@@ -130,10 +130,13 @@ def has_gpu(record: BenchRecord) -> bool:
 
 
 def is_padded(record: BenchRecord) -> bool:
-    """True when the record's server computed attention with `torch_native`, which serves without a GPU."""
-    return (
-        flags_of(record).get("attention_backend", "" if has_gpu(record) else "torch_native") == "torch_native"
-    )
+    """True when the record's server computed attention with `torch_native`.
+
+    Without a GPU that was SGLang's choice, until records began to name what their servers got.
+    """
+    unnamed = "" if has_gpu(record) else "torch_native"
+    given = record.made_with.get("attention") or unnamed
+    return flags_of(record).get("attention_backend", given) == "torch_native"
 
 
 def delay_steps_of(record: BenchRecord) -> int:

@@ -54,6 +54,7 @@ def find_recipe(
     num_layers: int | None = None,
     quantization: str | None = None,
     dequantized: bool = False,
+    draftable: bool = False,
 ) -> Recipe:
     """Return the preset with the given overrides, or raise a ModelRecipeError that names the option."""
     for option, value, known in (("--arch", arch, ARCHS), ("--preset", preset, PRESET_NAMES)):
@@ -71,4 +72,5 @@ def find_recipe(
         num_layers=base.num_layers if num_layers is None else num_layers,
         quantization=quantization,
         dequantized=dequantized,
+        draftable=draftable,
     )

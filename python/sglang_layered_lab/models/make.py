@@ -85,6 +85,10 @@ def _write_model(recipe: Recipe, folder: Path, on_progress: Callable[[int], obje
     else:
         checkpoint.write_config(recipe, folder)
         checkpoint.write_weights(recipe, folder, on_progress)
+    if recipe.draftable:
+        from sglang_layered_lab.models.draftable import make_draftable
+
+        make_draftable(folder)
     if recipe.quantization is not None:
         from sglang_layered_lab.models.quantize import quantize_folder
 

@@ -15,6 +15,9 @@ QUANTIZATIONS = (
     *("fp8-tensor", "modelopt-fp8", "nvfp4", "w4afp8"),
 )
 
+# Families whose tokens `make-model` can make guessable: one of each kind of draft.
+DRAFTABLE = ("qwen3_moe", "deepseek_v3", "gpt_oss")
+
 # Goes up when the same recipe gives other bytes than before, so that old folders are not taken for new ones.
 RECIPE_FORMAT = 1
 
@@ -28,7 +31,7 @@ class RecipeBase:
     """What all recipes have. `vocab_size` is the tokenizer's too, so each id decodes.
 
     `quantization` is how the weights of the layers are stored, None: as plain floats. `dequantized` stores
-    them as plain floats, rounded as the quantization rounds them.
+    them as plain floats, rounded as the quantization rounds them. With `draftable` drafts can guess tokens.
 
     Raises:
         ModelRecipeError: a choice of the caller's is not possible; it names the option and what it takes.
@@ -43,6 +46,7 @@ class RecipeBase:
     seed: int = 0
     quantization: str | None = None
     dequantized: bool = False
+    draftable: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -56,6 +60,12 @@ class RecipeBase:
             raise ModelRecipeError(
                 "--dequantized says nothing without --quantization; add one or leave it out"
             )
+        if self.draftable and (
+            self.arch not in DRAFTABLE or self.preset != "tiny" or self.dtype != "float32"
+        ):
+            raise ModelRecipeError(
+                f"--draftable is for --preset tiny in float32 of {', '.join(DRAFTABLE)}; leave it out"
+            )
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ModelRecipeError(
                 f"--quantization {self.quantization!r} is unknown; choose one of {', '.join(QUANTIZATIONS)}"
@@ -66,6 +76,8 @@ class RecipeBase:
         fields = asdict(self)
         if self.quantization is None:  # folders from before there were such fields stay what they are
             del fields["quantization"], fields["dequantized"]
+        if not self.draftable:
+            del fields["draftable"]
         return fields
 
     def config_fields(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sglang_layered_lab.bench.sweep_spec import Cell, SweepSpec, sweep_from
 from sglang_layered_lab.quickstart import SIZES
 from sglang_layered_lab.quickstart.figures import draw, last_line, measure, table
 from sglang_layered_lab.quickstart.machine import Machine, fastest, size_for
-from sglang_layered_lab.serving import ServerProcess
+from sglang_layered_lab.serving import ServerProcess, measured_attention, measured_flags
 
 SPEC = Path(__file__).with_name("quickstart.toml")
 PICTURE = "tokens.png"
@@ -98,9 +98,9 @@ def check_machine(modes: Sequence[str], console: Console) -> None:
     """Raise for what cannot work here; warn about what may not.
 
     Raises:
-        PatchError: there is no SGLang, or it is to serve layered mode and is not patched.
+        PatchError: there is no SGLang, or it is to serve layered mode or our attention and is not patched.
     """
-    if "layered" in modes:
+    if "layered" in modes or measured_attention() is not None:
         verify_patched()
     else:
         locate()
@@ -135,7 +135,7 @@ def phase(console: Console, what: str) -> Iterator[None]:
 def _run_mode(plan: Plan, cell: Cell, model: Path, *, keep: bool, console: Console) -> BenchRecord:
     spec, mode = cell.spec, cell.arm.mode
     process = ServerProcess(
-        model, spec.server.flags, log_path=plan.out / f"server-{mode}.log", port=plan.port
+        model, measured_flags(spec.server.flags), log_path=plan.out / f"server-{mode}.log", port=plan.port
     )
     start_s = time.perf_counter()
     try:

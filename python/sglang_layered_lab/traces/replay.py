@@ -1,21 +1,24 @@
 """What another policy would have made of a recorded run: the same requests, steps as long as predicted.
 
 The step-time model is fitted to the trace's own steps; the scheduler is a model of `scheduler.loop`: prompts
-in order, one cohort in flight, decode in every step, prompts beside nothing whole. It knows no
-KV pressure and no prefix cache: what the trace found there stays found.
+in order, one cohort in flight, decode in every step, prompts beside nothing whole, but for what a policy says
+otherwise (`asked`). It knows no KV pressure and no prefix cache: what the trace found there stays found.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import inf
 from typing import cast
 
 from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.pacing import PaceView, QueueView, StepLoad, StepPolicy
 from sglang_layered.core.policy import GroupPolicy
+from sglang_layered.core.questions import SloClass
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.errors import BenchError
+from sglang_layered_lab.traces.asked import NAP_S, Asked
 from sglang_layered_lab.traces.run_model import RunModel
 from sglang_layered_lab.traces.trace import TracedStep
 
@@ -94,10 +97,17 @@ class Replay:
     cohort_tokens: int = 8192
     tbt_limit_s: float | None = None
     surprises: Callable[[], float] = lambda: 1.0
+    ttft_limit_s: float | None = None
     now_s: float = 0.0
     waiting: deque[tuple[Request, int]] = field(default_factory=deque)  # with tokens done
     running: list[Running] = field(default_factory=list)
     _mute: deque[list[Running]] = field(default_factory=deque)  # tokens computed and not yet out
+    _asked: Asked = field(init=False)
+
+    def __post_init__(self) -> None:
+        limits_s = (self.ttft_limit_s, self.tbt_limit_s)
+        limits = SloClass(*(inf if limit_s is None else limit_s for limit_s in limits_s))
+        self._asked = Asked(self.policy, limits, self.cohort_tokens)
 
     def run(self, requests: Sequence[Request]) -> dict[str, Request]:
         """Serve all requests, copies of which get the tokens' times."""
@@ -117,16 +127,22 @@ class Replay:
 
     def serve(self) -> None:
         """One step without prompts, or all steps of one cohort."""
-        if not self.waiting:
-            self._step(self._load(), [])
+        admissible = len(self.waiting)
+        if self.waiting and self._asked.is_on:
+            admissible = self._reorder()
+        if not admissible:
+            if self.running:
+                self._asked.all_decoded()
+                self._step(self._load(self.running), [], self.running)
             return
-        pieces = self._admit()
+        pieces = self._admit(admissible)
         lens = tuple(rows for _, _, rows in pieces)
         prefixes = tuple(request.prefix_tokens + done for request, done, _ in pieces)
         ended = [request for request, done, rows in pieces if done + rows == request.prompt_tokens]
         for start, end in self._groups(lens, prefixes):
-            load = self._load(lens, prefixes, self.model.sizes.weight(start, end))
-            self._step(load, ended if end == self._num_layers else [])
+            decoding = self._asked.decoding(self.running, self.now_s, len(self.waiting))
+            load = self._load(decoding, lens, prefixes, self.model.sizes.weight(start, end))
+            self._step(load, ended if end == self._num_layers else [], decoding)
         self.waiting.extendleft(
             (request, done + rows)
             for request, done, rows in reversed(pieces)
@@ -137,6 +153,16 @@ class Replay:
         """Hand out the tokens that wait for a later step."""
         while self._mute:
             self._speak(self._mute.popleft())
+
+    def _reorder(self) -> int:
+        """Put the prompts that may be admitted first; gives how many. With nothing to run, time passes."""
+        shown = self._asked.admissible(self.waiting, self.running, self.now_s)
+        names = {request.request_id for request, _ in shown}
+        others = [each for each in self.waiting if each[0].request_id not in names]
+        self.waiting = deque([*shown, *others])
+        if not shown and not self.running:
+            self.now_s += NAP_S
+        return len(shown)
 
     def _groups(self, lens: tuple[int, ...], prefixes: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         """Layer ranges of a cohort; with none left to decode the rest is one."""
@@ -149,47 +175,47 @@ class Replay:
         while start < self._num_layers:
             end = self._num_layers
             if self.running and policy is not None:
-                view = PaceView(self._load(lens, prefixes), start, self._due_s())
+                view = PaceView(self._load(self.running, lens, prefixes), start, self._due_s())
                 end = min(start + policy.next_layers(view).layers, end)
             elif self.running:
                 end = next(each for each in ends if each > start)
             yield start, end
             start = end
 
-    def _admit(self) -> list[tuple[Request, int, int]]:
-        """Prompts of the next cohort: request, tokens done, rows now."""
-        most = self.cohort_tokens
+    def _admit(self, admissible: int) -> list[tuple[Request, int, int]]:
+        """Prompts of the next cohort, of the first so many that wait: request, tokens done, rows now."""
+        most, waiting = self.cohort_tokens, list(self.waiting)[:admissible]
         policy = self._able(Capability.PACES_STEPS)
         if policy is not None:
-            lens = tuple(request.prompt_tokens - done for request, done in self.waiting)
-            prefixes = tuple(request.prefix_tokens + done for request, done in self.waiting)
+            lens = tuple(request.prompt_tokens - done for request, done in waiting)
+            prefixes = tuple(request.prefix_tokens + done for request, done in waiting)
             context = sum(each.context for each in self.running)
             is_apart = self.model.is_apart
             view = QueueView(lens, prefixes, len(self.running), context, self._due_s(), most, is_apart)
             most = min(policy.cohort_tokens(view), most)
         pieces: list[tuple[Request, int, int]] = []
-        while self.waiting and most > 0:
+        while len(pieces) < admissible and most > 0:
             request, done = self.waiting.popleft()
             rows = min(request.prompt_tokens - done, most)
             pieces.append((request, done, rows))
             most -= rows
+        self._asked.admitted(self.waiting)
         return pieces
 
-    def _step(self, load: StepLoad, ended: Sequence[Request]) -> None:
-        """Run one step: running requests get a token, and prompts that end get their first."""
+    def _step(self, load: StepLoad, ended: Sequence[Request], decoding: Sequence[Running]) -> None:
+        """Run one step: those that decode get a token, and prompts that end get their first."""
         took_s = self.model.step_s(load) * self.surprises()
         self.now_s += took_s + self.model.between_s
         policy = self._able(Capability.LEARNS)
         if policy is not None:
             policy.observe(load, took_s)
-        spoke = self.running if load.decode_rows else []
-        for each in spoke:
+        for each in decoding:
             each.left -= 1
             each.context += 1
         new = [
             Running(each, each.output_tokens - 1, each.prompt_tokens + each.prefix_tokens) for each in ended
         ]
-        self._mute.append([*spoke, *new])
+        self._mute.append([*decoding, *new])
         while len(self._mute) > self.model.delay_steps:
             self._speak(self._mute.popleft(), was_planned=bool(load.prompt_rows and load.decode_rows))
         self.running = [each for each in (*self.running, *new) if each.left > 0]
@@ -210,11 +236,15 @@ class Replay:
         return min((due for due in dues if due > 0), default=self.tbt_limit_s)
 
     def _load(
-        self, lens: tuple[int, ...] = (), prefixes: tuple[int, ...] = (), layers: float = 0.0
+        self,
+        decoding: Sequence[Running],
+        lens: tuple[int, ...] = (),
+        prefixes: tuple[int, ...] = (),
+        layers: float = 0.0,
     ) -> StepLoad:
-        context = sum(each.context for each in self.running)
-        is_apart = bool(lens and self.running) and self.model.is_apart
-        return StepLoad(len(self.running), context, lens, prefixes, layers, is_apart)
+        context = sum(each.context for each in decoding)
+        is_apart = bool(lens and decoding) and self.model.is_apart
+        return StepLoad(len(decoding), context, lens, prefixes, layers, is_apart)
 
     def _able(self, capability: Capability) -> StepPolicy | None:
         """The policy, if it can that."""

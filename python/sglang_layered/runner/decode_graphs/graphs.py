@@ -16,6 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from sglang_layered.config import LayeredConfig
+from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.decode_graphs.segments import (
     MOST_GRAPHS,
     BatchBuckets,
@@ -23,11 +24,10 @@ from sglang_layered.runner.decode_graphs.segments import (
     to_capture,
 )
 from sglang_layered.runner.rows import keep_rows
+from sglang_layered.upstream.graph_attention import DecodeAttention, GraphAttention, PlannedDecode
 from sglang_layered.upstream.graphs import (
     CudaGraphRecorder,
-    DecodeAttention,
     DecodeInputs,
-    GraphAttention,
     GraphRecorder,
     StaticRows,
     logits_buffer,
@@ -114,6 +114,10 @@ class LayeredDecodeGraphs:
         self._attention.plan(self._batches[bucket], view)
         return GraphedDecode(self, decode, bucket)
 
+    def planned(self, bucket: int) -> PlannedDecode | None:
+        """What attends outside of graphs for the rows that were loaded last, with their padding."""
+        return self._attention.planned(self._batches[bucket])
+
     def _capture_bucket(self, bucket: int) -> None:
         batch = self._inputs.batch(bucket, self._logits_buffer(bucket))
         self._batches[bucket] = batch
@@ -191,6 +195,17 @@ class GraphedDecode:
         output = self._replay(EPILOGUE)
         return LogitsProcessorOutput(next_token_logits=output.next_token_logits[: self._decode.batch_size])
 
+    def planned(self, group: LayerGroup) -> PlannedDecode | None:
+        """What attends for these rows in a group, with their padding.
+
+        It is ready when `below` has run: some backends make a part of their plan in a graph. None where
+        layers beside the group run eagerly: the real rows have a plan of their own then.
+        """
+        segments = self._graphs.segments
+        if segments.cover(0, group.start).tail or segments.cover(group.end, segments.num_layers).head:
+            return None
+        return self._graphs.planned(self._bucket)
+
     def _replay(self, name: str | range) -> Any:
         """The prologue, the epilogue or a run of segments."""
         return self._graphs.recorder.replay((self._bucket, name))
@@ -212,6 +227,9 @@ class EagerDecode:
         """Rows after layers [0, end)."""
         return self._calls.below(self._decode, end)
 
+    def planned(self, group: LayerGroup) -> None:
+        """Nothing is planned here."""
+
     def above(self, rows: PPProxyTensors, start: int) -> LogitsProcessorOutput:
         """Logits [rows, vocab] after layers [start, num_layers)."""
         return self._calls.head(self._decode, rows, start)
@@ -220,7 +238,7 @@ class EagerDecode:
 class DecodePaths:
     """Chooses the path of each step's decode rows. `graphs` is None where SGLang itself has no decode graphs.
 
-    When SGLang captures its decode graphs again (new weights), these are captured again at the next step.
+    SGLang captures its decode graphs again for new weights; then these are stale, and `renew` is due.
     """
 
     def __init__(self, model_runner: Any, calls: LayerCalls) -> None:
@@ -229,12 +247,14 @@ class DecodePaths:
         self.stock = model_runner.decode_cuda_graph_runner
         self.graphs = make_decode_graphs(model_runner, calls)
 
+    def renew(self) -> None:
+        """Capture again, where SGLang's graphs are no longer `stock`."""
+        self.stock = self._model_runner.decode_cuda_graph_runner
+        self.graphs = None  # its memory is free before new graphs take theirs
+        self.graphs = make_decode_graphs(self._model_runner, self._calls)
+
     def of(self, decode: ForwardBatch) -> EagerDecode | GraphedDecode:
         """The path of these rows. Graphs take them here: the path is valid until the next call."""
-        if self._model_runner.decode_cuda_graph_runner is not self.stock:
-            self.stock = self._model_runner.decode_cuda_graph_runner
-            self.graphs = None  # its memory is free before new graphs take theirs
-            self.graphs = make_decode_graphs(self._model_runner, self._calls)
         if self.graphs is not None and self.graphs.can_run(decode):
             return self.graphs.load(decode)
         return EagerDecode(self._calls, decode)
@@ -246,6 +266,7 @@ def make_decode_graphs(model_runner: Any, calls: LayerCalls) -> LayeredDecodeGra
     granularity, stock = config.layered_graph_granularity, stock_buckets(model_runner)
     unneeded = {
         "--layered-graph-granularity 0": granularity == 0,
+        "--speculative-algorithm replays SGLang's own": not model_runner.spec_algorithm.is_none(),
         f"--layered-execution {config.layered_execution} replays SGLang's own": not config.may_fuse,
         "SGLang captures none": stock is None,
     }

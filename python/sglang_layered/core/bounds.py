@@ -1,0 +1,62 @@
+"""What becomes of a policy's wishes (`core/questions.py`): nobody waits for ever, whatever it says. Pure.
+
+The scheduler and simulations call the same functions. They raise ValueError for an answer without a meaning.
+"""
+
+from collections.abc import Sequence
+from math import isfinite
+
+import numpy as np
+
+from sglang_layered.core.questions import Numbers, Running, Waiting
+
+MOST_LOOKED_AT = 128  # prompts of the queue that a policy sees
+MOST_PASSED = 256  # times that others may be admitted before a prompt, or that it may be left out
+MOST_HELD_S = 1.0  # between two admissions
+MOST_SAT_OUT = 4  # steps in a row
+
+
+def admitted_in(answer: Sequence[int], waiting: Sequence[Waiting]) -> list[int]:
+    """Who may be admitted, in this order: first those that were passed too often, the oldest first."""
+    overdue = [index for index, prompt in enumerate(waiting) if prompt.passed >= MOST_PASSED]
+    chosen = _indices("order", answer, len(waiting))
+    return [*overdue, *(index for index in chosen if index not in overdue)] if overdue else chosen
+
+
+def held_for(answer_s: float, held_s: float) -> float:
+    """Seconds that prompts are held from now on, after `held_s` since the last admission."""
+    if not (isfinite(answer_s) and answer_s >= 0):
+        raise ValueError(f"hold gave {answer_s!r}; give seconds, 0 for none")
+    return max(min(answer_s, MOST_HELD_S - held_s), 0.0)
+
+
+def overtaking(answer: Sequence[int] | None, waiting: Sequence[Waiting], max_tokens: int) -> list[int]:
+    """Who goes before the cohort in flight: as many, in the order of the answer, as `max_tokens` hold."""
+    chosen: list[int] = []
+    left = max_tokens
+    for index in _indices("preempt", answer or (), len(waiting)):
+        left -= waiting[index].tokens
+        if left < 0:
+            break
+        chosen.append(index)
+    return chosen
+
+
+def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[int] | None:
+    """Who decodes, in the order of the batch; None: all."""
+    if answer is None or len(answer) == 0:
+        return None
+    chosen = np.asarray(answer, np.int64)
+    if not 0 <= chosen.min() <= chosen.max() < len(running):
+        raise ValueError(f"decode_rows gave {list(answer)}; give indices below {len(running)}")
+    decodes = running.sat_out >= MOST_SAT_OUT
+    decodes[chosen] = True
+    return None if decodes.all() else np.flatnonzero(decodes).tolist()
+
+
+def _indices(question: str, answer: Sequence[int], count: int) -> list[int]:
+    """The answer as a list, each index once."""
+    found = [int(index) for index in answer]
+    if len(set(found)) < len(found) or (found and not 0 <= min(found) <= max(found) < count):
+        raise ValueError(f"{question} gave {found}; give indices below {count}, each once")
+    return found

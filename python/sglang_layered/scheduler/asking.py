@@ -1,0 +1,259 @@
+"""Asks a policy the four questions of `core/questions.py`, and does what it says as far as the bounds allow.
+
+Every rank asks for itself, with rank 0's clock, so all hear the same answers.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
+from typing import Any
+
+import numpy as np
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+from sglang_layered.config import LayeredConfig
+from sglang_layered.core import bounds
+from sglang_layered.core.capability import QUESTIONS, Capability, capabilities_of
+from sglang_layered.core.pacing import StepPolicy
+from sglang_layered.core.questions import NOBODY, Flying, Running, SloClass, Snapshot, Waiting
+from sglang_layered.errors import ConfigError
+from sglang_layered.scheduler.base_loop import BaseLoop
+from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.rank_clock import LastTokenTimes
+from sglang_layered.scheduler.running_columns import RunningColumns
+from sglang_layered.scheduler.stream import Answered
+from sglang_layered.upstream.overtake import known_cached_tokens, look_up_cached_tokens, waiting
+from sglang_layered.upstream.room import end_late_ones
+
+MOST_LOOKED_UP = 16  # prompts in the prefix cache, each time a policy is asked
+NAP_S = 1e-3  # with nothing to run and prompts held; then the scheduler looks for requests again
+
+
+class Asking:
+    """The questions that the policy in force can answer."""
+
+    def __init__(
+        self,
+        loop: BaseLoop,
+        policy: StepPolicy,
+        times: LastTokenTimes,
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self.now_s = 0.0  # rank 0's clock at the start of this step
+        self.held_s = 0.0  # that prompts are held from now on
+        # Of the policy: that it says who may be admitted, so nobody else sorts the queue; and who overtakes.
+        can = capabilities_of(policy)
+        self.orders, self._holds = Capability.ORDERS_QUEUE in can, Capability.HOLDS_PROMPTS in can
+        self.preempts = Capability.PREEMPTS_COHORTS in can
+        self._policy, self._failed, self._loop = policy, failed, loop
+        self._scheduler, self._admission = loop.scheduler, loop.controls.admission
+        low_first = self._scheduler.server_args.schedule_low_priority_values_first
+        self._priority_sign = -1 if low_first else 1
+        num_slots = self._scheduler.req_to_token_pool.req_to_token.shape[0]
+        self._columns = RunningColumns(num_slots, self._facts, times)
+        self._chunked: Any = None  # the prompt between two chunks when SGLang was shown the queue
+        self._left_out: set[int] = set()  # by the latest answer to `order`
+        self._held_since_s: float | None = None
+        self._lookups_left = 0
+        self._told: dict[str, tuple[str, ...]] = {}
+        self.use(loop.controls.config)
+
+    @classmethod
+    def of(
+        cls,
+        loop: BaseLoop,
+        policy: StepPolicy | None,
+        times: LastTokenTimes,
+        failed: Callable[[Exception], None],
+    ) -> "Asking | None":
+        """None for a policy that answers none of them: nothing is computed for it."""
+        if policy is None or not capabilities_of(policy) & QUESTIONS.keys():
+            return None
+        return cls(loop, policy, times, failed)
+
+    def use(self, config: LayeredConfig) -> None:
+        """The server's limits; an operator may change one."""
+        limits_ms = (config.slo_ttft_ms, config.slo_tbt_ms)
+        self._limits = SloClass(*(inf if limit_ms is None else limit_ms / 1e3 for limit_ms in limits_ms))
+        self._columns.forget()
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, SGLang sees the prompts that may be admitted now, in the policy's order."""
+        scheduler, self.held_s = self._scheduler, 0.0
+        self._chunked = scheduler.chunked_req
+        if not scheduler.waiting_queue:
+            self._held_since_s = None
+        if not (scheduler.waiting_queue and (self.orders or self._holds)):
+            return nullcontext()
+        end_late_ones(scheduler)  # also of those that SGLang will not see
+        try:
+            return waiting(scheduler, self._admissible())
+        except Exception as error:
+            self._failed(error)
+            return nullcontext()
+
+    def admitted(self, batch: ScheduleBatch) -> None:
+        """SGLang has taken these from the queue, whatever the way."""
+        if batch.reqs == [self._chunked]:
+            return  # a prompt's next chunk
+        self._held_since_s = None
+        for req in self._looked_at():
+            if id(req) not in self._left_out:
+                req.layered_passed = getattr(req, "layered_passed", 0) + 1
+        self._left_out.clear()
+
+    def rest(self) -> None:
+        """Nothing is to run: where prompts are held, leave the core to others for a moment."""
+        if self.held_s > 0:
+            time.sleep(min(self.held_s, NAP_S))
+
+    def overtaking(self, flying: Sequence[InFlightCohort]) -> list[Any]:
+        """Prompts that go before the cohort that runs."""
+        reqs = [req for req in self._looked_at() if req.multimodal_inputs is None]
+        if not reqs:
+            return []
+        try:
+            view = self._view(reqs, flying)
+            chosen = bounds.overtaking(self._policy.preempt(view), view.waiting, view.max_tokens)
+        except Exception as error:
+            self._failed(error)
+            return []
+        found = [reqs[index] for index in chosen]
+        if found:
+            self._tell("preempt", found)
+        return found
+
+    def decoding(self, batch: ScheduleBatch) -> list[int] | None:
+        """Indices of the requests that decode beside the cohort in flight; None: all. Aborted ones do."""
+        columns, slots = self._columns, batch.req_pool_indices_cpu.numpy()
+        columns.begin(self._scheduler.forward_ct)
+        try:
+            running = columns.of(batch.reqs, slots, batch.seq_lens_cpu.numpy(), self.now_s)
+            flying = tuple(map(self._flying, self._loop.cohorts.inflight))
+            view = Snapshot((), running, flying, len(self._scheduler.waiting_queue), self._most_tokens)
+            keep = bounds.decoding(self._policy.decode_rows(view), running)
+        except Exception as error:
+            self._failed(error)
+            return None
+        if keep is None:
+            columns.all_decode(slots)
+            return None
+        sit_out = sorted(set(range(len(batch.reqs))).difference(keep))
+        aborted = [index for index in sit_out if batch.reqs[index].to_finish is not None]
+        if aborted:
+            keep = sorted([*keep, *aborted])
+        columns.decode(slots, keep)
+        if self._loop.is_heard:
+            self._tell("decode_rows", [batch.reqs[index] for index in sit_out if index not in aborted])
+        return keep
+
+    @property
+    def _most_tokens(self) -> int:
+        return int(self._admission.most_tokens or self._scheduler.max_prefill_tokens)
+
+    def _admissible(self) -> list[Any]:
+        scheduler, reqs = self._scheduler, self._looked_at()
+        view = self._view(reqs, ())
+        shown = list(scheduler.waiting_queue)
+        if self.orders:
+            shown = [reqs[index] for index in bounds.admitted_in(self._policy.order(view), view.waiting)]
+            self._tell("order", shown)
+        if self._holds and shown and scheduler.chunked_req is None:
+            since_s = self.now_s if self._held_since_s is None else self._held_since_s
+            self.held_s = bounds.held_for(self._policy.hold(view), self.now_s - since_s)
+            if self.held_s > 0:
+                self._held_since_s = since_s
+                self._tell("hold", shown, self.held_s)
+                return []
+        self._left_out = set(map(id, reqs)) - set(map(id, shown))
+        for req in reqs:
+            if id(req) in self._left_out:
+                req.layered_passed = getattr(req, "layered_passed", 0) + 1
+        return shown
+
+    def _looked_at(self) -> list[Any]:
+        found: list[Any] = self._scheduler.waiting_queue[: bounds.MOST_LOOKED_AT]
+        return found
+
+    def _view(self, reqs: Sequence[Any], flying: Sequence[InFlightCohort]) -> Snapshot:
+        self._lookups_left = MOST_LOOKED_UP
+        rows, queue = tuple(map(self._waiting, reqs)), self._scheduler.waiting_queue
+        return Snapshot(
+            rows, self._running(bool(flying)), tuple(map(self._flying, flying)), len(queue), self._most_tokens
+        )
+
+    def _running(self, is_in_flight: bool) -> Running:
+        """Of the running batch, and of the latest prompts, which decode from the next step on."""
+        scheduler, last = self._scheduler, self._scheduler.last_batch
+        batches = [scheduler.running_batch]
+        if not is_in_flight and last is not batches[0] and last is not None and last.forward_mode.is_extend():
+            batches.append(last)
+        batches = [batch for batch in batches if batch.reqs]
+        if not batches:
+            return NOBODY
+        reqs = [req for batch in batches for req in batch.reqs]
+        slots = np.concatenate([batch.req_pool_indices_cpu.numpy() for batch in batches])
+        kv_tokens = np.concatenate([batch.seq_lens_cpu.numpy() for batch in batches])
+        chunked = scheduler.chunked_req
+        leave = [index for index, req in enumerate(reqs) if req.finished_reason is not None or req is chunked]
+        if leave:
+            keep = np.delete(np.arange(len(reqs)), leave)
+            reqs, slots, kv_tokens = [reqs[index] for index in keep], slots[keep], kv_tokens[keep]
+        return self._columns.of(reqs, slots, kv_tokens, self.now_s)
+
+    def _waiting(self, req: Any) -> Waiting:
+        known = getattr(req, "layered_row", None)
+        if known is None or known[0] is not self._limits or known[1] != req.seqlen:
+            known = self._look_at(req)
+        _, _, tokens, found, arrived_s, limits, priority = known
+        return Waiting(tokens, found, self.now_s - arrived_s, limits, priority, req.layered_passed)
+
+    def _look_at(self, req: Any) -> tuple[SloClass, int, int, int, float, SloClass, int]:
+        """What a prompt's row is made of; kept until its length or the server's limits are others."""
+        facts = self._facts(req, may_refuse=True)
+        req.layered_passed = getattr(req, "layered_passed", 0)
+        cached = known_cached_tokens(req)
+        if cached is None and self._lookups_left and req.multimodal_inputs is None:
+            self._lookups_left -= 1
+            cached = look_up_cached_tokens(self._scheduler, req)
+        found = cached or 0
+        row = (self._limits, req.seqlen, req.seqlen - found, found, *facts)
+        if cached is not None:
+            req.layered_row = row
+        return row
+
+    def _flying(self, item: InFlightCohort) -> Flying:
+        facts = [self._facts(req) for req in item.reqs]
+        limits = SloClass(*(min(values) for values in zip(*(limits for _, limits, _ in facts), strict=True)))
+        return Flying(
+            item.num_prompt_tokens,
+            item.cohort.group.start,
+            item.cohort.plan.num_layers,
+            self.now_s - min(arrived_s for arrived_s, _, _ in facts),
+            limits,
+            max(priority for _, _, priority in facts),
+            item.num_overtaken,
+        )
+
+    def _facts(self, req: Any, may_refuse: bool = False) -> tuple[float, SloClass, int]:
+        """When it came, its limits, its priority. Limits without a meaning end a request that waits."""
+        if not hasattr(req, "layered_arrived_s"):
+            req.layered_arrived_s = self.now_s
+        limits, params = self._limits, req.sampling_params.custom_params
+        if params:
+            try:
+                limits = limits.of(params)
+            except ConfigError as error:
+                if may_refuse and req.to_finish is None and not req.output_ids:
+                    req.set_finish_with_abort(str(error))
+        return req.layered_arrived_s, limits, (req.priority or 0) * self._priority_sign
+
+    def _tell(self, question: str, reqs: Sequence[Any], seconds: float = 0.0) -> None:
+        """Trace an answer, where it is another one than before."""
+        if not self._loop.is_heard:
+            return
+        names = tuple(req.rid for req in reqs)
+        if self._told.get(question) != names:
+            self._told[question] = names
+            self._loop.stream.emit(Answered(question, names, seconds))

@@ -1,0 +1,237 @@
+"""Drafts of speculative decoding for models that `draftable` made: built of the target's own weights.
+
+Each guesses the next row: the embedding of the token that it is told, and the average of the context, partly
+from the hidden state that it is handed and partly by its own attention, which reads hidden states of all rows
+before. So its guesses change where one of them is wrong: a hidden state of another row, a slot not filled.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from sglang_layered.errors import ModelRecipeError
+from sglang_layered_lab.models.checkpoint import random_tensor, write_file, write_json
+from sglang_layered_lab.models.draftable import (
+    AVERAGING_LAYER,
+    EMBEDDING,
+    LAYER_GAIN,
+    average_columns,
+    rms,
+)
+from sglang_layered_lab.models.make import MARKER, partial_folder, put_in_place, record_of_ours
+from sglang_layered_lab.models.tensors import MATRIX_GAIN, TensorSpec
+
+DRAFT_MARKER = "draft.json"
+MADE_BY = "sglang-layered make-draft"
+FORMAT = 1
+FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
+HEAD_SIZE, NUM_HEADS = 32, 4  # of EAGLE's layer
+LEAK = (
+    0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
+)
+AVERAGED = 0.8  # of the average that EAGLE3's layer makes anew, out of all hidden states
+SHARPNESS = 1.4  # of heads that attend to their own row
+AUXILIARY_STATES = 3
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target's config.json and weights; all its matrices are [outputs, inputs]."""
+
+    config: Mapping[str, Any]
+    weights: Weights
+
+    @property
+    def hidden_size(self) -> int:
+        """Columns of a row."""
+        return int(self.config["hidden_size"])
+
+    @property
+    def averaging(self) -> str:
+        """Beginning of the names of the attention that averages."""
+        return f"model.layers.{AVERAGING_LAYER}.self_attn."
+
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two matrices that keep a row's embedding, and its average."""
+        average = average_columns(self.hidden_size)
+        keeps_average = torch.zeros(self.hidden_size)
+        keeps_average[average] = 1
+        return torch.diag(1 - keeps_average), torch.diag(keeps_average)
+
+    def averaging_heads(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values [heads * size, hidden] and output [hidden, heads * size]."""
+        if "kv_lora_rank" in self.config:
+            values = self._latent_values()
+        else:
+            values = self.weights[f"{self.averaging}v_proj.weight"].unflatten(0, (-1, HEAD_SIZE))
+        values = values.repeat_interleave(NUM_HEADS // len(values), 0).flatten(0, 1)
+        return values, self.weights[f"{self.averaging}o_proj.weight"]
+
+    def _latent_values(self) -> torch.Tensor:
+        """As [heads, size, hidden], with one factor for the norm in between of all rows."""
+        rank, values = self.config["kv_lora_rank"], self.config["v_head_dim"]
+        down = self.weights[f"{self.averaging}kv_a_proj_with_mqa.weight"][:rank]
+        up = self.weights[f"{self.averaging}kv_b_proj.weight"].unflatten(0, (NUM_HEADS, -1))
+        return up[:, -values:] @ down / MATRIX_GAIN
+
+
+def make_draft(kind: str, target: Path, out: Path, *, force: bool = False) -> bool:
+    """Write a draft for the model folder `target`; return False when the same is complete there.
+
+    `kind` is one of DRAFTS. That of `mtp` is the target with one layer more, and serves as both.
+
+    Raises:
+        ModelRecipeError: the target is not draftable or lacks what this draft is made of, or `out` is taken.
+    """
+    recipe = json.loads((target / MARKER).read_text(encoding="utf-8"))["recipe"]
+    if not recipe.get("draftable"):
+        raise ModelRecipeError(f"--target {target} is not draftable; make it by make-model --draftable")
+    identity = {"made_by": MADE_BY, "format": FORMAT, "kind": kind, "target": recipe}
+    found = record_of_ours(out, DRAFT_MARKER, MADE_BY)
+    if found is not None and not force:
+        if found != identity:
+            raise ModelRecipeError(f"--out {out} holds another draft; choose another --out, or --force")
+        return False
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config, weights = DRAFTS[kind](Target(config, load_file(target / "model.safetensors")))
+    with partial_folder(out.resolve(), sum(weight.nbytes for weight in weights.values())) as partial:
+        for path in target.iterdir():
+            if path.suffix != ".safetensors" and path.name != MARKER:
+                shutil.copyfile(path, partial / path.name)
+        write_json(partial / "config.json", config)
+        whole = {name: weight.contiguous() for name, weight in weights.items()}
+        write_file(whole, partial / "model.safetensors", like=partial / "config.json")
+        write_json(partial / DRAFT_MARKER, identity)
+        put_in_place(partial, out.resolve())
+    return True
+
+
+def _standalone(target: Target) -> tuple[dict[str, Any], Weights]:
+    """A Llama of one layer. SGLang takes a draft of the target's own family for an MTP layer in some."""
+    values, output = target.averaging_heads()
+    weights = _llama_layer("model.layers.0.", values, output)
+    weights["model.layers.0.self_attn.q_proj.weight"].zero_()
+    weights |= {name: target.weights[name] for name in (EMBEDDING, "lm_head.weight")}
+    weights["model.norm.weight"] = torch.ones(target.hidden_size)
+    return _llama_config(target, "LlamaForCausalLM", NUM_HEADS), weights
+
+
+def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
+    """EAGLE: one layer of Llama behind `fc` [hidden, 2 * hidden] of an embedding and a hidden state, normed.
+
+    Its own output is the next step's hidden state, so it is as large as a normed row.
+    """
+    embedding, average = target.columns()
+    told = rms(target.weights[EMBEDDING])
+    values, output = target.averaging_heads()
+    values = values @ (embedding + LEAK * average) * (FINAL_RMS / told)
+    weights = _llama_layer("layers.0.", values, output / FINAL_RMS / 2)
+    weights["layers.0.self_attn.q_proj.weight"].zero_()
+    weights["fc.weight"] = torch.cat([embedding / FINAL_RMS, average / 2], dim=1)
+    weights["fc.bias"] = torch.zeros(target.hidden_size)
+    del weights["layers.0.input_layernorm.weight"]
+    return _llama_config(target, "LlamaForCausalLMEagle", NUM_HEADS), weights
+
+
+def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
+    """EAGLE3: a layer of Llama on a hidden state, whose attention has the embedding beside it, both normed.
+
+    Four heads attend to their own row: they bring the embedding in and take the last one out, and most of the
+    average. The others average the embeddings of the hidden states.
+    """
+    embedding, average = target.columns()
+    hidden, told = target.hidden_size, rms(target.weights[EMBEDDING])
+    own_values = torch.cat([embedding * told, (-embedding - average * AVERAGED) * FINAL_RMS], dim=1)
+    values, output = target.averaging_heads()
+    values = torch.cat([torch.zeros_like(values), values @ embedding], dim=1)
+    weights = _llama_layer(
+        "midlayer.",
+        torch.cat([own_values, values]),
+        torch.cat([torch.eye(hidden), output * AVERAGED], dim=1),
+    )
+    sharp = torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1) * SHARPNESS
+    sharp[-HEAD_SIZE:] = sharp[:HEAD_SIZE]  # embeddings are zero in the columns of the average
+    for part in "qk":
+        weights[f"midlayer.self_attn.{part}_proj.weight"] = torch.cat([sharp, torch.zeros_like(sharp)])
+    weights["midlayer.hidden_norm.weight"] = torch.ones(hidden)
+    weights["norm.weight"] = torch.ones(hidden)
+    weights["fc.weight"] = torch.eye(hidden).repeat(1, AUXILIARY_STATES) / AUXILIARY_STATES
+    weights["lm_head.weight"] = target.weights["lm_head.weight"]
+    config = _llama_config(target, "LlamaForCausalLMEagle3", 2 * NUM_HEADS)
+    return config | {"draft_vocab_size": config["vocab_size"]}, weights
+
+
+def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
+    """DeepSeek's layer for the token after the next: behind the target's last one, in the target's folder."""
+    if "kv_lora_rank" not in target.config:
+        raise ModelRecipeError("a draft of kind mtp is for models of DeepSeek-V3's family")
+    embedding, average = target.columns()
+    ones, num_layers = torch.ones(target.hidden_size), int(target.config["num_hidden_layers"])
+    layer, last = f"model.layers.{num_layers}.", f"model.layers.{num_layers - 1}."
+    weights = {
+        layer + name.removeprefix(last): weight.clone()
+        for name, weight in target.weights.items()
+        if name.startswith(last)
+    }
+    for name, weight in target.weights.items():
+        if name.startswith(target.averaging):
+            weights[f"{layer}self_attn.{name.removeprefix(target.averaging)}"] = weight.clone()
+    down = f"{layer}self_attn.kv_a_proj_with_mqa.weight"
+    weights[down] = weights[down] @ (embedding + LEAK * average)
+    weights[f"{layer}self_attn.o_proj.weight"] /= 2
+    told = rms(target.weights[EMBEDDING])
+    weights[f"{layer}eh_proj.weight"] = torch.cat([embedding * told, average * (FINAL_RMS / 2)], dim=1)
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        weights[f"{layer}{name}.weight"] = ones.clone()
+    weights[f"{layer}embed_tokens.weight"] = target.weights[EMBEDDING].clone()
+    weights[f"{layer}shared_head.head.weight"] = target.weights["lm_head.weight"].clone()
+    return dict(target.config) | {"num_nextn_predict_layers": 1}, target.weights | weights
+
+
+def _llama_layer(layer: str, values: torch.Tensor, output: torch.Tensor) -> Weights:
+    """A layer whose MLP adds as little as the target's layers do; queries and keys are as the values."""
+    hidden, inner = len(output), 2 * len(output)
+    shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    weights: Weights = {
+        f"{layer}{name}_layernorm.weight": torch.ones(hidden) for name in ("input", "post_attention")
+    }
+    for name, shape in shapes.items():
+        gain = MATRIX_GAIN * (LAYER_GAIN if name == "down_proj" else 1)
+        spec = TensorSpec(f"{layer}mlp.{name}.weight", shape, std=gain / shape[1] ** 0.5)
+        weights[spec.name] = random_tensor(spec, 0, torch.float32)
+    for part, weight in (("q", values.clone()), ("k", values.clone()), ("v", values), ("o", output)):
+        weights[f"{layer}self_attn.{part}_proj.weight"] = weight
+    return weights
+
+
+def _llama_config(target: Target, architecture: str, num_heads: int) -> dict[str, Any]:
+    shared: Iterable[str] = ("vocab_size", "max_position_embeddings", "rms_norm_eps", "dtype", "eos_token_id")
+    return {name: target.config[name] for name in shared if name in target.config} | {
+        "architectures": [architecture],
+        "model_type": "llama",
+        "hidden_size": target.hidden_size,
+        "intermediate_size": 2 * target.hidden_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_heads,
+        "head_dim": HEAD_SIZE,
+        "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": False,
+    }
+
+
+DRAFTS: Mapping[str, Callable[[Target], tuple[dict[str, Any], Weights]]] = {
+    "standalone": _standalone,
+    "eagle": _eagle,
+    "eagle3": _eagle3,
+    "mtp": _mtp,
+}

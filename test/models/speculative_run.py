@@ -1,0 +1,237 @@
+"""Checks speculative decoding beside cohorts, algorithm by algorithm, and writes what was seen as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles small functions of its drafts, for minutes
+
+from family_run import ON_REFERENCE, close, use_references
+
+use_references()
+
+import click  # noqa: E402
+import torch  # noqa: E402
+from sglang.srt.arg_groups import speculative_hook  # noqa: E402
+from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_drafts  # noqa: E402
+from tiny_models import drafted_model  # noqa: E402
+
+from family_checks import chunks_of, hugging_face, run  # noqa: E402
+from harness import SteppedScheduler  # noqa: E402
+from prompts import prompt  # noqa: E402
+from recurrent_checks import check_states  # noqa: E402
+from sglang_layered.errors import UnsupportedError  # noqa: E402
+from sglang_layered.upstream import aux_states  # noqa: E402
+from storm import storm  # noqa: E402
+
+NUM_BACKGROUND = 90  # tokens of a request that must outlast prompts, several a step
+GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
+
+
+CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
+TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, and a kind of draft that is made for it."""
+
+    algorithm: str
+    arch: str = "qwen3_moe"
+    kind: str | None = None
+    flags: dict[str, Any] = field(default_factory=lambda: CHAIN)
+    is_thorough: bool = False  # without overlap too, and with everything that may happen to requests
+
+    @property
+    def target(self) -> Path:
+        return drafted_model(self.arch, self.kind)[0]
+
+    @property
+    def speculates(self) -> dict[str, Any]:
+        draft = drafted_model(self.arch, self.kind)[1]
+        named = {} if draft is None else {"speculative_draft_model_path": str(draft)}
+        return {"speculative_algorithm": self.algorithm, **named, **self.flags}
+
+
+CASES = {
+    "NGRAM": Case("NGRAM", flags=TREE, is_thorough=True),
+    "STANDALONE": Case("STANDALONE", kind="standalone"),
+    "EAGLE": Case("EAGLE", kind="eagle"),
+    "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
+    "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
+    "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
+}
+
+
+@dataclass
+class Seen:
+    """What was seen of a case with overlap or without; `equal` compares with decoding token by token."""
+
+    equal: dict[str, bool]
+    accepted: dict[str, tuple[int, int]]  # verified steps of all requests, drafts that were right
+    cached_tokens: int
+    num_chunks: int
+    num_overtaken: int
+    strategies: list[str]
+    kept_alive: dict[str, int]  # steps whose tensors SGLang's ring of two took, and all steps
+    events: dict[str, bool] = field(default_factory=dict)
+    storm: dict[str, Any] = field(default_factory=dict)
+    log_probabilities: list[list[float]] = field(default_factory=list)
+
+
+def asked_for() -> list[list[int]]:
+    """Seven prompts of 1 to 300 tokens, the fifth starts as the third; then all of them once more."""
+    made = [prompt(length, index) for index, length in enumerate((12, 100, 70, 300, 0, 1, 40))]
+    made[4] = made[2] + prompt(40, 44)
+    return [*made, *made]
+
+
+def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
+    stepped = scheduler(case, disable_overlap_schedule=not overlap, **case.speculates)
+    assert stepped.scheduler.enable_overlap == overlap
+    ways: dict[str, dict[str, float]] = {
+        "stock": {"layered_prefill": 0},
+        "uneven": {"layered_prefill": 1, "layered_num_groups": UNEVEN_GROUPS},
+        "one layer a group": {
+            "layered_prefill": 1,
+            "layered_num_groups": stepped.num_layers,
+            "layered_max_parked": 1,
+        },
+    }
+    if not case.is_thorough:
+        del ways["uneven"]
+    runs, accepted, ring, before = {}, {}, count_ring_slots(stepped), stepped.scheduler.forward_ct
+    for name, settings in ways.items():
+        runs[name] = run(stepped, asked_for(), **settings)
+        accepted[name] = acceptance(stepped, runs[name].rids)
+    kept_alive = {"slots": ring["slots"], "steps": stepped.scheduler.forward_ct - before}
+    assert stepped.change({"layered_max_parked": 0})
+    layered = runs["one layer a group"]
+    seen = Seen(
+        equal={name: one.tokens == expected for name, one in runs.items()},
+        accepted=accepted,
+        cached_tokens=layered.cached_tokens,
+        num_chunks=chunks_of(layered, layered.rids[LONGEST]),
+        num_overtaken=layered.num_overtaken,
+        strategies=sorted({step.strategy for step in layered.steps if step.strategy is not None}),
+        kept_alive=kept_alive,
+    )
+    if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
+        seen.events = check_states(stepped, (1, stepped.num_layers - 1), NUM_BACKGROUND).equal
+        seen.storm = asdict(storm(stepped))
+        seen.log_probabilities = log_probabilities(stepped)
+    return seen
+
+
+def let_drafts_overlap() -> None:
+    """SGLang allows it on a GPU alone: on a CPU it says no, and asks for streams that a CPU does not have."""
+    speculative_hook._disable_overlap_schedule_for_cpu = lambda args: None
+    torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
+
+
+def log_probabilities(stepped: SteppedScheduler) -> list[list[float]]:
+    """Of a prompt's tokens and of the answer's, in SGLang's own scheduling and in groups beside a decode."""
+    found = []
+    for settings in ({"layered_prefill": 0}, {"layered_prefill": 1, "layered_num_groups": UNEVEN_GROUPS}):
+        stepped.drain()
+        assert stepped.change(settings)
+        stepped.send(prompt(20, 5), NUM_BACKGROUND)
+        stepped.step(3)
+        rid = stepped.send(prompt(90, 6), 8, return_logprob=True, logprob_start_len=0)
+        stepped.finish(rid)
+        told = stepped.reqs[rid].logprob
+        found.append([*told.input_token_logprobs_val[1:], *told.output_token_logprobs_val[:8]])
+    return found
+
+
+def refusal_of_lost_rows(case: Case) -> str:
+    """What a start says where the rows that a draft reads are gathered wrongly."""
+    gather = aux_states._whole
+    aux_states._whole = lambda rows: rows.tensors["hidden_states"].clone()
+    try:
+        scheduler(case, **case.speculates)
+    except UnsupportedError as error:
+        return str(error)
+    finally:
+        aux_states._whole = gather
+    return "none"
+
+
+def count_ring_slots(stepped: SteppedScheduler) -> Counter[str]:
+    """Count how often SGLang keeps a forward's tensors alive, for two times; once a step is right."""
+    counted, record = Counter[str](), stepped.scheduler.record_batch_in_overlap
+
+    def counting(batch: Any) -> None:
+        counted["slots"] += 1
+        record(batch)
+
+    stepped.scheduler.record_batch_in_overlap = counting
+    return counted
+
+
+def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
+    reqs = [stepped.reqs[rid] for rid in rids]
+    return sum(req.spec_verify_ct for req in reqs), sum(req.spec_num_correct_drafts for req in reqs)
+
+
+def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
+    flags = ON_REFERENCE.get(case.arch, {}) | flags
+    return SteppedScheduler(
+        case.target,
+        max_total_tokens=4000,
+        layered_group_tokens=GROUP_TOKENS,
+        chunked_prefill_size=CHUNK_TOKENS,
+        attention_backend="triton",
+        enable_streaming_session=True,
+        **flags,
+    )
+
+
+def check_case(case: Case) -> dict[str, Any]:
+    stepped = scheduler(case)
+    expected = run(stepped, asked_for(), layered_prefill=0).tokens
+    half = len(expected) // 2
+    equal = hugging_face(case.target, asked_for()[:half]) * 2 == expected
+    close()
+    found: dict[str, Any] = {"equal_hugging_face": equal}
+    for overlap in (False, True) if case.is_thorough else (True,):
+        found["with overlap" if overlap else "without overlap"] = asdict(
+            check(case, expected, overlap=overlap)
+        )
+        close()
+    if case.algorithm == "EAGLE3" and case.is_thorough:
+        found["lost rows"] = refusal_of_lost_rows(case)
+        close()
+    return found
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("names", nargs=-1)
+def main(out: Path, names: tuple[str, ...]) -> None:
+    """Check the cases NAMES (all without any) and write what was seen to OUT."""
+    use_drafts()
+    load_ngram_corpus()
+    let_drafts_overlap()
+    results: dict[str, Any] = {}
+    for name in names or CASES:
+        started_s = time.monotonic()
+        try:
+            results[name] = check_case(CASES[name])
+        except Exception:
+            results[name] = {"error": traceback.format_exc()}
+            close()
+        print(f"{name}: {time.monotonic() - started_s:.1f} s", file=sys.stderr)
+        out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""A policy's wishes on the real scheduler with the exact model: done, bounded, and no token changes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+from exact_scheduler import ExactScheduler
+from exact_swap import exact_scheduler
+from harness import SteppedScheduler
+from prompts import prompt
+from sglang_layered.core import bounds
+from sglang_layered.core.events import CohortAdmitted, PolicyAnswered
+from sglang_layered.core.questions import SloClass, Snapshot
+from sglang_layered.scheduler import asking
+from wishes import Wishes, in_force
+
+NUM_LAYERS = 7
+ON = {"layered_max_parked": 1, "layered_short_tokens": 64, "slo_tbt_ms": 1e6}
+
+
+@pytest.fixture
+def exact(stepped: SteppedScheduler) -> Iterator[ExactScheduler]:
+    with exact_scheduler(stepped, NUM_LAYERS, **ON) as exact:
+        yield exact
+        exact.settle()
+
+
+def everybody(view: Snapshot) -> range:
+    return range(len(view.waiting))
+
+
+def start_decoding(exact: ExactScheduler, count: int = 1) -> list[str]:
+    rids = [exact.send(prompt(10 + seed, seed), 60) for seed in range(count)]
+    exact.step(3)
+    return rids
+
+
+def admitted(exact: ExactScheduler) -> list[tuple[str, ...]]:
+    found = [event for event in exact.stepped.events if isinstance(event, CohortAdmitted)]
+    return [tuple(event.prompt_rows) for event in found]
+
+
+def answers(exact: ExactScheduler, question: str) -> list[tuple[str, ...]]:
+    found = [event for event in exact.stepped.events if isinstance(event, PolicyAnswered)]
+    return [event.request_ids for event in found if event.question == question]
+
+
+def test_prompts_are_admitted_in_the_order_that_the_policy_says(exact: ExactScheduler) -> None:
+    policy = Wishes(order=lambda view: everybody(view)[::-1])
+    start_decoding(exact)
+    with in_force(exact.stepped, policy):
+        first, second, third = (exact.send(prompt(400, seed), 3) for seed in (1, 2, 3))
+        exact.step()
+        assert exact.cohort == (third, second)
+        assert [req.rid for req in exact.scheduler.waiting_queue] == [first]
+        exact.finish(first, second, third)
+    assert answers(exact, "order")[0] == (third, second, first)
+    assert [view.num_waiting for view in policy.views["order"]] == [3, 1]
+
+
+def test_who_is_left_out_waits_but_not_for_ever(
+    exact: ExactScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MOST_PASSED", 5)
+    policy = Wishes(order=lambda view: everybody(view)[1:])
+    start_decoding(exact)
+    exact.liveness.most_steps = 10
+    with in_force(exact.stepped, policy):
+        left_out, first = exact.send(prompt(100, 1), 3), exact.send(prompt(100, 2), 3)
+        exact.step()
+        assert exact.cohort == (first,)
+        exact.finish(first)
+        exact.finish(left_out)
+        passed = [view.waiting[0].passed for view in policy.views["order"]]
+        assert passed == list(range(6)), "it was passed once a question"
+
+
+def test_prompts_are_held_while_others_decode(exact: ExactScheduler) -> None:
+    policy = Wishes(hold=lambda view: 10.0 if len(view.waiting) < 2 else 0.0)
+    [running] = start_decoding(exact)
+    with in_force(exact.stepped, policy):
+        first = exact.send(prompt(100, 1), 3)
+        before = exact.launched(running)
+        exact.step(3)
+        assert not exact.cohort and exact.launched(running) == before + 3
+        second = exact.send(prompt(100, 2), 3)
+        exact.step()
+        assert exact.cohort == (first, second)
+        exact.finish(first, second)
+    assert answers(exact, "hold") == [(first,)]
+
+
+def test_with_nothing_to_run_held_prompts_cost_no_core_and_are_held_up_to_the_cap(
+    exact: ExactScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MOST_HELD_S", 0.05)
+    naps: list[float] = []
+    sleep = asking.time.sleep
+    monkeypatch.setattr(asking.time, "sleep", lambda seconds: naps.append(seconds) or sleep(seconds))
+    exact.liveness.most_steps = 100
+    with in_force(exact.stepped, Wishes(hold=lambda view: 1e9)):
+        rid = exact.send(prompt(100, 1), 3)
+        exact.step()
+        assert not exact.launched(rid) and naps == [asking.NAP_S]
+        exact.finish(rid)
+    assert len(naps) > 5 and max(naps) == asking.NAP_S
+
+
+def test_the_policy_says_who_goes_before_the_cohort_in_flight(exact: ExactScheduler) -> None:
+    policy = Wishes(preempt=lambda view: [1] if len(view.waiting) > 1 else None)
+    exact.turns.anybody = True
+    start_decoding(exact)
+    with in_force(exact.stepped, policy):
+        long = exact.send(prompt(500, 1), 3)
+        exact.step()
+        short, other = exact.send(prompt(20, 2), 3), exact.send(prompt(300, 3), 3)
+        exact.step()
+        assert exact.cohort == (long, other)
+        while other in exact.cohort:
+            exact.step()
+        assert exact.cohort == (long,) and not exact.launched(short)
+        exact.finish(long, short, other)
+    assert answers(exact, "preempt") == [(other,)]
+    [flying] = policy.views["preempt"][0].flying
+    assert (flying.tokens, flying.done_layers, flying.num_layers, flying.times_overtaken) == (500, 1, 7, 0)
+    assert policy.views["preempt"][-1].flying[-1].times_overtaken == 1
+
+
+def test_whatever_the_policy_says_a_cohort_runs_a_group_between_two_turns(exact: ExactScheduler) -> None:
+    exact.turns.anybody = True
+    start_decoding(exact)
+    with in_force(exact.stepped, Wishes(preempt=everybody)):
+        long = exact.send(prompt(500, 1), 3)
+        exact.step()
+        for seed in range(60):
+            if exact.launched(long):
+                break
+            exact.send(prompt(5, 10 + seed), 1)
+            exact.step()
+        assert exact.launched(long)
+
+
+def test_no_answer_lets_nobody_overtake(exact: ExactScheduler) -> None:
+    start_decoding(exact)
+    with in_force(exact.stepped, Wishes(preempt=lambda view: None)):
+        long = exact.send(prompt(500, 1), 3)
+        exact.step()
+        exact.send(prompt(20, 2), 3)
+        while not exact.launched(long):
+            exact.step()
+            assert exact.cohort in ((long,), ())
+
+
+def sits_out(*indices: int) -> Any:
+    return lambda view: [index for index in range(len(view.running)) if index not in indices]
+
+
+def test_requests_sit_steps_out_but_few_in_a_row(exact: ExactScheduler) -> None:
+    exact.most_sat_out = bounds.MOST_SAT_OUT
+    policy = Wishes(decode_rows=sits_out(0, 2))
+    rids = start_decoding(exact, 3)
+    with in_force(exact.stepped, policy):
+        before = [exact.launched(rid) for rid in rids]
+        exact.finish(exact.send(prompt(300, 5), 1))
+        counts = [exact.launched(rid) - had for rid, had in zip(rids, before, strict=True)]
+        assert counts[0] == counts[2] < counts[1]
+        views = policy.views["decode_rows"]
+        assert [int(view.running.sat_out[0]) for view in views] == [0, 1, 2, 3, 4, 0, 1]
+        assert all(int(view.running.sat_out[1]) == 0 and not view.waiting for view in views)
+        exact.finish(*rids)
+    assert answers(exact, "decode_rows") == [(rids[0], rids[2])]
+
+
+def test_an_empty_answer_means_all(exact: ExactScheduler) -> None:
+    rids = start_decoding(exact, 2)
+    with in_force(exact.stepped, Wishes(decode_rows=lambda view: [])):
+        exact.finish(exact.send(prompt(300, 5), 1), *rids)
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+def test_a_pause_while_some_sit_out(exact: ExactScheduler, mode: str) -> None:
+    exact.most_sat_out = bounds.MOST_SAT_OUT
+    start_decoding(exact, 3)
+    with in_force(exact.stepped, Wishes(decode_rows=sits_out(1))):
+        exact.send(prompt(300, 5), 3)
+        exact.step(2)
+        exact.pause(mode)
+        exact.stepped.resume()
+        exact.step(3)
+
+
+def test_who_sits_out_and_is_aborted_ends_with_the_next_step(exact: ExactScheduler) -> None:
+    exact.most_sat_out = bounds.MOST_SAT_OUT
+    rids = start_decoding(exact, 3)
+    with in_force(exact.stepped, Wishes(decode_rows=sits_out(1))):
+        exact.send(prompt(300, 5), 3)
+        exact.step(2)
+        exact.abort(rids[1])
+        exact.step(3)
+        assert rids[1] not in exact.live
+
+
+def test_a_full_pool_while_some_sit_out(exact: ExactScheduler) -> None:
+    exact.most_sat_out = bounds.MOST_SAT_OUT
+    start_decoding(exact, 4)
+    with in_force(exact.stepped, Wishes(decode_rows=sits_out(0, 1, 2))):
+        exact.send(prompt(300, 5), 3)
+        exact.step(2)
+        exact.take_slots(3000)
+        exact.step(4)
+        exact.give_slots()
+
+
+def test_with_penalties_all_decode(stepped: SteppedScheduler) -> None:
+    """SGLang adds up the tokens of whole batches."""
+    policy = Wishes(decode_rows=sits_out(0))
+    rids = [stepped.send(prompt(10, seed), 30, sampling={"presence_penalty": 0.5}) for seed in (1, 2)]
+    stepped.step(3)
+    with in_force(stepped, policy):
+        stepped.finish(stepped.send(prompt(300, 5), 1), *rids)
+    assert not policy.views["decode_rows"]
+
+
+def test_tokens_of_a_real_model_do_not_depend_on_who_sits_out(stepped: SteppedScheduler) -> None:
+    sizes = [(10, 30), (12, 30), (300, 5), (200, 7)]
+    prompts = [prompt(length, 70 + length) for length, _ in sizes]
+    expected = [
+        stepped.finish(stepped.send(each, new))[0] for each, (_, new) in zip(prompts, sizes, strict=True)
+    ]
+    stepped.drain()
+    turns = iter(range(10**6))
+    policy = Wishes(decode_rows=lambda view: sits_out(next(turns) % len(view.running))(view))
+    with in_force(stepped, policy):
+        rids = []
+        for tokens, (_, new) in zip(prompts, sizes, strict=True):
+            rids.append(stepped.send(tokens, new))
+            stepped.step(3)
+        assert stepped.finish(*rids) == expected
+    assert len(policy.views["decode_rows"]) > 5
+
+
+def test_what_a_policy_sees_of_requests(stepped: SteppedScheduler) -> None:
+    policy = Wishes(order=everybody, decode_rows=lambda view: None)
+    running = stepped.send(prompt(10, 1), 40)
+    stepped.step(3)
+    with in_force(stepped, policy):
+        limits = {"slo_ttft_ms": 500, "slo_tbt_ms": None}
+        rid = stepped.send(prompt(300, 4), 3, priority=7, sampling={"custom_params": limits})
+        stepped.step(3)
+        stepped.finish(rid, running)
+        [view] = [view for view in policy.views["order"] if view.waiting]
+        [waiting] = view.waiting
+        assert (waiting.tokens, waiting.prefix_tokens, waiting.priority) == (300, 0, 7)
+        assert waiting.slo == SloClass(0.5) and 0 <= waiting.waited_s < 10
+        decodes = policy.views["decode_rows"]
+        contexts = [int(each.running.context_tokens[0]) for each in decodes]
+        assert contexts == list(range(contexts[0], contexts[0] + len(decodes)))
+        last = decodes[-1].running
+        assert last.context_tokens - last.output_tokens == [10]
+        assert last.tbt_s == [1e3] and 0 <= last.since_token_s < last.age_s
+        assert decodes[-1].flying[0].slo == SloClass(0.5) and decodes[-1].flying[0].priority == 7
+
+
+@pytest.mark.parametrize("limit", [-1, "soon"])
+def test_a_limit_without_a_meaning_ends_its_request_before_it_runs(
+    stepped: SteppedScheduler, limit: object
+) -> None:
+    with in_force(stepped, Wishes(order=everybody)):
+        rid = stepped.send(prompt(300, 4), 3, sampling={"custom_params": {"slo_ttft_ms": limit}})
+        other = stepped.send(prompt(30, 5), 3)
+        stepped.finish(rid, other)
+    reason = stepped.reqs[rid].finished_reason
+    assert isinstance(reason, FINISH_ABORT) and "custom_params slo_ttft_ms" in reason.message
+    assert len(stepped.reqs[other].output_ids) == 3
+
+
+@pytest.mark.parametrize("question", ["order", "hold", "preempt", "decode_rows"])
+def test_a_policy_that_raises_sends_the_server_to_chunked_mode(
+    exact: ExactScheduler, question: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(view: Snapshot) -> Sequence[int]:
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr(exact.stepped.loop._checker, "is_strict", False)
+    start_decoding(exact)
+    exact.most_sat_out = 1  # while a prompt is computed whole in the step in which the mode changes
+    with in_force(exact.stepped, Wishes(**{question: fails})):
+        exact.send(prompt(300, 4), 3)
+        exact.send(prompt(30, 5), 3)
+        exact.step(4)
+        assert not exact.stepped.loop.controls.is_layered and "policy failed" in caplog.text
+        assert exact.stepped.change({"layered_prefill": 1})
+
+
+def test_the_example_that_answers_all_questions_changes_no_token(
+    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    monkeypatch.setattr(importlib.import_module("policy_by_deadline"), "GROUP_TOKENS", 64)
+    sizes = [(10, 40), (500, 5), (30, 6), (200, 7), (60, 8)]
+    prompts = [prompt(length, 90 + length) for length, _ in sizes]
+    expected = [
+        stepped.finish(stepped.send(each, new))[0] for each, (_, new) in zip(prompts, sizes, strict=True)
+    ]
+    stepped.drain()
+    controls, before = stepped.loop.controls, stepped.loop.controls.config
+    named = replace(before, layered_policy="policy_by_deadline:ByDeadline", layered_max_parked=1)
+    controls._adopt(named, "test")
+    try:
+        rids = []
+        for priority, (tokens, (_, new)) in enumerate(zip(prompts, sizes, strict=True)):
+            limits = {"custom_params": {"slo_tbt_ms": None if priority == 0 else 1e9}}  # the others are ahead
+            rids.append(stepped.send(tokens, new, priority=priority, sampling=limits))
+            stepped.step(2)
+            if len(tokens) == 500:
+                stepped.step_until(lambda: stepped.next_group == 2)
+        assert stepped.finish(*rids) == expected
+    finally:
+        controls._adopt(before, "test")
+        controls._learned = None
+    heard = {event.question for event in stepped.events if isinstance(event, PolicyAnswered)}
+    assert {"order", "preempt", "decode_rows"} <= heard

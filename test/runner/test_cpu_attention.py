@@ -1,0 +1,87 @@
+"""Which attention a server on a CPU gets, and what it refuses (no server is started)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_models import tiny_model
+
+from server_doors import LAYERED, check
+from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.cpu_choice import CPU_ATTENTION, check_cpu_attention
+
+OURS = ("--attention-backend", CPU_ATTENTION)
+STOCK = ("--attention-backend", "torch_native")
+
+
+def test_it_is_the_default_of_layered_mode_and_stock_stays_stock(tiny_qwen3_moe: Path) -> None:
+    assert check(tiny_qwen3_moe, *LAYERED).get_attention_backends() == (CPU_ATTENTION, CPU_ATTENTION)
+    assert check(tiny_qwen3_moe).attention_backend == "torch_native"
+
+
+def test_it_can_be_had_in_chunked_mode_and_another_in_layered_mode(tiny_qwen3_moe: Path) -> None:
+    assert check(tiny_qwen3_moe, *OURS).attention_backend == CPU_ATTENTION
+    assert check(tiny_qwen3_moe, *LAYERED, *STOCK).attention_backend == "torch_native"
+    assert (
+        check(tiny_qwen3_moe, *LAYERED, "--decode-attention-backend", "torch_native").attention_backend
+        in STOCK
+    )
+
+
+def test_native_kernels_stay_the_default_where_they_are(
+    tiny_qwen3_moe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt import utils
+    from sglang.srt.arg_groups import overrides
+
+    monkeypatch.setattr(utils, "cpu_has_amx_support", lambda: True)
+    monkeypatch.setattr(overrides, "cpu_has_amx_support", lambda: True)
+    assert check(tiny_qwen3_moe, *LAYERED).attention_backend == "intel_amx"
+    assert check(tiny_qwen3_moe, *LAYERED, *OURS).attention_backend == CPU_ATTENTION
+
+
+@pytest.mark.parametrize("arch", ["gpt_oss", "gemma2", "gemma4", "deepseek_v3", "exaone_moe"])
+def test_what_torch_native_leaves_out_is_served_by_ours(arch: str) -> None:
+    model = tiny_model(arch)
+    assert check(model, *LAYERED).attention_backend == CPU_ATTENTION
+    assert check(model, *OURS).attention_backend == CPU_ATTENTION
+
+
+@pytest.mark.parametrize(("arch", "has"), [("gemma2", "soft caps"), ("deepseek_v3", "latent attention")])
+def test_with_torch_native_it_is_refused(arch: str, has: str) -> None:
+    with pytest.raises(
+        UnsupportedError, match=rf"{has}.* torch_native .*; use --attention-backend cpu_paged"
+    ):
+        check(tiny_model(arch), *LAYERED, *STOCK)
+
+
+@pytest.mark.parametrize(
+    ("device", "algorithm", "says"),
+    [
+        ("cuda", None, "the device is cuda; leave the flag out"),
+        ("cpu", "EAGLE", "--speculative-algorithm has .*; "),
+    ],
+)
+def test_where_it_cannot_serve_the_flag_is_refused(device: str, algorithm: str | None, says: str) -> None:
+    args = SimpleNamespace(
+        device=device, speculative_algorithm=algorithm, get_attention_backends=lambda: (CPU_ATTENTION,) * 2
+    )
+    with pytest.raises(UnsupportedError, match=rf"--attention-backend cpu_paged: .*{says}"):
+        check_cpu_attention(args)
+    args.get_attention_backends = lambda: ("triton", "triton")
+    check_cpu_attention(args)
+
+
+def test_sglang_takes_no_triton_for_it() -> None:
+    from sglang.srt.mem_cache import allocation
+    from sglang.srt.model_executor import forward_batch_info
+
+    from sglang_layered.upstream import cpu_attention
+
+    cpu_attention._keep_triton_out()
+    for module in (allocation, forward_batch_info):
+        assert not module.support_triton(CPU_ATTENTION)
+        assert module.support_triton("flashinfer")
+        assert not module.support_triton("torch_native")

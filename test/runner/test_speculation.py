@@ -1,0 +1,44 @@
+"""What stands between SGLang's workers of speculative decoding and a step that is no batch of SGLang's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sglang_layered.upstream.speculation import advance_grammars_of_steps, answered, must_settle
+
+
+def test_grammars_advance_over_the_batches_of_pending_steps() -> None:
+    """SGLang's own takes the queue for pairs of a batch and its result."""
+    advanced: list[tuple[str, str]] = []
+    outcomes = [SimpleNamespace(batch_at_launch=f"batch {name}", result=f"result {name}") for name in "abc"]
+    scheduler = SimpleNamespace(
+        result_queue=[SimpleNamespace(outcomes=outcomes[:2]), SimpleNamespace(outcomes=outcomes[2:])],
+        batch_result_processor=SimpleNamespace(advance_grammar_fsm=lambda *each: advanced.append(each)),
+    )
+    advance_grammars_of_steps(scheduler)
+    scheduler._advance_pending_grammar()
+    assert advanced == [(f"result {name}", f"batch {name}") for name in "abc"]
+
+
+def test_a_model_runner_answers_itself_again_after_an_error() -> None:
+    class Runner:
+        def forward(self, batch: Any) -> str:
+            return f"own {batch}"
+
+    runner = Runner()
+    with pytest.raises(ZeroDivisionError), answered(runner, "groups' output"):
+        assert runner.forward("prompt") == "groups' output"
+        raise ZeroDivisionError
+    assert runner.forward("prompt") == "own prompt"
+
+
+@pytest.mark.parametrize("enable_overlap", [False, True])
+@pytest.mark.parametrize("batch", [None, SimpleNamespace()])
+def test_pending_results_are_asked_about_with_overlap_alone(enable_overlap: bool, batch: Any) -> None:
+    scheduler = SimpleNamespace(
+        enable_overlap=enable_overlap, is_disable_overlap_for_batch=lambda batch, last_batch: True
+    )
+    assert must_settle(scheduler, batch) == (enable_overlap and batch is not None)
