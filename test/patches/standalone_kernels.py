@@ -10,7 +10,7 @@ def write_standalone_kernels(folder: Path) -> None:
     package = folder / "sgl_kernel"
     package.mkdir(parents=True)
     source = Path(sglang_layered_kernels.cpu.__file__).parent
-    for name in ("__init__.py", "kv_cache.py", "missing.py"):
+    for name in ("__init__.py", "kv_cache.py", "missing.py", "speculative.py"):
         text = (source / name).read_text()
         text = text.replace("from sglang_layered_kernels.cpu.", "from sgl_kernel.")
         text = text.replace(

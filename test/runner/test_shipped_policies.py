@@ -28,7 +28,7 @@ def noting(heard: set[str], question: str, ask: Callable[[Snapshot], Any]) -> Ca
 @pytest.mark.parametrize(
     "name, tbt_ms, asked",
     [
-        ("flow-prefill", 0.001, {"order"}),  # a layer a step
+        ("flow-prefill", 0.001, {"order", "preempt"}),  # a layer a step
         ("fair-batching", 1e6, {"decode_rows"}),  # everybody has time
         ("near-late", 1e6, {"order", "decode_rows"}),
         ("staggered", 1e6, {"hold"}),
