@@ -34,7 +34,7 @@ class ExactScheduler:
         self.expected: dict[str, list[int]] = {}
         self.due: dict[str, int] = {}  # rows before the next token: prompt, and what retraction lost
         self.aborted: set[str] = set()  # by a client, or by SGLang for want of KV slots
-        self.late = LateWork(stepped.scheduler)
+        self.late = LateWork()
         self.live: list[str] = []
         self.answers: dict[str, list[int]] = {}  # as the clients see them
         self.ends: Counter[str] = Counter()

@@ -71,8 +71,7 @@ class Liveness:
 class LateWork:
     """Steps that compute a request after its abort."""
 
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
+    def __init__(self) -> None:
         self._steps: Counter[str] = Counter()
         self._most: dict[str, int] = {}
         self._latest: set[str] = set()  # computed by the latest step
@@ -80,14 +79,9 @@ class LateWork:
     def aborted(self, rids: set[str]) -> None:
         """SGLang takes a running request out with the next results of a step that computed it.
 
-        With the overlap scheduler it has launched one step more by then, and the results of the latest may
-        have been processed already.
+        With the overlap scheduler it has launched one step more by then.
         """
-        latest = set() if self._has_processed_all() else self._latest
-        self._most |= {rid: 1 if rid in latest else 2 for rid in rids}
-
-    def _has_processed_all(self) -> bool:
-        return bool(self._scheduler.enable_overlap and not self._scheduler.result_queue)
+        self._most |= {rid: 1 if rid in self._latest else 2 for rid in rids}
 
     def after_step(self, aborted: set[str], computed: set[str]) -> None:
         self._latest = computed
