@@ -327,3 +327,39 @@ def test_the_example_that_answers_all_questions_changes_no_token(
         controls._learned = None
     heard = {event.question for event in stepped.events if isinstance(event, PolicyAnswered)}
     assert {"order", "preempt", "decode_rows"} <= heard
+
+
+def test_a_batch_without_lengths_on_the_host_is_shown_by_its_requests(exact: ExactScheduler) -> None:
+    """With drafts and overlap most GPU backends leave `seq_lens_cpu` out. Upstream: `resolve_seq_lens_cpu`."""
+    start_decoding(exact, 2)
+    with in_force(exact.stepped, Wishes(order=everybody)):
+        found = exact.stepped.loop.driver.asking
+        assert found is not None
+        running = exact.scheduler.running_batch
+        lengths, running.seq_lens_cpu = running.seq_lens_cpu, None
+        try:
+            shown = found._running(is_in_flight=True)
+        finally:
+            running.seq_lens_cpu = lengths
+    assert shown.context_tokens.tolist() == [length + 1 for length in lengths.tolist()]
+
+
+def test_what_is_known_of_a_request_goes_with_it_to_another_slot(exact: ExactScheduler) -> None:
+    [rid] = start_decoding(exact)
+    views: list[Snapshot] = []
+    policy = Wishes(order=lambda view: views.append(view) or everybody(view))
+    with in_force(exact.stepped, policy):
+        other = exact.send(prompt(20, 5), 3)
+        exact.finish(other)
+        slot = exact.stepped.reqs[rid].req_pool_idx
+        exact.pause("retract")
+        exact.stepped.resume()
+        taken = exact.scheduler.req_to_token_pool.free_slots.pop(
+            exact.scheduler.req_to_token_pool.free_slots.index(slot)
+        )
+        exact.step(4)
+        exact.scheduler.req_to_token_pool.free_slots.append(taken)
+        assert exact.stepped.reqs[rid].req_pool_idx != slot
+        exact.finish(exact.send(prompt(20, 6), 3))
+    shown = [view.running for view in views if len(view.running) == 1]
+    assert all(view.tbt_s[0] == 1e3 for view in shown)

@@ -16,7 +16,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core import bounds
 from sglang_layered.core.capability import QUESTIONS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.questions import NOBODY, Flying, Running, SloClass, Snapshot, Waiting
+from sglang_layered.core.questions import NOBODY, Flying, Numbers, Running, SloClass, Snapshot, Waiting
 from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
@@ -129,7 +129,7 @@ class Asking:
         columns, slots = self._columns, batch.req_pool_indices_cpu.numpy()
         columns.begin(self._scheduler.forward_ct)
         try:
-            running = columns.of(batch.reqs, slots, batch.seq_lens_cpu.numpy(), self.now_s)
+            running = columns.of(batch.reqs, slots, _kv_tokens(batch), self.now_s)
             flying = tuple(map(self._flying, self._loop.cohorts.inflight))
             view = Snapshot((), running, flying, len(self._scheduler.waiting_queue), self._most_tokens)
             keep = bounds.decoding(self._policy.decode_rows(view), running)
@@ -194,7 +194,7 @@ class Asking:
             return NOBODY
         reqs = [req for batch in batches for req in batch.reqs]
         slots = np.concatenate([batch.req_pool_indices_cpu.numpy() for batch in batches])
-        kv_tokens = np.concatenate([batch.seq_lens_cpu.numpy() for batch in batches])
+        kv_tokens = np.concatenate([_kv_tokens(batch) for batch in batches])
         chunked = scheduler.chunked_req
         leave = [index for index, req in enumerate(reqs) if req.finished_reason is not None or req is chunked]
         if leave:
@@ -257,3 +257,10 @@ class Asking:
         if self._told.get(question) != names:
             self._told[question] = names
             self._loop.stream.emit(Answered(question, names, seconds))
+
+
+def _kv_tokens(batch: ScheduleBatch) -> Numbers:
+    """Of each request; with drafts and overlap SGLang leaves them out for backends that do not ask."""
+    lens = batch.seq_lens_cpu
+    found: Numbers = np.array([req.seqlen - 1 for req in batch.reqs]) if lens is None else lens.numpy()
+    return found

@@ -21,7 +21,8 @@ class RunningColumns:
         """`facts` tells a request's arrival on rank 0's clock, its limits and its priority."""
         self._facts, self._times = facts, times
         self._owners: list[Any] = [None] * num_slots
-        self._latest: Sequence[Any] = ()  # requests whose rows are known to be theirs
+        self._latest: Sequence[Any] = ()  # requests whose rows are known to be theirs, and their slots
+        self._latest_slots = np.zeros(0, np.int64)
         self._prompt_tokens = np.zeros(num_slots, np.int64)
         self._priority = np.zeros(num_slots, np.int64)
         self._sat_out = np.zeros(num_slots, np.int64)
@@ -34,7 +35,8 @@ class RunningColumns:
 
     def of(self, reqs: Sequence[Any], slots: Numbers, kv_tokens: Numbers, now_s: float) -> Running:
         """Columns of these; `kv_tokens` lie in the KV cache, so one token more is in the context of each."""
-        if reqs != self._latest:
+        # Those who wait again may come back all together, in other slots.
+        if reqs != self._latest or not np.array_equal(slots, self._latest_slots):
             self._write(reqs, slots)
         context = kv_tokens + 1
         age_s = now_s - self._arrived_s[slots]
@@ -76,4 +78,4 @@ class RunningColumns:
             self._arrived_s[slot], self._priority[slot] = arrived_s, priority
             self._ttft_s[slot], self._tbt_s[slot] = limits
             self._prompt_tokens[slot], self._sat_out[slot] = len(req.origin_input_ids), 0
-        self._latest = list(reqs)
+        self._latest, self._latest_slots = list(reqs), slots
