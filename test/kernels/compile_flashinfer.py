@@ -18,14 +18,10 @@ from fake_device import DEVICES
 from flashinfer_modules import modules_of
 from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
 
-NEVER = re.compile(
-    r"mask_([23]|(?!1p_0d)\dp_\dd)\.cu$"
-)  # steps have no mask (0) or a causal one (1), in POD beside 0
-
 
 @dataclass
 class Module:
-    """What became of one, by source: seconds, bytes of the object, the compiler's last words; `link` is its library."""
+    """What became of one, by source: seconds, bytes of the object, end of an error (`link`, too)."""
 
     name: str
     num_sources: int
@@ -35,15 +31,15 @@ class Module:
     loaded: bool = False
 
 
-def compile_module(spec: Any, *, launched: bool, until_s: float) -> Module:
-    """Compile, first the sources that a step launches; begin none after `until_s` of the monotonic clock."""
+def compile_module(spec: Any, *, sources: str, until_s: float) -> Module:
+    """Compile sources that the pattern finds by file name; begin none after `until_s` (monotonic clock)."""
     module = Module(spec.name, len(spec.sources))
     spec.write_ninja()
-    for source in sorted(spec.sources, key=lambda path: bool(NEVER.search(path.name))):
-        if time.monotonic() > until_s or (launched and NEVER.search(source.name)):
-            continue
+    for source in spec.sources:
         suffix = ".cuda.o" if source.suffix == ".cu" else ".o"
         target = spec.build_dir / f"{source.parent.name}_{source.stem}{suffix}"
+        if not re.search(sources, source.name) or (time.monotonic() > until_s and not target.exists()):
+            continue
         error = _make(spec, target)
         if error:
             module.errors[source.name] = error
@@ -87,7 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("device", choices=DEVICES)
     parser.add_argument("--head-dims", type=int, nargs="+", default=[128, 64])
-    parser.add_argument("--launched", action="store_true", help="leave out masks that no step has")
+    parser.add_argument("--sources", default="", help="pattern that a source's file name must have")
     parser.add_argument("--budget-s", type=float, default=float("inf"), help="begin no source after so long")
     parser.add_argument("--list", action="store_true", help="only name the modules")
     parser.add_argument("--record", type=Path)
@@ -97,7 +93,7 @@ def main() -> int:
         print("\n".join(specs))
         return 0
     until_s = time.monotonic() + args.budget_s
-    modules = [compile_module(spec, launched=args.launched, until_s=until_s) for spec in specs.values()]
+    modules = [compile_module(spec, sources=args.sources, until_s=until_s) for spec in specs.values()]
     record = {
         "device": args.device,
         "nvcc": subprocess.check_output(["nvcc", "--version"], text=True).splitlines()[-1],
