@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -92,11 +93,15 @@ def main() -> int:
     if args.list:
         print("\n".join(specs))
         return 0
+    if not any(re.search(args.sources, source.name) for spec in specs.values() for source in spec.sources):
+        parser.error(f"no source is named like {args.sources!r}")
     until_s = time.monotonic() + args.budget_s
     modules = [compile_module(spec, sources=args.sources, until_s=until_s) for spec in specs.values()]
     record = {
         "device": args.device,
-        "nvcc": subprocess.check_output(["nvcc", "--version"], text=True).splitlines()[-1],
+        "nvcc": subprocess.check_output(
+            [f"{os.environ['CUDA_HOME']}/bin/nvcc", "--version"], text=True
+        ).splitlines()[-1],
         "versions": installed_versions("flashinfer-python"),
         "machine": this_machine(),
         "commit": current_commit(),
