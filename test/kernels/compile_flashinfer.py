@@ -29,6 +29,7 @@ class Module:
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)  # for another time
     loaded: bool = False
 
 
@@ -39,7 +40,10 @@ def compile_module(spec: Any, *, sources: str, until_s: float) -> Module:
     for source in spec.sources:
         suffix = ".cuda.o" if source.suffix == ".cu" else ".o"
         target = spec.build_dir / f"{source.parent.name}_{source.stem}{suffix}"
-        if not re.search(sources, source.name) or (time.monotonic() > until_s and not target.exists()):
+        if not re.search(sources, source.name):
+            continue
+        if time.monotonic() > until_s and not target.exists():
+            module.left.append(source.name)
             continue
         error = _make(spec, target)
         if error:
@@ -79,6 +83,19 @@ def _load(spec: Any, module: Module) -> None:
         module.errors["link"] = error
 
 
+def record_of(device: str, modules: list[Module]) -> dict[str, Any]:
+    """What was compiled, by what, where."""
+    compiler = [f"{os.environ['CUDA_HOME']}/bin/nvcc", "--version"]
+    return {
+        "device": device,
+        "nvcc": subprocess.check_output(compiler, text=True).splitlines()[-1],
+        "versions": installed_versions("flashinfer-python"),
+        "machine": this_machine(),
+        "commit": current_commit(),
+        "modules": [asdict(module) for module in modules],
+    }
+
+
 def main() -> int:
     """Print or write a record; 1 if a source or a library failed, 2 if the time was too short for all."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -97,21 +114,11 @@ def main() -> int:
         parser.error(f"no source is named like {args.sources!r}")
     until_s = time.monotonic() + args.budget_s
     modules = [compile_module(spec, sources=args.sources, until_s=until_s) for spec in specs.values()]
-    record = {
-        "device": args.device,
-        "nvcc": subprocess.check_output(
-            [f"{os.environ['CUDA_HOME']}/bin/nvcc", "--version"], text=True
-        ).splitlines()[-1],
-        "versions": installed_versions("flashinfer-python"),
-        "machine": this_machine(),
-        "commit": current_commit(),
-        "modules": [asdict(module) for module in modules],
-    }
-    text = json.dumps(record, indent=1)
+    text = json.dumps(record_of(args.device, modules), indent=1)
     (args.record.write_text if args.record else print)(text + "\n")
     if any(module.errors for module in modules):
         return 1
-    return 2 if time.monotonic() > until_s else 0
+    return 2 if any(module.left for module in modules) else 0
 
 
 if __name__ == "__main__":
