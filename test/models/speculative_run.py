@@ -14,7 +14,7 @@ from typing import Any
 
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles small functions of its drafts, for minutes
 
-from family_run import ON_REFERENCE, close, use_references
+from family_run import FLAGS, close, use_references
 
 use_references()
 
@@ -183,7 +183,7 @@ def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
 
 
 def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
-    flags = ON_REFERENCE.get(case.arch, {}) | flags
+    flags = FLAGS.get(case.arch, {}) | flags
     return SteppedScheduler(
         case.target,
         max_total_tokens=4000,

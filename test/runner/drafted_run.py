@@ -15,10 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from drafted import close, drafted_scheduler, play  # first: it says how Triton's functions run
+
+# isort: split
 import torch
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
-
-from drafted import close, drafted_scheduler, play
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,12 +128,15 @@ class PlainAttention:
 def fake_graphs(
     model_runner: Any, granularity: int, sizes: tuple[int, ...], *, with_logits_buffer: bool = True
 ) -> tuple[LayeredDecodeGraphs, FakeRecorder]:
-    """Captured graphs of this model on the fake recorder."""
+    """Captured graphs of this model on the fake recorder.
+
+    They attend by SGLang's attention in torch: that for CPUs keeps memory which grows with what it reads.
+    """
     calls, recorder = LayerCalls(model_runner, ranges_of(model_runner)), FakeRecorder()
     logits = torch.zeros((max(sizes), model_runner.model_config.vocab_size))
     graphs = LayeredDecodeGraphs(
         calls,
-        PlainAttention(model_runner._get_attention_backend()),
+        PlainAttention(TorchNativeAttnBackend(model_runner)),
         recorder,
         LayerSegments(calls.num_layers, granularity),
         BatchBuckets(sizes),

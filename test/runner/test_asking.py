@@ -305,7 +305,7 @@ def test_the_example_that_answers_all_questions_changes_no_token(
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     monkeypatch.setattr(importlib.import_module("policy_by_deadline"), "GROUP_TOKENS", 64)
     sizes = [(10, 40), (500, 5), (30, 6), (200, 7), (60, 8)]
-    prompts = [prompt(length, 90 + length) for length, _ in sizes]
+    prompts = [prompt(length, 91 + length) for length, _ in sizes]  # none meets a tie between two experts
     expected = [
         stepped.finish(stepped.send(each, new))[0] for each, (_, new) in zip(prompts, sizes, strict=True)
     ]
@@ -330,7 +330,7 @@ def test_the_example_that_answers_all_questions_changes_no_token(
 
 
 def test_a_batch_without_lengths_on_the_host_is_shown_by_its_requests(exact: ExactScheduler) -> None:
-    """With drafts and overlap most GPU backends leave `seq_lens_cpu` out. Upstream: `resolve_seq_lens_cpu`."""
+    """With drafts and overlap most GPU backends leave `seq_lens_cpu` out: `FutureMap.resolve_seq_lens_cpu`."""
     start_decoding(exact, 2)
     with in_force(exact.stepped, Wishes(order=everybody)):
         found = exact.stepped.loop.driver.asking

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
@@ -43,8 +44,10 @@ GRAPHS: dict[int, tuple[LayeredDecodeGraphs, FakeRecorder]] = {}
 
 
 @pytest.fixture
-def bench(stepped: SteppedScheduler) -> Bench:
-    return Bench(stepped.scheduler.tp_worker.model_runner, caught_decode(stepped, 7))
+def bench(stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    runner, decode = stepped.scheduler.tp_worker.model_runner, caught_decode(stepped, 7)
+    monkeypatch.setattr(runner, "attn_backend", TorchNativeAttnBackend(runner))  # as the graphs
+    return Bench(runner, decode)
 
 
 @pytest.fixture(params=[1, 3])

@@ -59,6 +59,7 @@ def batch(mode: ForwardMode, lens: list[int], names: list[Any], **fields: Any) -
         seq_lens_cpu=per_request,
         seq_lens_sum=num_rows,
         out_cache_loc=rows,
+        num_token_non_padded_cpu=num_rows,
         lora_ids=names,
         **fields,
     )
