@@ -330,7 +330,7 @@ def test_the_example_that_answers_all_questions_changes_no_token(
 
 
 def test_a_batch_without_lengths_on_the_host_is_shown_by_its_requests(exact: ExactScheduler) -> None:
-    """With drafts and overlap most GPU backends leave `seq_lens_cpu` out: `FutureMap.resolve_seq_lens_cpu`."""
+    """With drafts and overlap most GPU backends leave `seq_lens_cpu` out, in `resolve_seq_lens_cpu`."""
     start_decoding(exact, 2)
     with in_force(exact.stepped, Wishes(order=everybody)):
         found = exact.stepped.loop.driver.asking
