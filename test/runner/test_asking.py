@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from prompts import prompt
 from sglang_layered.core import bounds
 from sglang_layered.core.events import CohortAdmitted, PolicyAnswered
 from sglang_layered.core.questions import SloClass, Snapshot
-from sglang_layered.scheduler import asking
+from sglang_layered.scheduler import asking, rank_clock
 from wishes import Wishes, in_force
 
 NUM_LAYERS = 7
@@ -304,6 +306,8 @@ def test_the_example_that_answers_all_questions_changes_no_token(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     monkeypatch.setattr(importlib.import_module("policy_by_deadline"), "GROUP_TOKENS", 64)
+    times_s = itertools.count(0.0, 0.03)  # a step takes so long: on a real clock another run asks otherwise
+    monkeypatch.setattr(rank_clock, "time", SimpleNamespace(monotonic=lambda: next(times_s)))
     sizes = [(10, 40), (500, 5), (30, 6), (200, 7), (60, 8)]
     prompts = [prompt(length, 91 + length) for length, _ in sizes]  # none meets a tie between two experts
     expected = [
@@ -341,7 +345,8 @@ def test_a_batch_without_lengths_on_the_host_is_shown_by_its_requests(exact: Exa
             shown = found._running(is_in_flight=True)
         finally:
             running.seq_lens_cpu = lengths
-    assert shown.context_tokens.tolist() == [length + 1 for length in lengths.tolist()]
+    # Tokens of a step whose results are pending are not among a request's own yet.
+    assert shown.context_tokens.tolist() == [req.seqlen for req in running.reqs]
 
 
 def test_what_is_known_of_a_request_goes_with_it_to_another_slot(exact: ExactScheduler) -> None:
