@@ -165,8 +165,8 @@ def test_ids_of_prompts_and_of_rows_that_decode_beside_are_stocks(
     run_in(stepped, strategy)
     asked = {returned.send(prompt(15, 1), 40): 40, returned.send(prompt(20, 2), 6): 6}
     stepped.step(2)
-    # One that ends while others are in flight, two in a cohort, and one in three chunks. In none are two experts
-    # of a row as good as equal: their order would hang on the last bit of what attention gives.
+    # One that ends while others are in flight, two in a cohort, and one in three chunks. In none are two
+    # experts of a row as good as equal: their order would hang on the last bit of what attention gives.
     asked |= {returned.send(prompt(length, length + 21), 5): 5 for length in (300, 70, 1200)}
     returned.assert_as_stock(asked)
 
