@@ -109,7 +109,7 @@ class Bench:
         Groups run eagerly, or by graphs where the server has them.
         """
         self._runner.group_graphs = self._group_graphs if by_graphs else None
-        from sglang_layered.runner.decode_graphs.graphs import make_decode_graphs
+        from sglang_layered.runner.decode_graphs.paths import make_decode_graphs
 
         assert self.stepped.change({"layered_num_groups": num_groups})
         args, paths = self.model_runner.server_args, self._runner.decode_paths

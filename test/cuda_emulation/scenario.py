@@ -19,7 +19,7 @@ from prompts import alone
 from scenario_requests import LONG, OVERTAKER, SHORT
 from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.core.events import CohortFinished, StepDone
-from sglang_layered.runner.decode_graphs.graphs import make_decode_graphs
+from sglang_layered.runner.decode_graphs.paths import make_decode_graphs
 
 GRAPH_SIZES = (1, 2, 4)
 FLAGS: dict[str, Any] = {

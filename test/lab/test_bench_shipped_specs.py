@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {path: tomllib.loads(path.read_text()) for path in sorted(ROOT.glob("scripts/**/*.toml"))}
 SWEEPS = [path for path, values in FILES.items() if "sweep" in values]
 RUNS = [path for path, values in FILES.items() if "run" in values]
-SIMULATIONS = [path for path, values in FILES.items() if "simulation" in values]  # test_cluster.py runs them
+SIMULATIONS = [
+    path for path, values in FILES.items() if "simulation" in values
+]  # test_cluster_specs.py runs them
 FEW = 3
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
@@ -58,6 +55,7 @@ from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add 
 from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
+from case_by_case import check_all  # noqa: E402
 from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
@@ -189,16 +187,7 @@ def close() -> None:
 def main(out: Path, archs: tuple[str, ...], turns: int) -> None:
     """Check the families ARCHS (all without any) and write what was seen to OUT."""
     use_references()
-    results = {}
-    for arch in archs or ARCHS:
-        started_s = time.monotonic()
-        try:
-            results[arch] = check(arch, turns)
-        except Exception:
-            results[arch] = {"arch": arch, "error": traceback.format_exc()}
-        close()
-        print(f"{arch}: {time.monotonic() - started_s:.1f} s", file=sys.stderr)
-        out.write_text(json.dumps(results, indent=2) + "\n")
+    check_all(out, archs or ARCHS, lambda arch: check(arch, turns), close)
 
 
 if __name__ == "__main__":

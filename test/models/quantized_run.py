@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import click  # noqa: E402
 from quantized_on_cpu import run_without_amx, use_ops  # noqa: E402
 from sglang_layered_kernels.cpu.quantized import Activations  # noqa: E402
 
+from case_by_case import check_all  # noqa: E402
 from family_checks import hugging_face  # noqa: E402
 from family_run import close  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
@@ -74,16 +72,7 @@ def check(case: Case) -> Seen:
 def main(out: Path, names: tuple[str, ...]) -> None:
     """Check the cases NAMES (all without any) and write what was seen to OUT."""
     run_without_amx()
-    results: dict[str, Any] = {}
-    for name in names or CASES:
-        started_s = time.monotonic()
-        try:
-            results[name] = asdict(check(CASES[name]))
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
-        close()
-        print(f"{name}: {time.monotonic() - started_s:.1f} s", file=sys.stderr)
-        out.write_text(json.dumps(results, indent=2) + "\n")
+    check_all(out, names or CASES, lambda name: asdict(check(CASES[name])), close)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import time
-import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +20,7 @@ from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_drafts  # noqa: E402
 from tiny_models import drafted_model  # noqa: E402
 
+from case_by_case import check_all  # noqa: E402
 from family_checks import chunks_of, hugging_face, run  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
@@ -221,16 +218,7 @@ def main(out: Path, names: tuple[str, ...]) -> None:
     use_drafts()
     load_ngram_corpus()
     let_drafts_overlap()
-    results: dict[str, Any] = {}
-    for name in names or CASES:
-        started_s = time.monotonic()
-        try:
-            results[name] = check_case(CASES[name])
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
-            close()
-        print(f"{name}: {time.monotonic() - started_s:.1f} s", file=sys.stderr)
-        out.write_text(json.dumps(results, indent=2) + "\n")
+    check_all(out, names or CASES, lambda name: check_case(CASES[name]), close)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from sglang.srt.runtime_context import get_parallel
 from exact_model import ExactAttention, ExactModel
 from exact_scheduler import ExactScheduler
 from harness import SteppedScheduler, listen
+from left_empty import left_empty
 from pipeline_liveness import PipelineLiveness, StageTurns
+from prompts import prompt
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.scheduler import pipeline
@@ -138,7 +140,7 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...], **flags: An
 
     `flags` are settings of the loop other than the server's.
     """
-    with stepped.left_empty():
+    with left_empty(stepped):
         scheduler, plain, limit = stepped.scheduler, stepped.loop, get_parallel().pp_max_micro_batch_size
         max_total = scheduler.invariant_checker.max_total_num_tokens
         try:
@@ -182,3 +184,19 @@ def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel
         scheduler.metrics_collector.log_stats = log_stats
         runner.model, runner.attn_backend, pipeline.pipeline_stages = kept
         del runner._get_attention_backend
+
+
+def decode_beside(exact: ExactPipeline, max_new_tokens: int = 60) -> str:
+    """Something that decodes, so that the next prompts become cohorts."""
+    rid = exact.send(prompt(10, 1), max_new_tokens)
+    exact.step(7)
+    return rid
+
+
+def enter(exact: ExactPipeline, *rids: str) -> None:
+    """Tick until these prompts are in flight."""
+    for _ in range(10):
+        if set(rids) <= set(exact.cohort):
+            return
+        exact.step()
+    raise AssertionError(f"{rids} are not in flight; {exact.describe()}")

@@ -10,6 +10,7 @@ from typing import Any
 from exact_model import ExactAttention, ExactModel
 from exact_scheduler import ExactScheduler
 from harness import SteppedScheduler, listen
+from left_empty import left_empty
 from sglang_layered.config import LayeredConfig
 from sglang_layered.scheduler.loop import LayeredLoop
 
@@ -20,7 +21,7 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int, **flags: Any) ->
 
     `flags` are settings of the loop other than the server's.
     """
-    with stepped.left_empty():
+    with left_empty(stepped):
         scheduler, runner, loop = stepped.scheduler, stepped.scheduler.tp_worker.model_runner, stepped.loop
         saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
         max_total = scheduler.invariant_checker.max_total_num_tokens

@@ -25,7 +25,6 @@ from sglang.srt.managers.io_struct import (
     SetInternalStateReq,
     TokenizedGenerateReqInput,
 )
-from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -267,36 +266,3 @@ class SteppedScheduler:
     def next_group(self) -> int | None:
         """Index of the group that the cohort in flight runs next, or None."""
         return None if self.loop.inflight is None else self.loop.inflight.cohort.next_group
-
-    @contextmanager
-    def left_empty(self) -> Iterator[None]:
-        """Nothing may be in it before and after. After a failure it is emptied by hand, for the next test."""
-        self._begin_anew()
-        try:
-            yield
-        except BaseException:
-            self._empty_by_hand()
-            raise
-        finally:
-            self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        scheduler = self.scheduler
-        assert not scheduler.waiting_queue and not scheduler.running_batch.reqs
-        assert not scheduler.running_batch.batch_is_full, "whoever waits next would wait for ever"
-        assert scheduler.last_batch is scheduler.chunked_req is scheduler._pending_chunked_abort_req is None
-        assert not scheduler.result_queue
-        scheduler.session_controller.sessions.clear()  # SGLang never closes some (`Conversations.stuck`)
-        scheduler.new_token_ratio_tracker.reset()
-        self.resume()
-        assert scheduler.flush_cache(empty_cache=False)
-        for kept in (self.reqs, self.events, self.tokenizer.sent, self.detokenizer.sent):
-            kept.clear()
-        self._names = itertools.count()
-
-    def _empty_by_hand(self) -> None:
-        scheduler = self.scheduler
-        scheduler.waiting_queue.clear()
-        scheduler.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
-        scheduler.last_batch = scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
-        scheduler.result_queue.clear()

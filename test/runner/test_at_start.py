@@ -16,7 +16,7 @@ from harness import SteppedScheduler, listen
 from prompts import alone, prompt
 from sglang_layered.config import LayeredConfig
 from sglang_layered.runner import at_start
-from sglang_layered.runner.decode_graphs import graphs as graphs_module
+from sglang_layered.runner.decode_graphs import paths
 from sglang_layered.runner.decode_graphs.graphs import PROLOGUE
 from sglang_layered.runner.layered_runner import LayeredRunner
 from sglang_layered.scheduler.loop import LayeredLoop
@@ -46,7 +46,7 @@ def captures(model_runner: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         made.append(fake_graphs(runner, 8, (4,)))
         return made[-1][0]
 
-    monkeypatch.setattr(graphs_module, "make_decode_graphs", capture)
+    monkeypatch.setattr(paths, "make_decode_graphs", capture)
     return made
 
 

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
-from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
-from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
-from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
 from decode_bench import Bench, caught_decode
 from fake_graphs import FakeRecorder, fake_graphs
 from harness import SteppedScheduler
 from prompts import alone, prompt
-from sglang_layered.runner.decode_graphs import graphs as graphs_module
-from sglang_layered.runner.decode_graphs.graphs import (
-    PROLOGUE,
-    DecodePaths,
-    EagerDecode,
-    GraphedDecode,
-    LayeredDecodeGraphs,
-    obstacle,
-    slower_than_stock,
-)
-from sglang_layered.upstream.graph_attention import GraphAttention
+from sglang_layered.runner.decode_graphs.graphs import PROLOGUE, GraphedDecode, LayeredDecodeGraphs
+from sglang_layered.runner.decode_graphs.paths import DecodePaths, EagerDecode
 from sglang_layered.upstream.graphs import StaticRows
 
 NUM_LAYERS = 8
@@ -199,108 +184,3 @@ def test_answers_beside_cohorts_do_not_change(
     num_replayed = sum(name == PROLOGUE for _, name in recorder.replayed)
     assert num_replayed == (5 if 4 in sizes else 0), "one per step of the cohort, or too many rows"
     assert graphs._attention.num_plans == num_replayed
-
-
-def stock_runner(**changes: Any) -> Any:
-    stock: Any = DecodeCudaGraphRunner.__new__(DecodeCudaGraphRunner)
-    plain = {"is_encoder_decoder": False, "require_gathered_buffer": False, "use_ngram_embedding": False}
-    vars(stock).update(plain | {"backend": FullCudaGraphBackend.__new__(FullCudaGraphBackend)} | changes)
-    return stock
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, None),
-        ({"backend": object()}, "not 'full'"),
-        ({"is_encoder_decoder": True}, "encoder"),
-        ({"require_gathered_buffer": True}, "--moe-a2a-backend"),
-        ({"enable_lora": True}, "--enable-lora"),
-        ({"pool": HybridReqToTokenPool.__new__(HybridReqToTokenPool)}, "recurrent"),
-    ],
-)
-def test_what_layered_graphs_cannot_serve_is_said(changes: dict[str, Any], reason: str | None) -> None:
-    args = SimpleNamespace(enable_lora=changes.pop("enable_lora", False))
-    runner = SimpleNamespace(
-        req_to_token_pool=changes.pop("pool", None),
-        decode_cuda_graph_runner=stock_runner(**changes),
-        canary_manager=None,
-        server_args=args,
-    )
-    found = obstacle(runner)
-    assert found is None if reason is None else reason in str(found)
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-@pytest.mark.parametrize("has_prefill_graphs", [False, True])
-def test_what_only_stock_steps_have_is_known(is_compiled: bool, has_prefill_graphs: bool) -> None:
-    graphs = PrefillCudaGraphRunner.__new__(PrefillCudaGraphRunner) if has_prefill_graphs else None
-    flags = SimpleNamespace(enable_torch_compile=is_compiled, layered_graph_group_rows=None)
-    found = slower_than_stock(SimpleNamespace(prefill_cuda_graph_runner=graphs, server_args=flags))
-    assert list(found.values()) == [has_prefill_graphs, is_compiled]
-    assert any("--enable-torch-compile" in sentence for sentence in found)
-    flags.layered_graph_group_rows = [512]
-    found = slower_than_stock(SimpleNamespace(prefill_cuda_graph_runner=graphs, server_args=flags))
-    assert list(found.values()) == [False, is_compiled]
-
-
-def test_new_stock_graphs_bring_new_layered_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    monkeypatch.setattr(graphs_module, "make_decode_graphs", lambda runner, calls: made.append(runner))
-    model_runner = SimpleNamespace(decode_cuda_graph_runner=object())
-    chosen = DecodePaths(model_runner, None)
-    assert len(made) == 1
-    model_runner.decode_cuda_graph_runner = object()
-    chosen.renew()
-    assert len(made) == 2 and chosen.stock is model_runner.decode_cuda_graph_runner
-
-
-class Called:
-    """An attention backend that only notes how it is called."""
-
-    prefill_attention_backend_str = decode_attention_backend_str = "triton"
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-
-    def get_cuda_graph_seq_len_fill_value(self) -> int:
-        return 1
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.items()))
-
-
-def test_attention_of_the_graphs_leaves_the_stock_backend_alone() -> None:
-    stock, own = Called(), Called()
-    attention = GraphAttention(SimpleNamespace(attn_backend=stock, _get_attention_backend=lambda: own), 64)
-    few, many = (SimpleNamespace(batch_size=size) for size in (2, 4))
-    own.forward_metadata = "plan of four"
-    attention.plan_capture(many)
-    own.forward_metadata = "plan of two"
-    attention.plan_capture(few)
-    attention.record(few)
-    attention.plan(many, "view")
-    attention.after_warmup()
-    assert stock.calls == [] and attention.backend is own
-    assert attention.planned(many) == (own, many) and own.forward_metadata == "plan of four"
-    del own.forward_metadata
-    attention.plan_capture(few)
-    assert attention.planned(few) is None, "a backend around others has no plan of its own"
-    assert own.calls[:-1] == [
-        ("init_cuda_graph_state", 64, 64),
-        ("init_forward_metadata_out_graph", many, ("in_capture", True)),
-        ("init_forward_metadata_out_graph", few, ("in_capture", True)),
-        ("init_forward_metadata_in_graph", few),
-        ("init_forward_metadata_out_graph", "view"),
-        ("on_after_cuda_graph_warmup",),
-    ]
-
-
-def test_sglang_still_has_what_the_recorder_uses() -> None:
-    """The capture stream of the stock runner, and the hook of its graph backend."""
-    assert "self.stream = graph_capture_context.stream" in inspect.getsource(DecodeCudaGraphRunner.capture)
-    assert "post_warmup_hook" in inspect.signature(FullCudaGraphBackend.capture_one).parameters
-    assert list(inspect.signature(FullCudaGraphBackend.replay).parameters)[1:3] == [
-        "shape_key",
-        "static_forward_batch",
-    ]

@@ -14,7 +14,8 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from exact_pipeline import exact_pipeline
 from harness import SteppedScheduler
-from test_scheduler_properties import BASES, CASES, DEFAULT, SchedulerMachine, silence
+from scheduler_machine import BASES, SchedulerMachine
+from test_scheduler_properties import CASES, DEFAULT, silence
 
 __all__ = ["silence"]
 

@@ -14,7 +14,7 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
-from sglang_layered.runner.decode_graphs.graphs import DecodePaths
+from sglang_layered.runner.decode_graphs.paths import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of

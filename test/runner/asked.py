@@ -1,0 +1,31 @@
+"""What tests of a policy's questions share: requests that decode, and answers that were heard."""
+
+from __future__ import annotations
+
+from exact_scheduler import ExactScheduler
+from prompts import prompt
+from sglang_layered.core.events import CohortAdmitted, PolicyAnswered
+from sglang_layered.core.questions import Snapshot
+
+NUM_LAYERS = 7
+ON = {"layered_max_parked": 1, "layered_short_tokens": 64, "slo_tbt_ms": 1e6}
+
+
+def everybody(view: Snapshot) -> range:
+    return range(len(view.waiting))
+
+
+def start_decoding(exact: ExactScheduler, count: int = 1) -> list[str]:
+    rids = [exact.send(prompt(10 + seed, seed), 60) for seed in range(count)]
+    exact.step(3)
+    return rids
+
+
+def admitted(exact: ExactScheduler) -> list[tuple[str, ...]]:
+    found = [event for event in exact.stepped.events if isinstance(event, CohortAdmitted)]
+    return [tuple(event.prompt_rows) for event in found]
+
+
+def answers(exact: ExactScheduler, question: str) -> list[tuple[str, ...]]:
+    found = [event for event in exact.stepped.events if isinstance(event, PolicyAnswered)]
+    return [event.request_ids for event in found if event.question == question]
