@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM
 
 from workload import (
@@ -27,6 +28,7 @@ from workload import (
 
 pytestmark = pytest.mark.server
 
+MODELS = {"moe": partial(tiny_model, "qwen3_moe"), "llama": partial(tiny_model, "llama")}
 NUM_LAYERS = {"moe": 8, "llama": 7}
 NUM_DECODED = 150  # so many that those sent first still run when the others come, on a fast machine too
 
@@ -37,7 +39,7 @@ def stock_answers(request: pytest.FixtureRequest) -> Callable[[str], list[dict]]
 
     @cache
     def ask(arch: str) -> list[dict]:
-        return answers(request.getfixturevalue(f"stock_{arch}").url, staggered(seed=7))
+        return answers(request.getfixturevalue(f"stock_{arch}").url, staggered(7, MODELS[arch]()))
 
     return ask
 
@@ -48,7 +50,7 @@ def stock_answers(request: pytest.FixtureRequest) -> Callable[[str], list[dict]]
 def test_staggered_requests_equal_stock_and_hugging_face(
     arch: str, cohort_tokens: int, group_tokens: int, request: pytest.FixtureRequest, stock_answers: Any
 ) -> None:
-    layered, asks = request.getfixturevalue(f"layered_{arch}"), staggered(seed=7)
+    layered, asks = request.getfixturevalue(f"layered_{arch}"), staggered(7, MODELS[arch]())
     already = len(read_steps(layered.steps))
     with settings(layered, layered_cohort_tokens=cohort_tokens, layered_group_tokens=group_tokens):
         got = answers(layered.url, asks)
@@ -61,14 +63,13 @@ def test_staggered_requests_equal_stock_and_hugging_face(
         assert most_groups == min(cohort_tokens // group_tokens, NUM_LAYERS[arch])
     assert max(sum(step["prompt"].values()) for step in steps) <= cohort_tokens
     if (cohort_tokens, group_tokens) == (8192, 64):
-        model_path = request.getfixturevalue("tiny_qwen3_moe" if arch == "moe" else "tiny_llama")
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(MODELS[arch](), dtype=torch.float32).eval()
         assert_equal_hugging_face(model, asks[::3], got[::3])
     layered.server.flush_cache()
 
 
 def test_chunked_and_back_on_a_running_server_loses_no_token(layered_moe, stock_answers: Any) -> None:
-    asks = staggered(seed=7)
+    asks = staggered(7, MODELS["moe"]())
     already = len(read_steps(layered_moe.steps))
 
     async def switch_to_and_fro() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tiny_models import tiny_model
 
 from disturbances import hang_ups, pauses
 from measured import MEASURING, replayed_energy, series, state
@@ -36,7 +37,7 @@ def of_the_release(
     """Answers of the release with two ranks; its server is gone when ours starts."""
     env = ENVIRONMENT | {"PYTHONPATH": str(pristine_site)}
     with serve(tmp_path_factory.mktemp("release-ranks"), tiny_qwen3_moe, *RANKS, env=env) as server:
-        return answers(server.base_url, staggered(seed=7))
+        return answers(server.base_url, staggered(7, tiny_model("qwen3_moe")))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def ranks(
 def test_two_ranks_answer_as_one_and_as_the_release(
     ranks: Served, stock_moe: Served, of_the_release: list[dict[str, Any]]
 ) -> None:
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
     got = answers(ranks.url, asks)
     assert_equal_answers(asks, got, of_the_release)
     assert_equal_answers(asks, got, answers(stock_moe.url, asks))
@@ -75,7 +76,7 @@ def test_one_rank_reports_and_its_experts_are_half_as_large(ranks: Served, tiny_
 def test_aborts_and_pauses_leave_the_others_tokens_alone(
     ranks: Served, of_the_release: list[dict[str, Any]]
 ) -> None:
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
 
     async def disturbed() -> list[dict[str, Any]]:
         async with httpx.AsyncClient(base_url=ranks.url, timeout=120, trust_env=False) as client:
@@ -87,7 +88,7 @@ def test_aborts_and_pauses_leave_the_others_tokens_alone(
 
 def test_ranks_agree_on_decisions_by_time(ranks: Served, of_the_release: list[dict[str, Any]]) -> None:
     """Policy auto, with the times of rank 0 on both; a step that differs would stop the server."""
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
     before = len(read_steps(ranks.steps))
     change(ranks.url, {"layered_num_groups": 0, "layered_tbt_ms": 20})
     got = answers(ranks.url, asks)
@@ -99,7 +100,7 @@ def test_ranks_agree_on_decisions_by_time(ranks: Served, of_the_release: list[di
 
 
 def test_ranks_agree_on_who_overtakes(ranks: Served, of_the_release: list[dict[str, Any]]) -> None:
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
     change(ranks.url, {"layered_num_groups": 0, "layered_max_parked": 1})
     got = answers(ranks.url, asks)
     change(ranks.url, {"layered_num_groups": GROUPS, "layered_max_parked": 0})
@@ -130,7 +131,7 @@ def staged(tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_two_stages_answer_as_one_rank(staged: Staged, stock_moe: Served) -> None:
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
     assert_equal_answers(asks, answers(staged.url, asks), answers(stock_moe.url, asks))
 
 
@@ -190,7 +191,7 @@ def test_a_cohort_follows_another_through_the_stages_and_waits_where_it_is_still
 
 
 def test_hang_ups_leave_the_others_tokens_alone_over_two_stages(staged: Staged, stock_moe: Served) -> None:
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
 
     async def disturbed() -> list[dict[str, Any]]:
         async with httpx.AsyncClient(base_url=staged.url, timeout=120, trust_env=False) as client:

@@ -12,13 +12,15 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from lora_models import ATTENTION, make_adapter, merged
+from ties import TiedModel
 from tiny_models import ON_CUDA, quantized_model, tiny_model
 
 from disturbances import aborts, hang_ups, pauses
@@ -30,7 +32,8 @@ from workload import (
     change,
     read_steps,
     send_all,
-    staggered,
+    untied,
+    with_ties,
 )
 
 pytestmark = [
@@ -96,10 +99,15 @@ class Serving(Served):
     def asks(self) -> list[Ask]:
         """36 requests; those with the same prompt have other adapters, those with a prefix take turns."""
         adapters = self.kind.adapters + self.kind.adapters[-1:]
-        return [
+        asks = [
             replace(ask, adapter=adapters[index % len(adapters)])
-            for index, ask in enumerate(staggered(seed=7))
+            for index, ask in enumerate(with_ties(seed=7))
         ]
+        return untied(asks, cache(lambda adapter: TiedModel(self.floats(adapter))))
+
+    def floats(self, adapter: str | None) -> torch.nn.Module:
+        """The model with an adapter, for Hugging Face."""
+        return merged(self.kind.floats(), None if adapter is None else self.folder / adapter)
 
     @cached_property
     def stock(self) -> Answers:
@@ -180,9 +188,10 @@ def test_staggered_requests_equal_stock_and_hugging_face(serving: Serving) -> No
     assert len(layered) > 20
     assert max(step["num_groups"] for step in layered) >= NUM_LAYERS
     for adapter in serving.kind.adapters:
-        model = merged(serving.kind.floats(), None if adapter is None else serving.folder / adapter)
         indices = [index for index in range(0, len(asks), 3) if asks[index].adapter == adapter]
-        assert_equal_hugging_face(model, [asks[at] for at in indices], [got[at] for at in indices])
+        assert_equal_hugging_face(
+            serving.floats(adapter), [asks[at] for at in indices], [got[at] for at in indices]
+        )
 
 
 def test_adapters_change_the_answers(serving: Serving) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tiny_models import tiny_model
 
 from measured import MEASURING, replayed_energy, series, state
 from servers import LAYERED, Served, serve
@@ -96,13 +97,13 @@ def fleet(tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="module")
 def of_one_server(fleet: Fleet) -> list[dict[str, Any]]:
     """Answers of a replica that is asked directly; its cache is empty afterwards."""
-    got = answers(fleet.replicas[0].url, staggered(seed=7))
+    got = answers(fleet.replicas[0].url, staggered(7, tiny_model("qwen3_moe")))
     fleet.replicas[0].server.flush_cache()
     return got
 
 
 def test_two_replicas_answer_as_one(fleet: Fleet, of_one_server: list[dict[str, Any]]) -> None:
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
     got = answers(fleet.url, asks)
     assert_equal_answers(asks, got, of_one_server)
     ids = {answer["meta_info"]["id"] for answer in got}
@@ -201,7 +202,7 @@ def test_a_killed_replica_costs_its_streams_and_no_other_request(
 
 def the_router_drops_and_readmits(fleet: Fleet, victim: Served, expected: list[dict[str, Any]]) -> None:
     fleet.wait_until([True, False])
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
     assert_equal_answers(asks, answers(fleet.url, asks), expected)
     assert httpx.get(f"{fleet.url}/readiness", trust_env=False).status_code == 200
     victim.server.stop()  # what is left of it
@@ -224,7 +225,7 @@ def test_two_data_parallel_replicas_answer_as_one(
     tiny_qwen3_moe: Path, of_one_server: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     flags = ["--dp-size", "2", "--layered-listeners", f"jsonl={tmp_path}/steps-{{dp}}.jsonl"]
-    asks = staggered(seed=7)
+    asks = staggered(7, tiny_model("qwen3_moe"))
     env = replayed_energy(tmp_path)
     with serve(tmp_path, tiny_qwen3_moe, *LAYERED, *MEASURING, *flags, env=env) as server:
         got = answers(server.base_url, asks)

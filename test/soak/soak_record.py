@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from ties import TiedModel
 from tiny_models import tiny_model, use_the_cpu
 
 from sglang_layered_lab.provenance import current_commit, installed_versions, this_machine
@@ -32,7 +33,6 @@ from soak_servers import (
     released_server,
     scheduler_process,
 )
-from soak_ties import TiedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Greedy float32 output can depend on the shape of a batch: rounding decides between two equally good tokens or
 experts. Three guards keep that apart from a wrong answer: tokens after a close second are not compared, a
 prompt that was answered differently is asked again in batches of several sizes, and if that does not explain
-it, the model is asked what it says when ties between experts fall the other way (`soak_ties`).
+it, the model is asked what it says when ties between experts fall the other way (`ties`).
 """
 
 from __future__ import annotations

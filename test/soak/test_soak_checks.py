@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+from ties import TiedModel
 from tiny_models import tiny_model
 
 from soak_asks import AbortAll, Ask, Outcome, abort_read_s
@@ -14,7 +15,6 @@ from soak_desk import MemorySample, Played
 from soak_events import NewEvents, late_steps
 from soak_plan import Abort, SoakSpec, make_plan
 from soak_replay import Expected, longest_outputs
-from soak_ties import TiedModel
 
 PROMPT = (1, 2)
 JOB = Ask("soak-1", PROMPT, 3)
@@ -76,7 +76,7 @@ def test_a_tie_between_experts_explains_an_answer_and_nothing_else() -> None:
     quiet = model.greedy(prompt, 9)
     assert (3, 508) in model.ties([*prompt, *quiet])
     answers = model.answers(prompt, quiet)
-    assert (793, 320, 250, 331, 363, 664, 567, 708, 320) in answers and len(answers) <= 21
+    assert (793, 320, 250, 331, 363, 664, 567, 708, 320) in answers and len(answers) <= 24
     expected = Expected(quiet, len(quiet), after_ties=answers)
     assert expected.allows(quiet) and expected.allows([793, 320, 250, 331, 363, 664, 567])
     assert not expected.allows([793, 320, 250, 331, 363, 664, 1])
