@@ -14,7 +14,6 @@ import torch
 from servers import LAYERED, Served, serve
 from sglang_layered.patching import locate
 
-
 torch.set_num_threads(1)  # models compute here too: threads that wait for a core take it from the servers
 
 
