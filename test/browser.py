@@ -1,4 +1,4 @@
-"""Headless Chromium for tests of pages: Debian's or any other on PATH, driven by Playwright; axe beside it."""
+"""Headless Chromium for tests of pages: the one on PATH, driven by Playwright; axe beside it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def opened(browser: Any, path: Path, **settings: Any) -> Iterator[Any]:
 
 def grave_findings(page: Any) -> list[str]:
     """What axe finds that is serious or worse: rule, and the elements."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
+    )
     found = axe.Axe().run(page).response["violations"]
     return [
         f"{each['id']}: {'; '.join(node['html'][:160] for node in each['nodes'][:3])}"

@@ -47,7 +47,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def page_path(out: Path) -> Path:
-    """The file that is written: `out` itself, or `index.html` in it where its name does not end as a page's."""
+    """The file that is written: `out`, or `index.html` in it where its name does not end as a page's."""
     return out if out.suffix.lower() in (".html", ".htm") else out / INDEX
 
 
@@ -69,8 +69,10 @@ def inline(picture: Picture) -> Markup:
     assert found is not None  # matplotlib writes one
     body = NAMES.sub(rf"\1{re.sub(r'[^A-Za-z0-9_-]', '_', picture.stem)}-", text[found.end() :])
     body = COLOUR.sub(lambda colour: _variable(colour[0]) if colour[0] in DARK else colour[0], body)
-    head = f'<svg role="img" aria-label="{escape(picture.title)}" viewBox="{found[1]}" class="picture" fill="currentColor">'
-    return Markup(head + body)  # its texts are outlines; where they are words, in comments, matplotlib escapes
+    said = f'role="img" aria-label="{escape(picture.title)}"'
+    head = f'<svg {said} viewBox="{found[1]}" class="picture" fill="currentColor">'
+    # The picture's texts are outlines; where they are words, in comments, matplotlib escapes them.
+    return Markup(head + body)
 
 
 def _variable(colour: str) -> str:

@@ -1,4 +1,4 @@
-"""The HTML report of sweeps and single records: one page that needs no other file, with the records' hashes."""
+"""The HTML report of sweeps and single records: one page that needs no other file, with hashes."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
