@@ -38,13 +38,20 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, path: Path, **settings: Any) -> Iterator[Any]:
-    """A page in a context of its own; its errors, and whatever it asks a network for, fail the test."""
+def opened(browser: Any, path: Path, *, is_frozen: bool = False, **settings: Any) -> Iterator[Any]:
+    """A page in a context of its own; its errors, and whatever it asks a network for, fail the test.
+
+    Of a frozen page time passes only by `page.clock.run_for`.
+    """
     context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "no-preference", **settings})
     page, faults = context.new_page(), []
+    context.set_default_timeout(20_000)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
     page.on("request", lambda asked: None if asked.url == path.as_uri() else faults.append(asked.url))
+    if is_frozen:
+        page.clock.install(time=0)
+        page.clock.pause_at(1000)
     page.goto(path.as_uri())
     yield page
     context.close()

@@ -6,6 +6,7 @@ A record is a quickstart's folder, or one file of a quickstart before it wrote s
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,7 @@ from sglang_layered_lab.bench.trace import Arrival, RequestTrace
 from sglang_layered_lab.quickstart.figures import COLUMNS, measure
 
 BEFORE_S = 0.5  # shown before the long prompt is sent
+STEP_S = 0.05  # of the slider
 LABELS = {  # of modes in files without them
     "whole": "whole prompt first (SGLang's default)",
     "mixed": "mixed chunks of 256 tokens",
@@ -51,7 +53,7 @@ def write_replay(record: Path, out: Path) -> Path:
     played = read_played(record)
     modes = [_mode(each) for each in played]
     [long], running = played[0].middle().traces, played[0].middle().background
-    made, until_s = played[0].made_with, max(mode["end"] for mode in modes)
+    made, end_s = played[0].made_with, max(mode["end"] for mode in modes)
     page = render(
         "replay.html.j2",
         prompt_tokens=long.prompt_tokens,
@@ -62,7 +64,8 @@ def write_replay(record: Path, out: Path) -> Path:
         headings=[heading for heading, *_ in COLUMNS.values()],
         is_stock_cpu=not made["machine"]["gpus"] and "attention" not in made,  # older than our own kernels
         from_s=-BEFORE_S,
-        until_s=until_s,
+        until_s=ceil(end_s / STEP_S) * STEP_S,  # the slider's steps lead there, so the last token is reached
+        step_s=STEP_S,
     )
     return write_page(out, page)
 
