@@ -50,7 +50,7 @@ class Board:
         self._num_streams = num_streams
         self._courses = {mode: Course(label) for mode, label in labels.items()}
         self._running: str | None = None
-        self._spinner = Spinner("line")
+        self._spinner: Spinner | None = None  # what goes on now
         fits = console.is_terminal and not console.is_dumb_terminal and console.width >= MIN_WIDTH
         self._live = Live(self, console=console, refresh_per_second=round(1 / PROGRESS_S)) if fits else None
 
@@ -60,7 +60,7 @@ class Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._spinner.update(text="")
+        self._spinner = None
         if self._live:
             self._live.stop()
 
@@ -68,8 +68,9 @@ class Board:
     def phase(self, what: str) -> Iterator[None]:
         """Say what is going on, and afterwards how long it took."""
         start_s = time.perf_counter()
-        self._spinner.update(text=what)
+        self._spinner = Spinner("line", text=what)
         yield
+        self._spinner = None
         self.say(f"{what}: {time.perf_counter() - start_s:.1f} s")
 
     def say(self, *lines: str) -> None:
@@ -113,7 +114,7 @@ class Board:
         none, one, more = marks
         legend = f"  {none} no token in {PROGRESS_S} s   {one} one   {more} more, of each conversation"
         yield Text(legend, style="dim", no_wrap=True, overflow="ellipsis")
-        if self._spinner.text:
+        if self._spinner:
             yield self._spinner
 
 
