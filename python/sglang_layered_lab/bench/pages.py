@@ -60,7 +60,7 @@ def write_page(out: Path, text: str) -> Path:
 
 
 def inline(picture: Picture) -> str:
-    """A picture as an SVG element, safe in a page; its names are its own: no two pictures of a page share one."""
+    """A picture as an SVG element, safe in a page; no two pictures share a name in it."""
     drawn = StringIO()
     with rc_context({**plots.STYLE, "svg.hashsalt": picture.stem}):
         picture.draw().savefig(drawn, format="svg", metadata=NO_FACTS)
