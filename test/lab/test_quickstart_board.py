@@ -43,6 +43,7 @@ def test_a_pause_is_seen_while_it_lasts_and_the_others_are_played_beside() -> No
     with board:
         with board.running("whole") as tell:
             assert tell
+            assert "the conversations begin" in drawn(board) and drawn(board).count("not yet") == 2
             for each in WHOLE[:5]:
                 tell(each)
             text = drawn(board)
@@ -53,7 +54,7 @@ def test_a_pause_is_seen_while_it_lasts_and_the_others_are_played_beside() -> No
         board.measured("whole", 1.42, 1.3)
         assert "TTFT 1.42 s, gap 1300 ms" in drawn(board) and "ended after 2.0 s" in drawn(board)
         with board.running("mixed") as tell:
-            assert tell
+            assert tell and "ended after 2.0 s" in drawn(board)
             tell(progress(0.5, 0, 8, 9))
             text = drawn(board)
             assert "prompt waits 0.5 s" in text and text.count("prompt waits") == 2  # whole plays again
