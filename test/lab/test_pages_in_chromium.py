@@ -37,8 +37,7 @@ def browser() -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     some = {name: ARMS[name] for name in ("default", "mixed-512", "layered-4")}
-    with_all: dict[str, Any] = {"rates": (0.5, 1.0), "num_background": 1, "joules": 5.0}
-    write_sweep(folder / "sweep", arms=some, num_requests=3, rounds=2, **with_all)
+    write_sweep(folder / "sweep", arms=some, num_requests=3, rounds=2, num_background=1, joules=5.0)
     return write_report([folder / "sweep"], folder / "report.html")
 
 

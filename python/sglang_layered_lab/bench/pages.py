@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 from matplotlib import rc_context
 
 from sglang_layered_lab.bench import plots
@@ -59,8 +59,8 @@ def write_page(out: Path, text: str) -> Path:
     return path
 
 
-def inline(picture: Picture) -> Markup:
-    """A picture as an SVG element; its names are its own, so that no two pictures of a page share one."""
+def inline(picture: Picture) -> str:
+    """A picture as an SVG element, safe in a page; no two pictures share a name in it."""
     drawn = StringIO()
     with rc_context({**plots.STYLE, "svg.hashsalt": picture.stem}):
         picture.draw().savefig(drawn, format="svg", metadata=NO_FACTS)
@@ -72,7 +72,7 @@ def inline(picture: Picture) -> Markup:
     said = f'role="img" aria-label="{escape(picture.title)}"'
     head = f'<svg {said} viewBox="{found[1]}" class="picture" fill="currentColor">'
     # The picture's texts are outlines; where they are words, in comments, matplotlib escapes them.
-    return Markup(head + body)
+    return head + body
 
 
 def _variable(colour: str) -> str:

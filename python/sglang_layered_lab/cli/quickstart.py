@@ -60,21 +60,28 @@ def quickstart(
     records, tokens.png and the servers' logs to the folder OUT, which `bench report` reads too.
     """
     from sglang_layered.files import check_output
-    from sglang_layered_lab.bench.pages import page_path
     from sglang_layered_lab.quickstart.replay import write_replay
     from sglang_layered_lab.quickstart.run import Plan, chosen, run, scenario  # imports matplotlib
     from sglang_layered_lab.serving import end_servers_on_signals
 
-    if page is not None:
-        check_output(page_path(page), "--page")
     if record is not None:
-        if page is None:
-            raise click.UsageError("--record needs --page FILE, the page to write")
-        click.echo(f"wrote {write_replay(record, page)}")
+        click.echo(f"wrote {write_replay(record, _checked(page))}")
         return
     check_output(out / "tokens.png")
+    page = _checked(page) if page else None
     end_servers_on_signals()
     console = Console()
     dtype, size = chosen(dtype, size, console)
     spec = scenario(modes, repetitions=repetitions, dtype=dtype, size=size, model_path=model_path)
     run(Plan(spec, out, port, keep, page), console)
+
+
+def _checked(page: Path | None) -> Path:
+    """The page's file, tried; a folder gets it as index.html."""
+    from sglang_layered.files import check_output
+    from sglang_layered_lab.bench.pages import page_path
+
+    if page is None:
+        raise click.UsageError("--record needs --page FILE, the page to write")
+    check_output(page_path(page), "--page")
+    return page_path(page)

@@ -50,7 +50,7 @@ class Board:
         self._num_streams = num_streams
         self._courses = {mode: Course(label) for mode, label in labels.items()}
         self._running: str | None = None
-        self._spinner = Spinner("line")
+        self._spinner: Spinner | None = None  # what goes on now
         fits = console.is_terminal and not console.is_dumb_terminal and console.width >= MIN_WIDTH
         self._live = Live(self, console=console, refresh_per_second=round(1 / PROGRESS_S)) if fits else None
 
@@ -60,7 +60,7 @@ class Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._spinner.update(text="")
+        self._spinner = None
         if self._live:
             self._live.stop()
 
@@ -68,8 +68,9 @@ class Board:
     def phase(self, what: str) -> Iterator[None]:
         """Say what is going on, and afterwards how long it took."""
         start_s = time.perf_counter()
-        self._spinner.update(text=what)
+        self._spinner = Spinner("line", text=what)
         yield
+        self._spinner = None
         self.say(f"{what}: {time.perf_counter() - start_s:.1f} s")
 
     def say(self, *lines: str) -> None:
@@ -95,62 +96,51 @@ class Board:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         told = self._courses[self._running].told if self._running else []
-        now_s = (told[-1].now_s if told else 0.0) if self._running else None
+        now_s = told[-1].now_s if told else None  # the prompt is sent when the conversations run
         marks = ASCII_MARKS if options.ascii_only else MARKS
         grid = Table.grid(expand=True)
         for _ in self._courses:
             grid.add_column(ratio=1)
         width = options.max_width // len(self._courses) - 4 - len("1 ")
-        panels = [_lines(mode, each, now_s, width, marks) for mode, each in self._courses.items()]
-        height = self._num_streams + 6  # with the border
-        grid.add_row(
-            *(
-                Panel(Group(*lines), title=mode, border_style=HUES.get(mode, ""), height=height)
-                for mode, lines in zip(self._courses, panels, strict=True)
-            )
-        )
+        panels = []
+        for mode, course in self._courses.items():
+            told, hue = course.until(now_s), HUES.get(mode, "")
+            state = "the conversations begin" if mode == self._running else "not yet"
+            lines = [Text(course.label, style="dim"), _prompt(told) if told else Text(state, style="dim")]
+            lines += [_strip(told, each, width, marks, hue) for each in range(self._num_streams)]
+            lines += [_pause(told, now_s) if told else Text(""), Text(course.figures, style="bold")]
+            panels.append(Panel(Group(*map(_in_one_line, lines)), title=mode, border_style=hue))
+        grid.add_row(*panels)
         yield grid
         none, one, more = marks
         legend = f"  {none} no token in {PROGRESS_S} s   {one} one   {more} more, of each conversation"
         yield Text(legend, style="dim", no_wrap=True, overflow="ellipsis")
-        if self._spinner.text:
+        if self._spinner:
             yield self._spinner
 
 
-def _lines(mode: str, course: Course, now_s: float | None, width: int, marks: Marks) -> list[Text]:
-    """A mode at a moment, None for after its end; `width` is that of a conversation's strip."""
-    told = course.until(now_s)
-    lines = [Text(course.label, style="dim"), _prompt(told)]
-    lines += _strips(told, width, marks, HUES.get(mode, ""))
-    lines += [_pause(told, now_s), Text(course.figures, style="bold")]
-    for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis"
-    return lines
+def _in_one_line(line: Text) -> Text:
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _prompt(told: list[Progress]) -> Text:
-    if not told:
-        return Text("not yet", style="dim")
     if not told[-1].num_tokens:
         return Text(f"prompt waits {told[-1].now_s:.1f} s", style="bold red")
     return Text(f"prompt: {told[-1].num_tokens} tokens came", style="green")
 
 
-def _strips(told: list[Progress], width: int, marks: Marks, hue: str) -> Iterator[Text]:
-    """A line for each conversation: a mark for what came between two moments, the latest at the right."""
-    shown = told[-width - 1 :]
-    for number in range(len(told[-1].background) if told else 0):
-        line = Text(f"{number + 1} ", style="dim")
-        for before, after in pairwise(shown):
-            count = min(after.background[number] - before.background[number], len(marks) - 1)
-            line.append(marks[count], style=hue if count else "dim")
-        yield line
+def _strip(told: list[Progress], number: int, width: int, marks: Marks, hue: str) -> Text:
+    """A conversation: a mark for what came between two moments, the latest at the right."""
+    line = Text(f"{number + 1} ", style="dim")
+    for before, after in pairwise(told[-width - 1 :]):
+        count = min(after.background[number] - before.background[number], len(marks) - 1)
+        line.append(marks[count], style=hue if count else "dim")
+    return line
 
 
 def _pause(told: list[Progress], now_s: float | None) -> Text:
     """How long nobody has had a token."""
-    if not told:
-        return Text("")
     if now_s is None or now_s > told[-1].now_s + STILL_S:
         return Text(f"ended after {told[-1].now_s:.1f} s", style="dim")
     came = next((each for each in told if each.background == told[-1].background), told[-1])
