@@ -4,6 +4,7 @@ What documents link to is in the site, folders with all that is in them: a link 
 Knows nothing of MkDocs.
 """
 
+import ast
 import os
 import re
 from collections.abc import Iterator
@@ -75,13 +76,22 @@ def folder_text(folder: Path, repo: Path) -> str:
     """A page for a folder: its README, then what is in it."""
     readme = folder / "README.md"
     head = readme.read_text(encoding="utf-8") + "\n## Files\n" if readme.exists() else _title(folder, repo)
-    lines = [f"* [{path.name}{'/' if path.is_dir() else ''}]({path.name})" for path in entries(folder)]
+    lines = [
+        f"* [{path.name}{'/' if path.is_dir() else ''}]({path.name}){_about(path)}"
+        for path in entries(folder)
+    ]
     return "\n".join([head, *lines]) + "\n"
 
 
 def code_text(path: Path, repo: Path) -> str:
     """A page that shows a file."""
     return f"{_title(path, repo)}\n~~~~{CODE[path.suffix]}\n{path.read_text(encoding='utf-8')}\n~~~~\n"
+
+
+def _about(path: Path) -> str:
+    """What a Python file says of itself in its first line."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.suffix == ".py" else ""
+    return f": {docstring.splitlines()[0]}" if docstring else ""
 
 
 def _title(path: Path, repo: Path) -> str:
