@@ -55,7 +55,7 @@ def opened(browser: Any, path: Path, *, is_frozen: bool = False, **settings: Any
     page.goto(path.as_uri())
     yield page
     context.close()
-    assert not faults
+    assert not faults, faults
 
 
 def grave_findings(page: Any) -> list[str]:

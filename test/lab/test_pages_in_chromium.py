@@ -161,3 +161,12 @@ def test_without_javascript_all_figures_are_there(replay: Path, browser: Any) ->
         assert page.locator("noscript").count() == 1
         assert page.locator(".strip").count() == 3
         assert "1.63" in page.locator("table").inner_text()
+
+
+def test_what_these_tests_look_for_is_found(tmp_path: Path, browser: Any) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text('<p style="width: 3000px"><img src="file:///nowhere.png"><button></button>')
+    with pytest.raises(AssertionError, match=r"nowhere.png"), opened(browser, bad) as page:
+        found = " ".join(grave_findings(page))
+        assert "image-alt" in found and "button-name" in found and "html-has-lang" in found
+        assert runs_over(page) > 1000
