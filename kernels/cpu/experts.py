@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-# Of rows between the two matrices at a time. Larger pieces of memory go back to the system in every layer, and
-# fetching them anew takes longer than writing them.
+# Of rows between the two matrices at a time. Larger pieces of memory go back to the system in every layer,
+# and fetching them anew takes longer than writing them.
 MAX_BYTES = 1 << 22
 ALIGNED_BYTES = 16  # strides that torch's grouped product takes
 
@@ -43,7 +43,7 @@ def chosen_experts(
     Args:
         x: [rows, hidden].
         weights: [rows, choices].
-        chosen: int [rows, choices], places in `experts`; negative where an expert is not here and adds nothing.
+        chosen: int [rows, choices], places in `experts`; negative: one that is not here and adds nothing.
         experts: Of the layer.
 
     Returns:
