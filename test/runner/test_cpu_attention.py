@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
+from sglang.srt.utils import is_cuda
 from sglang_layered_kernels.cpu.experts import gated_silu
 from tiny_models import tiny_model
 
@@ -93,6 +94,7 @@ def test_sglang_takes_no_triton_for_it() -> None:
         assert not module.support_triton("torch_native")
 
 
+@pytest.mark.skipif(is_cuda(), reason="on a GPU the shared scheduler has another backend")
 def test_experts_come_with_it(stepped: SteppedScheduler) -> None:
     model = stepped.scheduler.tp_worker.model_runner.model
     methods = [module.quant_method for module in model.modules() if isinstance(module, FusedMoE)]
