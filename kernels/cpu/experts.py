@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch.nn import functional
@@ -47,7 +48,7 @@ def chosen_experts(
         experts: Of the layer.
 
     Returns:
-        [rows, hidden], summed in the wider of the types of `x` and `weights`.
+        [rows, hidden], as `x`; summed in the widest of its type, that of `weights` and 32 bits.
     """
     here = chosen >= 0
     is_of_row, choices, weights = here.nonzero()[:, 0], chosen[here], weights[here]
@@ -59,7 +60,7 @@ def chosen_experts(
     if experts.weighs_input:
         rows *= weights.index_select(0, order).to(x.dtype)[:, None]
         weights = torch.ones_like(weights)
-    outputs = torch.empty(len(order), x.shape[1], dtype=torch.promote_types(x.dtype, weights.dtype))
+    outputs = torch.empty(len(order), x.shape[1], dtype=_widest(x.dtype, weights.dtype))
     for first, last, start, end in _pieces(ends.tolist(), MAX_BYTES // experts.up[0, :, 0].nbytes):
         outputs[start:end] = _outputs(rows[start:end], experts, slice(first, last), ends[first:last] - start)
     places = torch.empty_like(order)
@@ -121,5 +122,9 @@ def _with_bias(
     if biases is None:
         return rows
     sizes = ends.diff(prepend=ends.new_zeros(1))
-    wide = torch.promote_types(rows.dtype, torch.float32)
+    wide = _widest(rows.dtype)
     return (rows.to(wide) + biases[some].to(wide).repeat_interleave(sizes, dim=0)).to(rows.dtype)
+
+
+def _widest(*dtypes: torch.dtype) -> torch.dtype:
+    return reduce(torch.promote_types, dtypes, torch.float32)
