@@ -31,7 +31,6 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
 from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
 from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
 from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
-from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
 from sglang.srt.models import (  # noqa: E402
@@ -52,7 +51,6 @@ from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
 )
 from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
-from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
@@ -107,9 +105,7 @@ def use_references() -> None:
     """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
-    fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
     experts = UnquantizedFusedMoEMethod
-    experts.forward_cpu = experts.forward_native = experts_of_any_activation
     gemma4_causal.Gemma4Router.fuse_scale = fuse_scale
     mamba.mamba_chunk_scan_combined = mamba2.mamba_chunk_scan_combined
     mamba.selective_state_update = mamba2.selective_state_update
@@ -156,13 +152,6 @@ def some_without_gates(
         choice.topk_ids,
         config.routed_scaling_factor or 1.0,
     )
-    return StandardCombineInput(hidden_states=output)
-
-
-def experts_of_any_activation(method: Any, layer: Any, dispatch_output: Any) -> StandardCombineInput:
-    """SGLang's experts for a CPU, which know GELU too; it asks them for SiLU alone."""
-    rows, chosen = dispatch_output.hidden_states, dispatch_output.topk_output
-    output = fused_moe_native.moe_forward_native(layer, rows, chosen, method.moe_runner_config)
     return StandardCombineInput(hidden_states=output)
 
 
