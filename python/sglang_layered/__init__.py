@@ -19,4 +19,4 @@ def __getattr__(name: str) -> str:
     try:
         return version("sglang-layered")
     except PackageNotFoundError:  # a checkout on the path that nobody installed
-        return "0+unknown"
+        return "0.0"
