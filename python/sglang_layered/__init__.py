@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> str:
-    """Look up `__version__`, that of the installation: only tags have it written down, and a server never asks."""
+    """Look up `__version__`: that of the installation, since no file has it, and a server never asks."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version

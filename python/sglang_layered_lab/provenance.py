@@ -28,7 +28,7 @@ def installed_versions(*more: str) -> dict[str, str]:
 
 
 def current_commit() -> str | None:
-    """Commit of this code, with `-dirty` for local changes: in full of a checkout, else what the version names.
+    """Commit of this code, `-dirty` with local changes: of a checkout in full, else as the version names it.
 
     A wheel can lie in an environment that another project keeps in its own checkout, so git is asked whether
     this file is one of its.
