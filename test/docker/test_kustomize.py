@@ -1,7 +1,9 @@
-"""The Kubernetes folders as kustomize puts them together: whole, valid, and from the files that Compose mounts."""
+"""The Kubernetes folders as kustomize makes them: whole, valid, from the files that Compose mounts."""
 
 from __future__ import annotations
 
+import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,25 @@ def test_the_names_that_prometheus_and_grafana_look_up_are_services() -> None:
         assert len(selected) == 1
         # every pod is a target of its own only where the name stands for the pods
         assert (service.get("clusterIP") == "None") == (name in ("server", "router"))
+
+
+def test_an_overlay_of_somebody_elses_says_namespace_registry_and_model(tmp_path: Path) -> None:
+    written = (DOCKER / "README.md").read_text().split("    # kustomization.yaml\n")[1].split("\n\n")[0]
+    overlay = yaml.safe_load(textwrap.dedent(written))
+    assert overlay["resources"][0].partition("//")[2].startswith("docker/kubernetes/monitoring")
+    overlay["resources"] = [os.path.relpath(MONITORING, tmp_path.resolve())]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    server = {"name": "server", "args": ["--model-path", "mine"]}
+    patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "layered-server"}}
+    patch["spec"] = {"template": {"spec": {"containers": [server]}}}
+    (tmp_path / "server.yaml").write_text(yaml.safe_dump(patch))
+    found = objects(tmp_path)
+    assert {each["metadata"]["namespace"] for each in found.values()} == {"inference"}
+    assert found["RoleBinding", "layered-router"]["subjects"][0]["namespace"] == "inference"
+    for name in ("layered-server", "layered-router"):
+        [container] = pod_of(found, name)["containers"]
+        assert container["image"] == "registry.example.org/sglang-layered:0.1.0"
+    assert pod_of(found, "layered-server")["containers"][0]["args"] == server["args"]
 
 
 def test_the_operators_folder_has_the_dashboard_by_its_label() -> None:
