@@ -1,4 +1,4 @@
-"""The version: of the tag, of an archive of it, or told. One in all documents. The commit that records name."""
+"""The version: of the tag, of an archive of it, or told. Documents name one. The commit that records name."""
 
 from __future__ import annotations
 
