@@ -28,7 +28,7 @@ COMMANDS = {
         "reproduce": (f"{_CLI}.reproduce:reproduce", "Measure the paper's tables and figures."),
     },
     "Predict": {
-        "replay": (f"{_CLI}.traces:replay", "Put another policy in the place of a trace's."),
+        "replay": (f"{_CLI}.traces:replay", "Predict the times of another policy from a trace."),
         "paper-duel": (f"{_CLI}.traces:paper_duel", "Set policy auto against fixed settings on a trace."),
         "cost": (f"{_CLI}.cost:cost", "Fit step times to records, and predict prompts by them."),
         "simulate": (f"{_CLI}.simulate:simulate", "Run policies, routers and replicas in simulated time."),
