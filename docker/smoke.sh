@@ -5,6 +5,7 @@
 set -eu
 
 server=${1:-http://127.0.0.1:30000}
+has() { grep "$@" > /dev/null; } # to the end: a reader that stops early makes curl complain
 fail() { echo "smoke: $1" >&2; exit 1; }
 get() { curl --fail --silent --show-error --max-time 300 "$@"; }
 ask() { # tokens of the prompt, tokens of the answer
@@ -20,20 +21,20 @@ until curl --fail --silent --output /dev/null --max-time 10 "$server/health"; do
   sleep 5
 done
 
+get "$server/metrics" | has '^sglang:prefill_mode_info{.*mode="layered".*} 1' || fail "the server is not in layered mode"
+
 decoding=$(mktemp)
 ask 20 400 > "$decoding" & # so that the next prompt arrives beside a running request, and is cut into groups
 sleep 1
-ask 2000 4 | grep -q '"output_ids"' || fail "$server/generate gives no tokens"
+ask 2000 4 | has '"output_ids"' || fail "$server/generate gives no tokens"
 wait $! || fail "$server/generate fails for the request that was running"
-grep -q '"output_ids"' "$decoding" || fail "$server/generate gives no tokens to the request that was running"
+has '"output_ids"' "$decoding" || fail "$server/generate gives no tokens to the request that was running"
 rm "$decoding"
 
-metrics=$(get "$server/metrics")
-echo "$metrics" | grep -q '^sglang:prefill_mode_info{.*mode="layered".*} 1' || fail "the server is not in layered mode"
-echo "$metrics" | grep '^sglang:layered_steps_total{.*kind="layered"' | grep -qv ' 0\.0$' || fail "no step was layered"
+get "$server/metrics" | grep '^sglang:layered_steps_total{.*kind="layered"' | has -v ' 0\.0$' || fail "no step was layered"
 if [ $# -gt 1 ]; then
   left=60
-  until get "$2/api/v1/query?query=up%7Bjob%3D%22sglang%22%7D" | grep -q '"1"\]'; do
+  until get "$2/api/v1/query?query=up%7Bjob%3D%22sglang%22%7D" | has '"1"\]'; do
     left=$((left - 5))
     [ "$left" -gt 0 ] || fail "$2 scrapes no server that answers"
     sleep 5
