@@ -169,6 +169,31 @@ def test_healthcheck_asks_the_port_and_passes_on_the_verdict(tmp_path: Path) -> 
     assert run(["sh", str(DOCKER / "healthcheck.sh")], env=env).returncode != 0
 
 
+CANNED = """#!/bin/sh
+case "$*" in
+  */generate*) echo '{"output_ids":[1,2]}' ;;
+  */metrics*) printf 'sglang:prefill_mode_info{mode="%s",policy="p"} 1.0\\n' "$MODE"
+    printf 'sglang:layered_steps_total{kind="layered"} %s\\n' "$STEPS" ;;
+  *query*) echo '{"value":[1,"1"]}' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps", "said"),
+    [
+        ("layered", "3.0", "smoke: tokens, layered steps, scraped\n"),
+        ("layered", "0.0", "smoke: no step was layered\n"),
+        ("chunked", "0.0", "smoke: the server is not in layered mode\n"),
+    ],
+)
+def test_the_smoke_says_what_is_wrong(mode: str, steps: str, said: str, tmp_path: Path) -> None:
+    env = stubs(tmp_path, "curl") | {"MODE": mode, "STEPS": steps}
+    (tmp_path / "bin" / "curl").write_text(CANNED)
+    done = run(["sh", str(DOCKER / "smoke.sh"), "http://a", "http://b"], env=env)
+    assert (done.returncode, done.stdout + done.stderr) == (0 if "tokens" in said else 1, said)
+
+
 def wheel(folder: Path) -> None:
     """A package `toy` 1.0 that needs no network to install."""
     metadata = "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n"
