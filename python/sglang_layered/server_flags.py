@@ -2,18 +2,22 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
 from typing import Any, get_type_hints
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, LayeredPrefillError
 from sglang_layered.files import check_writable
+from sglang_layered.flag_fields import flag_name
 from sglang_layered.listeners.dispatch import check_listeners
 from sglang_layered.models.images import refused_media
 from sglang_layered.upstream.cpu_choice import check_cpu_attention, offer_cpu_attention
 
 logger = logging.getLogger(__name__)
 
+HEADING = "Of sglang-layered; docs/flags.md says which to set first."
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
 
@@ -35,7 +39,34 @@ def add_fields(cls: Any) -> None:
         )
         cls.__annotations__[item.name] = A[types[item.name], arg, NS("schedule")]
         setattr(cls, item.name, item.default)
+    cls.add_cli_args = staticmethod(under_heading(cls.add_cli_args))
     offer_cpu_attention(cls)
+
+
+class _WithHeading:
+    """A parser to add arguments to: our flags go to a group of their own, everything else to the parser."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+        self._group = parser.add_argument_group("layered prefill", HEADING)
+        self._ours = {flag_name(item.name) for item in fields(LayeredConfig)}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def add_argument(self, *names: str, **settings: Any) -> Any:
+        place = self._group if self._ours.intersection(names) else self._parser
+        return place.add_argument(*names, **settings)
+
+
+def under_heading(add_cli_args: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Wrap `ServerArgs.add_cli_args`: `--help` shows our flags under a heading behind SGLang's hundreds."""
+
+    @wraps(add_cli_args)
+    def add(parser: Any) -> None:
+        add_cli_args(_WithHeading(parser))
+
+    return add
 
 
 def check(server_args: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from sglang_layered import __version__
 from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
 VERSIONED = ("sglang", "torch", "sglang-layered", "openai", "transformers")
@@ -26,11 +28,16 @@ def installed_versions(*more: str) -> dict[str, str]:
 
 
 def current_commit() -> str | None:
-    """Commit of the checkout this file lies in, with `-dirty` for local changes."""
-    described = _output_of(
-        "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"
-    )
-    return described or None
+    """Commit of this code, `-dirty` with local changes: of a checkout in full, else as the version names it.
+
+    A wheel can lie in an environment that another project keeps in its own checkout, so git is asked whether
+    this file is one of its.
+    """
+    git = ("git", "-C", str(Path(__file__).parent))
+    if _output_of(*git, "ls-files", Path(__file__).name):
+        return _output_of(*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+    named = re.search(r"\+g([0-9a-f]+)(\.d\d+)?$", __version__)
+    return named and f"{named[1]}{'-dirty' if named[2] else ''}"
 
 
 def this_machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ beside them. Knows files and archives; where wheels come from stands in `wheels`
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tarfile
@@ -175,8 +176,17 @@ def _pack_project(repository: Path, work: Path) -> None:
             tree.extractall(folder)  # what git has packed; Python 3.11.2, Debian 12's, knows no filter
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
         command += ["--wheel-dir", str(work / "wheels"), str(Path(folder) / PROJECT_PLACE)]
-        if subprocess.run(command).returncode != 0:
+        if subprocess.run(command, env={**os.environ, **_named_version(repository)}).returncode != 0:
             raise LabError("pip could not build this project's wheel; its message stands above")
+
+
+def _named_version(repository: Path) -> dict[str, str]:
+    """What tells the build of a tree without git its version; records on the host then name the commit."""
+    asked = [sys.executable, "-m", "setuptools_scm", "--root", str(repository)]
+    told = subprocess.run(asked, capture_output=True, text=True)
+    if told.returncode != 0:
+        raise LabError(f"setuptools-scm names no version of {repository}: {told.stderr.strip()}")
+    return {"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_SGLANG_LAYERED": told.stdout.strip()}
 
 
 def _pack_tree(work: Path, place: str, files: Iterable[tuple[Path, str]]) -> None:

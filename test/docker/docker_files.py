@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
 
 REPO = Path(__file__).resolve().parents[2]
 DOCKER = REPO / "docker"
-MANIFESTS = sorted((DOCKER / "kubernetes").glob("*.yaml"))
+KUBERNETES = DOCKER / "kubernetes"
+KUSTOMIZATIONS = {
+    path.parent: yaml.safe_load(path.read_text()) for path in DOCKER.rglob("kustomization.yaml")
+}
 IMAGE_ROOT = "/opt/sglang-layered"
 DEFAULTED = re.compile(r"\$\{([A-Z0-9_]+):-([^}]*)\}")
 
@@ -46,8 +52,25 @@ def _with_defaults(value: Any) -> Any:
 
 
 def documents() -> list[dict[str, Any]]:
-    """Every Kubernetes object."""
-    return [each for path in MANIFESTS for each in yaml.safe_load_all(path.read_text())]
+    """Every Kubernetes object that is written out: no patch, and nothing that kustomize makes."""
+    files = (
+        folder / name
+        for folder, made in KUSTOMIZATIONS.items()
+        for name in made.get("resources", [])
+        if (folder / name).is_file()
+    )
+    return [each for path in files for each in yaml.safe_load_all(path.read_text())]
+
+
+@cache
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send; skips where neither kubectl nor kustomize is."""
+    for program, *command in (("kubectl", "kustomize"), ("kustomize", "build")):
+        if shutil.which(program):
+            done = subprocess.run([program, *command, folder], capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            return list(yaml.safe_load_all(done.stdout))
+    pytest.skip("neither kubectl nor kustomize is on PATH")
 
 
 @cache

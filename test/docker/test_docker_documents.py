@@ -12,14 +12,17 @@ from docker_files import DOCKER, REPO, parse_container_args, router_parser, serv
 RUN_LINE = re.compile(r"^ {4}docker run .*? sglang-layered:\S+ (-.*|router .*)$", re.MULTILINE)
 OF_OTHERS = {
     "--build-arg",
+    "--config",  # Prometheus
     "--gpus",
+    "--init",
     "--network",
     "--profile",
     "--rm",
     "--shm-size",
     "--arch",
     "--out",
-}  # docker, docker compose, make-model
+    "--target",
+}  # docker, docker compose, make-model, monitoring write
 
 
 @pytest.mark.parametrize("path", ["docker/README.md", "docs/scale.md"])

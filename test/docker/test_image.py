@@ -15,8 +15,9 @@ import pytest
 from docker_files import DOCKER, IMAGE_ROOT, REPO, instructions
 
 HADOLINT = Path(sys.executable).with_name("hadolint")
-# Each RUN is one script, run elsewhere: the first two by tests below, the last by scripts/test.sh itself.
+# Each RUN is one script, run elsewhere: the third by scripts/test.sh itself, the others by tests below.
 RUNS = ["docker/install-system.sh", "scripts/setup.sh --packages-only", "scripts/setup.sh"]
+RUNS += ["docker/install-on-sglang.sh"]
 STUB = (
     '#!/bin/sh\nprintf "%s" "$(basename "$0")" >> "$CALLS"\nprintf " %s" "$@" >> "$CALLS"\necho >> "$CALLS"\n'
 )
@@ -69,6 +70,15 @@ def test_bases_are_pinned_and_of_the_cuda_and_the_python_of_the_lock() -> None:
     cuda = bases["BASE"].removeprefix("nvidia/cuda:").split("-")[0]
     assert f"cuda-toolkit=={cuda}\n" in lock
     assert bases["PYTHON"].startswith("python:3.11.")
+    assert f"sglang=={bases['SGLANG'].removeprefix('lmsysorg/sglang:v')}\n" in lock
+    stages = [value.split(" AS ") for value in instructions("FROM")]
+    assert bases["KIND"] == "own" and [names[1:] for names in stages] == [
+        ["python"],
+        ["own"],
+        ["on-sglang"],
+        [],
+    ]
+    assert stages[-1] == ["${KIND}"]
 
 
 def test_the_image_serves_as_another_user_than_root_and_checks_its_health() -> None:
@@ -98,6 +108,40 @@ def test_system_step_installs_the_compiler_of_the_base(
     assert {call[0] for call in calls} == set(names)
 
 
+HELD = "torch==2.11.0+cu130\nclick==8.5.1\n"
+IMAGES_PYTHON = f"""#!/bin/sh
+printf 'python %s\\n' "$*" >> "$CALLS"
+case "$*" in
+  *freeze*) printf '{HELD}toy @ file:///toy\\n' ;;
+  *install*) cat "$6" >> "$CALLS" ;;
+esac
+"""
+
+
+def test_the_step_on_sglangs_image_changes_none_of_its_packages_and_patches(tmp_path: Path) -> None:
+    env = stubs(tmp_path, "sglang-layered", "useradd", "install") | {"PYTHON": "its-python"}
+    (tmp_path / "bin" / "its-python").write_text(IMAGES_PYTHON)
+    (tmp_path / "bin" / "its-python").chmod(0o755)
+    done = run(["sh", str(DOCKER / "install-on-sglang.sh")], env=env)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    frozen, installed, rest = calls.partition("python -m pip install --no-cache-dir --constraint ")
+    assert frozen == "python -m pip freeze --exclude-editable\n" and installed
+    _, held, then = rest.partition(HELD)
+    assert held and then.splitlines()[:2] == ["sglang-layered patch apply", "sglang-layered patch verify"]
+    assert "useradd --uid 10001 " in then and "/home/layered/.cache" in then
+
+
+@pytest.mark.parametrize("step", ["sglang-layered", "its-python"])
+def test_the_step_on_sglangs_image_ends_the_build_where_it_fails(step: str, tmp_path: Path) -> None:
+    env = stubs(tmp_path, "sglang-layered", "its-python", "useradd", "install") | {"PYTHON": "its-python"}
+    if step == "sglang-layered":
+        (tmp_path / "bin" / "its-python").write_text(IMAGES_PYTHON)
+    (tmp_path / "bin" / step).write_text("#!/bin/sh\nexit 1\n")
+    assert run(["sh", str(DOCKER / "install-on-sglang.sh")], env=env).returncode != 0
+    assert "useradd" not in ((tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else "")
+
+
 @pytest.mark.parametrize(
     ("args", "called"),
     [
@@ -123,6 +167,31 @@ def test_healthcheck_asks_the_port_and_passes_on_the_verdict(tmp_path: Path) -> 
     assert "http://127.0.0.1:31/health" in (tmp_path / "calls").read_text()
     (tmp_path / "bin" / "curl").write_text("#!/bin/sh\nexit 22\n")
     assert run(["sh", str(DOCKER / "healthcheck.sh")], env=env).returncode != 0
+
+
+CANNED = """#!/bin/sh
+case "$*" in
+  */generate*) echo '{"output_ids":[1,2]}' ;;
+  */metrics*) printf 'sglang:prefill_mode_info{mode="%s",policy="p"} 1.0\\n' "$MODE"
+    printf 'sglang:layered_steps_total{kind="layered"} %s\\n' "$STEPS" ;;
+  *query*) echo '{"value":[1,"1"]}' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps", "said"),
+    [
+        ("layered", "3.0", "smoke: tokens, layered steps, scraped\n"),
+        ("layered", "0.0", "smoke: no step was layered\n"),
+        ("chunked", "0.0", "smoke: the server is not in layered mode\n"),
+    ],
+)
+def test_the_smoke_says_what_is_wrong(mode: str, steps: str, said: str, tmp_path: Path) -> None:
+    env = stubs(tmp_path, "curl") | {"MODE": mode, "STEPS": steps}
+    (tmp_path / "bin" / "curl").write_text(CANNED)
+    done = run(["sh", str(DOCKER / "smoke.sh"), "http://a", "http://b"], env=env)
+    assert (done.returncode, done.stdout + done.stderr) == (0 if "tokens" in said else 1, said)
 
 
 def wheel(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 from collections.abc import Iterator
 
 import httpx
@@ -10,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitored import ask, wait_until
+from monitored import ROOT, ask, wait_until
 from otlp import attributes
 from real_run import MODES, Run, Traffic, real_run, traffic
 from sglang_layered.metrics.table import METRICS, PREFIX
@@ -94,6 +96,20 @@ def test_every_metric_of_the_table_is_served(run: Run, streams: list[Traffic]) -
         suffix = {"histogram": "_count"}
         missing = {PREFIX + m.name + suffix.get(m.kind, "") for m in wanted} - served
         assert not missing, mode
+
+
+def test_the_containers_smoke_finds_layered_steps_and_tells_a_chunked_server(
+    run: Run, streams: list[Traffic]
+) -> None:
+    def smoke(*addresses: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", str(ROOT / "docker" / "smoke.sh"), *addresses]
+        env = {**os.environ, "WAIT_S": "30", "no_proxy": "*"}
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+    good = smoke(run.servers["layered"], run.prometheus)
+    assert (good.returncode, good.stdout) == (0, "smoke: tokens, layered steps, scraped\n"), good.stderr
+    bad = smoke(run.servers["chunked"])
+    assert (bad.returncode, bad.stderr) == (1, "smoke: the server is not in layered mode\n")
 
 
 def test_spans_of_layered_steps_tile_the_layers(run: Run, streams: list[Traffic]) -> None:

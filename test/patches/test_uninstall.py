@@ -1,10 +1,13 @@
-"""Uninstalling in a real environment: SGLang serves as released; a fresh install takes the patches out."""
+"""The way in and out that README names, with the built wheel; and what stays where only the package goes."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import hashlib
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +29,9 @@ pytestmark = [
 ]
 
 REPO = Path(__file__).resolve().parents[2]
-SOURCES = ("python", "kernels", "patches", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("python", "kernels", "patches", "docker/monitoring", "pyproject.toml", "README.md", "LICENSE")
+COMMIT = "1a2b3c4d5"
+VERSION = f"0.1.0.dev7+g{COMMIT}"
 WARNING = "SGLang runs as released: it is patched for sglang-layered, which cannot be used"
 FLAGS = (*EXACT, "--max-total-tokens", "4000")
 PROMPT = list(range(5, 205))
@@ -43,17 +48,25 @@ class Environment:
     def python(self) -> str:
         return str(self.folder / "bin" / "python")
 
-    def run(self, *args: str) -> str:
-        command = [self.python, "-m", *args]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=self.folder)
+    def run(self, program: str, *args: str) -> str:
+        """A program of the environment, with what it prints; no code of the tests' own environment."""
+        command = [str(self.folder / "bin" / program), *args]
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=self.folder, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def install(self) -> None:
-        self.run("pip", "install", "--quiet", "--no-deps", "--no-index", str(self.wheel))
+        """Of what this package asks for everything is there, or pip fails."""
+        self.run("python", "-m", "pip", "install", "--quiet", "--no-index", str(self.wheel))
 
     def uninstall(self) -> None:
-        self.run("pip", "uninstall", "--quiet", "--yes", "sglang-layered")
+        self.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "sglang-layered")
+
+    def ours(self) -> list[str]:
+        """What is left of this package and its command."""
+        places = (*self.folder.glob("lib/python*/site-packages/*"), *self.folder.glob("bin/*"))
+        return [path.name for path in places if re.match(r"sglang.layered", path.name)]
 
     def changed_files(self) -> list[str]:
         """Files of SGLang that are not what its installer recorded; an oracle that knows no patches."""
@@ -76,10 +89,12 @@ def environment(tmp_path: Path) -> Iterator[Environment]:
     source = tmp_path / "source"
     for name in SOURCES:
         copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
-        source.mkdir(exist_ok=True)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
         copy(REPO / name, source / name)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True, timeout=600)
+    env = {**os.environ, "SETUPTOOLS_SCM_PRETEND_VERSION_FOR_SGLANG_LAYERED": VERSION}  # the copy has no git
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     folder = REPO / "out" / "uninstall-environment"  # on the file system of the original
     shutil.rmtree(folder, ignore_errors=True)
@@ -103,15 +118,31 @@ def answer_of(server: ServerProcess) -> list[int]:
     return list(tokens)
 
 
+def commands_of_the_readme() -> list[list[str]]:
+    """README's block that installs into an environment, and the one that leaves it."""
+    text = (REPO / "README.md").read_text()
+    section = text.split("**Into your own SGLang environment.**")[1].split("**With the set-up script.**")[0]
+    return [shlex.split(line, comments=True) for line in re.findall(r"^ {4}(.+)$", section, re.MULTILINE)]
+
+
 def test_apply_serve_uninstall_serve_reinstall_revert(
     environment: Environment, tiny_qwen3_moe: Path, tmp_path: Path
 ) -> None:
     write_standalone_kernels(tmp_path / "site")
-    environment.run("sglang_layered", "patch", "revert")
+    install, apply, doctor, revert, uninstall = commands_of_the_readme()
+    environment.run("python", "-m", "sglang_layered", "patch", "revert")
     environment.uninstall()
-    assert environment.changed_files() == []
+    assert (environment.changed_files(), environment.ours()) == ([], [])
+    assert install == ["pip", "install", "."]
     environment.install()
-    environment.run("sglang_layered", "patch", "apply")
+    environment.run(*apply)
+    assert "applied and verified by hash" in environment.run(*doctor)
+    assert environment.run("sglang-layered", "--version").split()[-1] == VERSION
+    # the environment lies in a checkout that its files are no part of
+    told = "from sglang_layered_lab.provenance import current_commit; print(current_commit())"
+    assert environment.run("python", "-c", told).strip() == COMMIT
+    environment.run("sglang-layered", "monitoring", "write", str(tmp_path / "monitoring"))
+    assert (tmp_path / "monitoring" / "grafana" / "dashboards" / "layered.json").stat().st_size > 10_000
     patched = environment.changed_files()
     assert "sglang/__init__.py" in patched
 
@@ -130,6 +161,8 @@ def test_apply_serve_uninstall_serve_reinstall_revert(
     assert log.read_text().count(WARNING) == 1
 
     environment.install()
-    assert "reverted" in environment.run("sglang_layered", "patch", "revert")
-    assert environment.changed_files() == []
+    assert "reverted" in environment.run(*revert)
+    assert uninstall == ["pip", "uninstall", "sglang-layered"]
+    environment.uninstall()
+    assert (environment.changed_files(), environment.ours()) == ([], [])
     verify_patched()  # of the environment that the tests run in, whose files the copy shared

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_layered.cli.main import commands
+from sglang_layered.cli.groups import commands
 from sglang_layered.config import LayeredConfig
 from sglang_layered.flag_fields import flag_name
 

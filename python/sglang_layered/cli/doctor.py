@@ -5,10 +5,11 @@ Of a model it says what layered prefill would do with it, read from its configur
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any, NamedTuple
 
 import click
@@ -50,13 +51,24 @@ def machine() -> Iterator[Finding]:
         try:
             yield Finding(name, version(name))
         except PackageNotFoundError:
-            yield Finding(name, "missing", "scripts/setup.sh installs the pinned versions")
+            yield Finding(name, "missing", _remedy(name))
     try:
         patching.verify_patched()
         yield Finding("patch set", "applied and verified by hash")
     except LayeredPrefillError as error:
         yield Finding("patch set", str(error), "as said here; `sglang-layered patch status` shows each patch")
     yield from energy()
+
+
+def _remedy(name: str) -> str:
+    """How to install a package, in the version that this one's metadata asks for."""
+    try:
+        asked = requires("sglang-layered") or []
+    except PackageNotFoundError:
+        asked = []
+    pattern = re.compile(rf"{re.escape(name)}(?![\w.-])[^;]*")
+    found = next((match[0].strip() for each in asked if (match := pattern.match(each))), name)
+    return f"pip install '{found}'; in a checkout scripts/setup.sh, which installs the pinned versions"
 
 
 def energy() -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import click
 
 import sglang_layered.patching.port as porting
 from sglang_layered import patching
+from sglang_layered.cli.groups import WholeGroup
 from sglang_layered.patching import patch_set
 from sglang_layered.patching.site import Site
 
@@ -34,7 +35,7 @@ def on_site(command: Command) -> Command:
     return located
 
 
-@click.group()
+@click.group(cls=WholeGroup)
 @path_option("--patches", hidden=True, help="Folder with the patch sets.")
 @click.pass_context
 def patch(context: click.Context, patches: Path | None) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sglang_layered.cli.groups import WholeGroup
 from sglang_layered.errors import KernelError
 from sglang_layered_lab.cli.bench_lengths import lengths
 from sglang_layered_lab.cli.bench_limits import limits
@@ -12,7 +13,7 @@ from sglang_layered_lab.cli.bench_report import plot, report
 from sglang_layered_lab.cli.bench_run import run, show, sweep
 
 
-@click.group()
+@click.group(cls=WholeGroup)
 def bench() -> None:
     """Load servers and measure them; time kernels."""
 

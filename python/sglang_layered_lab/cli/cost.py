@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from sglang_layered.cli.groups import WholeGroup
 from sglang_layered.errors import ConfigError
 from sglang_layered_lab.cost.coverage import COVERAGES
 from sglang_layered_lab.cost.roofline import DEVICES, Roofline
@@ -21,7 +22,7 @@ FITTED = "fitted:"
 MODEL_HELP = f"{', '.join(MODELS)}, or the path of a config.json."
 
 
-@click.group()
+@click.group(cls=WholeGroup)
 def cost() -> None:
     """Fit step times to records, and predict prompts by them."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sglang_layered.cli.groups import WholeGroup
 from sglang_layered.errors import LabError
 from sglang_layered.files import check_output
 from sglang_layered_lab.dashboard.check import check as look
@@ -16,7 +17,7 @@ JSON_PATH = Path("docker/monitoring/grafana/dashboards/layered.json")
 MAX_POINTS = 240
 
 
-@click.group()
+@click.group(cls=WholeGroup)
 def dashboard() -> None:
     """Write or check the Grafana dashboard."""
 

@@ -1,0 +1,102 @@
+"""`sglang-layered monitoring`: writes out docker/monitoring, which the wheel has as a package of data."""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from sglang_layered.cli.groups import WholeGroup
+from sglang_layered.errors import ConfigError
+from sglang_layered.files import check_output
+
+SCRAPED = ("server", "router", "alertmanager")
+RULES = ("recording", "alerts")
+
+
+@click.group(cls=WholeGroup)
+def monitoring() -> None:
+    """Write the files of Prometheus, Alertmanager and Grafana."""
+
+
+@monitoring.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME=HOST:PORT",
+    help="Address of a server, router or alertmanager, in place of a lookup of that name; may be repeated.",
+)
+@click.option("--force", is_flag=True, help="Also replace files that differ.")
+def write(folder: Path, targets: tuple[str, ...], force: bool) -> None:
+    """Write configuration, rules, alerts and dashboard to FOLDER.
+
+    Prometheus then looks up the names server, router and alertmanager, as docker/compose.yaml has them;
+    --target gives addresses instead. Write the files again after an upgrade: they go with its metrics.
+    """
+    texts = {path.relative_to(_root()): path.read_text() for path in _files(_root())}
+    config = Path("prometheus/prometheus.yml")
+    texts[config] = with_targets(texts[config], targets)
+    differing = [
+        str(folder / name)
+        for name, text in texts.items()
+        if (folder / name).exists() and (folder / name).read_text() != text
+    ]
+    if differing and not force:
+        raise ConfigError(f"{', '.join(differing)}: there, and different; --force replaces what differs")
+    for name, text in texts.items():
+        check_output(folder / name, "FOLDER")
+        (folder / name).write_text(text)
+    click.echo(f"wrote {len(texts)} files to {folder}: prometheus/, alertmanager/, grafana/")
+
+
+@monitoring.command()
+def rules() -> None:
+    """Print rules and alerts as objects of the Prometheus operator, for `kubectl apply -f -`."""
+    for name in RULES:
+        click.echo(prometheus_rule(name, (_root() / "prometheus" / f"{name}.yml").read_text()), nl=False)
+
+
+def with_targets(config: str, targets: tuple[str, ...]) -> str:
+    """`prometheus.yml` with addresses, each `NAME=HOST:PORT`, in the place of the lookups of these names.
+
+    Raises:
+        ConfigError: another name, or no address.
+    """
+    addresses: dict[str, list[str]] = {}
+    for target in targets:
+        name, _, address = target.partition("=")
+        if name not in SCRAPED or not re.fullmatch(r"[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", address):
+            raise ConfigError(f"--target {target}: give NAME=HOST:PORT, NAME one of {', '.join(SCRAPED)}")
+        addresses.setdefault(name, []).append(f'"{address}"')
+    for name, found in addresses.items():
+        lookup = (
+            rf"( +(?:- )?)dns_sd_configs:\n +- names: \[{name}\]\n(?: +(?:type|port|refresh_interval): .*\n)+"
+        )
+        config, replaced = re.subn(lookup, partial(_static, found), config)
+        assert replaced == 1, name
+    return config
+
+
+def _static(addresses: list[str], lookup: re.Match[str]) -> str:
+    return f"{lookup[1]}static_configs:\n{' ' * (len(lookup[1]) + 2)}- targets: [{', '.join(addresses)}]\n"
+
+
+def prometheus_rule(name: str, text: str) -> str:
+    """Wrap a rule file into a PrometheusRule: its text, indented, is the object's spec."""
+    spec = "".join(f"  {line}" if line.strip() else line for line in text.splitlines(keepends=True))
+    metadata = f"{{name: layered-{name}, labels: {{app.kubernetes.io/part-of: sglang-layered}}}}"
+    head = f"apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata: {metadata}\nspec:\n"
+    return f"---\n{head}{spec}"
+
+
+def _root() -> Path:
+    return Path(str(files("sglang_layered_monitoring")))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return (path for path in sorted(found) if path.suffix not in (".py", ".pyc"))
