@@ -180,15 +180,12 @@ def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
 
 
 def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
-    flags = FLAGS.get(case.arch, {}) | flags
+    size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS}
+    own = {"attention_backend": "triton", "enable_streaming_session": True}
     return SteppedScheduler(
         case.target,
-        max_total_tokens=4000,
         layered_group_tokens=GROUP_TOKENS,
-        chunked_prefill_size=CHUNK_TOKENS,
-        attention_backend="triton",
-        enable_streaming_session=True,
-        **flags,
+        **size | own | FLAGS.get(case.arch, {}) | flags,
     )
 
 

@@ -30,7 +30,12 @@ def speculates(scheduler: Any) -> bool:
 def num_draft_layers(scheduler: Any) -> int:
     """Layers that also compute each prompt, with its last group; 0 where no model drafts."""
     drafts = getattr(scheduler.draft_worker, "draft_worker", None)
-    return 0 if drafts is None else drafts.draft_runner.token_to_kv_pool.layer_num
+    if drafts is None:
+        return 0
+    pool = drafts.draft_runner.token_to_kv_pool
+    # Beside recurrent layers SGLang keeps the KV of attention in a pool within.
+    num_layers: int = getattr(pool, "full_kv_pool", pool).layer_num
+    return num_layers
 
 
 class SpeculativeLauncher(StepLauncher):
