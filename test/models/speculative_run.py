@@ -10,7 +10,7 @@ from typing import Any
 
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles small functions of its drafts, for minutes
 
-from family_run import FLAGS, close, use_references
+from family_run import FLAGS, RECURRENT, close, further_slots, use_references
 
 use_references()
 
@@ -35,6 +35,7 @@ GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+DRAFTED = {"speculative_draft_attention_backend": "triton"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Case:
     kind: str | None = None
     flags: dict[str, Any] = field(default_factory=lambda: CHAIN)
     is_thorough: bool = False  # without overlap too, and with everything that may happen to requests
+
+    @property
+    def is_recurrent(self) -> bool:
+        return RECURRENT.items() <= FLAGS.get(self.arch, {}).items()
 
     @property
     def target(self) -> Path:
@@ -65,6 +70,10 @@ CASES = {
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
     "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
+    "NGRAM of Qwen3-Next": Case("NGRAM", "qwen3_next", flags=TREE),
+    "EAGLE of Qwen3-Next's MTP": Case("EAGLE", "qwen3_next", "mtp"),
+    "EAGLE of Qwen3.5's MTP": Case("EAGLE", "qwen3_5_moe", "mtp", is_thorough=True),
+    "EAGLE of Nemotron-H's MTP": Case("EAGLE", "nemotron_h", "mtp", CHAIN | DRAFTED, is_thorough=True),
 }
 
 
@@ -92,7 +101,10 @@ def asked_for() -> list[list[int]]:
 
 
 def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
-    stepped = scheduler(case, disable_overlap_schedule=not overlap, **case.speculates)
+    flags = {"disable_overlap_schedule": not overlap} | case.speculates
+    if overlap and case.is_recurrent:
+        flags |= further_slots()
+    stepped = scheduler(case, **flags)
     assert stepped.scheduler.enable_overlap == overlap
     ways: dict[str, dict[str, float]] = {
         "stock": {"layered_prefill": 0},
@@ -181,7 +193,9 @@ def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
 
 def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
     size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS}
-    own = {"attention_backend": "triton", "enable_streaming_session": True}
+    # Which of the two it is changes names alone; SGLang refuses Triton where the first layer has no attention.
+    backend = "torch_native" if case.arch == "nemotron_h" else "triton"
+    own = {"attention_backend": backend, "enable_streaming_session": True}
     return SteppedScheduler(
         case.target,
         layered_group_tokens=GROUP_TOKENS,
