@@ -12,7 +12,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_indexer
+from sglang_layered.models.refused import has_indexer, has_untested_drafts, has_untold_images
 from sglang_layered.refused_flags import (
     FLAGS,
     GROUP_ATTENTION,
@@ -175,14 +175,17 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
         f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
         f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
-        f"{SPECULATING} cannot serve {{args.model_path}} with a draft model: it reads embeddings of images,"
-        " which are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
-            start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
+        f"{SPECULATING} cannot serve {{args.model_path}} with this draft model: what it reads of images is"
+        " not tested beside a cohort in this family; use NGRAM, or leave the flag out": lambda start: (
+            has_untold_images(start.model_config, start.server_args.speculative_algorithm)
         ),
         f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
         " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
-        f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step"
-        " takes back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
+        f"{SPECULATING} {{args.speculative_algorithm}} cannot serve {{args.model_path}}: states of recurrent"
+        " layers that a verified step takes back are not tested beside a cohort in this family with these"
+        " drafts; use NGRAM or EAGLE where they are, or leave the flag out": lambda start: (
+            has_untested_drafts(start.model_config, start.server_args.speculative_algorithm)
+        ),
     },
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)

@@ -21,6 +21,7 @@ from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_dr
 from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
+from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
 from family_checks import chunks_of, hugging_face, run  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
@@ -51,6 +52,10 @@ class Case:
     @property
     def is_recurrent(self) -> bool:
         return RECURRENT.items() <= FLAGS.get(self.arch, {}).items()
+
+    @property
+    def has_images(self) -> bool:
+        return self.arch == "qwen3_5_moe"
 
     @property
     def target(self) -> Path:
@@ -91,6 +96,7 @@ class Seen:
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
+    images: dict[str, Any] = field(default_factory=dict)
 
 
 def asked_for() -> list[list[int]]:
@@ -137,6 +143,8 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         seen.events = check_states(stepped, (1, stepped.num_layers - 1), NUM_BACKGROUND).equal
         seen.storm = asdict(storm(stepped))
         seen.log_probabilities = log_probabilities(stepped)
+        if case.has_images:
+            seen.images = asdict(ImageRun(case.target, stepped).check())
     return seen
 
 
@@ -193,7 +201,7 @@ def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
 
 def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
     size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS}
-    # Which of the two it is changes names alone; SGLang refuses Triton where the first layer has no attention.
+    # Both are the reference; SGLang refuses Triton's name where the first layer has no attention.
     backend = "torch_native" if case.arch == "nemotron_h" else "triton"
     own = {"attention_backend": backend, "enable_streaming_session": True}
     return SteppedScheduler(
@@ -210,6 +218,8 @@ def check_case(case: Case) -> dict[str, Any]:
     equal = hugging_face(case.target, asked_for()[:half]) * 2 == expected
     close()
     found: dict[str, Any] = {"equal_hugging_face": equal}
+    if case.has_images:
+        found["images_hugging_face"] = answers_of_hugging_face(case.target)
     for overlap in (False, True) if case.is_thorough else (True,):
         found["with overlap" if overlap else "without overlap"] = asdict(
             check(case, expected, overlap=overlap)

@@ -105,12 +105,27 @@ def test_drafts_are_verified_in_steps_of_sglangs_own(
         check(tiny_qwen3_moe, *asked, *flags)
 
 
-def test_states_that_verification_takes_back_are_refused() -> None:
-    asked = (*LAYERED, *NO_BUFFER, "--speculative-algorithm", "NGRAM")
-    with pytest.raises(
-        UnsupportedError, match=r"--speculative-algorithm .* cannot serve .* recurrent layers"
-    ):
-        check(tiny_model("qwen3_next"), *asked)
+@pytest.mark.parametrize(
+    ("arch", "algorithm", "message"),
+    [
+        ("qwen3_next", "NGRAM", None),
+        ("qwen3_5_moe", "NGRAM", None),
+        ("qwen3_5_moe", "EAGLE", None),
+        ("qwen3_next", "STANDALONE", "STANDALONE cannot serve .* recurrent layers .* EAGLE; "),
+        ("lfm2_moe", "NGRAM", "NGRAM cannot serve .* recurrent layers .* EAGLE; "),
+        ("qwen3_vl_moe", "NGRAM", None),
+        ("qwen3_vl_moe", "EAGLE", "cannot serve .* of images .* in this family; use NGRAM"),
+    ],
+)
+def test_drafts_of_what_was_compared_are_served(arch: str, algorithm: str, message: str | None) -> None:
+    """Where a verified step takes states back, and where a draft is told of images."""
+    recurrent = NO_BUFFER if arch != "qwen3_vl_moe" else ()
+    asked = (*LAYERED, *recurrent, "--speculative-algorithm", algorithm)
+    if algorithm == "STANDALONE":
+        asked += ("--speculative-draft-model-path", str(tiny_model("llama")))
+    refusal = pytest.raises(UnsupportedError, match=f"--speculative-algorithm .*{message}")
+    with refusal if message else nullcontext():
+        check(tiny_model(arch), *asked)
 
 
 @pytest.mark.parametrize(
