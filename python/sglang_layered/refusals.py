@@ -181,10 +181,13 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
         f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
         " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
-        f"{SPECULATING} {{args.speculative_algorithm}} cannot serve {{args.model_path}}: states of recurrent"
-        " layers that a verified step takes back are not tested beside a cohort in this family with these"
-        " drafts; use NGRAM or EAGLE where they are, or leave the flag out": lambda start: (
-            has_untested_drafts(start.model_config, start.server_args.speculative_algorithm)
+        f"{SPECULATING} does not work with --enable-streaming-session for {{args.model_path}}: SGLang keeps"
+        " states of recurrent layers behind drafts that an answer was cut before, and answers the next turn"
+        f" wrong; {ONE}": lambda start: start.has("--enable-streaming-session") and start.is_recurrent,
+        f"{SPECULATING} cannot serve {{args.model_path}} with {{args.speculative_algorithm}}: states of"
+        " recurrent layers that a verified step takes back are tested beside a cohort with NGRAM and EAGLE"
+        " alone, and in some families; leave the flag out": lambda start: has_untested_drafts(
+            start.model_config, start.server_args.speculative_algorithm
         ),
     },
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (

@@ -25,12 +25,13 @@ from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
 from family_checks import chunks_of, hugging_face, run  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
-from recurrent_checks import check_states  # noqa: E402
+from recurrent_checks import check_states, found_again  # noqa: E402
 from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.upstream import aux_states  # noqa: E402
 from storm import storm  # noqa: E402
 
 NUM_BACKGROUND = 90  # tokens of a request that must outlast prompts, several a step
+TRACKED_TOKENS = 64
 GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 
@@ -97,6 +98,7 @@ class Seen:
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
     images: dict[str, Any] = field(default_factory=dict)
+    found_again: dict[str, int | bool] = field(default_factory=dict)
 
 
 def asked_for() -> list[list[int]]:
@@ -109,7 +111,8 @@ def asked_for() -> list[list[int]]:
 def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
     flags = {"disable_overlap_schedule": not overlap} | case.speculates
     if overlap and case.is_recurrent:
-        flags |= further_slots()
+        # A state is kept for the prefix cache where a verified step passes a multiple of this many tokens.
+        flags |= further_slots() | {"mamba_track_interval": TRACKED_TOKENS}
     stepped = scheduler(case, **flags)
     assert stepped.scheduler.enable_overlap == overlap
     ways: dict[str, dict[str, float]] = {
@@ -140,9 +143,15 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         kept_alive=kept_alive,
     )
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
-        seen.events = check_states(stepped, (1, stepped.num_layers - 1), NUM_BACKGROUND).equal
+        groups = (1, stepped.num_layers - 1)
+        # With drafts SGLang's session keeps the states behind tokens that its answer was cut before: the next
+        # turn's tokens are others, in all modes, unless a drop makes the turn start from nothing.
+        checks = check_states(stepped, groups, NUM_BACKGROUND, has_sessions=not case.is_recurrent)
+        seen.events = checks.equal
         seen.storm = asdict(storm(stepped))
         seen.log_probabilities = log_probabilities(stepped)
+        if case.is_recurrent:
+            seen.found_again = found_again(stepped, NUM_BACKGROUND)
         if case.has_images:
             seen.images = asdict(ImageRun(case.target, stepped).check())
     return seen

@@ -69,7 +69,7 @@ def test_a_corpus_is_used_beside_cohorts_too(results: dict[str, Any], name: str)
 def test_prefixes_chunks_and_overtaking_were_met(results: dict[str, Any], name: str) -> None:
     for seen in ways(results, name):
         assert seen["cached_tokens"] >= 70
-        assert seen["num_chunks"] >= 3
+        assert seen["num_chunks"] >= 2
         assert seen["num_overtaken"] >= 1
 
 
@@ -82,7 +82,7 @@ def test_a_steps_tensors_are_kept_alive_once(results: dict[str, Any], name: str)
 @pytest.mark.parametrize("name", THOROUGH)
 def test_drops_cuts_retractions_and_sessions_change_no_token(results: dict[str, Any], name: str) -> None:
     events = found(results, name)["with overlap"]["events"]
-    assert len(events) >= 8
+    assert len(events) >= (7 if name in RECURRENT else 8)  # these without sessions
     assert all(events.values()), events
 
 
@@ -106,6 +106,12 @@ def test_whatever_happens_all_answers_are_right_and_no_slot_is_lost(
     assert storm["wrong"] == []
     for what in ("cohorts", "retracted", "slots taken", "aborted", "paused"):
         assert storm["happened"][what], what
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_that_were_verified_are_found_in_the_prefix_cache(results: dict[str, Any], name: str) -> None:
+    """Of a prompt of 50 tokens and an answer of 90 those after 128 tokens, which no prompt's forward kept."""
+    assert found(results, name)["with overlap"]["found_again"] == {"cached_tokens": 128, "equal": True}
 
 
 def test_a_draft_is_told_of_images_beside_cohorts_too(results: dict[str, Any]) -> None:

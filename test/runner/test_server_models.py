@@ -106,22 +106,23 @@ def test_drafts_are_verified_in_steps_of_sglangs_own(
 
 
 @pytest.mark.parametrize(
-    ("arch", "algorithm", "message"),
+    ("arch", "flags", "message"),
     [
         ("qwen3_next", "NGRAM", None),
         ("qwen3_5_moe", "NGRAM", None),
         ("qwen3_5_moe", "EAGLE", None),
-        ("qwen3_next", "STANDALONE", "STANDALONE cannot serve .* recurrent layers .* EAGLE; "),
-        ("lfm2_moe", "NGRAM", "NGRAM cannot serve .* recurrent layers .* EAGLE; "),
+        ("qwen3_next", "STANDALONE", "with STANDALONE: states of recurrent .* EAGLE .*; leave"),
+        ("nemotron_h", "EAGLE --enable-streaming-session", "work with --enable-streaming-session .*; leave"),
+        ("lfm2_moe", "NGRAM", "with NGRAM: states of recurrent .* EAGLE .*; leave"),
         ("qwen3_vl_moe", "NGRAM", None),
         ("qwen3_vl_moe", "EAGLE", "cannot serve .* of images .* in this family; use NGRAM"),
     ],
 )
-def test_drafts_of_what_was_compared_are_served(arch: str, algorithm: str, message: str | None) -> None:
+def test_drafts_of_what_was_compared_are_served(arch: str, flags: str, message: str | None) -> None:
     """Where a verified step takes states back, and where a draft is told of images."""
     recurrent = NO_BUFFER if arch != "qwen3_vl_moe" else ()
-    asked = (*LAYERED, *recurrent, "--speculative-algorithm", algorithm)
-    if algorithm == "STANDALONE":
+    asked = (*LAYERED, *recurrent, "--speculative-algorithm", *flags.split())
+    if flags == "STANDALONE":
         asked += ("--speculative-draft-model-path", str(tiny_model("llama")))
     refusal = pytest.raises(UnsupportedError, match=f"--speculative-algorithm .*{message}")
     with refusal if message else nullcontext():
