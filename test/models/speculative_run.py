@@ -209,7 +209,7 @@ def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
 
 
 def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
-    # Watchdogs of schedulers that are closed hear of no more steps, and would end this process after 5 minutes.
+    # Watchdogs of closed schedulers hear of no more steps, and would end this process after 5 minutes.
     size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS, "watchdog_timeout": 36_000}
     # Both are the reference; SGLang refuses Triton's name where the first layer has no attention.
     backend = "torch_native" if case.arch == "nemotron_h" else "triton"
