@@ -17,13 +17,7 @@ from safetensors.torch import load_file
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.models.checkpoint import random_tensor, write_file, write_json
-from sglang_layered_lab.models.draftable import (
-    LAYER_GAIN,
-    average_columns,
-    averaging_of,
-    embedding_of,
-    rms,
-)
+from sglang_layered_lab.models.draftable import LAYER_GAIN, average_columns, averaging_of, embedding_of, rms
 from sglang_layered_lab.models.make import MARKER, partial_folder, put_in_place, record_of_ours
 from sglang_layered_lab.models.tensors import MATRIX_GAIN, TensorSpec
 
@@ -143,10 +137,8 @@ def _standalone(target: Target) -> tuple[dict[str, Any], Weights]:
     values, output = target.averaging_heads()
     weights = _llama_layer("model.layers.0.", values, output)
     weights["model.layers.0.self_attn.q_proj.weight"].zero_()
-    weights |= {
-        "model.embed_tokens.weight": target.embedding,
-        "lm_head.weight": target.weights["lm_head.weight"],
-    }
+    weights["model.embed_tokens.weight"] = target.embedding
+    weights["lm_head.weight"] = target.weights["lm_head.weight"]
     weights["model.norm.weight"] = torch.ones(target.hidden_size)
     return _llama_config(target, "LlamaForCausalLM", NUM_HEADS), weights
 
