@@ -181,6 +181,10 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
         f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
         " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
+        f"{SPECULATING} does not work with --mamba-radix-cache-strategy extra_buffer_lazy: slots that it"
+        " takes for states on the way are not tested beside a cohort; use extra_buffer": lambda start: (
+            start.server_args.mamba_radix_cache_strategy == "extra_buffer_lazy" and start.is_recurrent
+        ),
         f"{SPECULATING} does not work with --enable-streaming-session for {{args.model_path}}: SGLang keeps"
         " states of recurrent layers behind drafts that an answer was cut before, and answers the next turn"
         f" wrong; {ONE}": lambda start: start.has("--enable-streaming-session") and start.is_recurrent,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.server_args import ServerArgs
 from tiny_models import tiny_model
 
 from server_doors import LAYERED, check
@@ -127,6 +128,14 @@ def test_drafts_of_what_was_compared_are_served(arch: str, flags: str, message: 
     refusal = pytest.raises(UnsupportedError, match=f"--speculative-algorithm .*{message}")
     with refusal if message else nullcontext():
         check(tiny_model(arch), *asked)
+
+
+def test_slots_that_states_take_late_are_refused_with_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerArgs, "_validate_mamba_extra_buffer", lambda *args: None)
+    lazy = ("--mamba-radix-cache-strategy", "extra_buffer_lazy")
+    check(tiny_model("qwen3_next"), *LAYERED, *lazy)
+    with pytest.raises(UnsupportedError, match=r"work with .* extra_buffer_lazy: .*; use extra_buffer"):
+        check(tiny_model("qwen3_next"), *LAYERED, *lazy, "--speculative-algorithm", "NGRAM")
 
 
 @pytest.mark.parametrize(
