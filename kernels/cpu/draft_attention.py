@@ -1,4 +1,7 @@
-"""CPU reference of a draft model's attention, which SGLang has for AMX only; it stands where SGLang looks."""
+"""CPU references of what models do with drafts, which SGLang has for AMX or CUDA only, put where it looks.
+
+A draft model's attention is here, what recurrent layers of a target do is in `draft_states.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,18 @@ from typing import Any
 
 import torch
 from sglang.kernels.ops.speculative.ngram_corpus import get_ngram_corpus_cls
+from sglang.srt.layers.attention import hybrid_linear_attn_backend
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MambaPool
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
+from sglang_layered_kernels.cpu.draft_states import keep_accepted
 from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention
+from torch.overrides import TorchFunctionMode
 
 from sglang_layered.errors import CpuKernelError
+
+MAKE_STATES = MambaPool.__init__
 
 
 class DraftStepAttention(ReferenceAttention):
@@ -74,6 +82,23 @@ def _extends(factory: DraftBackendFactory) -> ReferenceAttention:
     return ReferenceAttention(factory.draft_model_runner)
 
 
+class OnCpu(TorchFunctionMode):
+    """Inside, tensors that are asked for on CUDA come on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As torch asks for."""
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def _make_states(pool: MambaPool, **sizes: Any) -> None:
+    """SGLang asks for the memory of states behind drafts on CUDA, whatever the device is."""
+    with OnCpu():
+        MAKE_STATES(pool, **sizes)
+
+
 def use_drafts() -> None:
     """Put the references in place of `--attention-backend triton`, of targets and of drafts.
 
@@ -82,6 +107,8 @@ def use_drafts() -> None:
     ATTENTION_BACKENDS["triton"] = ATTENTION_BACKENDS["torch_native"] = ReferenceAttention
     DraftBackendFactory._create_triton_decode_backend = _steps
     DraftBackendFactory._create_triton_prefill_backend = _extends
+    MambaPool.__init__ = _make_states  # type: ignore[method-assign]
+    hybrid_linear_attn_backend.scatter_mamba_states_after_mtp_verify = keep_accepted
     torch.cuda.synchronize = lambda device=None: None  # asked for by targets that share their head
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from sglang_layered_kernels.cpu.draft_states import along_drafts, convolve_drafts, parents_of
 from torch.nn import functional
 
 CHUNK_TOKENS = 64  # SGLang keeps a prompt's state for its prefix cache at multiples of this
@@ -66,10 +67,15 @@ def causal_conv1d_update_cpu(
     activation: str | None = "silu",
     *,
     conv_state_indices: torch.Tensor,
-    **_: Any,
+    **drafts: Any,
 ) -> torch.Tensor:
-    """The convolution's next token of every request, x [requests, channels]; other arguments as above."""
+    """The convolution's next token of every request, x [requests, channels]; other arguments as above.
+
+    Drafts are [requests, channels, nodes], and `drafts` what `convolve_drafts` takes.
+    """
     slots = conv_state_indices.long()
+    if x.dim() == 3:
+        return _activate(convolve_drafts(x, conv_states, weight, bias, slots, **drafts), activation)
     seen = torch.cat([conv_states[slots].to(x.dtype), x[:, :, None]], dim=2)
     conv_states[slots] = seen[:, :, 1:].to(conv_states.dtype)
     output = (seen * weight).sum(-1)
@@ -136,11 +142,18 @@ def fused_sigmoid_gating_delta_rule_update_cpu(
     initial_state_source: torch.Tensor,
     initial_state_indices: torch.Tensor,
     cu_seqlens: torch.Tensor,
-    **_: Any,
+    disable_state_update: bool = False,
+    **drafts: Any,
 ) -> torch.Tensor:
-    """The gates and the recurrence's next token of every request; arguments and output as above."""
+    """The gates and the recurrence's next token of every request; arguments and output as above.
+
+    With `disable_state_update` tokens are drafts, request after request, and `drafts` what `_drafted` takes.
+    """
     heads = v.shape[2]
     g, beta = fused_gdn_gating_cpu(A_log, a.reshape(-1, heads), b.reshape(-1, heads), dt_bias)
+    if disable_state_update:
+        rows = (q[0], k[0], v[0], g[0], beta[0])
+        return _drafted(rows, initial_state_source, initial_state_indices, **drafts)[None]
     output, _, _ = chunk_gated_delta_rule_cpu(
         q,
         k,
@@ -160,6 +173,33 @@ def fused_rmsnorm_gated_cpu(
     """RMS norm of rows x [rows, size], scaled by weight [size] and by silu(gate) [rows, size]."""
     normed = functional.rms_norm(x.float(), x.shape[-1:], eps=eps)
     return (weight * normed * functional.silu(gate.float())).to(x.dtype)
+
+
+def _drafted(
+    rows: tuple[torch.Tensor, ...],
+    states: torch.Tensor,
+    slots: torch.Tensor,
+    *,
+    intermediate_states_buffer: torch.Tensor,
+    intermediate_state_indices: torch.Tensor,
+    retrieve_parent_token: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Drafts [requests * nodes, heads, size] from states of their requests or parents; see `along_drafts`."""
+    num_nodes = len(rows[2]) // len(slots)
+    output = torch.empty_like(rows[2])
+
+    def advance(request: int, node: int, before: torch.Tensor) -> torch.Tensor:
+        own = slice(request * num_nodes + node, request * num_nodes + node + 1)
+        q, k, v, g, beta = (part[own] for part in rows)
+        row, state = _recur(q, k, v, g, beta, before)
+        output[own] = row.to(output.dtype)
+        return state
+
+    parents = parents_of(len(slots), num_nodes) if retrieve_parent_token is None else retrieve_parent_token
+    kept, places = intermediate_states_buffer, intermediate_state_indices
+    along_drafts(states, slots, kept, places, parents, advance)
+    return output
 
 
 def _recur(

@@ -16,7 +16,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from sglang_layered_kernels.cpu.draft_states import along_drafts
 from torch.nn import functional
+
+from sglang_layered.errors import CpuKernelError
 
 
 def mamba_chunk_scan_combined(
@@ -79,9 +82,13 @@ def selective_state_update(
     dt_bias: torch.Tensor,
     state_batch_indices: torch.Tensor,
     out: torch.Tensor,
+    disable_state_update: bool = False,
+    intermediate_states_buffer: torch.Tensor | None = None,
+    intermediate_state_indices: torch.Tensor | None = None,
+    retrieve_parent_token: torch.Tensor | None = None,
     **_: Any,
 ) -> None:
-    """The recurrence's next token of every request.
+    """The recurrence's next token of every request, or its drafts.
 
     Args:
         state: [slots, heads, size, state size], written in place.
@@ -94,8 +101,26 @@ def selective_state_update(
         dt_bias: [heads, size].
         state_batch_indices: [requests], slots.
         out: written in place.
+        disable_state_update: there are drafts: x and what is like it, B and C have their number behind the
+            requests, and states stay as they are.
+        intermediate_states_buffer: [places, drafts, heads, size, state size], as `kept` of `along_drafts`.
+        intermediate_state_indices: [requests or more], places.
+        retrieve_parent_token: [requests, drafts], parents; None: chains.
     """
     step = _step(dt[..., 0], dt_bias[:, 0])
+    if disable_state_update:
+
+        def advance(request: int, node: int, before: torch.Tensor) -> torch.Tensor:
+            own = (slice(request, request + 1), node)
+            rows, states = _recur(x[own], step[own], A[:, 0, 0], B[own], C[own], D[:, 0], before)
+            out[own] = rows.to(out.dtype)
+            return states[-1]
+
+        if intermediate_states_buffer is None or intermediate_state_indices is None:
+            raise CpuKernelError("selective_state_update: drafts whose states are not kept have no reference")
+        kept, places = intermediate_states_buffer, intermediate_state_indices
+        along_drafts(state, state_batch_indices, kept, places, retrieve_parent_token, advance)
+        return
     for row, slot in enumerate(state_batch_indices.tolist()):
         own = slice(row, row + 1)
         rows, states = _recur(x[own], step[own], A[:, 0, 0], B[own], C[own], D[:, 0], state[slot])

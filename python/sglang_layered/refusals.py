@@ -12,7 +12,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_indexer
+from sglang_layered.models.refused import has_indexer, has_untested_drafts, has_untold_images
 from sglang_layered.refused_flags import (
     FLAGS,
     GROUP_ATTENTION,
@@ -175,14 +175,24 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
         f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
         f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
-        f"{SPECULATING} cannot serve {{args.model_path}} with a draft model: it reads embeddings of images,"
-        " which are not kept from group to group; use NGRAM, or leave the flag out": lambda start: (
-            start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
+        f"{SPECULATING} cannot serve {{args.model_path}} with this draft model: what it reads of images is"
+        " not tested beside a cohort in this family; use NGRAM, or leave the flag out": lambda start: (
+            has_untold_images(start.model_config, start.server_args.speculative_algorithm)
         ),
         f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
         " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
-        f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step"
-        " takes back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
+        f"{SPECULATING} does not work with --mamba-radix-cache-strategy extra_buffer_lazy: slots that it"
+        " takes for states on the way are not tested beside a cohort; use extra_buffer": lambda start: (
+            start.server_args.mamba_radix_cache_strategy == "extra_buffer_lazy" and start.is_recurrent
+        ),
+        f"{SPECULATING} does not work with --enable-streaming-session for {{args.model_path}}: SGLang keeps"
+        " states of recurrent layers behind drafts that an answer was cut before, and answers the next turn"
+        f" wrong; {ONE}": lambda start: start.has("--enable-streaming-session") and start.is_recurrent,
+        f"{SPECULATING} cannot serve {{args.model_path}} with {{args.speculative_algorithm}}: states of"
+        " recurrent layers that a verified step takes back are tested beside a cohort with NGRAM and EAGLE"
+        " alone, and in some families; leave the flag out": lambda start: has_untested_drafts(
+            start.model_config, start.server_args.speculative_algorithm
+        ),
     },
     lambda start: start.config.is_layered and any(map(start.has, RECURRENT)) and start.is_recurrent: (
         _with_flags("--prefill-mode layered with recurrent layers", RECURRENT)

@@ -66,6 +66,8 @@ RECURRENT: Mapping[str, str] = {
     "--enable-lora": "adapters of these layers are not tested beside a cohort; serve merged weights",
     "--enable-int8-mamba-checkpoint": "rounded states are not tested beside a cohort; leave the flag out",
     "--enable-linear-replayssm": "states late by some tokens are not tested; leave the flag out",
+    "--enable-linear-replayssm-spec": "states behind drafts that are computed again are not tested; leave the"
+    " flag out",
 }
 """What models with recurrent layers do not work with: the reason, and after a semicolon the remedy."""
 

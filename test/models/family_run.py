@@ -22,6 +22,7 @@ use_the_cpu()
 
 import click  # noqa: E402
 import torch  # noqa: E402
+from lora_models import leave_memory_unpinned  # noqa: E402
 from sglang.kernels.ops.attention.fla.fused_norm_gate import FusedRMSNormGated  # noqa: E402
 from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
@@ -43,6 +44,7 @@ from sglang.srt.models import (  # noqa: E402
     qwen2_moe,
 )
 from sglang.srt.runtime_context import reset_context  # noqa: E402
+from sglang.srt.server_args import ServerArgs  # noqa: E402
 from sglang_layered_kernels.cpu import kimi_delta, mamba2  # noqa: E402
 from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
     causal_conv1d_fn_cpu,
@@ -77,6 +79,17 @@ FLAGS: dict[str, dict[str, Any]] = {
     "gemma4": {"disable_hybrid_swa_memory": True},
     "gemma4_moe": {"disable_hybrid_swa_memory": True},
 }
+
+
+def further_slots() -> dict[str, Any]:
+    """Flags with which states are kept in further slots on the way (extra_buffer), as on a GPU by default.
+
+    SGLang allows it with CUDA's kernels alone, and pins memory for it. Our references keep the states too.
+    """
+    ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
+    leave_memory_unpinned()
+    flags = {"mamba_radix_cache_strategy": "extra_buffer", "disable_overlap_schedule": False}
+    return flags | FEW_STATES
 
 
 def check(arch: str, turns: int) -> dict[str, Any]:

@@ -13,16 +13,14 @@ from typing import Any
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # SGLang compiles the encoder's rotary embedding: half a minute
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
-from family_run import FEW_STATES, RECURRENT, use_references
+from family_run import RECURRENT, further_slots, use_references
 
 use_references()
 
 # ruff: noqa: E402
 import pytest
 import torch
-from lora_models import leave_memory_unpinned
 from sglang.srt.managers import mm_utils
-from sglang.srt.server_args import ServerArgs
 from tiny_models import tiny_model
 
 from family_checks import sequential
@@ -126,11 +124,7 @@ class Run:
 
 def states_kept(flags: dict[str, Any]) -> dict[str, Any]:
     """How recurrent layers' states are kept for the prefix cache: with overlap as by default on a GPU."""
-    if flags["disable_overlap_schedule"]:
-        return RECURRENT
-    ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # SGLang allows it with CUDA's kernels alone
-    leave_memory_unpinned()
-    return {"mamba_radix_cache_strategy": "extra_buffer", **FEW_STATES}
+    return RECURRENT if flags["disable_overlap_schedule"] else further_slots()
 
 
 def is_layered(event: Any) -> bool:

@@ -27,7 +27,11 @@ class Seen:
 
 
 def check_states(
-    stepped: SteppedScheduler, groups: Iterable[int], num_background: int = NUM_BACKGROUND
+    stepped: SteppedScheduler,
+    groups: Iterable[int],
+    num_background: int = NUM_BACKGROUND,
+    *,
+    has_sessions: bool = True,
 ) -> Seen:
     """Drop a cohort before these groups, cut it, retract it; with a prefix, in chunks, in a session."""
     checks = Checks(stepped, num_background)
@@ -37,9 +41,29 @@ def check_states(
     checks.compare(HITS, "retracted", checks.retract, 4)
     checks.compare("in chunks", "dropped", checks.drop_second_chunk, 2)
     checks.one_leaves()
-    if not stepped.scheduler.server_args.disable_radix_cache:
+    if has_sessions and not stepped.scheduler.server_args.disable_radix_cache:
         checks.session()  # without the cache SGLang takes no second turn
     return checks.seen
+
+
+def found_again(stepped: SteppedScheduler, num_outputs: int) -> dict[str, int | bool]:
+    """An answer that came beside cohorts is asked about: how much of it was cached, and if that was right."""
+    asked, beside = prompt(50, 70_011), [prompt(90, 70_012 + index) for index in range(2)]
+    stepped.drain()
+    assert stepped.change({"layered_prefill": 1, "layered_num_groups": stepped.num_layers})
+    first = stepped.send(asked, num_outputs)
+    for tokens in beside:
+        stepped.step(3)
+        stepped.send(tokens, NUM_OUTPUTS)
+    [answer] = stepped.finish(first)
+    follows = asked + answer[: num_outputs - 1] + prompt(20, 70_014)
+    rid = stepped.send(follows, NUM_OUTPUTS)
+    [hit] = stepped.finish(rid)
+    cached_tokens = stepped.reqs[rid].cached_tokens
+    stepped.drain()
+    assert stepped.change({"layered_prefill": 0})
+    [alone] = stepped.finish(stepped.send(follows, NUM_OUTPUTS))
+    return {"cached_tokens": cached_tokens, "equal": hit == alone}
 
 
 class Checks:

@@ -8,14 +8,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from family_run import CHUNK_TOKENS, FLAGS, close, use_references
+from family_run import CHUNK_TOKENS, FLAGS, close, further_slots, use_references
 
 use_references()
 
 import click  # noqa: E402
-from lora_models import leave_memory_unpinned  # noqa: E402
 from sglang.srt.runtime_context import get_schedule  # noqa: E402
-from sglang.srt.server_args import ServerArgs  # noqa: E402
 from tiny_models import tiny_model  # noqa: E402
 
 from harness import SteppedScheduler  # noqa: E402
@@ -29,14 +27,8 @@ def check_own_slots(arch: str) -> Seen:
 
 
 def check_further_slots(arch: str) -> Seen:
-    """Its states are kept in further slots on the way (extra_buffer), with overlap, as on a GPU by default.
-
-    SGLang allows it with CUDA's kernels alone, and pins memory for it. Our references keep the states too.
-    """
-    ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
-    leave_memory_unpinned()
-    flags = {"mamba_radix_cache_strategy": "extra_buffer", "disable_overlap_schedule": False}
-    stepped = scheduler(arch, **flags)
+    """Its states are kept in further slots on the way (extra_buffer), with overlap."""
+    stepped = scheduler(arch, **further_slots())
     # With Mamba2 layers SGLang files right states for the first prompt of a batch alone.
     assert (get_schedule().prefill_max_requests == 1) == (arch == "nemotron_h")
     return check_states(stepped, range(1, stepped.num_layers))

@@ -10,7 +10,7 @@ from typing import Any
 
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles small functions of its drafts, for minutes
 
-from family_run import FLAGS, close, use_references
+from family_run import FLAGS, RECURRENT, close, further_slots, use_references
 
 use_references()
 
@@ -21,20 +21,23 @@ from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_dr
 from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
+from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
 from family_checks import chunks_of, hugging_face, run  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
-from recurrent_checks import check_states  # noqa: E402
+from recurrent_checks import check_states, found_again  # noqa: E402
 from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.upstream import aux_states  # noqa: E402
 from storm import storm  # noqa: E402
 
 NUM_BACKGROUND = 90  # tokens of a request that must outlast prompts, several a step
+TRACKED_TOKENS = 64
 GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+DRAFTED = {"speculative_draft_attention_backend": "triton"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class Case:
     kind: str | None = None
     flags: dict[str, Any] = field(default_factory=lambda: CHAIN)
     is_thorough: bool = False  # without overlap too, and with everything that may happen to requests
+
+    @property
+    def is_recurrent(self) -> bool:
+        return RECURRENT.items() <= FLAGS.get(self.arch, {}).items()
+
+    @property
+    def has_images(self) -> bool:
+        return self.arch == "qwen3_5_moe"
 
     @property
     def target(self) -> Path:
@@ -65,6 +76,10 @@ CASES = {
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
     "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
+    "NGRAM of Qwen3-Next": Case("NGRAM", "qwen3_next", flags=TREE),
+    "EAGLE of Qwen3-Next's MTP": Case("EAGLE", "qwen3_next", "mtp"),
+    "EAGLE of Qwen3.5's MTP": Case("EAGLE", "qwen3_5_moe", "mtp", is_thorough=True),
+    "EAGLE of Nemotron-H's MTP": Case("EAGLE", "nemotron_h", "mtp", CHAIN | DRAFTED, is_thorough=True),
 }
 
 
@@ -82,6 +97,8 @@ class Seen:
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
+    images: dict[str, Any] = field(default_factory=dict)
+    found_again: dict[str, int | bool] = field(default_factory=dict)
 
 
 def asked_for() -> list[list[int]]:
@@ -92,7 +109,11 @@ def asked_for() -> list[list[int]]:
 
 
 def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
-    stepped = scheduler(case, disable_overlap_schedule=not overlap, **case.speculates)
+    flags = {"disable_overlap_schedule": not overlap} | case.speculates
+    if overlap and case.is_recurrent:
+        # A state is kept for the prefix cache where a verified step passes a multiple of this many tokens.
+        flags |= further_slots() | {"mamba_track_interval": TRACKED_TOKENS}
+    stepped = scheduler(case, **flags)
     assert stepped.scheduler.enable_overlap == overlap
     ways: dict[str, dict[str, float]] = {
         "stock": {"layered_prefill": 0},
@@ -122,9 +143,17 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         kept_alive=kept_alive,
     )
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
-        seen.events = check_states(stepped, (1, stepped.num_layers - 1), NUM_BACKGROUND).equal
+        groups = (1, stepped.num_layers - 1)
+        # With drafts SGLang's session keeps the states behind tokens that its answer was cut before: the next
+        # turn's tokens are others, in all modes, unless a drop makes the turn start from nothing.
+        checks = check_states(stepped, groups, NUM_BACKGROUND, has_sessions=not case.is_recurrent)
+        seen.events = checks.equal
         seen.storm = asdict(storm(stepped))
         seen.log_probabilities = log_probabilities(stepped)
+        if case.is_recurrent:
+            seen.found_again = found_again(stepped, NUM_BACKGROUND)
+        if case.has_images:
+            seen.images = asdict(ImageRun(case.target, stepped).check())
     return seen
 
 
@@ -180,15 +209,15 @@ def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
 
 
 def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
-    flags = FLAGS.get(case.arch, {}) | flags
+    # Watchdogs of closed schedulers hear of no more steps, and would end this process after 5 minutes.
+    size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS, "watchdog_timeout": 36_000}
+    # Both are the reference; SGLang refuses Triton's name where the first layer has no attention.
+    backend = "torch_native" if case.arch == "nemotron_h" else "triton"
+    own = {"attention_backend": backend, "enable_streaming_session": True}
     return SteppedScheduler(
         case.target,
-        max_total_tokens=4000,
         layered_group_tokens=GROUP_TOKENS,
-        chunked_prefill_size=CHUNK_TOKENS,
-        attention_backend="triton",
-        enable_streaming_session=True,
-        **flags,
+        **size | own | FLAGS.get(case.arch, {}) | flags,
     )
 
 
@@ -199,6 +228,8 @@ def check_case(case: Case) -> dict[str, Any]:
     equal = hugging_face(case.target, asked_for()[:half]) * 2 == expected
     close()
     found: dict[str, Any] = {"equal_hugging_face": equal}
+    if case.has_images:
+        found["images_hugging_face"] = answers_of_hugging_face(case.target)
     for overlap in (False, True) if case.is_thorough else (True,):
         found["with overlap" if overlap else "without overlap"] = asdict(
             check(case, expected, overlap=overlap)

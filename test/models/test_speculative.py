@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 from own_process import found_by
 
-ALGORITHMS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE of MTP", "EAGLE3", "EAGLE3 of GPT-OSS")
-THOROUGH = ("NGRAM", "EAGLE3")
+ALGORITHMS = (
+    *("NGRAM", "STANDALONE", "EAGLE", "EAGLE of MTP", "EAGLE3", "EAGLE3 of GPT-OSS"),
+    # Beside recurrent layers, whose states a verified step takes back.
+    *("NGRAM of Qwen3-Next", "EAGLE of Qwen3-Next's MTP"),
+    *("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP"),
+)
+RECURRENT = ("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP")
+THOROUGH = ("NGRAM", "EAGLE3", *RECURRENT)
+IMAGES = "EAGLE of Qwen3.5's MTP"
 LAYERED = "one layer a group"  # and short prompts overtake
 
 
@@ -47,12 +54,13 @@ def test_drafts_are_as_often_right_as_in_stock_scheduling(results: dict[str, Any
         for way, (num_steps, num_right) in seen["accepted"].items():
             stock_steps, stock_right = seen["accepted"]["stock"]
             assert stock_right > stock_steps / 4, "drafts that are never right show nothing"
-            if name != "NGRAM":
+            if not name.startswith("NGRAM"):
                 assert num_right / num_steps == pytest.approx(stock_right / stock_steps, rel=0.01), way
 
 
-def test_a_corpus_is_used_beside_cohorts_too(results: dict[str, Any]) -> None:
-    for seen in ways(results, "NGRAM"):
+@pytest.mark.parametrize("name", ["NGRAM", "NGRAM of Qwen3-Next"])
+def test_a_corpus_is_used_beside_cohorts_too(results: dict[str, Any], name: str) -> None:
+    for seen in ways(results, name):
         num_steps, num_right = seen["accepted"][LAYERED]
         assert num_right > num_steps / 4
 
@@ -61,7 +69,7 @@ def test_a_corpus_is_used_beside_cohorts_too(results: dict[str, Any]) -> None:
 def test_prefixes_chunks_and_overtaking_were_met(results: dict[str, Any], name: str) -> None:
     for seen in ways(results, name):
         assert seen["cached_tokens"] >= 70
-        assert seen["num_chunks"] >= 3
+        assert seen["num_chunks"] >= 2
         assert seen["num_overtaken"] >= 1
 
 
@@ -74,7 +82,7 @@ def test_a_steps_tensors_are_kept_alive_once(results: dict[str, Any], name: str)
 @pytest.mark.parametrize("name", THOROUGH)
 def test_drops_cuts_retractions_and_sessions_change_no_token(results: dict[str, Any], name: str) -> None:
     events = found(results, name)["with overlap"]["events"]
-    assert len(events) >= 8
+    assert len(events) >= (7 if name in RECURRENT else 8)  # these without sessions
     assert all(events.values()), events
 
 
@@ -98,3 +106,28 @@ def test_whatever_happens_all_answers_are_right_and_no_slot_is_lost(
     assert storm["wrong"] == []
     for what in ("cohorts", "retracted", "slots taken", "aborted", "paused"):
         assert storm["happened"][what], what
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_that_were_verified_are_found_in_the_prefix_cache(results: dict[str, Any], name: str) -> None:
+    """Of a prompt of 50 tokens and an answer of 90 those after 128 tokens, which no prompt's forward kept."""
+    assert found(results, name)["with overlap"]["found_again"] == {"cached_tokens": 128, "equal": True}
+
+
+def test_a_draft_is_told_of_images_beside_cohorts_too(results: dict[str, Any]) -> None:
+    """Tokens would be right without; as many drafts as in stock would not."""
+    seen, expected = found(results, IMAGES), found(results, IMAGES)["images_hugging_face"]
+    tokens, accepted = (seen["with overlap"]["images"][what] for what in ("tokens", "accepted"))
+    for way in ("stock", LAYERED, "embeddings lost"):
+        assert tokens[way] == expected, way
+    assert accepted[LAYERED] == accepted["stock"] != accepted["embeddings lost"]
+    num_steps, num_right = accepted[LAYERED]
+    assert num_right > num_steps / 4
+
+
+def test_when_who_has_an_image_leaves_a_cohort_drafts_of_the_others_are_as_alone(
+    results: dict[str, Any],
+) -> None:
+    seen, beside = found(results, IMAGES)["with overlap"]["images"], "beside one that leaves"
+    assert seen["tokens"][beside] == seen["tokens"]["alone"]
+    assert seen["accepted"][beside] == seen["accepted"]["alone"]

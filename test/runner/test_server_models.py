@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.server_args import ServerArgs
 from tiny_models import tiny_model
 
 from server_doors import LAYERED, check
@@ -105,12 +106,36 @@ def test_drafts_are_verified_in_steps_of_sglangs_own(
         check(tiny_qwen3_moe, *asked, *flags)
 
 
-def test_states_that_verification_takes_back_are_refused() -> None:
-    asked = (*LAYERED, *NO_BUFFER, "--speculative-algorithm", "NGRAM")
-    with pytest.raises(
-        UnsupportedError, match=r"--speculative-algorithm .* cannot serve .* recurrent layers"
-    ):
-        check(tiny_model("qwen3_next"), *asked)
+@pytest.mark.parametrize(
+    ("arch", "flags", "message"),
+    [
+        ("qwen3_next", "NGRAM", None),
+        ("qwen3_5_moe", "NGRAM", None),
+        ("qwen3_5_moe", "EAGLE", None),
+        ("qwen3_next", "STANDALONE", "with STANDALONE: states of recurrent .* EAGLE .*; leave"),
+        ("nemotron_h", "EAGLE --enable-streaming-session", "work with --enable-streaming-session .*; leave"),
+        ("lfm2_moe", "NGRAM", "with NGRAM: states of recurrent .* EAGLE .*; leave"),
+        ("qwen3_vl_moe", "NGRAM", None),
+        ("qwen3_vl_moe", "EAGLE", "cannot serve .* of images .* in this family; use NGRAM"),
+    ],
+)
+def test_drafts_of_what_was_compared_are_served(arch: str, flags: str, message: str | None) -> None:
+    """Where a verified step takes states back, and where a draft is told of images."""
+    recurrent = NO_BUFFER if arch != "qwen3_vl_moe" else ()
+    asked = (*LAYERED, *recurrent, "--speculative-algorithm", *flags.split())
+    if flags == "STANDALONE":
+        asked += ("--speculative-draft-model-path", str(tiny_model("llama")))
+    refusal = pytest.raises(UnsupportedError, match=f"--speculative-algorithm .*{message}")
+    with refusal if message else nullcontext():
+        check(tiny_model(arch), *asked)
+
+
+def test_slots_that_states_take_late_are_refused_with_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerArgs, "_validate_mamba_extra_buffer", lambda *args: None)
+    lazy = ("--mamba-radix-cache-strategy", "extra_buffer_lazy")
+    check(tiny_model("qwen3_next"), *LAYERED, *lazy)
+    with pytest.raises(UnsupportedError, match=r"work with .* extra_buffer_lazy: .*; use extra_buffer"):
+        check(tiny_model("qwen3_next"), *LAYERED, *lazy, "--speculative-algorithm", "NGRAM")
 
 
 @pytest.mark.parametrize(

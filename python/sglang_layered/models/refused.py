@@ -24,6 +24,14 @@ SERVED_RECURRENT = frozenset(
     }
 )
 
+# Of those the ones whose drafts are verified beside a cohort in tests (test/models/test_speculative.py), and
+# by which algorithms; and the models whose drafts are told of images there.
+DRAFTED_RECURRENT = frozenset(
+    {"NemotronHForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5MoeForConditionalGeneration"}
+)
+DRAFTS_OF_RECURRENT = ("NGRAM", "EAGLE")
+DRAFTED_IMAGES = frozenset({"Qwen3_5MoeForConditionalGeneration"})
+
 
 def has_recurrent_layers(model_config: Any) -> bool:
     """Whether SGLang keeps a state per request and layer for this model (an SGLang ModelConfig)."""
@@ -41,8 +49,19 @@ def has_mamba2_layers(model_config: Any) -> bool:
 
 def has_untested_states(model_config: Any) -> bool:
     """Whether nobody has compared the tokens of this model (an SGLang ModelConfig) with recurrent layers."""
-    architectures = set(model_config.hf_config.architectures or ["?"])
-    return has_recurrent_layers(model_config) and not architectures <= SERVED_RECURRENT
+    return has_recurrent_layers(model_config) and not _is_of(SERVED_RECURRENT, model_config)
+
+
+def has_untested_drafts(model_config: Any, algorithm: str) -> bool:
+    """Whether nobody has compared drafts of this kind for this model (an SGLang ModelConfig) with states."""
+    is_tested = _is_of(DRAFTED_RECURRENT, model_config) and algorithm in DRAFTS_OF_RECURRENT
+    return has_recurrent_layers(model_config) and not is_tested
+
+
+def has_untold_images(model_config: Any, algorithm: str) -> bool:
+    """Whether a draft model of this kind may read what nobody has handed to it of images, in tests."""
+    is_told = _is_of(DRAFTED_IMAGES, model_config) and algorithm == "EAGLE"
+    return bool(model_config.is_multimodal) and algorithm != "NGRAM" and not is_told
 
 
 def shares_chosen_tokens(model_config: Any) -> bool:
@@ -72,6 +91,10 @@ def has_indexer_of_its_own(model_config: Any) -> bool:
         is_minimax_sparse(config) or getattr(config, "num_indexer_layers", 0)
         for config in _configs(model_config)
     )
+
+
+def _is_of(families: frozenset[str], model_config: Any) -> bool:
+    return families.issuperset(model_config.hf_config.architectures or ["?"])
 
 
 def _configs(model_config: Any) -> tuple[Any, Any]:

@@ -1,9 +1,12 @@
-"""Rows of some layers that a draft reads (EAGLE3), gathered over the groups of a cohort.
+"""Rows that a draft reads: of some layers (EAGLE3), gathered over the groups of a cohort, and embeddings.
 
 SGLang's models gather them in a list of one forward, and hand it on where the last layer runs; the layers of
 a group before lose theirs. So a range of layers is run in parts, which end where rows are to be kept: what a
 layer is given is what a model keeps of it. The rows go with the prompt's activations from group to group.
 Upstream: `set_eagle3_layers_to_capture` and `forward` of the models in srt/models.
+
+A draft of a multimodal model reads what the encoder made of images, which SGLang leaves on the one batch that
+embeds a prompt. Upstream: srt/managers/mm_utils.py `general_mm_embed_routine`, srt/models/qwen3_5_mtp.py.
 """
 
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from sglang_layered.upstream.models import Kwargs, LayerRanges, PipelineRanges, 
 
 KEEPS = "capture_aux_hidden_states"
 KEPT = "layered_aux_{}"  # by layer; no model has activations of this name
+EMBEDS = "layered_embeds"  # nor of this one
 
 
 def with_aux_states(model: nn.Module, ranges: LayerRanges) -> LayerRanges:
@@ -102,6 +106,32 @@ class AuxStates(LayerRanges):
             yield
         finally:
             del vars(self._stack)["forward"]
+
+
+class KeptEmbeds(LayerRanges):
+    """Layer ranges of a multimodal model whose draft reads the embeddings of prompts with images."""
+
+    def __init__(self, ranges: LayerRanges) -> None:
+        self._ranges = ranges
+        self.num_layers, self.first_layer, self.has_head = (
+            ranges.num_layers,
+            ranges.first_layer,
+            ranges.has_head,
+        )
+
+    def _forward(
+        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
+    ) -> Any:
+        kept = None if rows is None else rows.tensors.get(EMBEDS)
+        if rows is not None and kept is not None:
+            rows = PPProxyTensors({name: part for name, part in rows.tensors.items() if name != EMBEDS})
+            batch.mm_input_embeds = kept if last else None  # from there SGLang hands it on with the logits
+        output = self._ranges.run(batch, layers.start, layers.end, rows, last=last, **kwargs)
+        if rows is None and batch.mm_input_embeds is not None:
+            kept = batch.mm_input_embeds.clone()  # the layers' norms add to these rows in place
+        if kept is not None and not last:
+            output.tensors[EMBEDS] = kept
+        return output
 
 
 def _kept_in(rows: PPProxyTensors) -> dict[str, torch.Tensor]:

@@ -192,7 +192,7 @@ class LayerCalls:
     def embed(self, batch: ForwardBatch) -> PPProxyTensors:
         """Prompt rows before layer 0; of images an encoder makes them."""
         rows: PPProxyTensors = self._run(batch, 0, 0, None, **prompt_kwargs(self._model_runner, batch))
-        batch.mm_input_embeds = None  # kept for drafts of speculative decoding: as large as the rows
+        batch.mm_input_embeds = None  # SGLang's, for drafts, and as large as the rows: these have it now
         return rows
 
     def below(self, batch: ForwardBatch, end: int, rows: PPProxyTensors | None = None) -> PPProxyTensors:

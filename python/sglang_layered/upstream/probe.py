@@ -18,7 +18,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.upstream.aux_states import with_aux_states
+from sglang_layered.upstream.aux_states import KeptEmbeds, with_aux_states
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges, unfit
@@ -84,13 +84,13 @@ def with_kept_rows(model_runner: Any, ranges: LayerRanges) -> LayerRanges:
     """
     model = model_runner.model
     keeping = with_aux_states(model, ranges)
-    if keeping is ranges:
-        return ranges
-    with torch.no_grad(), _prompts(model_runner) as (asked, other):
-        asked.capture_hidden_mode = CaptureHiddenMode.FULL
-        if not Probe(model_runner, asked, other).keeps_rows(keeping):
-            raise unfit(model, "a draft would read other rows than those of a whole forward")
-    return keeping
+    if keeping is not ranges:
+        with torch.no_grad(), _prompts(model_runner) as (asked, other):
+            asked.capture_hidden_mode = CaptureHiddenMode.FULL
+            if not Probe(model_runner, asked, other).keeps_rows(keeping):
+                raise unfit(model, "a draft would read other rows than those of a whole forward")
+    reads_embeds = model_runner.spec_algorithm.is_eagle() and model_runner.model_config.is_multimodal
+    return KeptEmbeds(keeping) if reads_embeds else keeping
 
 
 class Probe:

@@ -30,7 +30,12 @@ def speculates(scheduler: Any) -> bool:
 def num_draft_layers(scheduler: Any) -> int:
     """Layers that also compute each prompt, with its last group; 0 where no model drafts."""
     drafts = getattr(scheduler.draft_worker, "draft_worker", None)
-    return 0 if drafts is None else drafts.draft_runner.token_to_kv_pool.layer_num
+    if drafts is None:
+        return 0
+    pool = drafts.draft_runner.token_to_kv_pool
+    # Beside recurrent layers SGLang keeps the KV of attention in a pool within.
+    num_layers: int = getattr(pool, "full_kv_pool", pool).layer_num
+    return num_layers
 
 
 class SpeculativeLauncher(StepLauncher):
@@ -70,6 +75,8 @@ class SpeculativeLauncher(StepLauncher):
     ) -> GenerationBatchResult:
         """The worker's result of a prompt, whose logits and hidden states the groups have computed."""
         scheduler, indices, publish = self._scheduler, batch.req_pool_indices, {}
+        if logits.mm_input_embeds is not None and not has_images(batch):
+            logits.mm_input_embeds = None  # those with images have left: the draft embeds tokens as it does
         if scheduler.enable_overlap:
             publish["on_publish"] = partial(scheduler.future_map.publish, indices)
         with answered(self._model_runner, replace(recorded, logits_output=logits)):
@@ -134,6 +141,11 @@ def answered(model_runner: Any, output: Any) -> Iterator[None]:
         yield
     finally:
         del vars(model_runner)["forward"]
+
+
+def has_images(batch: ScheduleBatch) -> bool:
+    """True when SGLang embeds a prompt batch by an encoder. Upstream: `ForwardBatch.contains_mm_inputs`."""
+    return any(inputs is not None and inputs.contains_mm_input() for inputs in batch.multimodal_inputs or ())
 
 
 def advance_grammars_of_steps(scheduler: Any) -> None:

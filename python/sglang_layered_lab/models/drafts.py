@@ -17,13 +17,7 @@ from safetensors.torch import load_file
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.models.checkpoint import random_tensor, write_file, write_json
-from sglang_layered_lab.models.draftable import (
-    AVERAGING_LAYER,
-    EMBEDDING,
-    LAYER_GAIN,
-    average_columns,
-    rms,
-)
+from sglang_layered_lab.models.draftable import LAYER_GAIN, average_columns, averaging_of, embedding_of, rms
 from sglang_layered_lab.models.make import MARKER, partial_folder, put_in_place, record_of_ours
 from sglang_layered_lab.models.tensors import MATRIX_GAIN, TensorSpec
 
@@ -46,8 +40,14 @@ Weights = dict[str, torch.Tensor]
 class Target:
     """A target's config.json and weights; all its matrices are [outputs, inputs]."""
 
-    config: Mapping[str, Any]
+    whole_config: Mapping[str, Any]
     weights: Weights
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The language model's part of config.json."""
+        text: Mapping[str, Any] = self.whole_config.get("text_config", self.whole_config)
+        return text
 
     @property
     def hidden_size(self) -> int:
@@ -57,7 +57,25 @@ class Target:
     @property
     def averaging(self) -> str:
         """Beginning of the names of the attention that averages."""
-        return f"model.layers.{AVERAGING_LAYER}.self_attn."
+        return averaging_of(self.weights)
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """The embeddings [tokens, hidden]."""
+        return self.weights[embedding_of(self.weights)]
+
+    def below(self, prefix: str, place: str) -> Weights:
+        """Copies of the weights whose names begin with `prefix`, named by `place` instead."""
+        return {
+            place + name.removeprefix(prefix): weight.clone()
+            for name, weight in self.weights.items()
+            if name.startswith(prefix)
+        }
+
+    def next_row(self) -> torch.Tensor:
+        """What makes a row [hidden] of an embedding and a row, both normed, side by side: the token's row."""
+        embedding, average = self.columns()
+        return torch.cat([embedding * rms(self.embedding), average * (FINAL_RMS / 2)], dim=1)
 
     def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Two matrices that keep a row's embedding, and its average."""
@@ -119,7 +137,8 @@ def _standalone(target: Target) -> tuple[dict[str, Any], Weights]:
     values, output = target.averaging_heads()
     weights = _llama_layer("model.layers.0.", values, output)
     weights["model.layers.0.self_attn.q_proj.weight"].zero_()
-    weights |= {name: target.weights[name] for name in (EMBEDDING, "lm_head.weight")}
+    weights["model.embed_tokens.weight"] = target.embedding
+    weights["lm_head.weight"] = target.weights["lm_head.weight"]
     weights["model.norm.weight"] = torch.ones(target.hidden_size)
     return _llama_config(target, "LlamaForCausalLM", NUM_HEADS), weights
 
@@ -130,7 +149,7 @@ def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
     Its own output is the next step's hidden state, so it is as large as a normed row.
     """
     embedding, average = target.columns()
-    told = rms(target.weights[EMBEDDING])
+    told = rms(target.embedding)
     values, output = target.averaging_heads()
     values = values @ (embedding + LEAK * average) * (FINAL_RMS / told)
     weights = _llama_layer("layers.0.", values, output / FINAL_RMS / 2)
@@ -148,7 +167,7 @@ def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
     average. The others average the embeddings of the hidden states.
     """
     embedding, average = target.columns()
-    hidden, told = target.hidden_size, rms(target.weights[EMBEDDING])
+    hidden, told = target.hidden_size, rms(target.embedding)
     own_values = torch.cat([embedding * told, (-embedding - average * AVERAGED) * FINAL_RMS], dim=1)
     values, output = target.averaging_heads()
     values = torch.cat([torch.zeros_like(values), values @ embedding], dim=1)
@@ -170,30 +189,62 @@ def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
 
 
 def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
-    """DeepSeek's layer for the token after the next: behind the target's last one, in the target's folder."""
-    if "kv_lora_rank" not in target.config:
-        raise ModelRecipeError("a draft of kind mtp is for models of DeepSeek-V3's family")
+    """A layer for the token after the next, of the target's family and in the target's folder."""
+    layer = MTP.get(str(target.whole_config["model_type"]))
+    if layer is None:
+        raise ModelRecipeError(f"a draft of kind mtp is for models of the families {', '.join(MTP)}")
+    fields, weights = layer(target)
+    return dict(target.whole_config) | fields, target.weights | weights
+
+
+def _mtp_of_deepseek(target: Target) -> tuple[dict[str, Any], Weights]:
+    """DeepSeek's: behind the target's last layer, with embeddings and head of its own."""
     embedding, average = target.columns()
     ones, num_layers = torch.ones(target.hidden_size), int(target.config["num_hidden_layers"])
-    layer, last = f"model.layers.{num_layers}.", f"model.layers.{num_layers - 1}."
-    weights = {
-        layer + name.removeprefix(last): weight.clone()
-        for name, weight in target.weights.items()
-        if name.startswith(last)
-    }
-    for name, weight in target.weights.items():
-        if name.startswith(target.averaging):
-            weights[f"{layer}self_attn.{name.removeprefix(target.averaging)}"] = weight.clone()
+    layer = f"model.layers.{num_layers}."
+    weights = target.below(f"model.layers.{num_layers - 1}.", layer)
+    weights |= target.below(target.averaging, f"{layer}self_attn.")
     down = f"{layer}self_attn.kv_a_proj_with_mqa.weight"
     weights[down] = weights[down] @ (embedding + LEAK * average)
     weights[f"{layer}self_attn.o_proj.weight"] /= 2
-    told = rms(target.weights[EMBEDDING])
-    weights[f"{layer}eh_proj.weight"] = torch.cat([embedding * told, average * (FINAL_RMS / 2)], dim=1)
+    weights[f"{layer}eh_proj.weight"] = target.next_row()
     for name in ("enorm", "hnorm", "shared_head.norm"):
         weights[f"{layer}{name}.weight"] = ones.clone()
-    weights[f"{layer}embed_tokens.weight"] = target.weights[EMBEDDING].clone()
+    weights[f"{layer}embed_tokens.weight"] = target.embedding.clone()
     weights[f"{layer}shared_head.head.weight"] = target.weights["lm_head.weight"].clone()
-    return dict(target.config) | {"num_nextn_predict_layers": 1}, target.weights | weights
+    return {"num_nextn_predict_layers": 1}, weights
+
+
+def _mtp_of_qwen(target: Target) -> tuple[dict[str, Any], Weights]:
+    """Qwen3-Next's and Qwen3.5's: with full attention, as the layer that averages, and norms around 0."""
+    weights = target.below(target.averaging.removesuffix("self_attn."), "mtp.layers.0.")
+    weights |= _averaging_again(target, "mtp.layers.0.self_attn.")
+    weights["mtp.fc.weight"] = target.next_row()
+    for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+        weights[f"mtp.{name}.weight"] = torch.zeros(target.hidden_size)
+    return {}, weights
+
+
+def _mtp_of_nemotron(target: Target) -> tuple[dict[str, Any], Weights]:
+    """Nemotron-H's: two blocks, the attention that averages and the first experts."""
+    experts = list(target.config["layers_block_type"]).index("moe")
+    weights = target.below(target.averaging.removesuffix("mixer."), "mtp.layers.0.")
+    weights |= _averaging_again(target, "mtp.layers.0.mixer.")
+    weights |= target.below(f"backbone.layers.{experts}.", "mtp.layers.1.")
+    weights["mtp.layers.0.eh_proj.weight"] = target.next_row()
+    for name in ("0.enorm", "0.hnorm", "1.final_layernorm"):
+        weights[f"mtp.layers.{name}.weight"] = torch.ones(target.hidden_size)
+    return {"num_nextn_predict_layers": 1, "mtp_layers_block_type": ["attention", "moe"]}, weights
+
+
+def _averaging_again(target: Target, place: str) -> Weights:
+    """The attention that averages, of embeddings mostly; half of the average comes from the hidden state."""
+    embedding, average = target.columns()
+    weights = target.below(target.averaging, place)
+    values = f"{place}v_proj.weight"
+    weights[values] = weights[values] @ (embedding + LEAK * average)
+    weights[f"{place}o_proj.weight"] /= 2
+    return weights
 
 
 def _llama_layer(layer: str, values: torch.Tensor, output: torch.Tensor) -> Weights:
@@ -229,6 +280,12 @@ def _llama_config(target: Target, architecture: str, num_heads: int) -> dict[str
     }
 
 
+MTP: Mapping[str, Callable[[Target], tuple[dict[str, Any], Weights]]] = {
+    "deepseek_v3": _mtp_of_deepseek,
+    "qwen3_next": _mtp_of_qwen,
+    "qwen3_5_moe": _mtp_of_qwen,
+    "nemotron_h": _mtp_of_nemotron,
+}
 DRAFTS: Mapping[str, Callable[[Target], tuple[dict[str, Any], Weights]]] = {
     "standalone": _standalone,
     "eagle": _eagle,
