@@ -43,6 +43,13 @@ def _cuts_blindly(start: Start) -> bool:
     return len(served_layer_shapes(start.model_config)) != num_layers
 
 
+def _has_tree_of_states(start: Start) -> bool:
+    """NGRAM's width is in the same field."""
+    args = start.server_args
+    is_tree = (args.speculative_eagle_topk or 1) > 1 and args.speculative_algorithm != "NGRAM"
+    return is_tree and start.is_recurrent
+
+
 def _with_flags(feature: str, flags: Mapping[str, str]) -> dict[str, Applies]:
     texts = {flag: f"{feature} does not work with {flag}: {says}" for flag, says in flags.items()}
     return {text: partial(Start.has, flag=flag) for flag, text in texts.items()}
@@ -188,6 +195,9 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         f"{SPECULATING} does not work with --enable-streaming-session for {{args.model_path}}: SGLang keeps"
         " states of recurrent layers behind drafts that an answer was cut before, and answers the next turn"
         f" wrong; {ONE}": lambda start: start.has("--enable-streaming-session") and start.is_recurrent,
+        f"{SPECULATING} does not work with --speculative-eagle-topk {{args.speculative_eagle_topk}} for"
+        " {args.model_path}: trees over recurrent layers are tested with NGRAM alone;"
+        " use 1": _has_tree_of_states,
         f"{SPECULATING} cannot serve {{args.model_path}} with {{args.speculative_algorithm}}: states of"
         " recurrent layers that a verified step takes back are tested beside a cohort with NGRAM and EAGLE"
         " alone, and in some families; leave the flag out": lambda start: has_untested_drafts(

@@ -115,6 +115,11 @@ def test_drafts_are_verified_in_steps_of_sglangs_own(
         ("qwen3_next", "STANDALONE", "with STANDALONE: states of recurrent .* EAGLE .*; leave"),
         ("nemotron_h", "EAGLE --enable-streaming-session", "work with --enable-streaming-session .*; leave"),
         ("lfm2_moe", "NGRAM", "with NGRAM: states of recurrent .* EAGLE .*; leave"),
+        (
+            "qwen3_next",
+            "EAGLE --speculative-num-steps 2 --speculative-eagle-topk 2 --speculative-num-draft-tokens 4",
+            "with --speculative-eagle-topk 2 for .* use 1",
+        ),
         ("qwen3_vl_moe", "NGRAM", None),
         ("qwen3_vl_moe", "EAGLE", "cannot serve .* of images .* in this family; use NGRAM"),
     ],
