@@ -12,7 +12,7 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_indexer
+from sglang_layered.models.refused import chooses_blocks, has_indexer
 from sglang_layered.refused_flags import (
     FLAGS,
     GROUP_ATTENTION,
@@ -106,6 +106,10 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         "--enable-hierarchical-cache: it is not tested with --pp-size {args.pp_size}; leave one out": (
             lambda start: start.has("--enable-hierarchical-cache") and start.has("--pp-size")
         ),
+        "--enable-hierarchical-cache: keys of the indexer of {args.model_path} that come back from host memory"
+        " are not tested beside a cohort; leave the flag out": lambda start: (
+            start.has("--enable-hierarchical-cache") and chooses_blocks(start.model_config)
+        ),
         "--enable-return-routed-experts: with --pp-size {args.pp_size} SGLang returns the ids of one stage's"
         " layers only; leave one out": (
             lambda start: start.has("--enable-return-routed-experts") and start.has("--pp-size")
@@ -180,7 +184,9 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
             start.server_args.speculative_algorithm != "NGRAM" and start.model_config.is_multimodal
         ),
         f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
-        " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
+        " not tested beside a cohort; leave the flag out": lambda start: (
+            has_indexer(start.model_config) or chooses_blocks(start.model_config)
+        ),
         f"{SPECULATING} cannot serve {{args.model_path}}: states of recurrent layers that a verified step"
         " takes back are not tested beside a cohort; leave the flag out": lambda start: start.is_recurrent,
     },

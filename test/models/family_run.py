@@ -6,8 +6,10 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come from a Triton kernel
@@ -28,12 +30,15 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
+from sglang.srt.layers.attention import minimax_sparse_backend  # noqa: E402
 from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
 from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
 from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
+from sglang.srt.layers.moe.topk import TopK  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
+from sglang.srt.model_executor import model_runner  # noqa: E402
 from sglang.srt.models import (  # noqa: E402
     ernie4,
     gemma4_causal,
@@ -44,7 +49,7 @@ from sglang.srt.models import (  # noqa: E402
     qwen2_moe,
 )
 from sglang.srt.runtime_context import reset_context  # noqa: E402
-from sglang_layered_kernels.cpu import kimi_delta, mamba2  # noqa: E402
+from sglang_layered_kernels.cpu import block_sparse, kimi_delta, mamba2  # noqa: E402
 from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
     causal_conv1d_fn_cpu,
     causal_conv1d_update_cpu,
@@ -53,7 +58,7 @@ from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
 from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
 from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
-from transformers import AutoConfig  # noqa: E402
+from transformers import AutoConfig, PretrainedConfig  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
 from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
@@ -108,6 +113,13 @@ def use_references() -> None:
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
     fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
+    fused_moe_native.moe_forward_native = with_gates_apart(fused_moe_native.moe_forward_native)
+    model_runner.adjust_config_with_unaligned_cpu_tp = with_vision_config(
+        model_runner.adjust_config_with_unaligned_cpu_tp
+    )
+    TopK.forward_native = scaled_afterwards(TopK.forward_native)
+    for sparse in (block_sparse.minimax_sparse_prefill, block_sparse.minimax_sparse_decode):
+        setattr(minimax_sparse_backend, sparse.__name__, sparse)
     experts = UnquantizedFusedMoEMethod
     experts.forward_cpu = experts.forward_native = experts_of_any_activation
     gemma4_causal.Gemma4Router.fuse_scale = fuse_scale
@@ -123,6 +135,47 @@ def use_references() -> None:
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
     use_kda_references()
+
+
+def with_vision_config(adjust: Callable[..., Any]) -> Callable[..., Any]:
+    """MiniMax-M3's is plain data in SGLang, which asks it for attributes on a CPU only."""
+
+    def run(model_config: Any, *args: Any) -> Any:
+        config = model_config.hf_config
+        if isinstance(getattr(config, "vision_config", None), dict):
+            config.vision_config = PretrainedConfig(**config.vision_config)
+        return adjust(model_config, *args)
+
+    return run
+
+
+def scaled_afterwards(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """SGLang's choice of experts for a CPU refuses to scale their weights unless it chooses by groups."""
+
+    def run(topk: TopK, *args: Any, **kwargs: Any) -> Any:
+        config = topk.topk_config
+        if config.use_grouped_topk or not config.apply_routed_scaling_factor_on_output:
+            return choose(topk, *args, **kwargs)
+        topk.topk_config = replace(config, apply_routed_scaling_factor_on_output=False)
+        output = choose(topk, *args, **kwargs)
+        topk.topk_config = config
+        return output._replace(topk_weights=output.topk_weights * config.routed_scaling_factor)
+
+    return run
+
+
+def with_gates_apart(experts: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """SGLang's experts for a CPU take clamped gates and what they multiply in turns, as GPT-OSS has them."""
+
+    def run(layer: Any, x: torch.Tensor, chosen: Any, config: Any) -> torch.Tensor:
+        if config.gemm1_alpha is not None and not config.gate_up_interleaved:
+            in_turns = layer.w13_weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+            layer = SimpleNamespace(
+                num_experts=layer.num_experts, w13_weight=in_turns, w2_weight=layer.w2_weight
+            )
+        return experts(layer, x, chosen, config)
+
+    return run
 
 
 class SigmoidGatedNorm(FusedRMSNormGated):
