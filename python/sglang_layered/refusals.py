@@ -106,8 +106,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         "--enable-hierarchical-cache: it is not tested with --pp-size {args.pp_size}; leave one out": (
             lambda start: start.has("--enable-hierarchical-cache") and start.has("--pp-size")
         ),
-        "--enable-hierarchical-cache: keys of the indexer of {args.model_path} that come back from host memory"
-        " are not tested beside a cohort; leave the flag out": lambda start: (
+        "--enable-hierarchical-cache: keys of the indexer of {args.model_path} that come back from host"
+        " memory are not tested beside a cohort; leave the flag out": lambda start: (
             start.has("--enable-hierarchical-cache") and chooses_blocks(start.model_config)
         ),
         "--enable-return-routed-experts: with --pp-size {args.pp_size} SGLang returns the ids of one stage's"

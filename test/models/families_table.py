@@ -69,8 +69,8 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
     ),
     "minimax_m3": (
         "MiniMax-M3, text",
-        "attention to blocks of tokens that an indexer chooses in five layers, a vision encoder, a router bias, a"
-        " shared expert, 1 dense layer first",
+        "attention to blocks of tokens that an indexer chooses in five layers, a vision encoder, a router"
+        " bias, a shared expert, 1 dense layer first",
     ),
     "lfm2": ("LFM2", "dense, short convolutions, full attention in two layers, tied embeddings"),
 }

@@ -46,7 +46,7 @@ def has_untested_states(model_config: Any) -> bool:
 
 
 def shares_by_factor(model_config: Any) -> bool:
-    """Whether layers take over chosen tokens by `cli_factor`, which SGLang's pipeline stages do not look at."""
+    """Whether layers take over chosen tokens by `cli_factor`, which SGLang's stages do not look at."""
     return has_indexer(model_config) and any(
         getattr(config, "cli_factor", 1) > 1 for config in _configs(model_config)
     )

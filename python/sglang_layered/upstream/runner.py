@@ -184,7 +184,8 @@ class HybridAttention(AttentionBackend):
     ) -> torch.Tensor:
         """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows.
 
-        With an indexer it is the second of a pair, behind the indexer's own, which may be None. A linear layer's is [1, rows, heads, head_dim], as its backend's; it has other arguments, row by row.
+        With an indexer it is the second of a pair, behind the indexer's own or None. A linear layer's is [1,
+        rows, heads, head_dim], as its backend's; it has other arguments, row by row.
         """
         if q is None:
             return self._linear(layer, kwargs)
