@@ -16,6 +16,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come f
 # Short convolutions keep their last inputs in bfloat16 by default, whatever the model's type: then the tokens
 # are not Hugging Face's, and depend on where a prompt is cut.
 os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"
+os.environ["SGLANG_OPT_USE_BF16_ROUTER_GEMM"] = "0"  # so MiniMax-M3's routers
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
 from tiny_models import tiny_model, use_the_cpu  # noqa: E402
