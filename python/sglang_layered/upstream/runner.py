@@ -146,8 +146,8 @@ class HybridAttention(AttentionBackend):
     last group. Class attributes are copied: `__getattr__` never sees a name that the base class defines.
     """
 
-    # Models with an indexer ask whether all rows attend with expanded keys, so that no choice of tokens goes
-    # on to the next layers. Decode rows never do; their own backend may still say so of an earlier prompt.
+    # A model with an indexer asks whether all rows attend by expanded keys, so that no choice of tokens goes
+    # on to the next layers; decode rows never do.
     use_mha = False
 
     def __init__(self, prompt_backend: Any, decode_backend: Any) -> None:
