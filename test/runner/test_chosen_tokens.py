@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
+from torch import nn
 
 from sglang_layered.runner.rows import cut_rows, join_rows
 from sglang_layered.upstream.chosen_tokens import CHOSEN, asks_behind_the_last, joined_outputs
-from sglang_layered.upstream.runner import HybridAttention
+from sglang_layered.upstream.runner import HybridAttention, SplitAttention
 
 ROWS = torch.arange(10.0).view(5, 2)
 PROMPT, DECODE = ROWS[:3], ROWS[3:]
@@ -66,6 +67,36 @@ def test_where_a_choice_is_asked_for_behind_the_last_layer(fields: dict[str, int
     config = SimpleNamespace(architectures=names, index_topk=8, num_hidden_layers=7, **fields)
     assert asks_behind_the_last(SimpleNamespace(use_dsa=True, config=config)) is asks
     assert not asks_behind_the_last(SimpleNamespace(config=config))
+
+
+class Module(nn.Module):
+    """An attention module; adds what is its batch's, and hands on what it took."""
+
+    def forward(
+        self, positions: Any, hidden_states: Any, forward_batch: Any, layer: int = 0, **by_row: Any
+    ) -> Any:
+        rows = hidden_states + positions.unsqueeze(1) + forward_batch.add + layer
+        return rows * by_row["llama_4_scaling"], by_row["prev_topk_indices"]
+
+
+def test_attention_modules_get_their_rows_of_everything() -> None:
+    """Also where a layer has two of them, in a list."""
+    model = nn.ModuleDict(
+        {
+            "a": nn.ModuleDict({"self_attn": Module()}),
+            "b": nn.ModuleDict({"self_attn": nn.ModuleList([Module()])}),
+        }
+    )
+    args = SimpleNamespace(enable_lora=False)
+    runner = SimpleNamespace(model=model, attn_backend=None, server_args=args, lora_manager=None)
+    prompt = SimpleNamespace(input_ids=torch.zeros(3), add=100)
+    positions, scaling = torch.arange(5.0), torch.arange(1.0, 6).unsqueeze(1)
+    by_row: dict[str, Any] = {"prev_topk_indices": CHOICE, "llama_4_scaling": scaling}
+    added = torch.tensor([100] * 3 + [200] * 2).unsqueeze(1) + positions.unsqueeze(1) + 7
+    with SplitAttention(runner, None).bound(prompt, SimpleNamespace(add=200)):  # type: ignore[arg-type]
+        for module in (model["a"]["self_attn"], model["b"]["self_attn"][0]):
+            rows, choice = module.forward(positions, ROWS, None, layer=7, **by_row)
+            assert torch.equal(rows, (ROWS + added) * scaling) and torch.equal(choice, CHOICE)
 
 
 class Indexing:

@@ -27,6 +27,7 @@ from sglang_layered.upstream.recurrent import start_states
 # Backends that read the request pool while they plan, and never in a layer.
 READ_IN_PLANS = frozenset({"FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend"})
 ROW_ARGUMENTS = frozenset({"q_rope", "k_rope", "idx_q", "idx_k", "idx_v"})
+MODULE_ROWS = (TAKEN, "llama_4_scaling")  # what attention modules get beside hidden states and positions
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
 LAYER_SCRATCH = ("workspace", "problem_sizes1")
 
@@ -248,7 +249,10 @@ class SplitAttention:
         self._backends = (prompt_backend, model_runner.attn_backend)
         self._adapters = Adapters.of(model_runner)
         modules: Iterator[tuple[str, nn.Module]] = model_runner.model.named_modules()
-        self._modules = [module for name, module in modules if name.rpartition(".")[2] == "self_attn"]
+        # LongCat-Flash has two in a layer, `self_attn.0` and `self_attn.1`; nobody calls their list.
+        self._modules = [
+            module for name, module in modules if name.rstrip(".0123456789").rpartition(".")[2] == "self_attn"
+        ]
 
     @contextmanager
     def bound(self, prompt: ForwardBatch, decode: ForwardBatch) -> Iterator[None]:
@@ -271,21 +275,22 @@ class SplitAttention:
         def split(
             positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch, **kwargs: Any
         ) -> Any:
-            outputs, choice = [], kwargs.get(TAKEN)
+            outputs = []
+            by_row = {name: kwargs[name] for name in MODULE_ROWS if kwargs.get(name) is not None}
             for rows, batch, backend in zip(parts, batches, self._backends, strict=True):
                 if self._adapters is not None:
                     self._adapters.use(batch)
                 if get_forward().attn_inputs is not None:
                     inputs = AttentionInputs(hidden_states[rows], batch, module.prepare_qkv_latent)
                     get_attn_tp_context().set_attn_inputs(inputs)
-                taken = {TAKEN: choice[rows]} if choice is not None else {}
+                cut = {name: value[rows] for name, value in by_row.items()}
                 with forward_context(ForwardContext(attn_backend=backend)):
                     outputs.append(
                         forward(
                             positions=positions[rows],
                             hidden_states=hidden_states[rows],
                             forward_batch=batch,
-                            **kwargs | taken,
+                            **kwargs | cut,
                         )
                     )
             if self._adapters is not None:
