@@ -16,6 +16,7 @@ from sglang_layered.models.refused import (
     MODELS,
     SERVED_RECURRENT,
     model_refusal,
+    parked_choice_bytes,
     untried_sparse_attention,
 )
 
@@ -96,6 +97,15 @@ INDEXER = {
 )
 def test_an_indexer_is_served_in_every_layer_and_shared(tmp_path: Path, fields: dict[str, Any]) -> None:
     assert refusal_of(model_folder(tmp_path, SIZES | INDEXER | fields)) is None
+
+
+@pytest.mark.parametrize(("freq", "num_bytes"), [(1, 0), (4, 256)])
+def test_a_shared_choice_is_parked_in_4_bytes_a_token(tmp_path: Path, freq: int, num_bytes: int) -> None:
+    from sglang.srt.configs.model_config import ModelConfig
+
+    folder = model_folder(tmp_path, SIZES | INDEXER | {"index_topk_freq": freq})
+    assert parked_choice_bytes(ModelConfig(str(folder))) == num_bytes
+    assert parked_choice_bytes(ModelConfig(str(model_folder(tmp_path / "plain", QWEN3_MOE)))) == 0
 
 
 def test_choices_that_no_stage_hands_on_are_refused(tmp_path: Path) -> None:

@@ -142,6 +142,15 @@ def has_indexer(model_config: Any) -> bool:
     return any(is_deepseek_dsa(config) for config in _configs(model_config))
 
 
+def parked_choice_bytes(model_config: Any) -> int:
+    """Bytes a prompt token parks of an indexer's choice where a layer group begins with taking it over."""
+    from sglang.srt.configs.model_config import dsa_layer_skips_topk, is_deepseek_dsa
+
+    config = model_config.hf_text_config
+    layers = range(model_config.num_hidden_layers) if is_deepseek_dsa(config) else ()
+    return 4 * config.index_topk if any(dsa_layer_skips_topk(config, layer) for layer in layers) else 0
+
+
 def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
     """The flags that take an indexer's attention where no tokens were compared, or None."""
     if not has_indexer(model_config):
