@@ -17,7 +17,7 @@ runtime=(
   "test/e2e $(printf -- '--ignore=%s ' $sharing $several)"
   "test/runner"
   "test/models"
-  "test/unit test/kernels test/docker test/patches"
+  "test/unit test/kernels test/docker test/patches test/site"
   "$sharing"
 )
 lab=(

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 TIE_LOGIT = 1e-5  # between the last expert that is taken and the first that is not; rounding is about 1e-6
 MOST_WORLDS = 24
-FAR_LOGIT = 2e-4  # adapters round worst: 4e-5 was seen to fall either way
+FAR_LOGIT = 1e-4  # adapters round worst: 4e-5 was seen to fall either way
 BLOCK = 256  # tokens of a prompt that are looked at together
 MOST_TIES = 60  # of a block that is changed until it has none
 

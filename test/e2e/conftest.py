@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from servers import LAYERED, Served, serve
 from sglang_layered.patching import locate
+
+torch.set_num_threads(1)  # models compute here too: threads that wait for a core take it from the servers
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from workload import (
     change,
     read_steps,
     send_all,
+    staggered,
     untied,
     with_ties,
 )
@@ -99,6 +100,8 @@ class Serving(Served):
     def asks(self) -> list[Ask]:
         """36 requests; those with the same prompt have other adapters, those with a prefix take turns."""
         adapters = self.kind.adapters + self.kind.adapters[-1:]
+        if adapters == PLAIN and self.kind.floats is plain:
+            return staggered(7, plain())
         asks = [
             replace(ask, adapter=adapters[index % len(adapters)])
             for index, ask in enumerate(with_ties(seed=7))

@@ -172,14 +172,18 @@ def assert_equal_answers(asks: list[Ask], got: list[dict], expected: list[dict])
 
 @torch.no_grad()
 def assert_equal_hugging_face(model: torch.nn.Module, asks: list[Ask], got: list[dict[str, Any]]) -> None:
-    """Every token is the best one of a model of transformers, and log-probabilities are its own to 1e-4."""
+    """Every token is the best one of a model of transformers, and log-probabilities are its own to 1e-4.
+
+    An adapter merged into the weights rounds otherwise than one added to what they give: 1.2e-4 of 8.6.
+    """
     for ask, answer in zip(asks, got, strict=True):
         tokens, start = torch.tensor([*ask.tokens, *output_tokens(answer)]), len(ask.tokens)
         logits = model(tokens[None]).logits[0, :-1]
         assert logits[start - 1 :].argmax(-1).tolist() == tokens[start:].tolist(), start
         if ask.logprobs:
             theirs = logits.log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
-            torch.testing.assert_close(torch.tensor(logprobs(answer)), theirs, atol=1e-4, rtol=0)
+            rtol = 0 if ask.adapter is None else 1e-5
+            torch.testing.assert_close(torch.tensor(logprobs(answer)), theirs, atol=1e-4, rtol=rtol)
 
 
 @contextmanager

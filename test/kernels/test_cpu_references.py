@@ -7,13 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from sglang_layered_kernels.cpu.expert_parallel import experts_of_this_rank
 from sglang_layered_kernels.cpu.reference_attention import attention
-from torch.nn import functional
 
 ROWS, TOKENS, HEADS, KV_HEADS, DIM = 5, 12, 4, 2, 8
 
@@ -55,30 +52,6 @@ def test_attention_with_windows_caps_and_sinks(
     sinks = None if sink is None else torch.full((HEADS,), sink)
     got = attention(*qkv, scale=0.5, window_left=window, soft_cap=cap, sinks=sinks)
     torch.testing.assert_close(got, one_by_one(qkv, window, cap, sink), atol=1e-6, rtol=0)
-
-
-def test_experts_of_two_ranks_add_up_to_all() -> None:
-    generator = torch.Generator().manual_seed(4)
-    num_experts, hidden, intermediate, rows, top_k = 6, 8, 5, 7, 3
-    w13 = torch.randn(num_experts, 2 * intermediate, hidden, generator=generator)
-    w2 = torch.randn(num_experts, hidden, intermediate, generator=generator)
-    x = torch.randn(rows, hidden, generator=generator)
-    ids = torch.stack([torch.randperm(num_experts, generator=generator)[:top_k] for _ in range(rows)])
-    weights = torch.rand(rows, top_k, generator=generator)
-    expected = torch.zeros_like(x)
-    for row in range(rows):
-        for slot in range(top_k):
-            gate, up = (w13[ids[row, slot]] @ x[row]).chunk(2)
-            expected[row] += weights[row, slot] * (w2[ids[row, slot]] @ (functional.silu(gate) * up))
-    config = SimpleNamespace(activation="silu")
-    total = torch.zeros_like(x)
-    for first in (0, 3):
-        own = slice(first, first + 3)
-        local = torch.where((ids >= first) & (ids < first + 3), ids - first, -1)
-        layer = SimpleNamespace(w13_weight=w13[own], w2_weight=w2[own])
-        topk = SimpleNamespace(topk_ids=local, topk_weights=weights)
-        total += experts_of_this_rank(layer, x, topk, config)
-    torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_adapters_of_latent_attention_add_what_sglangs_kernels_add() -> None:

@@ -26,6 +26,8 @@ def test_the_command_serves_and_says_what_it_saw(tiny_qwen3_moe: Path, tmp_path:
         str(tmp_path),
         "--size",
         "half",
+        "--page",
+        str(tmp_path / "page.html"),
     ]
     done = subprocess.run(
         [*command, *options],
@@ -40,4 +42,6 @@ def test_the_command_serves_and_says_what_it_saw(tiny_qwen3_moe: Path, tmp_path:
     [cell] = SweepResult.read(tmp_path).cells
     assert cell.mode == "layered" and len(cell.record.repetitions) == 1
     assert cell.record.made_with["server"]["memory_bytes"] > 2**28
+    page = (tmp_path / "page.html").read_text()
+    assert "Layered prefill" in page and "1024-token prompt" in page
     assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come from a Triton kernel
@@ -35,7 +34,6 @@ from sglang.srt.layers.attention import minimax_sparse_backend  # noqa: E402
 from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
 from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
 from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
-from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
 from sglang.srt.layers.moe.topk import TopK  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
@@ -58,7 +56,6 @@ from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
 )
 from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
-from sglang_layered_kernels.cpu.weighted_input import weighting_input  # noqa: E402
 from transformers import AutoConfig, PretrainedConfig  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
@@ -113,8 +110,6 @@ def use_references() -> None:
     """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
-    fused_moe_native.moe_forward_native = weighting_input(fused_moe_native.moe_forward_native)
-    fused_moe_native.moe_forward_native = with_gates_apart(fused_moe_native.moe_forward_native)
     model_runner.adjust_config_with_unaligned_cpu_tp = with_vision_config(
         model_runner.adjust_config_with_unaligned_cpu_tp
     )
@@ -122,7 +117,6 @@ def use_references() -> None:
     for sparse in (block_sparse.minimax_sparse_prefill, block_sparse.minimax_sparse_decode):
         setattr(minimax_sparse_backend, sparse.__name__, sparse)
     experts = UnquantizedFusedMoEMethod
-    experts.forward_cpu = experts.forward_native = experts_of_any_activation
     gemma4_causal.Gemma4Router.fuse_scale = fuse_scale
     mamba.mamba_chunk_scan_combined = mamba2.mamba_chunk_scan_combined
     mamba.selective_state_update = mamba2.selective_state_update
@@ -165,20 +159,6 @@ def scaled_afterwards(choose: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def with_gates_apart(experts: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """SGLang's experts for a CPU take clamped gates and what they multiply in turns, as GPT-OSS has them."""
-
-    def run(layer: Any, x: torch.Tensor, chosen: Any, config: Any) -> torch.Tensor:
-        if config.gemm1_alpha is not None and not config.gate_up_interleaved:
-            in_turns = layer.w13_weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
-            layer = SimpleNamespace(
-                num_experts=layer.num_experts, w13_weight=in_turns, w2_weight=layer.w2_weight
-            )
-        return experts(layer, x, chosen, config)
-
-    return run
-
-
 class SigmoidGatedNorm(FusedRMSNormGated):
     """SGLang's on a CPU knows another gate only."""
 
@@ -210,13 +190,6 @@ def some_without_gates(
         choice.topk_ids,
         config.routed_scaling_factor or 1.0,
     )
-    return StandardCombineInput(hidden_states=output)
-
-
-def experts_of_any_activation(method: Any, layer: Any, dispatch_output: Any) -> StandardCombineInput:
-    """SGLang's experts for a CPU, which know GELU too; it asks them for SiLU alone."""
-    rows, chosen = dispatch_output.hidden_states, dispatch_output.topk_output
-    output = fused_moe_native.moe_forward_native(layer, rows, chosen, method.moe_runner_config)
     return StandardCombineInput(hidden_states=output)
 
 

@@ -22,11 +22,9 @@ if sys.argv[2] != "alone":
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
 
 from lora_models import ATTENTION, EXPERTS, leave_memory_unpinned, make_adapter  # noqa: E402
-from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.lora.layers import FusedMoEWithLoRA  # noqa: E402
 from sglang.srt.lora.lora_registry import LoRARef  # noqa: E402
 from sglang_layered_kernels.cpu.expert_adapters import experts_with_adapters  # noqa: E402
-from sglang_layered_kernels.cpu.expert_parallel import experts_of_this_rank  # noqa: E402
 
 from family_checks import (  # noqa: E402
     CHUNK_TOKENS,
@@ -47,7 +45,6 @@ def start(rank: int, kind: str, port: int, **flags: Any) -> SteppedScheduler:
     flags |= {} if kind == "alone" else {"tp_size": 2}
     if kind == "ep":
         flags["ep_size"] = 2
-        fused_moe_native.moe_forward_native = experts_of_this_rank
     return SteppedScheduler(
         tiny_model("qwen3_moe"),
         Rank(rank, rank if kind == "ep" else 0, port),

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
+from sglang.srt.utils import is_cuda
+from sglang_layered_kernels.cpu.experts import gated_silu
 from tiny_models import tiny_model
 
+from harness import SteppedScheduler
 from server_doors import LAYERED, check
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream import cpu_experts
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION, check_cpu_attention
 
 OURS = ("--attention-backend", CPU_ATTENTION)
@@ -85,3 +92,28 @@ def test_sglang_takes_no_triton_for_it() -> None:
         assert not module.support_triton(CPU_ATTENTION)
         assert module.support_triton("flashinfer")
         assert not module.support_triton("torch_native")
+
+
+@pytest.mark.skipif(is_cuda(), reason="on a GPU the shared scheduler has another backend")
+def test_experts_come_with_it(stepped: SteppedScheduler) -> None:
+    model = stepped.scheduler.tp_worker.model_runner.model
+    methods = [module.quant_method for module in model.modules() if isinstance(module, FusedMoE)]
+    assert methods and all(method._forward_method.func is cpu_experts._forward for method in methods)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"is_gated": False},
+        {"activation": "relu2"},
+        {"activation": "situ"},
+        {"no_combine": True},
+        {"swiglu_limit": 7.0},
+        {"gemm1_clamp_limit": 7.0},
+        {"gemm1_alpha": 1.7},
+        {"gemm1_alpha": 1.7, "gemm1_clamp_limit": 7.0, "gate_up_interleaved": False},
+    ],
+)
+def test_experts_that_ours_do_not_know_stay_sglangs(setting: dict[str, Any]) -> None:
+    assert cpu_experts._gate(MoeRunnerConfig()) is gated_silu
+    assert cpu_experts._gate(MoeRunnerConfig(**setting)) is None

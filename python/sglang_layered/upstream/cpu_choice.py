@@ -87,5 +87,7 @@ def check_cpu_attention(server_args: Any) -> None:
 
 def _make(model_runner: Any) -> Any:
     from sglang_layered.upstream.cpu_attention import CpuAttention
+    from sglang_layered.upstream.cpu_experts import take_experts
 
+    take_experts(model_runner.model)
     return CpuAttention(model_runner)

@@ -208,6 +208,7 @@ class BenchClient:
             num_done=sum(stream.is_done for stream in self._streams),
             num_failed=sum(stream.error is not None for stream in self._streams),
             num_tokens=sum(stream.num_tokens for stream in self._streams),
+            background=tuple(stream.num_tokens for stream in self._background),
         )
 
     def _result(self, cpu_s: float) -> ClientResult:

@@ -43,7 +43,7 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """How far a run is. `background` are the tokens of each background stream, in their order."""
 
     now_s: float
     num_requests: int  # that the run will send
@@ -52,6 +52,7 @@ class Progress:
     num_done: int
     num_failed: int
     num_tokens: int
+    background: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

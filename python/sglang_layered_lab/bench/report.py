@@ -1,24 +1,20 @@
-"""The HTML report of sweeps: one page with its pictures beside it and the records linked."""
+"""The HTML report of sweeps and single records: one page that needs no other file, with hashes."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sglang_layered_lab.bench.figure_data import gap_scalars, titles_of
-from sglang_layered_lab.bench.pictures import Format, Missing, Picture, pictures_at, pictures_over_rates
+from sglang_layered_lab.bench.pages import inline, render, write_page
+from sglang_layered_lab.bench.pictures import Missing, Picture, pictures_at, pictures_over_rates
 from sglang_layered_lab.bench.scalars import SCALARS
 from sglang_layered_lab.bench.sweep_compare import baseline_of, check_baseline
 from sglang_layered_lab.bench.sweep_result import MANIFEST, CellResult, SweepResult
 from sglang_layered_lab.bench.tables import Table, duel_table, notes_of, outcomes, point_text, scalar_table
 
-PAGE = "index.html"
 GROUPS: Mapping[str, tuple[str, ...]] = {  # beginnings of scalars' names; the last group has the others
     "To the first token, and to the end": ("ttft", "e2e"),
     "Between tokens": ("tbt", "worst_gap", "beside", "tpot", "stall"),
@@ -27,13 +23,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {  # beginnings of scalars' names; the l
 }
 
 
-def read_all(folders: Sequence[Path], baseline: str | None = None) -> list[SweepResult]:
-    """Read sweeps; one that has the name of another before it gets a number.
+def read_all(sources: Sequence[Path], baseline: str | None = None) -> list[SweepResult]:
+    """Read folders of sweeps, and records: all records together are the arms of one sweep, the last.
+
+    A sweep that has the name of another before it gets a number.
 
     Raises:
-        BenchError: a folder holds no sweep, or none of them has the baseline.
+        BenchError: a folder holds no sweep, a file is no record, or none of them has the baseline.
     """
-    results = [SweepResult.read(folder) for folder in folders]
+    records = [path for path in sources if path.is_file()]
+    results = [SweepResult.read(path) for path in sources if path not in records]
+    results += [SweepResult.of_records(records)] if records else []
     check_baseline(results, baseline)
     names = [result.name for result in results]
     counts = [names[:index].count(name) for index, name in enumerate(names)]
@@ -43,33 +43,23 @@ def read_all(folders: Sequence[Path], baseline: str | None = None) -> list[Sweep
     ]
 
 
-def write_report(
-    folders: Sequence[Path], out: Path, *, baseline: str | None = None, form: Format = "png"
-) -> Path:
-    """Write the report of these sweeps' folders; return its page.
+def write_report(sources: Sequence[Path], out: Path, *, baseline: str | None = None) -> Path:
+    """Write the report of these sweeps and records; return its page.
 
     Args:
-        folders: what `bench sweep` wrote, one section each.
-        out: the folder that the page and its pictures go to.
+        sources: folders that `bench sweep` wrote, one section each, and records of `bench run`.
+        out: the page; or a folder, which gets it as `index.html`.
         baseline: the arm that the others are compared with; each sweep's first one if left out.
-        form: what pictures are saved as.
 
     Raises:
-        BenchError: a folder holds no sweep, or none of them has the baseline.
+        BenchError: as `read_all`.
     """
-    results = read_all(folders, baseline)
-    out.mkdir(parents=True, exist_ok=True)
-    sections = [_section(result, out, baseline_of(result, baseline), form) for result in results]
-    loader = PackageLoader("sglang_layered_lab.bench", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("report.html.j2").render(sections=sections)
-    (out / PAGE).write_text(page, encoding="utf-8")
-    return out / PAGE
+    results = read_all(sources, baseline)
+    sections = [_section(result, baseline_of(result, baseline)) for result in results]
+    return write_page(out, render("report.html.j2", sections=sections))
 
 
-def _section(result: SweepResult, out: Path, baseline: str, form: Format) -> dict[str, Any]:
+def _section(result: SweepResult, baseline: str) -> dict[str, Any]:
     """What the template shows of a sweep, by its names there."""
     spec = result.cells[0].record.spec
     load = {name: spec[name] for name in ("load", "workload", "slo") if spec.get(name)}
@@ -83,25 +73,25 @@ def _section(result: SweepResult, out: Path, baseline: str, form: Format) -> dic
         "origins": list(_origins(result)),
         "doubts": _doubts(result),
         "outcomes": outcomes(result, baseline),
-        "over_rates": _drawn(pictures_over_rates(result), out, form),
+        "over_rates": _drawn(pictures_over_rates(result)),
         "points": [
             {
                 "title": point_text(point),
-                "pictures": _drawn(pictures_at(result, point, baseline), out, form),
+                "pictures": _drawn(pictures_at(result, point, baseline)),
                 "tables": list(_tables(result, point, baseline)),
                 "notes": list(notes_of(result.at(point), baseline, tuple(SCALARS))),
             }
             for point in result.points
         ],
-        "links": list(_links(result, out)),
+        "records": list(_records(result)),
     }
 
 
-def _drawn(pictures: Iterable[Picture | Missing], out: Path, form: Format) -> list[dict[str, str | None]]:
+def _drawn(pictures: Iterable[Picture | Missing]) -> list[dict[str, str | None]]:
     return [
-        {"title": each.title, "text": each.why, "file": None}
+        {"title": each.title, "text": each.why, "svg": None}
         if isinstance(each, Missing)
-        else {"title": each.title, "text": each.caption, "file": each.save(out, form).name}
+        else {"title": each.title, "text": each.caption, "svg": inline(each)}
         for each in pictures
     ]
 
@@ -155,14 +145,13 @@ def _doubts(result: SweepResult) -> list[str]:
     return [f"{doubt} ({', '.join(names)})" for doubt, names in found.items()]
 
 
-def _links(result: SweepResult, out: Path) -> Iterator[dict[str, str]]:
-    """The manifest and every record, as seen from the folder `out`, with their hashes."""
+def _records(result: SweepResult) -> Iterator[dict[str, str]]:
+    """The manifest, where there is one, and every record with its hash."""
     titles = titles_of(result.cells)
-    files = {result.cells[0].record_path.parent / MANIFEST: "manifest of the sweep"}
+    manifest = result.cells[0].record_path.parent / MANIFEST
+    files = {manifest: "manifest of the sweep"} if result.has_manifest else {}
     for cell in result.cells:
         rounds = len(cell.record.repetitions)
         files[cell.record_path] = f"{titles[cell.arm]}; {point_text(cell.point)}; {rounds} round(s)"
     for path, what in files.items():
-        href = quote(Path(os.path.relpath(path.resolve(), out.resolve())).as_posix())
-        digest = sha256(path.read_bytes()).hexdigest()
-        yield {"name": path.name, "what": what, "href": href, "sha256": digest}
+        yield {"name": path.name, "what": what, "sha256": sha256(path.read_bytes()).hexdigest()}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,14 @@ class CellResult:
         return t_interval(values, least=0.0, most=most) if len(values) > 1 else None
 
 
+def mode_of(flags: Sequence[str]) -> str:
+    """What pictures call a server with these flags, where no sweep says it."""
+    words = " ".join(flags).replace("=", " ").split()
+    if "--prefill-mode" in words[:-1]:
+        return words[words.index("--prefill-mode") + 1]
+    return "mixed" if "--enable-mixed-chunk" in words else "default"
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """A sweep's folder. `cells` are those that have a record."""
@@ -97,6 +105,7 @@ class SweepResult:
     grid: Mapping[str, tuple[Any, ...]]
     cells: tuple[CellResult, ...]
     num_missing: int  # cells without a record
+    has_manifest: bool = True  # it is a sweep's folder, and not records put beside each other
 
     @classmethod
     def read(cls, folder: Path) -> "SweepResult":
@@ -131,6 +140,23 @@ class SweepResult:
         settings, grid = document["sweep"], {key: tuple(each) for key, each in document["grid"].items()}
         title = settings["title"] or settings["name"]
         return cls(settings["name"], title, grid, done, len(cells) - len(done))
+
+    @classmethod
+    def of_records(cls, paths: Sequence[Path]) -> "SweepResult":
+        """Records of `bench run` as the arms of a sweep, named by their files; the first one is the baseline.
+
+        Raises:
+            BenchError: a file is no record, or two have one name.
+        """
+        names = [path.name.removesuffix(".gz").removesuffix(".json") for path in paths]
+        if len(set(names)) < len(names):
+            raise BenchError(f"two records have one name ({', '.join(names)}); rename one")
+        cells = []
+        for name, path in zip(names, paths, strict=True):
+            spec = BenchRecord.read(path).spec
+            cells.append(CellResult(name, mode_of(spec["server"].get("flags", ())), name, {}, path))
+        title = " and ".join(dict.fromkeys(str(cell.record.spec["run"]["name"]) for cell in cells))
+        return cls("records", title, {}, tuple(cells), 0, has_manifest=False)
 
     def at(self, point: Mapping[str, Any]) -> list[CellResult]:
         """Cells whose point has these values, in the order of the arms."""

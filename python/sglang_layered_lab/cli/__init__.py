@@ -26,6 +26,10 @@ COMMANDS = {
         "Write or check the Grafana dashboard.",
     ),
     "bench": ("sglang_layered_lab.cli.bench:bench", "Load servers and measure them; time kernels."),
+    "report": (
+        "sglang_layered_lab.cli.bench_report:report",
+        "Write one HTML page of measurements.",
+    ),
     "reproduce": (
         "sglang_layered_lab.cli.reproduce:reproduce",
         "Measure the paper's tables and figures, and write a report.",

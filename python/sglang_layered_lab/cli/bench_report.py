@@ -1,4 +1,4 @@
-"""`sglang-layered bench plot` and `bench report`: options and what was written."""
+"""`sglang-layered report`, also `bench report`, and `bench plot`: options and what was written."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,14 +45,27 @@ def plot(folders: tuple[Path, ...], out: Path | None, form: "Format", baseline: 
 
 
 @click.command()
-@folders_argument
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for page and pictures.")
-@click.option("--format", "form", type=click.Choice(["png", "svg"]), default="png", show_default=True)
+@click.argument(
+    "records", metavar="RECORD...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page; or a folder, which gets it as index.html.",
+)
 @baseline_option
-def report(folders: tuple[Path, ...], out: Path, form: "Format", baseline: str | None) -> None:
-    """Write an HTML page of the sweeps in these FOLDERs: pictures, tables, records linked; losses shown."""
+def report(records: tuple[Path, ...], out: Path, baseline: str | None) -> None:
+    """Write one HTML page of these RECORDs that needs no other file: pictures, tables, losses shown.
+
+    A RECORD is the folder of a sweep or of the quickstart, or a record of `bench run`; records are compared
+    with each other.
+    """
     from sglang_layered.files import check_output
+    from sglang_layered_lab.bench.pages import page_path
     from sglang_layered_lab.bench.report import write_report
 
-    check_output(out / "index.html")
-    click.echo(f"wrote {write_report(folders, out, baseline=baseline, form=form)}")
+    check_output(page_path(out))
+    click.echo(f"wrote {write_report(records, out, baseline=baseline)}")

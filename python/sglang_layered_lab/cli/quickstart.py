@@ -33,6 +33,14 @@ from sglang_layered_lab.quickstart import MODES, SIZES
     show_default=True,
     help="auto: prompts half as long on a CPU without bfloat16 products.",
 )
+@click.option(
+    "--page", type=click.Path(path_type=Path), help="Also write a page that plays the tokens in a browser."
+)
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path, exists=True),
+    help="Serve nothing: write --page of an earlier quickstart, its folder or a file of results/quickstart.",
+)
 def quickstart(
     modes: tuple[str, ...],
     keep: bool,
@@ -42,6 +50,8 @@ def quickstart(
     port: int | None,
     dtype: str,
     size: str,
+    page: Path | None,
+    record: Path | None,
 ) -> None:
     """Serve one model in three modes, one after another, and compare them.
 
@@ -50,12 +60,28 @@ def quickstart(
     records, tokens.png and the servers' logs to the folder OUT, which `bench report` reads too.
     """
     from sglang_layered.files import check_output
+    from sglang_layered_lab.quickstart.replay import write_replay
     from sglang_layered_lab.quickstart.run import Plan, chosen, run, scenario  # imports matplotlib
     from sglang_layered_lab.serving import end_servers_on_signals
 
+    if record is not None:
+        click.echo(f"wrote {write_replay(record, _checked(page))}")
+        return
     check_output(out / "tokens.png")
+    page = _checked(page) if page else None
     end_servers_on_signals()
     console = Console()
     dtype, size = chosen(dtype, size, console)
     spec = scenario(modes, repetitions=repetitions, dtype=dtype, size=size, model_path=model_path)
-    run(Plan(spec, out, port, keep), console)
+    run(Plan(spec, out, port, keep, page), console)
+
+
+def _checked(page: Path | None) -> Path:
+    """The page's file, tried; a folder gets it as index.html."""
+    from sglang_layered.files import check_output
+    from sglang_layered_lab.bench.pages import page_path
+
+    if page is None:
+        raise click.UsageError("--record needs --page FILE, the page to write")
+    check_output(page_path(page), "--page")
+    return page_path(page)

@@ -6,8 +6,7 @@ What it writes is the folder of a sweep, which `sglang-layered bench report` rea
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,16 @@ from sglang_layered.errors import BenchError, LabError
 from sglang_layered.patching import locate, verify_patched
 from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 from sglang_layered_lab.bench.record import BenchRecord, Repetition
-from sglang_layered_lab.bench.run import Load, made_with, model_folder, run_repetition, started
+from sglang_layered_lab.bench.run import Load, Tell, made_with, model_folder, run_repetition, started
 from sglang_layered_lab.bench.spec import BenchSpec
 from sglang_layered_lab.bench.spec_errors import parse_toml
 from sglang_layered_lab.bench.sweep_result import FORMAT, MANIFEST, SweepResult
 from sglang_layered_lab.bench.sweep_spec import Cell, SweepSpec, sweep_from
 from sglang_layered_lab.quickstart import SIZES
+from sglang_layered_lab.quickstart.board import Board
 from sglang_layered_lab.quickstart.figures import draw, last_line, measure, table
 from sglang_layered_lab.quickstart.machine import Machine, fastest, size_for
+from sglang_layered_lab.quickstart.replay import write_replay
 from sglang_layered_lab.serving import ServerProcess, measured_attention, measured_flags
 
 SPEC = Path(__file__).with_name("quickstart.toml")
@@ -40,6 +41,7 @@ class Plan:
     out: Path
     port: int | None = None  # None: any free one
     keep: bool = False  # leave the last server running
+    page: Path | None = None  # written where it is given
 
 
 def scenario(
@@ -71,12 +73,15 @@ def run(plan: Plan, console: Console) -> SweepResult:
     """Do the whole quickstart and print it; the last line is the verdict."""
     cells = plan.spec.cells
     check_machine([cell.arm.mode for cell in cells], console)
-    with phase(console, "the model"):
-        model = model_folder(cells[0].spec)
     plan.out.mkdir(parents=True, exist_ok=True)
-    for cell in cells:
-        record = _run_mode(plan, cell, model, keep=plan.keep and cell is cells[-1], console=console)
-        record.write(plan.out / cell.file_name)
+    background = cells[0].spec.load.background
+    assert background is not None  # quickstart.toml has one
+    with Board(console, {cell.arm.mode: cell.arm.label for cell in cells}, background.num_streams) as board:
+        with board.phase("the model"):
+            model = model_folder(cells[0].spec)
+        for cell in cells:
+            record = _run_mode(plan, cell, model, keep=plan.keep and cell is cells[-1], board=board)
+            record.write(plan.out / cell.file_name)
     (plan.out / MANIFEST).write_text(json.dumps({"format": FORMAT} | plan.spec.to_json(), indent=1) + "\n")
     result = SweepResult.read(plan.out)
     caption = draw(result, plan.out / PICTURE)
@@ -89,6 +94,7 @@ def run(plan: Plan, console: Console) -> SweepResult:
         f"memory of a server: {peak / 2**30:.1f} GiB",
         f"records: {plan.out}   picture: {plan.out / PICTURE}",
         caption,
+        *([f"page: {write_replay(plan.out, plan.page)}"] if plan.page else []),
         last_line(result),
     )
     return result
@@ -123,57 +129,50 @@ def chosen(dtype: str, size: str, console: Console) -> tuple[str, str]:
     return dtype, size
 
 
-@contextmanager
-def phase(console: Console, what: str) -> Iterator[None]:
-    """Say what is going on, and afterwards how long it took."""
-    start_s = time.perf_counter()
-    with console.status(what):
-        yield
-    _print(console, f"{what}: {time.perf_counter() - start_s:.1f} s")
-
-
-def _run_mode(plan: Plan, cell: Cell, model: Path, *, keep: bool, console: Console) -> BenchRecord:
+def _run_mode(plan: Plan, cell: Cell, model: Path, *, keep: bool, board: Board) -> BenchRecord:
     spec, mode = cell.spec, cell.arm.mode
     process = ServerProcess(
         model, measured_flags(spec.server.flags), log_path=plan.out / f"server-{mode}.log", port=plan.port
     )
     start_s = time.perf_counter()
     try:
-        with phase(console, f"{mode}: starting the server"):
+        with board.phase(f"{mode}: starting the server"):
             process.start()
         startup_s = time.perf_counter() - start_s
-        with phase(console, f"{mode}: warming up"):  # same shapes, other tokens; thrown away
-            _play(spec, process, model, spec.run.repetitions)
+        with board.phase(f"{mode}: warming up"), board.running(mode) as tell:  # other tokens; thrown away
+            _play(spec, process, model, spec.run.repetitions, tell)
         repetitions: list[Repetition] = []
         memory_bytes = 0
         for index in range(spec.run.repetitions):
-            with phase(console, f"{mode}: repetition {index + 1} of {spec.run.repetitions}"):
-                repetitions.append(_play(spec, process, model, index))
+            what = f"{mode}: repetition {index + 1} of {spec.run.repetitions}"
+            with board.phase(what), board.running(mode) as tell:
+                repetitions.append(_play(spec, process, model, index, tell))
+            figures = measure(repetitions[-1])
+            board.measured(mode, figures["ttft_s"], figures["worst_gap_s"])
             memory_bytes = max(memory_bytes, process.memory_bytes())
     except BaseException:
         process.stop()
         raise
     server = {"command": process.command, "startup_s": round(startup_s, 3), "memory_bytes": memory_bytes}
     if keep:
-        _print_kept(process, console)
+        _print_kept(process, board)
     else:
         process.stop()
     return BenchRecord(spec.to_json(), made_with() | {"server": server}, tuple(repetitions))
 
 
-def _play(spec: BenchSpec, process: ServerProcess, model: Path, index: int) -> Repetition:
+def _play(spec: BenchSpec, process: ServerProcess, model: Path, index: int, tell: Tell | None) -> Repetition:
     try:
-        played = run_repetition(Load.of(spec), started(spec, model, process.base_url), index)
+        played = run_repetition(Load.of(spec), started(spec, model, process.base_url), index, tell)
         measure(played)  # tells at once what failed
     except (BenchError, LabError) as error:
         raise LabError(f"{error}; {process.log_path} ends with\n{process.log_tail()}") from error
     return played
 
 
-def _print_kept(process: ServerProcess, console: Console) -> None:
+def _print_kept(process: ServerProcess, board: Board) -> None:
     body = {"model": "quickstart", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
-    _print(
-        console,
+    board.say(
         "the server stays up; ask it something with",
         f"  curl {process.base_url}/v1/chat/completions -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'",
