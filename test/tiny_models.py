@@ -75,10 +75,11 @@ def drafted_model(arch: str, kind: str | None) -> tuple[Path, Path | None]:
     return (draft, None) if kind == "mtp" else (target, draft)
 
 
-def sparse_model(num_chosen: int, is_interleaved: bool) -> Path:
+def sparse_model(num_chosen: int, is_interleaved: bool, choosing: int) -> Path:
     """DeepSeek-V3.2: as V3, and each row attends to as many tokens as an indexer chooses.
 
-    `is_interleaved`: the indexer's rotary embedding turns pairs of neighbours, as in GLM-5.
+    `is_interleaved`: the indexer's rotary embedding turns pairs of neighbours, as in GLM-5. Layer 0 and every
+    `choosing`-th from layer 1 on have an indexer, the others take its choice over, as in GLM-5.2.
     """
     from sglang_layered_lab.models.catalogue import FAMILIES
 
@@ -86,8 +87,10 @@ def sparse_model(num_chosen: int, is_interleaved: bool) -> Path:
     fields = dict(latent.fields) | {"num_experts": latent.fields["n_routed_experts"]}
     fields |= {"index_topk": num_chosen, "index_n_heads": 4, "index_head_dim": 128}
     fields |= {"indexer_rope_interleave": True} if is_interleaved else {}
+    fields |= {"index_topk_freq": choosing} if choosing > 1 else {}
     recipe = replace(latent, arch="deepseek_v32", fields=fields)
-    return _made(recipe, f"deepseek_v32-{num_chosen}{'-interleaved' if is_interleaved else ''}")
+    name = f"deepseek_v32-{num_chosen}{'-interleaved' if is_interleaved else ''}"
+    return _made(recipe, f"{name}-shared-{choosing}" if choosing > 1 else name)
 
 
 def _made(recipe: Recipe, name: str) -> Path:

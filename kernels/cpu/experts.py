@@ -88,6 +88,13 @@ def clamped_swiglu(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
     return torch.sigmoid(gate * alpha).mul_(gate).mul_(up.add_(1))
 
 
+def clamped_halves(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """MiniMax-M3's: as `clamped_swiglu`, of the first half and the second."""
+    gate, up = x.chunk(2, dim=-1)
+    gate = gate.clamp(max=limit)
+    return torch.sigmoid(gate * alpha).mul_(gate).mul_(up.clamp(-limit, limit).add_(1))
+
+
 def _pieces(ends: list[int], most_rows: int) -> Iterator[tuple[int, int, int, int]]:
     """Experts [first, last) and their rows [start, end): no more than so many, but for one with more."""
     first = start = 0

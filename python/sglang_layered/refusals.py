@@ -12,7 +12,12 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.models.refused import has_indexer, has_untested_drafts, has_untold_images
+from sglang_layered.models.refused import (
+    chooses_blocks,
+    has_indexer,
+    has_untested_drafts,
+    has_untold_images,
+)
 from sglang_layered.refused_flags import (
     FLAGS,
     GROUP_ATTENTION,
@@ -113,6 +118,10 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         "--enable-hierarchical-cache: it is not tested with --pp-size {args.pp_size}; leave one out": (
             lambda start: start.has("--enable-hierarchical-cache") and start.has("--pp-size")
         ),
+        "--enable-hierarchical-cache: keys of the indexer of {args.model_path} that come back from host"
+        " memory are not tested beside a cohort; leave the flag out": lambda start: (
+            start.has("--enable-hierarchical-cache") and chooses_blocks(start.model_config)
+        ),
         "--enable-return-routed-experts: with --pp-size {args.pp_size} SGLang returns the ids of one stage's"
         " layers only; leave one out": (
             lambda start: start.has("--enable-return-routed-experts") and start.has("--pp-size")
@@ -187,7 +196,9 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
             has_untold_images(start.model_config, start.server_args.speculative_algorithm)
         ),
         f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
-        " not tested beside a cohort; leave the flag out": lambda start: has_indexer(start.model_config),
+        " not tested beside a cohort; leave the flag out": lambda start: (
+            has_indexer(start.model_config) or chooses_blocks(start.model_config)
+        ),
         f"{SPECULATING} does not work with --mamba-radix-cache-strategy extra_buffer_lazy: slots that it"
         " takes for states on the way are not tested beside a cohort; use extra_buffer": lambda start: (
             start.server_args.mamba_radix_cache_strategy == "extra_buffer_lazy" and start.is_recurrent

@@ -10,7 +10,8 @@ from workers import Workers
 
 FEW_GRAPHS = 2  # layers in the shortest of the start, where a configuration names no other number
 LATENT = 0  # instead of a head size: latent attention, DeepSeek's
-SPARSE = {-1: (8, False), -2: (512, False), -3: (8, True)}  # with an indexer: see `sparse_model`
+# With an indexer: see `sparse_model`.
+SPARSE = {-1: (8, False, 1), -2: (512, False, 1), -3: (8, True, 4), -4: (512, True, 4)}
 NUM_GRAPH_SIZES = 3
 ALL = [["fused", None], ["fused", 4], ["sequential", None], ["concurrent", None]]
 SHORT = [["fused", None], ["sequential", None]]
@@ -44,8 +45,11 @@ CASES: dict[str, tuple[str, int, dict[str, Any], list[list[Any]]]] = {
     "dsa, few tokens": ("h100", -1, DSA | {"chunked_prefill_size": 128}, SHORT),
     # Prompts that attend to all tokens, with expanded keys, beside decode rows in the latent space.
     "dsa, all tokens": ("h100", -2, DSA, SHORT[:1]),
-    # The indexer of GLM-5: a rotary embedding in pairs of neighbours, and fused kernels.
-    "dsa, few tokens, fused indexer": ("h100", -3, DSA | {"chunked_prefill_size": 128}, SHORT[:1]),
+    # The indexer of GLM-5, a rotary embedding in pairs of neighbours and fused kernels; as in GLM-5.2 layers
+    # take over what one before them chose: groups and graphs begin at such layers, too.
+    "dsa, few tokens, shared choices": ("h100", -3, DSA | {"chunked_prefill_size": 128}, SHORT),
+    # Rows that chose nothing beside rows that did.
+    "dsa, all tokens, shared choices": ("h100", -4, DSA, SHORT[:1]),
     "flashinfer, page 1": (
         "h100",
         64,

@@ -14,6 +14,7 @@ from sglang_layered_kernels.cpu import experts as module
 from sglang_layered_kernels.cpu.experts import (
     Experts,
     chosen_experts,
+    clamped_halves,
     clamped_swiglu,
     gated_gelu,
     gated_silu,
@@ -39,6 +40,10 @@ GATES: dict[str, tuple[Gate, Gate]] = {  # ours, of rows; and the definition, of
     "silu": (gated_silu, partial(halves, functional.silu)),
     "gelu": (gated_gelu, partial(halves, partial(functional.gelu, approximate="tanh"))),
     "clamped": (partial(clamped_swiglu, alpha=ALPHA, limit=LIMIT), alternating),
+    "clamped halves": (
+        partial(clamped_halves, alpha=ALPHA, limit=LIMIT),
+        lambda x: alternating(x.unflatten(0, (2, -1)).T.flatten()),
+    ),
 }
 
 

@@ -67,6 +67,11 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "LFM2-MoE",
         "short convolutions, full attention in two layers, a router bias, 1 dense layer first",
     ),
+    "minimax_m3": (
+        "MiniMax-M3, text",
+        "attention to blocks of tokens that an indexer chooses in five layers, a vision encoder, a router"
+        " bias, a shared expert, 1 dense layer first",
+    ),
     "lfm2": ("LFM2", "dense, short convolutions, full attention in two layers, tied embeddings"),
 }
 # Families that transformers does not know: the oracle in Hugging Face's place is the model's definition.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.topk import TopK
 
@@ -237,11 +238,9 @@ def oracle(arch: str, model: Path, asked: list[list[int]], answers: list[list[in
 
 
 def hugging_face(model: Path, asked: list[list[int]]) -> list[list[int]]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-    has_encoder = hasattr(AutoConfig.from_pretrained(model), "text_config")
-    auto = AutoModelForImageTextToText if has_encoder else AutoModelForCausalLM
-    oracle = auto.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    oracle = (
+        model_class(model).from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    )
     outputs = []
     for tokens in asked:
         inputs = torch.tensor([tokens])
@@ -256,6 +255,17 @@ def hugging_face(model: Path, asked: list[list[int]]) -> list[list[int]]:
         )
         outputs.append(generated[0, len(tokens) :].tolist())
     return outputs
+
+
+def model_class(model: Path) -> Any:
+    """transformers' class of a model; its automatic ones do not know configurations of SGLang's own."""
+    config = transformers.AutoConfig.from_pretrained(model)
+    if not type(config).__module__.startswith("transformers."):
+        own = getattr(transformers, config.architectures[0], None)
+        if own is not None:
+            return own
+    has_encoder = hasattr(config, "text_config")
+    return transformers.AutoModelForImageTextToText if has_encoder else transformers.AutoModelForCausalLM
 
 
 def read_ahead(oracle: Any, inputs: torch.Tensor) -> Any:

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come f
 # Short convolutions keep their last inputs in bfloat16 by default, whatever the model's type: then the tokens
 # are not Hugging Face's, and depend on where a prompt is cut.
 os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"
+os.environ["SGLANG_OPT_USE_BF16_ROUTER_GEMM"] = "0"  # so MiniMax-M3's routers
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
 from tiny_models import tiny_model, use_the_cpu  # noqa: E402
@@ -29,11 +31,14 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
+from sglang.srt.layers.attention import minimax_sparse_backend  # noqa: E402
 from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
 from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
 from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
+from sglang.srt.layers.moe.topk import TopK  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
+from sglang.srt.model_executor import model_runner  # noqa: E402
 from sglang.srt.models import (  # noqa: E402
     ernie4,
     gemma4_causal,
@@ -45,7 +50,7 @@ from sglang.srt.models import (  # noqa: E402
 )
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
-from sglang_layered_kernels.cpu import kimi_delta, mamba2  # noqa: E402
+from sglang_layered_kernels.cpu import block_sparse, kimi_delta, mamba2  # noqa: E402
 from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
     causal_conv1d_fn_cpu,
     causal_conv1d_update_cpu,
@@ -53,7 +58,7 @@ from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
 )
 from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product  # noqa: E402
 from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
-from transformers import AutoConfig  # noqa: E402
+from transformers import AutoConfig, PretrainedConfig  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
 from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
@@ -118,6 +123,12 @@ def use_references() -> None:
     """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
     RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
+    model_runner.adjust_config_with_unaligned_cpu_tp = with_vision_config(
+        model_runner.adjust_config_with_unaligned_cpu_tp
+    )
+    TopK.forward_native = scaled_afterwards(TopK.forward_native)
+    for sparse in (block_sparse.minimax_sparse_prefill, block_sparse.minimax_sparse_decode):
+        setattr(minimax_sparse_backend, sparse.__name__, sparse)
     experts = UnquantizedFusedMoEMethod
     gemma4_causal.Gemma4Router.fuse_scale = fuse_scale
     mamba.mamba_chunk_scan_combined = mamba2.mamba_chunk_scan_combined
@@ -132,6 +143,33 @@ def use_references() -> None:
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
     use_kda_references()
+
+
+def with_vision_config(adjust: Callable[..., Any]) -> Callable[..., Any]:
+    """MiniMax-M3's is plain data in SGLang, which asks it for attributes on a CPU only."""
+
+    def run(model_config: Any, *args: Any) -> Any:
+        config = model_config.hf_config
+        if isinstance(getattr(config, "vision_config", None), dict):
+            config.vision_config = PretrainedConfig(**config.vision_config)
+        return adjust(model_config, *args)
+
+    return run
+
+
+def scaled_afterwards(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """SGLang's choice of experts for a CPU refuses to scale their weights unless it chooses by groups."""
+
+    def run(topk: TopK, *args: Any, **kwargs: Any) -> Any:
+        config = topk.topk_config
+        if config.use_grouped_topk or not config.apply_routed_scaling_factor_on_output:
+            return choose(topk, *args, **kwargs)
+        topk.topk_config = replace(config, apply_routed_scaling_factor_on_output=False)
+        output = choose(topk, *args, **kwargs)
+        topk.topk_config = config
+        return output._replace(topk_weights=output.topk_weights * config.routed_scaling_factor)
+
+    return run
 
 
 class SigmoidGatedNorm(FusedRMSNormGated):

@@ -16,6 +16,7 @@ from sglang_layered.models.refused import (
     MODELS,
     SERVED_RECURRENT,
     model_refusal,
+    parked_choice_bytes,
     untried_sparse_attention,
 )
 
@@ -91,23 +92,31 @@ INDEXER = {
 }
 
 
-@pytest.mark.parametrize("fields", [{}, {"index_topk_freq": 1}, {"index_topk_pattern": "FFFFFFFF"}], ids=str)
-def test_an_indexer_in_every_layer_is_served(tmp_path: Path, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields", [{}, {"index_topk_freq": 4}, {"index_topk_pattern": "FFSSFSSS"}, {"cli_factor": 1}], ids=str
+)
+def test_an_indexer_is_served_in_every_layer_and_shared(tmp_path: Path, fields: dict[str, Any]) -> None:
     assert refusal_of(model_folder(tmp_path, SIZES | INDEXER | fields)) is None
 
 
-@pytest.mark.parametrize(
-    "fields", [{"index_topk_freq": 4}, {"index_topk_pattern": "FFSSFSSS"}, {"cli_factor": 2}], ids=str
-)
-def test_layers_that_share_chosen_tokens_are_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    told = refusal_of(model_folder(tmp_path, SIZES | INDEXER | fields))
-    assert "has layers that attend to the tokens that a layer before chose" in str(told)
+@pytest.mark.parametrize(("freq", "num_bytes"), [(1, 0), (4, 256)])
+def test_a_shared_choice_is_parked_in_4_bytes_a_token(tmp_path: Path, freq: int, num_bytes: int) -> None:
+    from sglang.srt.configs.model_config import ModelConfig
+
+    folder = model_folder(tmp_path, SIZES | INDEXER | {"index_topk_freq": freq})
+    assert parked_choice_bytes(ModelConfig(str(folder))) == num_bytes
+    assert parked_choice_bytes(ModelConfig(str(model_folder(tmp_path / "plain", QWEN3_MOE)))) == 0
+
+
+def test_choices_that_no_stage_hands_on_are_refused(tmp_path: Path) -> None:
+    told = refusal_of(model_folder(tmp_path, SIZES | INDEXER | {"cli_factor": 2}))
+    assert "has layers that attend to the tokens that a layer before chose, by cli_factor" in str(told)
 
 
 def test_other_indexers_are_refused(tmp_path: Path) -> None:
     """SGLang's own way for other families to say that they have one."""
     told = refusal_of(model_folder(tmp_path, QWEN3_MOE | {"num_indexer_layers": 8}))
-    assert "has attention that takes an indexer's queries, keys and values" in str(told)
+    assert "has an indexer of a kind that nobody has cut" in str(told)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def probe(model_path: str) -> Iterator[Finding]:
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     from sglang.srt.configs.model_config import ModelConfig
 
-    from sglang_layered.models.refused import model_refusal
+    from sglang_layered.models.refused import model_refusal, parked_choice_bytes
 
     config = ModelConfig(model_path)
     dtype = str(config.dtype).removeprefix("torch.")
@@ -100,7 +100,7 @@ def probe(model_path: str) -> Iterator[Finding]:
     yield Finding("layers", str(config.num_hidden_layers))
     yield Finding("groups", f"{plan.num_groups} of {sizes} layers for {PROMPT_TOKENS} prompt tokens")
     yield Finding("experts", _experts(config))
-    parked = PARKED_TENSORS * config.hidden_size * config.dtype.itemsize
+    parked = PARKED_TENSORS * config.hidden_size * config.dtype.itemsize + parked_choice_bytes(config)
     yield Finding(
         "parked", f"{parked:,} B a prompt token, {parked * PROMPT_TOKENS / 1e6:.0f} MB of {PROMPT_TOKENS}"
     )

@@ -100,6 +100,9 @@ def _empty_model(config: Any) -> nn.Module:
     if getattr(config, "use_mamba_kernels", False):
         config = copy(config)
         config.use_mamba_kernels = False  # transformers would load them from its hub
+    if getattr(config, "sparse_attention_config", None):  # MiniMax-M3's text calls itself M2's
+        model_class = transformers.MiniMaxM3VLTextModel
+        return model_class(model_class.config_class.from_dict(config.to_dict()))
     is_own = type(config).__module__.startswith("transformers.")
     if is_own and type(config) in transformers.AutoModelForCausalLM._model_mapping:
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)

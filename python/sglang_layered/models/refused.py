@@ -64,15 +64,10 @@ def has_untold_images(model_config: Any, algorithm: str) -> bool:
     return bool(model_config.is_multimodal) and algorithm != "NGRAM" and not is_told
 
 
-def shares_chosen_tokens(model_config: Any) -> bool:
-    """Whether layers of this model attend to the tokens that the indexer of a layer before chose."""
-    from sglang.srt.configs.model_config import dsa_layer_skips_topk, is_deepseek_dsa
-
-    return any(
-        getattr(config, "cli_factor", 1) > 1
-        or any(dsa_layer_skips_topk(config, layer) for layer in range(config.num_hidden_layers))
-        for config in _configs(model_config)
-        if is_deepseek_dsa(config)
+def shares_by_factor(model_config: Any) -> bool:
+    """Whether layers take over chosen tokens by `cli_factor`, which SGLang's stages do not look at."""
+    return has_indexer(model_config) and any(
+        getattr(config, "cli_factor", 1) > 1 for config in _configs(model_config)
     )
 
 
@@ -83,14 +78,9 @@ def compresses_keys(model_config: Any) -> bool:
     return any(is_deepseek_v4(config) for config in _configs(model_config))
 
 
-def has_indexer_of_its_own(model_config: Any) -> bool:
-    """Whether attention of this model takes an indexer's rows beside queries, keys and values."""
-    from sglang.srt.configs.model_config import is_minimax_sparse
-
-    return any(
-        is_minimax_sparse(config) or getattr(config, "num_indexer_layers", 0)
-        for config in _configs(model_config)
-    )
+def has_unknown_indexer(model_config: Any) -> bool:
+    """Whether this model says that it has an indexer, of no kind that layered mode knows."""
+    return any(getattr(config, "num_indexer_layers", 0) for config in _configs(model_config))
 
 
 def _is_of(families: frozenset[str], model_config: Any) -> bool:
@@ -107,20 +97,20 @@ MODELS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "does not generate text; serve it in chunked mode",
     ),
     **REFUSED,
-    "sparse attention whose layers share an indexer's choice (DSA with skipped layers)": (
-        shares_chosen_tokens,
-        "has layers that attend to the tokens that a layer before chose, and no choice travels with a prompt"
-        " from one layer group to the next; serve it in chunked mode",
+    "sparse attention whose layers share an indexer's choice by `cli_factor` (LongCat-Flash)": (
+        shares_by_factor,
+        "has layers that attend to the tokens that a layer before chose, by cli_factor, and SGLang lets a"
+        " choice travel from stage to stage by index_topk_freq and index_topk_pattern only; serve it in"
+        " chunked mode",
     ),
     "sparse attention over compressed keys (DeepSeek-V4)": (
         compresses_keys,
         "compresses its keys by states beside the KV cache, which nobody has read for prompt and decode rows"
         " in one layer; serve it in chunked mode",
     ),
-    "sparse attention with an indexer outside of latent attention (MiniMax-M3)": (
-        has_indexer_of_its_own,
-        "has attention that takes an indexer's queries, keys and values, which are not cut into prompt and"
-        " decode rows; serve it in chunked mode",
+    "sparse attention of other kinds (`num_indexer_layers`)": (
+        has_unknown_indexer,
+        "has an indexer of a kind that nobody has cut into prompt and decode rows; serve it in chunked mode",
     ),
     "recurrent layers (linear attention, state-space layers, short convolutions) of other families": (
         has_untested_states,
@@ -161,11 +151,27 @@ def _left_out_by_torch(model_config: Any) -> str | None:
     return "latent attention" if model_config.attention_arch == AttentionArch.MLA else None
 
 
+def chooses_blocks(model_config: Any) -> bool:
+    """True for MiniMax-M3: sparse attention to blocks of tokens that an indexer chooses."""
+    from sglang.srt.configs.model_config import is_minimax_sparse
+
+    return any(is_minimax_sparse(config) for config in _configs(model_config))
+
+
 def has_indexer(model_config: Any) -> bool:
     """True for DSA: sparse attention over latent keys that an indexer chooses."""
     from sglang.srt.configs.model_config import is_deepseek_dsa
 
     return any(is_deepseek_dsa(config) for config in _configs(model_config))
+
+
+def parked_choice_bytes(model_config: Any) -> int:
+    """Bytes a prompt token parks of an indexer's choice where a layer group begins with taking it over."""
+    from sglang.srt.configs.model_config import dsa_layer_skips_topk, is_deepseek_dsa
+
+    config = model_config.hf_text_config
+    layers = range(model_config.num_hidden_layers) if is_deepseek_dsa(config) else ()
+    return 4 * config.index_topk if any(dsa_layer_skips_topk(config, layer) for layer in layers) else 0
 
 
 def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:

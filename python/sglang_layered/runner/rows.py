@@ -10,6 +10,7 @@ from operator import itemgetter
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode, PPProxyTensors
 
+from sglang_layered.upstream.chosen_tokens import choosing_like
 from sglang_layered.upstream.images import FEATURES
 
 BATCH_FIELDS = tuple(item.name for item in fields(ForwardBatch))
@@ -19,12 +20,15 @@ _fields_of = itemgetter(*BATCH_FIELDS)
 def join_rows(prompt: PPProxyTensors, decode: PPProxyTensors) -> PPProxyTensors:
     """Stack the activations of both; keys must agree, a key that is None in one is None in both.
 
-    Only features of images are the prompt's alone: rows that decode add zeros.
+    Only features of images are the prompt's alone: rows that decode add zeros. Only tokens that an indexer
+    chose may be the decode rows' alone.
     """
     features = prompt.tensors.get(FEATURES)
     if features is not None:
         zeros = features.new_zeros((decode["hidden_states"].shape[0], features.shape[1]))
         decode = PPProxyTensors(decode.tensors | {FEATURES: zeros})
+    if prompt.tensors.keys() != decode.tensors.keys():
+        prompt = choosing_like(decode, prompt)
     if prompt.tensors.keys() != decode.tensors.keys():
         raise AssertionError(f"activations differ: {set(prompt.tensors)} and {set(decode.tensors)}")
     return PPProxyTensors(

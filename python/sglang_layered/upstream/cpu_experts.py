@@ -17,6 +17,7 @@ from sglang.srt.utils import use_intel_amx_backend
 from sglang_layered_kernels.cpu.experts import (
     Experts,
     chosen_experts,
+    clamped_halves,
     clamped_swiglu,
     gated_gelu,
     gated_silu,
@@ -57,8 +58,10 @@ def _gate(config: Any) -> Gate | None:
     if not config.is_gated or config.no_combine or config.swiglu_limit is not None:
         return None
     if alpha is not None:
-        is_known = config.activation == "silu" and clamp is not None and config.gate_up_interleaved
-        return partial(clamped_swiglu, alpha=alpha, limit=clamp) if is_known else None
+        if config.activation != "silu" or clamp is None:
+            return None
+        gate = clamped_swiglu if config.gate_up_interleaved else clamped_halves
+        return partial(gate, alpha=alpha, limit=clamp)
     if clamp is not None:
         return None
     return {"silu": gated_silu, "gelu": gated_gelu}.get(config.activation)

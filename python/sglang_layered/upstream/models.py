@@ -19,6 +19,7 @@ from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.chosen_tokens import CHOSEN, asks_behind_the_last
 from sglang_layered.upstream.images import Deepstack
 from sglang_layered.upstream.lora import Adapters
 
@@ -109,6 +110,7 @@ class PipelineRanges(LayerRanges):
         self.stack, (self._start, self._end) = stacks[0]
         stack, self._stack = self.stack, vars(self.stack)
         self._deepstack = Deepstack.of(stack)
+        self._asks_behind_the_last = asks_behind_the_last(stack)
         self.first_layer = self._stack[self._start]
         self.num_layers: int = self._stack[self._end]
         group = self._grouped[0]["pp_group"]
@@ -133,6 +135,8 @@ class PipelineRanges(LayerRanges):
     def _forward(
         self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
+        if self._asks_behind_the_last and rows is not None and layers.start == self.num_layers:
+            rows = PPProxyTensors(rows.tensors | {CHOSEN: rows["hidden_states"]})  # anything: no layer runs
         with self._stage(layers.start, layers.end, first=rows is None, last=last):
             if self._deepstack is None:
                 return self._model.forward(

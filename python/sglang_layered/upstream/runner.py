@@ -19,13 +19,15 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang.srt.runtime_context import get_forward
 from torch import nn
 
+from sglang_layered.upstream.chosen_tokens import TAKEN, joined_outputs
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.mixers import SplitMixers, mixers_of
 from sglang_layered.upstream.recurrent import start_states
 
 # Backends that read the request pool while they plan, and never in a layer.
 READ_IN_PLANS = frozenset({"FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend"})
-ROW_ARGUMENTS = frozenset({"q_rope", "k_rope"})
+ROW_ARGUMENTS = frozenset({"q_rope", "k_rope", "idx_q", "idx_k", "idx_v"})
+MODULE_ROWS = (TAKEN, "llama_4_scaling")  # what attention modules get beside hidden states and positions
 HEAD_ARGUMENTS = frozenset({"sinks", "cos_sin_cache", "is_neox", "llama_4_scaling"})
 LAYER_SCRATCH = ("workspace", "problem_sizes1")
 
@@ -145,6 +147,10 @@ class HybridAttention(AttentionBackend):
     last group. Class attributes are copied: `__getattr__` never sees a name that the base class defines.
     """
 
+    # A model with an indexer asks whether all rows attend by expanded keys, so that no choice of tokens goes
+    # on to the next layers; decode rows never do.
+    use_mha = False
+
     def __init__(self, prompt_backend: Any, decode_backend: Any) -> None:
         super().__init__()
         self.prompt_backend = prompt_backend
@@ -179,7 +185,8 @@ class HybridAttention(AttentionBackend):
     ) -> torch.Tensor:
         """Attention output [prompt rows + decode rows, heads * head_dim]; q, k, v are cut by rows.
 
-        A linear layer's is [1, rows, heads, head_dim], as its backend's; it has other arguments, row by row.
+        With an indexer it is the second of a pair, behind the indexer's own or None. A linear layer's is [1,
+        rows, heads, head_dim], as its backend's; it has other arguments, row by row.
         """
         if q is None:
             return self._linear(layer, kwargs)
@@ -196,6 +203,9 @@ class HybridAttention(AttentionBackend):
         decode = self.decode_backend.forward(
             decode_q, decode_k, decode_v, layer, self._decode, save_kv_cache, **decode_kwargs
         )
+        if isinstance(prompt, tuple):  # an indexer's own output, or None, before attention's (MiniMax-M3)
+            pairs = zip(prompt, decode, strict=True)
+            return tuple(None if one is None else torch.cat([one, two]) for one, two in pairs)
         return torch.cat([prompt.flatten(1), decode.flatten(1)])
 
     def _linear(self, layer: Any, rows: Mapping[str, Any]) -> torch.Tensor:
@@ -239,7 +249,10 @@ class SplitAttention:
         self._backends = (prompt_backend, model_runner.attn_backend)
         self._adapters = Adapters.of(model_runner)
         modules: Iterator[tuple[str, nn.Module]] = model_runner.model.named_modules()
-        self._modules = [module for name, module in modules if name.rpartition(".")[2] == "self_attn"]
+        # LongCat-Flash has two in a layer, `self_attn.0` and `self_attn.1`; nobody calls their list.
+        self._modules = [
+            module for name, module in modules if name.rstrip(".0123456789").rpartition(".")[2] == "self_attn"
+        ]
 
     @contextmanager
     def bound(self, prompt: ForwardBatch, decode: ForwardBatch) -> Iterator[None]:
@@ -263,38 +276,25 @@ class SplitAttention:
             positions: torch.Tensor, hidden_states: torch.Tensor, forward_batch: ForwardBatch, **kwargs: Any
         ) -> Any:
             outputs = []
+            by_row = {name: kwargs[name] for name in MODULE_ROWS if kwargs.get(name) is not None}
             for rows, batch, backend in zip(parts, batches, self._backends, strict=True):
                 if self._adapters is not None:
                     self._adapters.use(batch)
                 if get_forward().attn_inputs is not None:
                     inputs = AttentionInputs(hidden_states[rows], batch, module.prepare_qkv_latent)
                     get_attn_tp_context().set_attn_inputs(inputs)
+                cut = {name: value[rows] for name, value in by_row.items()}
                 with forward_context(ForwardContext(attn_backend=backend)):
                     outputs.append(
                         forward(
                             positions=positions[rows],
                             hidden_states=hidden_states[rows],
                             forward_batch=batch,
-                            **kwargs,
+                            **kwargs | cut,
                         )
                     )
             if self._adapters is not None:
                 self._adapters.use(forward_batch)
-            return _joined(outputs)
+            return joined_outputs(*outputs)
 
         return split
-
-
-def _joined(outputs: list[Any]) -> Any:
-    """What a module gave for prompt rows and for decode rows, as it would have given it for both.
-
-    With an indexer it gives a pair where it ran in the latent space, rows and the tokens that the next layer
-    is to take over from it, and rows alone where it ran with expanded keys (upstream:
-    srt/models/deepseek_common/attention_forward_methods/forward_mla.py `forward_absorb_core`).
-    """
-    if not any(isinstance(output, tuple) for output in outputs):
-        return torch.cat(outputs)
-    pairs = [output if isinstance(output, tuple) else (output, None) for output in outputs]
-    if any(tokens is not None for _, tokens in pairs):
-        raise NotImplementedError("a layer that takes over chosen tokens is unknown to layered mode")
-    return torch.cat([rows for rows, _ in pairs]), None

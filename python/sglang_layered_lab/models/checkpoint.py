@@ -119,8 +119,11 @@ def write_family(recipe: FamilyRecipe, folder: Path, on_progress: Callable[[int]
             for name, weight in load_file(path).items()
         }
         write_file(weights, path, like=folder / "config.json")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if recipe.architecture:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         write_json(folder / "config.json", config | {"architectures": [recipe.architecture]})
+    if recipe.released:
+        config["text_config"] |= recipe.config_fields()["text_config"] | recipe.released
+        write_json(folder / "config.json", config)
     for path in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", path)  # the library writes them for their owner only

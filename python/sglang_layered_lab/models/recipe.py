@@ -21,6 +21,8 @@ DRAFTABLE = ("qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next", "qwen3_5_moe",
 # Goes up when the same recipe gives other bytes than before, so that old folders are not taken for new ones.
 RECIPE_FORMAT = 1
 
+LATER = ("renames", "released")  # fields that recipes of a family did not always have
+
 # The first ids of the vocabulary, in this order; the chat template uses the same names.
 PAD_TOKEN, START_TOKEN, END_TOKEN = SPECIAL_TOKENS = ("<|pad|>", "<|start|>", "<|end|>")
 PAD_ID, START_ID, END_ID = range(len(SPECIAL_TOKENS))
@@ -154,7 +156,8 @@ class FamilyRecipe(RecipeBase):
     `model_type` and `architecture` are there where transformers' names are not `arch`, or not SGLang's.
     `around` is the config of a multimodal model around that of its language model. With `turns_experts` the
     released files hold an expert's matrices as [inputs, outputs] and transformers' modules do not. `renames`
-    are beginnings of tensor names, of transformers and of the released files.
+    are beginnings of tensor names, of transformers and of the released files. `released` are fields of the
+    language model's config in released files that transformers writes otherwise or leaves out.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -165,11 +168,12 @@ class FamilyRecipe(RecipeBase):
     around: Mapping[str, Any] = field(default_factory=dict)
     turns_experts: bool = False
     renames: Mapping[str, str] = field(default_factory=dict)
+    released: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As of any recipe; what came later is left out where it says nothing, so that folders stay valid."""
         fields = RecipeBase.as_dict(self)
-        return fields if self.renames else {name: fields[name] for name in fields if name != "renames"}
+        return {name: value for name, value in fields.items() if value or name not in LATER}
 
     def config_fields(self) -> dict[str, Any]:
         """All fields of config.json that are not transformers' defaults; lists are cut to the layers."""
