@@ -55,7 +55,7 @@ def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[i
 
 def _indices(question: str, answer: Sequence[int] | Numbers, count: int) -> list[int]:
     """The answer as a list, each index once."""
-    found: list[int] = np.asarray(answer, np.int64).tolist()
+    found = [*map(int, answer)]
     if len(set(found)) < len(found) or (found and not 0 <= min(found) <= max(found) < count):
         raise ValueError(f"{question} gave {found}; give indices below {count}, each once")
     return found
