@@ -189,8 +189,9 @@ class Snapshot:
     """The scheduler when it asks.
 
     `waiting` is the queue in its order, the first `MOST_LOOKED_AT` of it, and empty for `decode_rows`;
-    `Queue.of(waiting)` has its columns, on a server at no cost. `num_waiting` counts all. `flying` are the cohorts in flight, the one that runs last; those before it are
-    parked. A prompt between two chunks is in none of them.
+    `Queue.of(waiting)` has its columns, on a server at no cost. `num_waiting` counts all. `flying` are the
+    cohorts in flight, the one that runs last; those before it are parked. A prompt between two chunks is in
+    none of them.
     """
 
     waiting: Sequence[Waiting] = ()

@@ -96,4 +96,5 @@ class FlowPrefillPolicy(AutoPolicy):
 def _most_urgent_first(prompts: Queue, due_s: Seconds, is_late: npt.NDArray[np.bool_]) -> Numbers:
     """Higher priorities first, then those that can be in time by their deadlines, then the oldest."""
     by_age = is_late | (due_s == inf)
-    return np.lexsort((np.where(by_age, -prompts.waited_s, due_s), is_late, -prompts.priority))
+    order: Numbers = np.lexsort((np.where(by_age, -prompts.waited_s, due_s), is_late, -prompts.priority))
+    return order

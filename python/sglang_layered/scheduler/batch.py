@@ -22,8 +22,8 @@ class InFlightCohort:
     `has_begun` is True from the first launch on. `to_encode` are images that have not passed the encoder, a
     list for each step before the first group: no step has an encoder and a group. `has_run` is False after
     others have overtaken it, until it has run a group; `num_overtaken` counts them. On a pipeline stage a
-    cohort of less `urgency` (precedence, is long) overtakes older ones. `urgent` are its requests' most urgent
-    values, as a policy sees them, with what they were made of.
+    cohort of less `urgency` (precedence, is long) overtakes older ones. `urgent` are its requests' most
+    urgent values, as a policy sees them, with what they were made of.
     """
 
     cohort: Cohort

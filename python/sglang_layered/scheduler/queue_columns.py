@@ -1,7 +1,7 @@
 """What a policy sees of the prompts that wait, in columns: made in some microseconds for a hundred of them.
 
-A prompt has a row from the first time that a policy sees it until it leaves the queue: to look at each of them
-anew in every step would cost more than the step may spend on deciding.
+A prompt has a row from the first time that a policy sees it until it leaves the queue: to look at each of
+them anew in every step would cost more than the step may spend on deciding.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -118,7 +118,7 @@ class LastTokenTimes:
         return min((time_s for time_s in times_s if time_s > after_s), default=None)
 
     def last_of(self, reqs: Sequence[Any]) -> Seconds | float:
-        """When each of these got its last token, NaN before the first one; a number where all did together."""
+        """When each of these got its last token, NaN before the first; a number where all did together."""
         if reqs == self._in_order or self._recent.issuperset(reqs):
             return self._recent_s
         recent, recent_s = self._recent, self._recent_s
