@@ -26,7 +26,6 @@ from lora_models import ATTENTION, EXPERTS, leave_memory_unpinned, make_adapter 
 from sglang.srt.layers.moe import fused_moe_native  # noqa: E402
 from sglang.srt.lora.layers import FusedMoEWithLoRA  # noqa: E402
 from sglang.srt.lora.lora_registry import LoRARef  # noqa: E402
-from sglang_layered.core.events import PolicyAnswered  # noqa: E402
 from sglang_layered_kernels.cpu.expert_adapters import experts_with_adapters  # noqa: E402
 from sglang_layered_kernels.cpu.expert_parallel import experts_of_this_rank  # noqa: E402
 
@@ -40,6 +39,7 @@ from family_checks import (  # noqa: E402
 )
 from harness import Rank, SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
+from sglang_layered.core.events import PolicyAnswered  # noqa: E402
 
 ADAPTERS = {"a": (4, ATTENTION), "b": (8, EXPERTS)}  # rank and modules
 ASKED = ("wishes:AtRandom", "flow-prefill", "fair-batching", "near-late", "staggered")

@@ -45,6 +45,7 @@ def questions(stepped: SteppedScheduler, rounds: int) -> dict[str, list[float]]:
 def _policy(stepped: SteppedScheduler, name: str, **flags: Any) -> Iterator[None]:
     controls, before = stepped.loop.controls, stepped.loop.controls.config
     controls._adopt(replace(before, layered_policy=name, **flags), "bench")
+    stepped.loop.is_heard = False  # a trace of the answers is no part of deciding
     stepped.loop._overtaking._use(controls.config)
     stepped.step(4)
     yield
