@@ -41,7 +41,9 @@ class FlowPrefillPolicy(AutoPolicy):
         prompts = Queue.of(view.waiting)
         due_s, own_s = prompts.ttft_s - prompts.waited_s, prompts.tokens * token_s
         in_order = _most_urgent_first(prompts, due_s, is_late=due_s < base_s + own_s)
-        due_s, done_s = due_s[in_order], base_s + own_s[in_order].cumsum()
+        due_s, own_s = due_s[in_order], own_s[in_order]
+        own_s[:1] += base_s
+        done_s = own_s.cumsum()
         left_s = np.minimum.accumulate(np.where(due_s >= done_s, due_s, inf))  # who is late hurries nobody
         makes_late = done_s[1:] > left_s[:-1]
         chosen: list[int] = in_order.tolist()
@@ -60,12 +62,14 @@ class FlowPrefillPolicy(AutoPolicy):
         spare_s = flight.slo.ttft_s - flight.waited_s - rest_s  # below 0: it is late whatever is done
         prompts = Queue.of(view.waiting)
         due_s, own_s = prompts.ttft_s - prompts.waited_s, prompts.tokens * token_s
-        may_s = np.minimum(due_s, spare_s if spare_s >= 0 else inf) - base_s  # for all up to it
+        may_s = np.minimum(due_s, spare_s if spare_s >= 0 else inf)  # until it is done
         is_before = (prompts.priority >= flight.priority) & (due_s < flight.slo.ttft_s - flight.waited_s)
-        [found] = (is_before & (own_s <= may_s)).nonzero()  # the others are too late, or make it late
+        [found] = (
+            is_before & (base_s + own_s <= may_s)
+        ).nonzero()  # the others are too late, or make it late
         found = found[due_s[found].argsort(kind="stable")]
         chosen: list[int] = []
-        spent_s, left_s = 0.0, inf
+        spent_s, left_s = base_s, inf
         for index, each_s, most_s in zip(
             found.tolist(), own_s[found].tolist(), may_s[found].tolist(), strict=True
         ):

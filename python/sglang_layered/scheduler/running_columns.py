@@ -78,7 +78,8 @@ class RunningColumns:
             self._ttft_s[slot], self._tbt_s[slot] = limits
             self._prompt_tokens[slot], self._sat_out[slot] = len(req.origin_input_ids), 0
         self._latest, self._latest_slots = list(reqs), slots.tobytes()
-        columns = (self._prompt_tokens - 1, self._arrived_s, self._ttft_s, self._tbt_s, self._priority)
-        self._latest_columns = tuple(column.take(slots) for column in columns)
+        before_output = self._prompt_tokens.take(slots) - 1
+        columns = (self._arrived_s, self._ttft_s, self._tbt_s, self._priority)
+        self._latest_columns = (before_output, *(column.take(slots) for column in columns))
         for column in self._latest_columns:
             column.flags.writeable = False  # it is shown in every step
