@@ -38,6 +38,7 @@ from sglang_layered.core.questions import (
     Decode as Decode,
     Flying as Flying,
     Questions as Questions,
+    Queue as Queue,
     Running as Running,
     SloClass as SloClass,
     Snapshot as Snapshot,

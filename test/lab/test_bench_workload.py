@@ -15,6 +15,7 @@ from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sglang_layered_lab.bench.lengths import load_lengths
+from sglang_layered_lab.bench.load import Load
 from sglang_layered_lab.bench.spec import BenchSpec, RunSpec, ServerSpec, SloSpec
 from sglang_layered_lab.bench.spec_errors import SpecError
 from sglang_layered_lab.bench.spec_load import (
@@ -22,6 +23,7 @@ from sglang_layered_lab.bench.spec_load import (
     LengthsSpec,
     LoadSpec,
     PrefixSpec,
+    ShortSpec,
     WorkloadSpec,
 )
 from sglang_layered_lab.bench.workload import RequestContent, Server, Workload
@@ -144,6 +146,20 @@ def word_level() -> Adapter:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return Adapter(tokenizer)
+
+
+def test_short_prompts_name_their_own_limit_and_are_the_same_prompts() -> None:
+    server = Server("", 800)
+    workload = WorkloadSpec(LENGTHS, vocab=(100, 700))
+    spec, named = (spec_of(replace(workload, short=short)) for short in (None, ShortSpec(100, 500.0)))
+    spec, named = (replace(each, server=ServerSpec(url="http://127.0.0.1:1")) for each in (spec, named))
+    plain, short = (Load.of(each).planned(0, server) for each in (spec, named))
+    assert [each.prompt for each in plain] == [each.prompt for each in short]
+    assert not any(each.sampling for each in plain)
+    limits = {"custom_params": {"slo_ttft_ms": 500.0}}
+    assert [dict(each.sampling) for each in short] == [
+        limits if len(each.prompt) <= 100 else {} for each in short
+    ]
 
 
 def test_text_has_about_the_tokens_asked_for(byte_level: Adapter) -> None:

@@ -1,6 +1,6 @@
 """One of two ranks, stepped like the other, or a rank alone; writes its tokens as JSON.
 
-python test/models/ranks_run.py RANK alone|tp|ep|lora PORT OUT.json
+python test/models/ranks_run.py RANK alone|tp|ep|lora|asked PORT OUT.json
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from family_checks import (  # noqa: E402
 )
 from harness import Rank, SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
+from sglang_layered.core.events import PolicyAnswered  # noqa: E402
 
 ADAPTERS = {"a": (4, ATTENTION), "b": (8, EXPERTS)}  # rank and modules
+ASKED = ("wishes:AtRandom", "flow-prefill", "fair-batching", "near-late", "staggered")
 ORDER = ("a", None, "b", "b", "b", "a", "a")  # of the prompts
 
 
@@ -101,7 +104,45 @@ def adapted(rank: int, port: int, folder: Path) -> dict[str, Any]:
     return seen
 
 
+def asked(rank: int, port: int) -> dict[str, Any]:
+    """Tokens under policies that answer questions, with what they answered; the clock is rank 0's."""
+    stepped = start(rank, "asked", port, slo_ttft_ms=60_000, slo_tbt_ms=60_000)
+    seen: dict[str, Any] = {"": beside_a_stream(stepped)}
+    controls, before = stepped.loop.controls, stepped.loop.controls.config
+    for name in ASKED:
+        policy = replace(before, layered_policy=name, layered_max_parked=1)
+        controls._adopt(policy, "test")
+        stepped.loop._overtaking._use(policy)
+        seen[name] = beside_a_stream(stepped)
+        heard = [each for each in stepped.events if isinstance(each, PolicyAnswered)]
+        seen[f"{name} answered"] = [[each.question, *each.request_ids, each.seconds] for each in heard]
+        controls._adopt(before, "test")
+    return seen
+
+
+def beside_a_stream(stepped: SteppedScheduler) -> list[list[int]]:
+    """Tokens of prompts of many lengths that come while others decode and are computed."""
+    stepped.drain()
+    rids = [stepped.send(prompt(12 + seed, 90 + seed), 40) for seed in range(3)]
+    for seed, length in enumerate((300, 20, 250, 30, 400, 25, 15)):
+        received_steps(stepped, 3)
+        rids.append(stepped.send(prompt(length, 70 + seed), 6, priority=seed % 2))
+    while not all(stepped.reqs[rid].finished() for rid in rids):
+        received_steps(stepped, 1)
+    return stepped.finish(*rids)
+
+
+def received_steps(stepped: SteppedScheduler, count: int) -> None:
+    """Steps as the loop makes them: what is received first has rank 0's clock."""
+    for _ in range(count):
+        stepped.scheduler.process_input_requests(stepped.scheduler.request_receiver.recv_requests())
+        stepped.step()
+
+
 def main(rank: int, kind: str, port: int, out: Path) -> None:
+    if kind == "asked":
+        out.write_text(json.dumps(asked(rank, port)))
+        return
     if kind == "lora":
         out.write_text(json.dumps(adapted(rank, port, out.with_suffix(""))))
         return

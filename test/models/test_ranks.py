@@ -56,3 +56,12 @@ def test_adapters_cut_for_two_ranks_give_the_answers_of_stock_and_hugging_face(t
     for tokens, path, output in zip(asked, paths, seen["stock"], strict=True):
         logits = models[path](torch.tensor([tokens + output])).logits[0]
         assert logits[len(tokens) - 1 : -1].argmax(-1).tolist() == output
+
+
+def test_two_ranks_give_a_policy_s_questions_the_same_answers(tmp_path: Path) -> None:
+    """Strict checks compare what the ranks run in every step; the policies that ship decide by time."""
+    seen, other = tokens_of("asked", 2, tmp_path)
+    assert seen == other
+    asked = {name: answers for name, answers in seen.items() if name.endswith(" answered")}
+    assert len(asked) == 5 and all(asked.values()), {name: len(answers) for name, answers in asked.items()}
+    assert all(seen[name.removesuffix(" answered")] == seen[""] for name in asked)

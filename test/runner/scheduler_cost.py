@@ -4,7 +4,8 @@ The model is a stand-in of 32 layers that computes nothing, so what is left is s
 requests and cohorts of 8192 prompt tokens in 16 groups. Three kinds of steps take turns in one process, so
 that drift hits all of them: decode in SGLang's loop, decode in ours, and layered steps. At the end policy
 auto decides and learns in every step, and that alone is timed: what steps that admit a cohort decide
-(*admitting*), and all others. Run by `scripts/bench-scheduler`.
+(*admitting*), and all others. Then the four questions are timed (`questions_cost.py`). Run by
+`scripts/bench-scheduler`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import nn
 
 from harness import SteppedScheduler
 from prompts import prompt
+from questions_cost import QUESTIONS, questions
 from sglang_layered.config import LayeredConfig
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered_lab.models import make_model
@@ -60,7 +62,7 @@ class EmptyModel(nn.Module):
     def __init__(self, group: Any, vocab_size: int) -> None:
         super().__init__()
         self.pp_group, self.model = group, EmptyStack(group)
-        self._logits = torch.rand(NUM_RUNNING + 8, vocab_size)
+        self._logits = torch.rand(NUM_RUNNING + 64, vocab_size)
 
     def forward(
         self, input_ids: torch.Tensor, positions: Any, batch: Any, pp_proxy_tensors: Any = None, **kwargs: Any
@@ -190,7 +192,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
         times["middle"] += middle
         times["last"].append(last)
         bench.decode(2)
-    return times | bench.auto(rounds)
+    return times | bench.auto(rounds) | questions(bench.stepped, rounds)
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
@@ -199,7 +201,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     rows = {}
     for kind, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
-        over = middle if kind in ("admitting", *PARTS) else middle - base
+        over = middle if kind in ("admitting", *PARTS, *QUESTIONS) else middle - base
         rows[kind] = {"q1_ms": low, "median_ms": middle, "q3_ms": high, "over_stock_ms": over}
     return rows
 
@@ -210,7 +212,8 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def main(rounds: int, record: Path | None) -> None:
     """Print the CPU time of scheduler steps.
 
-    Exits with 1 when a middle layered step costs more than 0.3 ms, or deciding in one more than 0.1 ms.
+    Exits with 1 when a middle layered step costs more than 0.3 ms, or deciding in one more than 0.1 ms, or
+    one of the four questions. The limits are those of a machine whose decode step of SGLang's takes 2 ms.
     """
     times = measure(rounds)
     rows = summary(times)
@@ -222,7 +225,8 @@ def main(rounds: int, record: Path | None) -> None:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({**spec(rounds), "summary": rows, "times_ms": times}, indent=1) + "\n")
     too_slow = rows["middle"]["over_stock_ms"] > LIMIT_MS
-    sys.exit(too_slow or rows["deciding"]["median_ms"] > DECIDING_LIMIT_MS)
+    decided = ("deciding", *QUESTIONS)
+    sys.exit(too_slow or any(rows[kind]["median_ms"] > DECIDING_LIMIT_MS for kind in decided))
 
 
 def spec(rounds: int) -> dict[str, Any]:

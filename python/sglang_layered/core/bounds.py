@@ -8,7 +8,7 @@ from math import isfinite
 
 import numpy as np
 
-from sglang_layered.core.questions import Numbers, Running, Waiting
+from sglang_layered.core.questions import Numbers, Queue, Running, Waiting
 
 MOST_LOOKED_AT = 128  # prompts of the queue that a policy sees
 MOST_PASSED = 256  # times that others may be admitted before a prompt, or that it may be left out
@@ -16,9 +16,9 @@ MOST_HELD_S = 1.0  # between two admissions
 MOST_SAT_OUT = 4  # steps in a row
 
 
-def admitted_in(answer: Sequence[int], waiting: Sequence[Waiting]) -> list[int]:
+def admitted_in(answer: Sequence[int] | Numbers, waiting: Sequence[Waiting]) -> list[int]:
     """Who may be admitted, in this order: first those that were passed too often, the oldest first."""
-    overdue = [index for index, prompt in enumerate(waiting) if prompt.passed >= MOST_PASSED]
+    overdue = np.flatnonzero(Queue.of(waiting).passed >= MOST_PASSED).tolist()
     chosen = _indices("order", answer, len(waiting))
     return [*overdue, *(index for index in chosen if index not in overdue)] if overdue else chosen
 
@@ -30,16 +30,15 @@ def held_for(answer_s: float, held_s: float) -> float:
     return max(min(answer_s, MOST_HELD_S - held_s), 0.0)
 
 
-def overtaking(answer: Sequence[int] | None, waiting: Sequence[Waiting], max_tokens: int) -> list[int]:
+def overtaking(
+    answer: Sequence[int] | Numbers | None, waiting: Sequence[Waiting], max_tokens: int
+) -> list[int]:
     """Who goes before the cohort in flight: as many, in the order of the answer, as `max_tokens` hold."""
-    chosen: list[int] = []
-    left = max_tokens
-    for index in _indices("preempt", answer or (), len(waiting)):
-        left -= waiting[index].tokens
-        if left < 0:
-            break
-        chosen.append(index)
-    return chosen
+    if answer is None or len(answer) == 0:
+        return []
+    chosen = _indices("preempt", answer, len(waiting))
+    together = Queue.of(waiting).tokens[chosen].cumsum()
+    return chosen[: int(together.searchsorted(max_tokens, "right"))]
 
 
 def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[int] | None:
@@ -54,9 +53,9 @@ def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[i
     return None if decodes.all() else np.flatnonzero(decodes).tolist()
 
 
-def _indices(question: str, answer: Sequence[int], count: int) -> list[int]:
+def _indices(question: str, answer: Sequence[int] | Numbers, count: int) -> list[int]:
     """The answer as a list, each index once."""
-    found = [int(index) for index in answer]
+    found = [*map(int, answer)]
     if len(set(found)) < len(found) or (found and not 0 <= min(found) <= max(found) < count):
         raise ValueError(f"{question} gave {found}; give indices below {count}, each once")
     return found

@@ -7,7 +7,7 @@ only what its `can` names. Its answer is a wish: `core/bounds.py` sees to it tha
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,59 @@ class Decode(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Queue(Sequence[Waiting]):
+    """The prompts that wait, a column a value of `Waiting`: a prompt has the same index in all. Read-only.
+
+    Who reads it as a sequence gets a row, made then: to make all of them costs more than a step may spend on
+    deciding.
+    """
+
+    tokens: Numbers
+    prefix_tokens: Numbers
+    waited_s: Seconds
+    ttft_s: Seconds
+    tbt_s: Seconds
+    priority: Numbers
+    passed: Numbers
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @overload
+    def __getitem__(self, index: int) -> Waiting: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Waiting]: ...
+
+    def __getitem__(self, index: int | slice) -> Waiting | list[Waiting]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        return Waiting(
+            int(self.tokens[index]),
+            int(self.prefix_tokens[index]),
+            float(self.waited_s[index]),
+            SloClass(float(self.ttft_s[index]), float(self.tbt_s[index])),
+            int(self.priority[index]),
+            int(self.passed[index]),
+        )
+
+    @classmethod
+    def of(cls, rows: Sequence[Waiting] = ()) -> "Queue":
+        """The columns of these rows; where they are a `Queue`, itself."""
+        if isinstance(rows, Queue):
+            return rows
+        return cls(
+            np.array([row.tokens for row in rows], np.int64),
+            np.array([row.prefix_tokens for row in rows], np.int64),
+            np.array([row.waited_s for row in rows], np.float64),
+            np.array([row.slo.ttft_s for row in rows], np.float64),
+            np.array([row.slo.tbt_s for row in rows], np.float64),
+            np.array([row.priority for row in rows], np.int64),
+            np.array([row.passed for row in rows], np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Running:
     """The requests that decode, a column a value of `Decode`: a request has the same index in all. Read-only.
 
@@ -136,8 +189,9 @@ class Snapshot:
     """The scheduler when it asks.
 
     `waiting` is the queue in its order, the first `MOST_LOOKED_AT` of it, and empty for `decode_rows`;
-    `num_waiting` counts all. `flying` are the cohorts in flight, the one that runs last; those before it are
-    parked. A prompt between two chunks is in none of them.
+    `Queue.of(waiting)` has its columns, on a server at no cost. `num_waiting` counts all. `flying` are the
+    cohorts in flight, the one that runs last; those before it are parked. A prompt between two chunks is in
+    none of them.
     """
 
     waiting: Sequence[Waiting] = ()

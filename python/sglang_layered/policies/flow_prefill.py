@@ -7,13 +7,17 @@ layer groups; the deadlines are those of a request's own time to first token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.auto.step_times import amounts
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.pacing import StepLoad
-from sglang_layered.core.questions import Flying, Snapshot, Waiting
+from sglang_layered.core.questions import Flying, Numbers, Queue, Running, Seconds, Snapshot
 
 SHORT, LONG = 256, 4096  # prompt tokens between whose times others are interpolated
 
@@ -33,22 +37,17 @@ class FlowPrefillPolicy(AutoPolicy):
 
     def order(self, view: Snapshot) -> Sequence[int]:
         """The most urgent first, and with it only those that do not make anybody in the cohort late."""
-        base_s, token_s = self._prompt_line(view)
-        in_order = sorted(
-            range(len(view.waiting)), key=lambda index: _urgency(view.waiting[index], base_s, token_s)
-        )
-        chosen: list[int] = []
-        spent_s, left_s = base_s, float("inf")
-        for index in in_order:
-            prompt = view.waiting[index]
-            spent_s += prompt.tokens * token_s
-            due_s = prompt.slo.ttft_s - prompt.waited_s
-            if chosen and spent_s > left_s:
-                break
-            chosen.append(index)
-            if due_s >= spent_s:  # who is late anyway hurries nobody
-                left_s = min(left_s, due_s)
-        return chosen
+        base_s, token_s = self._prompt_line(self._decode_s(view.running))
+        prompts = Queue.of(view.waiting)
+        due_s, own_s = prompts.ttft_s - prompts.waited_s, prompts.tokens * token_s
+        in_order = _most_urgent_first(prompts, due_s, is_late=due_s < base_s + own_s)
+        due_s, own_s = due_s[in_order], own_s[in_order]
+        own_s[:1] += base_s
+        done_s = own_s.cumsum()
+        left_s = np.minimum.accumulate(np.where(due_s >= done_s, due_s, inf))  # who is late hurries nobody
+        makes_late = done_s[1:] > left_s[:-1]
+        chosen: list[int] = in_order.tolist()
+        return chosen[: 1 + int(makes_late.argmax())] if makes_late.any() else chosen
 
     def preempt(self, view: Snapshot) -> Sequence[int] | None:
         """Those that are due before the cohort in flight and can be in time, as long as it can wait."""
@@ -57,49 +56,49 @@ class FlowPrefillPolicy(AutoPolicy):
         self._last_seen = (*now, flight.done_layers)
         if now == (num_waiting, num_flying) and flight.done_layers >= done_layers:
             return None  # nobody has come and nothing is done since the last decision
-        base_s, token_s = self._prompt_line(view)
-        rest_s = self._rest_s(flight, base_s, token_s, view)
+        decode_s = self._decode_s(view.running)
+        base_s, token_s = self._prompt_line(decode_s)
+        rest_s = self._rest_s(flight, base_s, token_s, decode_s)
         spare_s = flight.slo.ttft_s - flight.waited_s - rest_s  # below 0: it is late whatever is done
+        prompts = Queue.of(view.waiting)
+        due_s, own_s = prompts.ttft_s - prompts.waited_s, prompts.tokens * token_s
+        may_s = np.minimum(due_s, spare_s if spare_s >= 0 else inf)  # until it is done
+        is_before = (prompts.priority >= flight.priority) & (due_s < flight.slo.ttft_s - flight.waited_s)
+        [found] = (
+            is_before & (base_s + own_s <= may_s)
+        ).nonzero()  # the others are too late, or make it late
+        found = found[due_s[found].argsort(kind="stable")]
         chosen: list[int] = []
-        spent_s, left_s = base_s, float("inf")
-        for index in sorted(range(len(view.waiting)), key=lambda each: _due_s(view.waiting[each])):
-            prompt = view.waiting[index]
-            due_s, own_s = _due_s(prompt), prompt.tokens * token_s
-            if prompt.priority < flight.priority or due_s >= flight.slo.ttft_s - flight.waited_s:
-                continue  # its turn is after the cohort's
-            if spent_s + own_s > min(due_s, left_s) or 0 <= spare_s < spent_s + own_s:
-                continue  # too late for it, or it would make another one late
-            spent_s, left_s = spent_s + own_s, min(left_s, due_s)
-            chosen.append(index)
+        spent_s, left_s = base_s, inf
+        for index, each_s, most_s in zip(
+            found.tolist(), own_s[found].tolist(), may_s[found].tolist(), strict=True
+        ):
+            if spent_s + each_s <= min(most_s, left_s):
+                spent_s, left_s = spent_s + each_s, min(left_s, most_s)
+                chosen.append(index)
         return chosen or None
 
-    def _rest_s(self, flight: Flying, base_s: float, token_s: float, view: Snapshot) -> float:
+    def _rest_s(self, flight: Flying, base_s: float, token_s: float, decode_s: float) -> float:
         """Seconds until the cohort is done: of its layers, and of the decodes beside each group."""
         part = 1 - flight.done_layers / flight.num_layers
         groups = max(-(-flight.tokens // self.group_tokens), 1)
-        return part * (base_s + flight.tokens * token_s) + max(part * groups, 1) * self._decode_s(view)
+        return part * (base_s + flight.tokens * token_s) + max(part * groups, 1) * decode_s
 
-    def _prompt_line(self, view: Snapshot) -> tuple[float, float]:
+    def _prompt_line(self, decode_s: float) -> tuple[float, float]:
         """Seconds of any prompt beside those who decode, and of each of its tokens."""
         short_s, long_s = self.prompt_s(SHORT), self.prompt_s(LONG)
         token_s = max((long_s - short_s) / (LONG - SHORT), 0.0)
-        return max(short_s - SHORT * token_s, 0.0) + self._decode_s(view), token_s
+        return max(short_s - SHORT * token_s, 0.0) + decode_s, token_s
 
-    def _decode_s(self, view: Snapshot) -> float:
-        running = view.running
+    def _decode_s(self, running: Running) -> float:
         if not len(running):
             return 0.0
         load = StepLoad(len(running), int(running.context_tokens.sum()))
         return self.times.predict(amounts(self.sizes, load))
 
 
-def _due_s(prompt: Waiting) -> float:
-    """Seconds until its first token is due."""
-    return prompt.slo.ttft_s - prompt.waited_s
-
-
-def _urgency(prompt: Waiting, base_s: float, token_s: float) -> tuple[int, bool, float]:
+def _most_urgent_first(prompts: Queue, due_s: Seconds, is_late: npt.NDArray[np.bool_]) -> Numbers:
     """Higher priorities first, then those that can be in time by their deadlines, then the oldest."""
-    due_s = _due_s(prompt)
-    is_late = due_s < base_s + prompt.tokens * token_s
-    return -prompt.priority, is_late, -prompt.waited_s if is_late or due_s == float("inf") else due_s
+    by_age = is_late | (due_s == inf)
+    order: Numbers = np.lexsort((np.where(by_age, -prompts.waited_s, due_s), is_late, -prompts.priority))
+    return order

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.pacing import QueueView
-from sglang_layered.core.questions import Running, Seconds, Snapshot
+from sglang_layered.core.questions import Queue, Running, Seconds, Snapshot
 from sglang_layered.policies.sparing import SparingPolicy
 
 TILE = 128  # rows of a tile of the products of common kernels
@@ -33,10 +35,9 @@ class NearLatePolicy(SparingPolicy):
 
     def order(self, view: Snapshot) -> Sequence[int]:
         """Fewest tokens to compute first, of equal ones the oldest."""
-        waiting = view.waiting
-        return sorted(
-            range(len(waiting)), key=lambda index: (-waiting[index].priority, waiting[index].tokens)
-        )
+        prompts = Queue.of(view.waiting)
+        order: list[int] = np.lexsort((prompts.tokens, -prompts.priority)).tolist()
+        return order
 
     def cohort_tokens(self, view: QueueView) -> int:
         """As many as else, down to whole tiles where prompts are cut anyway."""

@@ -6,10 +6,10 @@ from math import inf
 from typing import ClassVar
 
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.auto.step_times import amounts
+from sglang_layered.auto.step_times import amounts, lines
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.pacing import Decision, PaceView, QueueView, StepLoad
-from sglang_layered.core.questions import Flying, Running, Seconds, Snapshot
+from sglang_layered.core.questions import Running, Seconds, Snapshot
 
 CATCH_UP_STEPS = (
     2  # that a row needs after it has sat out: the overlap scheduler hands a token out a step later
@@ -42,12 +42,14 @@ class SparingPolicy(AutoPolicy):
         if not (len(running) and view.flying):
             return None
         flight, due_s = view.flying[-1], self.due_s(running)
-        catch_up_s = CATCH_UP_STEPS * (self._decode_s(running) + self._layers_s(flight, 1))
+        # Of a step of the cohort's layers beside nobody.
+        alone_s, layer_s = self.times.predict_line(*lines(self.sizes, StepLoad(0, 0, (flight.tokens,), (0,))))
+        catch_up_s = CATCH_UP_STEPS * (self._decode_s(running) + alone_s + layer_s)
         first_s = float(due_s[due_s > 0].min(initial=inf))  # who is late already hurries nobody
         if first_s == inf:
             return None
         group = -(-flight.num_layers // max(flight.tokens // self.group_tokens, 1))
-        self._spares = first_s >= self._layers_s(flight, group) + catch_up_s
+        self._spares = first_s >= alone_s + group * layer_s + catch_up_s
         self._has_spared |= self._spares
         # Of those who have sat out no token is on its way: this step's comes out after the next one.
         self._left_s = first_s - catch_up_s if self._spares or spared else first_s
@@ -77,7 +79,3 @@ class SparingPolicy(AutoPolicy):
         """A step in which all decode, and what passes between two."""
         load = StepLoad(len(running), int(running.context_tokens.sum()))
         return self.times.predict(amounts(self.sizes, load)) + self.overhead.value_s
-
-    def _layers_s(self, flight: Flying, layers: int) -> float:
-        """A step of so many of the cohort's layers, beside nobody."""
-        return self.times.predict(amounts(self.sizes, StepLoad(0, 0, (flight.tokens,), (0,), layers)))

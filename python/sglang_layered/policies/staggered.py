@@ -8,9 +8,11 @@ router's, which `sglang-layered simulate` has as `staggered`.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from sglang_layered.auto.policy import AutoPolicy
 from sglang_layered.core.capability import Capability
-from sglang_layered.core.questions import Snapshot
+from sglang_layered.core.questions import Queue, Snapshot
 
 MOST_OF_TTFT = 0.25  # part of the limit on the first token that may pass holding
 OF_COHORT = 0.5  # part of the time that the cohort is predicted to take alone
@@ -27,15 +29,10 @@ class StaggeredPolicy(AutoPolicy):
 
     def hold(self, view: Snapshot) -> float:
         """Seconds to go on waiting: less the longer the oldest has waited, none for a full cohort."""
-        tokens = sum(prompt.tokens for prompt in view.waiting)
-        mean = tokens / max(len(view.waiting), 1)
-        if tokens + mean > view.max_tokens:
+        prompts = Queue.of(view.waiting)
+        tokens = int(prompts.tokens.sum())
+        if tokens + tokens / len(prompts) > view.max_tokens:
             return 0.0
         window_s = OF_COHORT * self.prompt_s(tokens)
-        return max(
-            min(self._may_wait_s(prompt.slo.ttft_s, window_s) - prompt.waited_s for prompt in view.waiting),
-            0.0,
-        )
-
-    def _may_wait_s(self, ttft_s: float, window_s: float) -> float:
-        return min(MOST_OF_TTFT * ttft_s, window_s)
+        may_wait_s = np.minimum(MOST_OF_TTFT * prompts.ttft_s, window_s) - prompts.waited_s
+        return max(float(may_wait_s.min()), 0.0)

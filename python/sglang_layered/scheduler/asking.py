@@ -6,7 +6,9 @@ Every rank asks for itself, with rank 0's clock, so all hear the same answers.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,17 +18,17 @@ from sglang_layered.config import LayeredConfig
 from sglang_layered.core import bounds
 from sglang_layered.core.capability import QUESTIONS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.questions import NOBODY, Flying, Numbers, Running, SloClass, Snapshot, Waiting
+from sglang_layered.core.questions import NOBODY, Flying, Numbers, Running, SloClass, Snapshot
 from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.scheduler.queue_columns import QueueColumns
 from sglang_layered.scheduler.rank_clock import LastTokenTimes
 from sglang_layered.scheduler.running_columns import RunningColumns
 from sglang_layered.scheduler.stream import Answered
-from sglang_layered.upstream.overtake import known_cached_tokens, look_up_cached_tokens, waiting
+from sglang_layered.upstream.overtake import waiting
 from sglang_layered.upstream.room import end_late_ones
 
-MOST_LOOKED_UP = 16  # prompts in the prefix cache, each time a policy is asked
 NAP_S = 1e-3  # with nothing to run and prompts held; then the scheduler looks for requests again
 
 
@@ -52,10 +54,9 @@ class Asking:
         self._priority_sign = -1 if low_first else 1
         num_slots = self._scheduler.req_to_token_pool.req_to_token.shape[0]
         self._columns = RunningColumns(num_slots, self._facts, times)
+        self._queue = QueueColumns(self._scheduler, partial(self._facts, may_refuse=True))
         self._chunked: Any = None  # the prompt between two chunks when SGLang was shown the queue
-        self._left_out: set[int] = set()  # by the latest answer to `order`
         self._held_since_s: float | None = None
-        self._lookups_left = 0
         self._told: dict[str, tuple[str, ...]] = {}
         self.use(loop.controls.config)
 
@@ -77,6 +78,7 @@ class Asking:
         limits_ms = (config.slo_ttft_ms, config.slo_tbt_ms)
         self._limits = SloClass(*(inf if limit_ms is None else limit_ms / 1e3 for limit_ms in limits_ms))
         self._columns.forget()
+        self._queue.forget()
 
     def shown(self) -> AbstractContextManager[None]:
         """Inside, SGLang sees the prompts that may be admitted now, in the policy's order."""
@@ -88,7 +90,8 @@ class Asking:
             return nullcontext()
         end_late_ones(scheduler)  # also of those that SGLang will not see
         try:
-            return waiting(scheduler, self._admissible())
+            admissible = self._admissible()
+            return nullcontext() if admissible is None else waiting(scheduler, admissible)
         except Exception as error:
             self._failed(error)
             return nullcontext()
@@ -98,10 +101,8 @@ class Asking:
         if batch.reqs == [self._chunked]:
             return  # a prompt's next chunk
         self._held_since_s = None
-        for req in self._looked_at():
-            if id(req) not in self._left_out:
-                req.layered_passed = getattr(req, "layered_passed", 0) + 1
-        self._left_out.clear()
+        if self.orders or self._holds or self.preempts:
+            self._queue.admitted(batch.reqs, self._looked_at())
 
     def rest(self) -> None:
         """Nothing is to run: where prompts are held, leave the core to others for a moment."""
@@ -126,7 +127,7 @@ class Asking:
 
     def decoding(self, batch: ScheduleBatch) -> list[int] | None:
         """Indices of the requests that decode beside the cohort in flight; None: all. Aborted ones do."""
-        columns, slots = self._columns, batch.req_pool_indices_cpu.numpy()
+        columns, slots = self._columns, _slots(batch)
         columns.begin(self._scheduler.forward_ct)
         try:
             running = columns.of(batch.reqs, slots, _kv_tokens(batch), self.now_s)
@@ -139,7 +140,7 @@ class Asking:
         if keep is None:
             columns.all_decode(slots)
             return None
-        sit_out = sorted(set(range(len(batch.reqs))).difference(keep))
+        sit_out = np.delete(np.arange(len(running)), keep).tolist()
         aborted = [index for index in sit_out if batch.reqs[index].to_finish is not None]
         if aborted:
             keep = sorted([*keep, *aborted])
@@ -152,24 +153,23 @@ class Asking:
     def _most_tokens(self) -> int:
         return int(self._admission.most_tokens or self._scheduler.max_prefill_tokens)
 
-    def _admissible(self) -> list[Any]:
+    def _admissible(self) -> list[Any] | None:
+        """Who may be admitted, in this order; None: the queue as it is."""
         scheduler, reqs = self._scheduler, self._looked_at()
         view = self._view(reqs, ())
-        shown = list(scheduler.waiting_queue)
+        shown, chosen = None, [*range(len(reqs))]
         if self.orders:
-            shown = [reqs[index] for index in bounds.admitted_in(self._policy.order(view), view.waiting)]
+            chosen = bounds.admitted_in(self._policy.order(view), view.waiting)
+            shown = [reqs[index] for index in chosen]
             self._tell("order", shown)
-        if self._holds and shown and scheduler.chunked_req is None:
+        if self._holds and chosen and scheduler.chunked_req is None:
             since_s = self.now_s if self._held_since_s is None else self._held_since_s
             self.held_s = bounds.held_for(self._policy.hold(view), self.now_s - since_s)
             if self.held_s > 0:
                 self._held_since_s = since_s
-                self._tell("hold", shown, self.held_s)
+                self._tell("hold", scheduler.waiting_queue if shown is None else shown, self.held_s)
                 return []
-        self._left_out = set(map(id, reqs)) - set(map(id, shown))
-        for req in reqs:
-            if id(req) in self._left_out:
-                req.layered_passed = getattr(req, "layered_passed", 0) + 1
+        self._queue.leave_out(reqs, chosen)
         return shown
 
     def _looked_at(self) -> list[Any]:
@@ -177,10 +177,12 @@ class Asking:
         return found
 
     def _view(self, reqs: Sequence[Any], flying: Sequence[InFlightCohort]) -> Snapshot:
-        self._lookups_left = MOST_LOOKED_UP
-        rows, queue = tuple(map(self._waiting, reqs)), self._scheduler.waiting_queue
         return Snapshot(
-            rows, self._running(bool(flying)), tuple(map(self._flying, flying)), len(queue), self._most_tokens
+            self._queue.of(reqs, self.now_s),
+            self._running(bool(flying)),
+            tuple(map(self._flying, flying)),
+            len(self._scheduler.waiting_queue),
+            self._most_tokens,
         )
 
     def _running(self, is_in_flight: bool) -> Running:
@@ -192,49 +194,31 @@ class Asking:
         batches = [batch for batch in batches if batch.reqs]
         if not batches:
             return NOBODY
-        reqs = [req for batch in batches for req in batch.reqs]
-        slots = np.concatenate([batch.req_pool_indices_cpu.numpy() for batch in batches])
-        kv_tokens = np.concatenate([_kv_tokens(batch) for batch in batches])
-        chunked = scheduler.chunked_req
-        leave = [index for index, req in enumerate(reqs) if req.finished_reason is not None or req is chunked]
-        if leave:
+        reqs, slots, kv_tokens = batches[0].reqs, _slots(batches[0]), _kv_tokens(batches[0])
+        if len(batches) > 1:
+            reqs = [*reqs, *last.reqs]
+            slots = np.concatenate([slots, _slots(last)])
+            kv_tokens = np.concatenate([kv_tokens, _kv_tokens(last)])
+        chunked, ends = scheduler.chunked_req, [*map(_END, reqs)]
+        if chunked is not None or ends.count(None) < len(ends):
+            leave = [index for index, req in enumerate(reqs) if ends[index] is not None or req is chunked]
             keep = np.delete(np.arange(len(reqs)), leave)
             reqs, slots, kv_tokens = [reqs[index] for index in keep], slots[keep], kv_tokens[keep]
         return self._columns.of(reqs, slots, kv_tokens, self.now_s)
 
-    def _waiting(self, req: Any) -> Waiting:
-        known = getattr(req, "layered_row", None)
-        if known is None or known[0] is not self._limits or known[1] != req.seqlen:
-            known = self._look_at(req)
-        _, _, tokens, found, arrived_s, limits, priority = known
-        return Waiting(tokens, found, self.now_s - arrived_s, limits, priority, req.layered_passed)
-
-    def _look_at(self, req: Any) -> tuple[SloClass, int, int, int, float, SloClass, int]:
-        """What a prompt's row is made of; kept until its length or the server's limits are others."""
-        facts = self._facts(req, may_refuse=True)
-        req.layered_passed = getattr(req, "layered_passed", 0)
-        cached = known_cached_tokens(req)
-        if cached is None and self._lookups_left and req.multimodal_inputs is None:
-            self._lookups_left -= 1
-            cached = look_up_cached_tokens(self._scheduler, req)
-        found = cached or 0
-        row = (self._limits, req.seqlen, req.seqlen - found, found, *facts)
-        if cached is not None:
-            req.layered_row = row
-        return row
-
     def _flying(self, item: InFlightCohort) -> Flying:
-        facts = [self._facts(req) for req in item.reqs]
-        limits = SloClass(*(min(values) for values in zip(*(limits for _, limits, _ in facts), strict=True)))
-        return Flying(
-            item.num_prompt_tokens,
-            item.cohort.group.start,
-            item.cohort.plan.num_layers,
-            self.now_s - min(arrived_s for arrived_s, _, _ in facts),
-            limits,
-            max(priority for _, _, priority in facts),
-            item.num_overtaken,
-        )
+        known, num_reqs = item.urgent, len(item.reqs)
+        if known is None or known[0] is not self._limits or known[1] != num_reqs:
+            facts = [self._facts(req) for req in item.reqs]
+            limits = SloClass(
+                min(limits.ttft_s for _, limits, _ in facts), min(limits.tbt_s for _, limits, _ in facts)
+            )
+            arrived_s, priority = min(each for each, _, _ in facts), max(each for _, _, each in facts)
+            known = item.urgent = self._limits, num_reqs, arrived_s, limits, priority
+        _, _, arrived_s, limits, priority = known
+        cohort, waited_s = item.cohort, self.now_s - arrived_s
+        where = (item.num_prompt_tokens, cohort.group.start, cohort.plan.num_layers, waited_s)
+        return Flying(*where, limits, priority, item.num_overtaken)
 
     def _facts(self, req: Any, may_refuse: bool = False) -> tuple[float, SloClass, int]:
         """When it came, its limits, its priority. Limits without a meaning end a request that waits."""
@@ -257,6 +241,14 @@ class Asking:
         if self._told.get(question) != names:
             self._told[question] = names
             self._loop.stream.emit(Answered(question, names, seconds))
+
+
+_END = attrgetter("finished_reason")
+
+
+def _slots(batch: ScheduleBatch) -> Numbers:
+    slots: Numbers = batch.req_pool_indices_cpu.numpy()
+    return slots
 
 
 def _kv_tokens(batch: ScheduleBatch) -> Numbers:

@@ -10,6 +10,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from sglang_layered.core.choice import StepShape
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.core.questions import SloClass
 
 
 @dataclass(slots=True)
@@ -21,7 +22,8 @@ class InFlightCohort:
     `has_begun` is True from the first launch on. `to_encode` are images that have not passed the encoder, a
     list for each step before the first group: no step has an encoder and a group. `has_run` is False after
     others have overtaken it, until it has run a group; `num_overtaken` counts them. On a pipeline stage a
-    cohort of less `urgency` (precedence, is long) overtakes older ones.
+    cohort of less `urgency` (precedence, is long) overtakes older ones. `urgent` are its requests' most
+    urgent values, as a policy sees them, with what they were made of.
     """
 
     cohort: Cohort
@@ -32,6 +34,7 @@ class InFlightCohort:
     has_run: bool = True
     num_overtaken: int = 0
     urgency: tuple[int, bool] = (0, False)
+    urgent: tuple[SloClass, int, float, SloClass, int] | None = None
     to_encode: deque[list[Any]] = field(default_factory=deque)
 
     @property

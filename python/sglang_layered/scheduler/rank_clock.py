@@ -117,10 +117,10 @@ class LastTokenTimes:
         times_s = self._times(others, len(others) < len(reqs))
         return min((time_s for time_s in times_s if time_s > after_s), default=None)
 
-    def last_of(self, reqs: Sequence[Any]) -> Seconds:
-        """When each of these got its last token; NaN before the first one."""
+    def last_of(self, reqs: Sequence[Any]) -> Seconds | float:
+        """When each of these got its last token, NaN before the first; a number where all did together."""
         if reqs == self._in_order or self._recent.issuperset(reqs):
-            return np.full(len(reqs), self._recent_s)
+            return self._recent_s
         recent, recent_s = self._recent, self._recent_s
         return np.array(
             [recent_s if req in recent else getattr(req, "layered_last_token_s", nan) for req in reqs]

@@ -22,7 +22,8 @@ class RunningColumns:
         self._facts, self._times = facts, times
         self._owners: list[Any] = [None] * num_slots
         self._latest: Sequence[Any] = ()  # requests whose rows are known to be theirs, and their slots
-        self._latest_slots = np.zeros(0, np.int64)
+        self._latest_slots = b""
+        self._latest_columns: tuple[Any, ...] = ()  # what does not change, of these
         self._prompt_tokens = np.zeros(num_slots, np.int64)
         self._priority = np.zeros(num_slots, np.int64)
         self._sat_out = np.zeros(num_slots, np.int64)
@@ -36,20 +37,18 @@ class RunningColumns:
     def of(self, reqs: Sequence[Any], slots: Numbers, kv_tokens: Numbers, now_s: float) -> Running:
         """Columns of these; `kv_tokens` lie in the KV cache, so one token more is in the context of each."""
         # Those who wait again may come back all together, in other slots.
-        if reqs != self._latest or not np.array_equal(slots, self._latest_slots):
+        if reqs != self._latest or slots.tobytes() != self._latest_slots:
             self._write(reqs, slots)
-        context = kv_tokens + 1
-        age_s = now_s - self._arrived_s[slots]
-        last_s = self._times.last_of(reqs)
+        before_output, arrived_s, ttft_s, tbt_s, priority = self._latest_columns
+        age_s, last_s = now_s - arrived_s, self._times.last_of(reqs)
+        since_s = (
+            np.full(len(reqs), now_s - last_s)
+            if isinstance(last_s, float)
+            else np.where(np.isnan(last_s), age_s, now_s - last_s)
+        )
+        sat_out = self._sat_out.take(slots)
         return Running(
-            context,
-            context - self._prompt_tokens[slots],
-            age_s,
-            np.where(np.isnan(last_s), age_s, now_s - last_s),
-            self._ttft_s[slots],
-            self._tbt_s[slots],
-            self._priority[slots],
-            self._sat_out[slots],
+            kv_tokens + 1, kv_tokens - before_output, age_s, since_s, ttft_s, tbt_s, priority, sat_out
         )
 
     def begin(self, step: int) -> None:
@@ -78,4 +77,9 @@ class RunningColumns:
             self._arrived_s[slot], self._priority[slot] = arrived_s, priority
             self._ttft_s[slot], self._tbt_s[slot] = limits
             self._prompt_tokens[slot], self._sat_out[slot] = len(req.origin_input_ids), 0
-        self._latest, self._latest_slots = list(reqs), slots
+        self._latest, self._latest_slots = list(reqs), slots.tobytes()
+        before_output = self._prompt_tokens.take(slots) - 1
+        columns = (self._arrived_s, self._ttft_s, self._tbt_s, self._priority)
+        self._latest_columns = (before_output, *(column.take(slots) for column in columns))
+        for column in self._latest_columns:
+            column.flags.writeable = False  # it is shown in every step

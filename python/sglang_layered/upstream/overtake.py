@@ -148,10 +148,12 @@ def waiting(scheduler: Any, shown: Sequence[Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        left, known, names = scheduler.waiting_queue, set(map(id, before)), set(map(id, shown))
-        stay = set(map(id, left))
-        kept = [req for req in before if id(req) in stay or id(req) not in names]
-        scheduler.waiting_queue = [*kept, *(req for req in left if id(req) not in known)]
+        left, names = scheduler.waiting_queue, set(shown)
+        scheduler.waiting_queue = before
+        if left != shown:  # it is as it was in most steps
+            gone, new = names.difference(left), [req for req in left if req not in names]
+            kept = [req for req in before if req not in gone] if gone else before
+            scheduler.waiting_queue = kept + new
 
 
 def chunks_keep_room(scheduler: Any, chosen: Sequence[Any]) -> bool:

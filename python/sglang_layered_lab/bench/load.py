@@ -63,11 +63,12 @@ class Load:
         due_s = self.due_s(repetition)
         workload = Workload(self.spec, self.lengths, server, repetition)
         sizes_of(self.spec, self.lengths, repetition, len(due_s))
-        planned = []
+        planned, short = [], self.spec.workload.short
         for index, time_s in enumerate(due_s):
             content = workload.request(index)
             name = f"{self.spec.run.name}-{repetition}-{index}"
-            planned.append(PlannedRequest(name, time_s, content.prompt, content.output_tokens))
+            sampling = short.sampling(content.prompt_tokens) if short else {}
+            planned.append(PlannedRequest(name, time_s, content.prompt, content.output_tokens, sampling))
         return planned
 
     def background(self, repetition: int, server: Server) -> list[PlannedRequest]:

@@ -235,11 +235,25 @@ class PrefixSpec(of.Section):
 
 
 @dataclass(frozen=True)
+class ShortSpec(of.Section):
+    """Short prompts name a limit of their own, as requests of a class do; see docs/research.md."""
+
+    max_tokens: Annotated[of.Tokens, "of a prompt that is short"]
+    ttft_ms: Annotated[of.Milliseconds, "of its time to first token, for a policy that asks"]
+
+    def sampling(self, prompt_tokens: int) -> dict[str, dict[str, float]]:
+        """What such a prompt has among its sampling parameters."""
+        is_short = prompt_tokens <= self.max_tokens
+        return {"custom_params": {"slo_ttft_ms": self.ttft_ms}} if is_short else {}
+
+
+@dataclass(frozen=True)
 class WorkloadSpec(of.Section):
     """What requests hold."""
 
     lengths: Annotated[LengthsSpec, "of prompts and outputs"]
     prefixes: Annotated[PrefixSpec | None, "prompts that begin alike"] = None
+    short: Annotated[ShortSpec | None, "short prompts with a limit of their own"] = None
     inputs: Annotated[Literal["ids", "text"], "ids: random token ids; text: words of the tokenizer"] = "ids"
     vocab: Annotated[
         tuple[of.TokenId, of.TokenId] | None,

@@ -9,7 +9,16 @@ import numpy as np
 from sglang_layered.core import bounds
 from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.policy import GroupPolicy
-from sglang_layered.core.questions import NOBODY, Flying, Questions, Running, SloClass, Snapshot, Waiting
+from sglang_layered.core.questions import (
+    NOBODY,
+    Flying,
+    Questions,
+    Queue,
+    Running,
+    SloClass,
+    Snapshot,
+    Waiting,
+)
 from sglang_layered_lab.cluster.jobs import Job
 from sglang_layered_lab.cluster.spec import ReplicaSpec
 
@@ -113,7 +122,8 @@ class Asked:
             Waiting(job.to_compute, 0, now_s - job.arrived_s, job.slo, job.priority, job.passed)
             for job in islice(waiting, bounds.MOST_LOOKED_AT)
         ]
-        return Snapshot(prompts, running_view(running, now_s), flying, len(waiting), self._max_tokens)
+        queue = Queue.of(prompts)
+        return Snapshot(queue, running_view(running, now_s), flying, len(waiting), self._max_tokens)
 
     def _flying(self, flight: "Flight", now_s: float) -> Flying:
         jobs = [job for job, _ in flight.pieces]

@@ -11,7 +11,7 @@ from sglang_layered.core import bounds
 from sglang_layered.core.capability import QUESTIONS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
 from sglang_layered.core.policy import GroupPolicy
-from sglang_layered.core.questions import Decode, Running, SloClass, Snapshot, Waiting
+from sglang_layered.core.questions import Decode, Queue, Running, SloClass, Snapshot, Waiting
 
 if TYPE_CHECKING:
     from sglang_layered_lab.traces import replay
@@ -39,7 +39,7 @@ class Asked:
         """Prompts that may be admitted, in order; none while they are held."""
         begun, new = [each for each in prompts if each[1]], [each for each in prompts if not each[1]]
         seen = new[: bounds.MOST_LOOKED_AT]
-        rows = [self._waiting(request, now_s) for request, _ in seen]
+        rows = Queue.of([self._waiting(request, now_s) for request, _ in seen])
         view = Snapshot(rows, self._running(running, now_s), (), len(new), self._max_tokens)
         shown = new
         if Capability.ORDERS_QUEUE in self._can and seen:
