@@ -76,8 +76,6 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
     },
     lambda start: start.config.enable_expert_traffic_metrics: {
-        f"{TRAFFIC} --speculative-algorithm: a verified step has several rows a request, which are not told"
-        f" apart; {ONE}": lambda start: start.server_args.speculative_algorithm is not None,
         f"{TRAFFIC} --moe-a2a-backend {{args.moe_a2a_backend}}: a rank computes rows that other ranks chose"
         f" experts for; {ONE}": lambda start: start.server_args.moe_a2a_backend != "none",
         f"{TRAFFIC} --enable-dp-attention: a MoE layer computes the rows of all ranks; {ONE}": lambda start: (
