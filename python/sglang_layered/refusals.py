@@ -165,8 +165,7 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         **_with_flags(SPECULATING, SPECULATION),
         f"{SPECULATING} does not work with --layered-execution {{config.layered_execution}}: decode rows are"
         " drafted and verified in steps of SGLang's own; use sequential": lambda start: (
-            start.executes("concurrent")
-            or (start.executes("auto") and start.server_args.device != "cpu")
+            start.executes("concurrent") or (start.executes("auto") and start.server_args.device != "cpu")
         ),
         f"{SPECULATING} does not work with --layered-policy {{config.layered_policy}}: it says who decodes"
         " (CHOOSES_DECODES), and no draft decodes a part of a batch; use another policy": lambda start: (

@@ -95,7 +95,7 @@ class SpeculativeLauncher(StepLauncher):
         return replace(output.decode_record, logits_output=output.decode_logits)
 
     def _group_of(self, step: GroupStep, strategy: str | None) -> StepOutput:
-        """What the group of this step gives the prompt's rows, of which the decode's forward may have run it."""
+        """The group's output for the prompt's rows, which the decode's forward may have computed."""
         return self._execution.run(step, strategy) if self._shared is None else self._shared
 
     @contextmanager
