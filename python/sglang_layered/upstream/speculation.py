@@ -55,11 +55,11 @@ class SpeculativeLauncher(StepLauncher):
     ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
         """Run the step; gives the decode's batch and result, and the cohort's after its last group."""
         decoded, alone = [], replace(step, decode=None)
-        if step.decode is not None:
-            decoded.append((step.decode, self._decode(step.decode, alone, strategy)))
-        self._begin = _count_with_decode if decoded else begin_launch
-        self._has_ring_slot = bool(decoded)
         try:
+            if step.decode is not None:
+                decoded.append((step.decode, self._decode(step.decode, alone, strategy)))
+            self._begin = _count_with_decode if decoded else begin_launch
+            self._has_ring_slot = bool(decoded)
             finished = super().launch(alone, ENCODER if step.encodes else None)
         finally:
             self._shared = None
