@@ -92,6 +92,8 @@ class SpeculativeLauncher(StepLauncher):
         inflight.has_begun = True
         # The worker reads the request pool again, after this forward.
         self._shared = replace(output, read_done=None)
+        if output.decode_record is None:
+            raise AssertionError("a fused step has the record of its forward")
         return replace(output.decode_record, logits_output=output.decode_logits)
 
     def _group_of(self, step: GroupStep, strategy: str | None) -> StepOutput:
