@@ -225,6 +225,7 @@ def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
         attention_backend="triton",
         enable_streaming_session=True,
         enable_expert_traffic_metrics=True,
+        watchdog_timeout=86_400,  # that of a scheduler of a case before ends the process
         **flags,
     )
 
