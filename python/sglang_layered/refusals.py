@@ -88,8 +88,6 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
     },
     lambda start: start.config.enable_expert_traffic_metrics: {
-        f"{TRAFFIC} --speculative-algorithm: a verified step has several rows a request, which are not told"
-        f" apart; {ONE}": lambda start: start.server_args.speculative_algorithm is not None,
         f"{TRAFFIC} --moe-a2a-backend {{args.moe_a2a_backend}}: a rank computes rows that other ranks chose"
         f" experts for; {ONE}": lambda start: start.server_args.moe_a2a_backend != "none",
         f"{TRAFFIC} --enable-dp-attention: a MoE layer computes the rows of all ranks; {ONE}": lambda start: (
@@ -182,8 +180,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     lambda start: start.speculates: {
         **_with_flags(SPECULATING, SPECULATION),
         f"{SPECULATING} does not work with --layered-execution {{config.layered_execution}}: decode rows are"
-        " drafted and verified in steps of SGLang's own; use sequential": lambda start: start.executes(
-            "concurrent", "auto"
+        " drafted and verified in steps of SGLang's own; use sequential": lambda start: (
+            start.executes("concurrent") or (start.executes("auto") and start.server_args.device != "cpu")
         ),
         f"{SPECULATING} does not work with --layered-policy {{config.layered_policy}}: it says who decodes"
         " (CHOOSES_DECODES), and no draft decodes a part of a batch; use another policy": lambda start: (

@@ -96,8 +96,8 @@ def run_step(model_runner: Any, forward_batch: Any) -> Any:
 
 
 def before_graphs(model_runner: Any) -> None:
-    """`ModelRunner.init_cuda_graphs`: put what counts experts in place."""
-    if model_runner.server_args.enable_expert_traffic_metrics:
+    """`ModelRunner.init_cuda_graphs`: put what counts experts in place, but for those of a draft."""
+    if model_runner.server_args.enable_expert_traffic_metrics and not model_runner.is_draft_worker:
         from sglang_layered.runner.expert_watch import ExpertWatch
 
         ExpertWatch.install(model_runner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
 from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
-from family_checks import chunks_of, hugging_face, run  # noqa: E402
+from family_checks import ExpertOracle, Run, chunks_of, hugging_face, run, sequential  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 from recurrent_checks import check_states, found_again  # noqa: E402
+from sglang_layered.core.choice import StepShape, StrategyChoice  # noqa: E402
 from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.upstream import aux_states  # noqa: E402
 from storm import storm  # noqa: E402
 
+APART = "one layer a group, apart"
 NUM_BACKGROUND = 90  # tokens of a request that must outlast prompts, several a step
 TRACKED_TOKENS = 64
 GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
@@ -92,7 +95,8 @@ class Seen:
     cached_tokens: int
     num_chunks: int
     num_overtaken: int
-    strategies: list[str]
+    strategies: dict[str, list[str]]
+    expert_bytes: dict[str, tuple[int, int]]  # that the server counted, and that its layers chose
     kept_alive: dict[str, int]  # steps whose tensors SGLang's ring of two took, and all steps
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
@@ -115,21 +119,29 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         flags |= further_slots() | {"mamba_track_interval": TRACKED_TOKENS}
     stepped = scheduler(case, **flags)
     assert stepped.scheduler.enable_overlap == overlap
+    one_layer_a_group = {
+        "layered_prefill": 1,
+        "layered_num_groups": stepped.num_layers,
+        "layered_max_parked": 1,
+    }
     ways: dict[str, dict[str, float]] = {
         "stock": {"layered_prefill": 0},
         "uneven": {"layered_prefill": 1, "layered_num_groups": UNEVEN_GROUPS},
-        "one layer a group": {
-            "layered_prefill": 1,
-            "layered_num_groups": stepped.num_layers,
-            "layered_max_parked": 1,
-        },
+        "one layer a group": one_layer_a_group,
+        APART: one_layer_a_group,
     }
     if not case.is_thorough:
         del ways["uneven"]
     runs, accepted, ring, before = {}, {}, count_ring_slots(stepped), stepped.scheduler.forward_ct
+    expert_bytes = {}
     for name, settings in ways.items():
-        runs[name] = run(stepped, asked_for(), **settings)
+        stepped.drain()
+        oracle, bytes_before = ExpertOracle(stepped.scheduler.tp_worker.model_runner.model), loaded(stepped)
+        with sequential(stepped) if name == APART else nullcontext():
+            runs[name] = run(stepped, asked_for(), **settings)
         accepted[name] = acceptance(stepped, runs[name].rids)
+        stepped.drain()
+        expert_bytes[name] = (loaded(stepped) - bytes_before, oracle.stop())
     kept_alive = {"slots": ring["slots"], "steps": stepped.scheduler.forward_ct - before}
     assert stepped.change({"layered_max_parked": 0})
     layered = runs["one layer a group"]
@@ -139,10 +151,12 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         cached_tokens=layered.cached_tokens,
         num_chunks=chunks_of(layered, layered.rids[LONGEST]),
         num_overtaken=layered.num_overtaken,
-        strategies=sorted({step.strategy for step in layered.steps if step.strategy is not None}),
+        strategies={name: strategies_of(one) for name, one in runs.items()},
+        expert_bytes=expert_bytes,
         kept_alive=kept_alive,
     )
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
+        stepped.loop._execution.choice = InTurns()
         groups = (1, stepped.num_layers - 1)
         # With drafts SGLang's session keeps the states behind tokens that its answer was cut before: the next
         # turn's tokens are others, in all modes, unless a drop makes the turn start from nothing.
@@ -155,6 +169,28 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         if case.has_images:
             seen.images = asdict(ImageRun(case.target, stepped).check())
     return seen
+
+
+class InTurns(StrategyChoice):
+    """Every other step runs its rows apart."""
+
+    def __init__(self) -> None:
+        super().__init__("fused", "sequential")
+        self.learns = False
+        self._num_steps = 0
+
+    def choose(self, shape: StepShape) -> str:
+        self._num_steps += 1
+        return self.strategies[self._num_steps % 2]
+
+
+def strategies_of(seen: Run) -> list[str]:
+    return sorted({step.strategy for step in seen.steps if step.strategy is not None})
+
+
+def loaded(stepped: SteppedScheduler) -> int:
+    """Bytes of experts that the server has counted."""
+    return sum(stepped.scheduler.layered_observer.state()["expert_traffic"]["load_bytes"].values())
 
 
 def let_drafts_overlap() -> None:
@@ -214,6 +250,7 @@ def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
     # Both are the reference; SGLang refuses Triton's name where the first layer has no attention.
     backend = "torch_native" if case.arch == "nemotron_h" else "triton"
     own = {"attention_backend": backend, "enable_streaming_session": True}
+    own["enable_expert_traffic_metrics"] = True
     return SteppedScheduler(
         case.target,
         layered_group_tokens=GROUP_TOKENS,

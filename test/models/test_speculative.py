@@ -18,6 +18,7 @@ RECURRENT = ("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP")
 THOROUGH = ("NGRAM", "EAGLE3", *RECURRENT)
 IMAGES = "EAGLE of Qwen3.5's MTP"
 LAYERED = "one layer a group"  # and short prompts overtake
+APART = "one layer a group, apart"
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,10 @@ def ways(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def test_tokens_are_those_of_decoding_one_by_one(results: dict[str, Any], name: str) -> None:
     assert found(results, name)["equal_hugging_face"]
     for seen in ways(results, name):
-        assert {"stock", LAYERED} <= seen["equal"].keys()
+        assert {"stock", LAYERED, APART} <= seen["equal"].keys()
         assert all(seen["equal"].values()), seen["equal"]
-        assert seen["strategies"] == ["sequential"]
+        assert seen["strategies"]["stock"] == []
+        assert (seen["strategies"][LAYERED], seen["strategies"][APART]) == (["fused"], ["sequential"])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -63,6 +65,16 @@ def test_a_corpus_is_used_beside_cohorts_too(results: dict[str, Any], name: str)
     for seen in ways(results, name):
         num_steps, num_right = seen["accepted"][LAYERED]
         assert num_right > num_steps / 4
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_experts_are_read_once_for_drafts_and_prompts(results: dict[str, Any], name: str) -> None:
+    """NGRAM drafts other tokens in the second of two runs, and so chooses other experts."""
+    for seen in ways(results, name):
+        for way, (counted, chosen) in seen["expert_bytes"].items():
+            assert counted == chosen > 0, way
+        if name != "NGRAM":
+            assert seen["expert_bytes"][LAYERED][0] < seen["expert_bytes"][APART][0]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 from server_doors import LAYERED, check
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.refusals import REFUSALS, Start
+from sglang_layered.refusals import REFUSALS, SPECULATING, Start
 from sglang_layered.refused_flags import RECURRENT, SPECULATION
 
 
@@ -90,20 +90,37 @@ def speculating(**flags: Any) -> Any:
     return SimpleNamespace(**(dict.fromkeys(names) | given))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--layered-execution", "auto"), r"--layered-execution auto: .*; use sequential"),
-        (("--layered-group-attention", "pair"), r"--layered-group-attention pair: .*; use"),
-    ],
-)
-def test_drafts_are_verified_in_steps_of_sglangs_own(
-    tiny_qwen3_moe: Path, flags: tuple[str, ...], message: str
-) -> None:
+def test_drafts_are_verified_in_steps_of_sglangs_own(tiny_qwen3_moe: Path) -> None:
     asked = (*LAYERED, "--speculative-algorithm", "NGRAM")
     check(tiny_qwen3_moe, *asked)
-    with pytest.raises(UnsupportedError, match=rf"--speculative-algorithm in layered mode .*{message}"):
-        check(tiny_qwen3_moe, *asked, *flags)
+    message = r"--speculative-algorithm in layered mode .*--layered-group-attention pair: .*; use"
+    with pytest.raises(UnsupportedError, match=message):
+        check(tiny_qwen3_moe, *asked, "--layered-group-attention", "pair")
+
+
+@pytest.mark.parametrize(
+    ("execution", "device", "is_refused"),
+    [
+        ("fused", "cpu", False),
+        ("auto", "cpu", False),
+        ("fused", "cuda", False),  # the default: the log says that steps are sequential
+        ("sequential", "cuda", False),
+        ("auto", "cuda", True),
+        ("concurrent", "cuda", True),
+    ],
+)
+def test_drafts_and_prompts_share_a_forward_on_a_cpu_alone(
+    execution: str, device: str, is_refused: bool
+) -> None:
+    start = Start(LayeredConfig("layered", layered_execution=execution), speculating(device=device))
+    [refused] = [
+        applies
+        for asked, rows in REFUSALS.items()
+        if asked(start)
+        for text, applies in rows.items()
+        if text.startswith(f"{SPECULATING} does not work with --layered-execution")
+    ]
+    assert refused(start) == is_refused
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_layered.upstream.speculation import advance_grammars_of_steps, answered, must_settle
+from sglang_layered.upstream.speculation import advance_grammars_of_steps, answering, must_settle
 
 
 def test_grammars_advance_over_the_batches_of_pending_steps() -> None:
@@ -28,9 +28,17 @@ def test_a_model_runner_answers_itself_again_after_an_error() -> None:
         def forward(self, batch: Any) -> str:
             return f"own {batch}"
 
+    def fails(batch: str) -> str:
+        assert runner.forward(batch) == "own prompt", "an answer may ask the model itself"
+        raise ZeroDivisionError
+
     runner = Runner()
-    with pytest.raises(ZeroDivisionError), answered(runner, "groups' output"):
-        assert runner.forward("prompt") == "groups' output"
+    with answering(runner, lambda batch: f"groups' {batch}"):
+        assert runner.forward("prompt") == "groups' prompt"
+        assert runner.forward("prompt") == "own prompt", "one forward is answered"
+    with pytest.raises(ZeroDivisionError), answering(runner, fails):
+        runner.forward("prompt")
+    with pytest.raises(ZeroDivisionError), answering(runner, fails):
         raise ZeroDivisionError
     assert runner.forward("prompt") == "own prompt"
 

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 WRITTEN_TWICE = "%s, which prompt and decode rows would write at the same time"
 Strategy = Callable[[GroupStep], StepOutput]
+FUSED = "fused"
 ENCODER = "encoder"  # no way to run a group, and never chosen: a step before the first one
 
 
@@ -63,7 +64,7 @@ class Execution:
         self._runner = runner
         self._beside = beside
         self._strategies: dict[str, Strategy] = {
-            "fused": runner.fused,
+            FUSED: runner.fused,
             "sequential": self._sequential,
             "concurrent": self._concurrent,
             ENCODER: self._encoder,
@@ -71,17 +72,20 @@ class Execution:
 
     @classmethod
     def from_config(
-        cls, runner: LayeredRunner, config: LayeredConfig, device: str, is_apart: bool = False
+        cls, runner: LayeredRunner, config: LayeredConfig, device: str, verifies: bool = False
     ) -> "Execution":
         """The execution that the flags ask for; `auto` compares what the device can do.
 
-        With `is_apart` decode rows run in SGLang's own steps: a draft and the rows that it proposes.
+        With `verifies` decode rows are drafts and run in SGLang's own steps, where the group is to join them.
 
         Raises:
             UnsupportedError: prompt and decode rows cannot run at the same time.
         """
-        if is_apart:
-            logger.info("Speculative decoding: layered steps run as --layered-execution sequential")
+        if verifies and device != "cpu":
+            logger.info(
+                "Speculative decoding: layered steps run as --layered-execution sequential, in which drafts"
+                " are verified by SGLang's own graphs; prompts beside them in one forward run on CPUs only"
+            )
             return cls(runner, StrategyChoice("sequential"))
         wanted = config.layered_execution
         beside = None
@@ -95,7 +99,7 @@ class Execution:
             else:
                 why = WRITTEN_TWICE % reason
                 logger.warning("--layered-execution auto compares fused and sequential only: %s", why)
-        names = ("fused", "sequential") if beside is None else ("fused", "sequential", "concurrent")
+        names = (FUSED, "sequential") if beside is None else (FUSED, "sequential", "concurrent")
         return cls(runner, StrategyChoice(*(names if wanted == "auto" else (wanted,))), beside)
 
     def choose(self, shape: StepShape) -> str | None:

@@ -161,7 +161,9 @@ class ExpertWatch:
         if mode.is_mixed():
             num_decode = self._decode_rows()
             return Rows(num_rows - num_decode, num_decode)
-        return Rows(num_rows, 0) if mode.is_extend() else Rows(0, num_rows)
+        # A draft that is verified is an extend to SGLang; what a draft's own model runs is not watched.
+        is_prompt = mode.is_extend() and not mode.is_target_verify()
+        return Rows(num_rows, 0) if is_prompt else Rows(0, num_rows)
 
     def _hear(self, index: int, module: Any, args: tuple[Any, ...], output: Any) -> None:
         ids = self.layers[index].local_ids(args, output)

@@ -52,10 +52,10 @@ def keep_rows(rows: PPProxyTensors, keep: Callable[[torch.Tensor], torch.Tensor]
 
 
 def num_rows_of(prompt: ForwardBatch | None, decode: ForwardBatch | None) -> tuple[int, int]:
-    """Prompt rows and decode rows."""
+    """Prompt rows and decode rows, of which a request has several where drafts are verified."""
     return (
         0 if prompt is None else prompt.input_ids.shape[0],
-        0 if decode is None else decode.batch_size,
+        0 if decode is None else decode.input_ids.shape[0],
     )
 
 

@@ -77,8 +77,7 @@ class LayerGroupBatch:
     encodes: bool = False
     parked: tuple[ScheduleBatch, ...] = ()
 
-    @property
-    def shape(self) -> StepShape:
-        """Sizes of the step."""
-        num_decode_rows = 0 if self.decode is None else len(self.decode.reqs)
+    def shape(self, rows_per_request: int) -> StepShape:
+        """Sizes of the step, where a request that decodes has so many rows."""
+        num_decode_rows = 0 if self.decode is None else len(self.decode.reqs) * rows_per_request
         return StepShape(num_decode_rows, self.inflight.num_prompt_tokens, self.group.num_layers)

@@ -114,7 +114,7 @@ class LayeredLoop(BaseLoop):
         self.hand_over(step)
         if step.finished is not None or step.kind == "prefill":
             self.cohorts.wait_for_loads()
-        timing = self.last_timing = step.timing(self._num_layers)
+        timing = self.last_timing = step.timing(self._num_layers, self.driver.loads.rows_per_request)
         if step.strategy is not None and self._execution.choice.learns:
             self._execution.observe(step.strategy, timing)
         self.stream.emit(StepDone(step, timing))
@@ -251,7 +251,9 @@ class LayeredLoop(BaseLoop):
         if step.encodes:
             self._run_encoder(step)
             return
-        strategy = None if decode is None else self._execution.choose(step.shape)
+        strategy = (
+            None if decode is None else self._execution.choose(step.shape(self.driver.loads.rows_per_request))
+        )
         load = None
         if self.driver.policy is not None or self.is_heard:
             load = self.driver.loads.of_group(decode, inflight.batch, step.group, strategy)

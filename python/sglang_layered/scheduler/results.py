@@ -108,11 +108,14 @@ class LaunchedStep:
         batches = [outcome.batch_at_launch for outcome in self.outcomes]
         return [req for batch in batches if batch.forward_mode.is_decode() for req in batch.reqs]
 
-    def timing(self, num_layers: int) -> StepTiming:
-        """How long it took; a step without a cohort runs all `num_layers` layers of this rank."""
+    def timing(self, num_layers: int, rows_per_request: int = 1) -> StepTiming:
+        """How long it took; a step without a cohort runs all `num_layers` layers of this rank.
+
+        A request that decodes has `rows_per_request` rows.
+        """
         if self.cohort is not None:
             num_layers = self.cohort.group.num_layers
-        num_decode_rows = sum(
+        num_decode_rows = rows_per_request * sum(
             len(outcome.batch_at_launch.reqs)
             for outcome in self.outcomes
             if outcome.batch_at_launch.forward_mode.is_decode()

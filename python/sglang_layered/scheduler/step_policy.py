@@ -111,8 +111,8 @@ class StepPolicyDriver:
             return
         running = running_soon(self._scheduler)
         view = admission.view(running, self._due_s(running), most)
-        shape = StepShape(len(running), min(sum(view.prompt_lens), most), self._sizes.num_layers)
         rows = view.decode_rows * self.loads.rows_per_request
+        shape = StepShape(rows, min(sum(view.prompt_lens), most), self._sizes.num_layers)
         view = replace(view, decode_rows=rows, is_apart=self._expected(shape) in APART)
         try:
             if not self.orders:
@@ -127,7 +127,8 @@ class StepPolicyDriver:
         self.decision = None
         if policy is None or decode is None:
             return
-        shape = StepShape(len(decode.reqs), inflight.num_prompt_tokens, group.num_layers)
+        rows = len(decode.reqs) * self.loads.rows_per_request
+        shape = StepShape(rows, inflight.num_prompt_tokens, group.num_layers)
         load = self.loads.at_rest(decode, inflight.batch, self._expected(shape))
         try:
             decision = policy.next_layers(PaceView(load, group.start, self._due_s(decode.reqs)))

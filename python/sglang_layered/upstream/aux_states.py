@@ -64,6 +64,8 @@ class AuxStates(LayerRanges):
         kept = {} if rows is None else _kept_in(rows)
         if rows is not None and kept:
             rows = PPProxyTensors({name: part for name, part in rows.tensors.items() if name not in kept})
+        if rows is None and start in self._marks and start < end:  # it is given what was embedded
+            rows = self._part(batch, start, start, None, kwargs)
         cuts = sorted({start, end, *(mark for mark in self._marks if start < mark < end)})
         for low, high in pairwise(cuts):
             if low in self._marks and rows is not None:

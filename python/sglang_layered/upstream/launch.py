@@ -22,7 +22,7 @@ from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import GroupStep
-from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
+from sglang_layered.scheduler.batch import LayerGroupBatch
 from sglang_layered.upstream.hicache import NOBODY, collect_events, loads_of
 from sglang_layered.upstream.lora import Adapters
 
@@ -43,7 +43,8 @@ class StepLauncher:
         self._model_runner = scheduler.tp_worker.model_runner
         self._adapters = Adapters.of(self._model_runner)
         self._read_done: Any = None
-        self._begin, self._prompt_hidden_states = begin_launch, None  # speculative decoding has others
+        # Speculative decoding has others.
+        self._begin, self._run, self._prompt_hidden_states = begin_launch, execution.run, None
 
     @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
@@ -72,24 +73,14 @@ class StepLauncher:
         if not inflight.has_begun:
             resolve_forward_inputs(inflight.batch, self._scheduler.future_map)
         with self._isolated(step):
-            if self._adapters is not None:
-                decodes = [] if step.decode is None else [step.decode]
-                self._adapters.fetch(inflight.batch, *step.parked, *decodes)
-            is_new = inflight.forward is None or inflight.parked is None
-            if inflight.forward is None:
-                inflight.forward = forward_of(self._scheduler, inflight.batch, self._prompt_hidden_states)
-            decode = None if step.decode is None else forward_of(self._scheduler, step.decode)
-            self._keep_alive(inflight)
-            self._scheduler.tp_worker.set_hicache_consumer(NOBODY)
-            group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked, is_new)
-            group_step.images = inflight.to_encode
-            if inflight.batch.hicache_consumer_index != NOBODY:
-                group_step.loads = partial(loads_of, self._scheduler.tp_worker, inflight.batch)
-            output = self._execution.run(group_step, strategy)
+            group_step = self._group_step(step)
+            output = self._run(group_step, strategy)
             results, inflight.parked, inflight.has_begun = [], output.parked, True
             self._read_done = output.read_done
             if step.decode is not None:
-                result = self._result(step.decode, decode, output.decode_logits, output.decode_record)
+                result = self._result(
+                    step.decode, group_step.decode, output.decode_logits, output.decode_record
+                )
                 results.append((step.decode, result))
             if output.prompt_logits is not None:
                 result = self._result(
@@ -100,6 +91,28 @@ class StepLauncher:
             batch.input_ids = None
             note_extends(batch, result)
         return results
+
+    def _group_step(self, step: LayerGroupBatch) -> GroupStep:
+        """The step for the runner; inside SGLang's isolation of its forward."""
+        scheduler, inflight = self._scheduler, step.inflight
+        if self._adapters is not None:
+            decodes = [] if step.decode is None else [step.decode]
+            self._adapters.fetch(inflight.batch, *step.parked, *decodes)
+        is_new = inflight.forward is None or inflight.parked is None
+        if inflight.forward is None:
+            inflight.forward = forward_of(scheduler, inflight.batch, self._prompt_hidden_states)
+        decode = None if step.decode is None else forward_of(scheduler, step.decode)
+        if scheduler.enable_overlap:
+            # Hold the cohort's tensors in this step's ring slot: it may be dropped while the forward runs.
+            tensors = list(vars(inflight.batch).values())
+            slot = scheduler.batch_record_buf[scheduler.batch_record_ct]
+            slot.extend([inflight.batch, tensors, inflight.forward, inflight.parked])
+        scheduler.tp_worker.set_hicache_consumer(NOBODY)
+        group_step = GroupStep(inflight.forward, decode, step.group, inflight.parked, is_new)
+        group_step.images = inflight.to_encode
+        if inflight.batch.hicache_consumer_index != NOBODY:
+            group_step.loads = partial(loads_of, scheduler.tp_worker, inflight.batch)
+        return group_step
 
     @contextmanager
     def _isolated(self, step: LayerGroupBatch) -> Iterator[None]:
@@ -118,14 +131,6 @@ class StepLauncher:
                 return
             with scheduler._forward_isolation(batches[1], overlap=False):
                 yield
-
-    def _keep_alive(self, inflight: InFlightCohort) -> None:
-        """Hold the cohort's tensors in this step's ring slot: it may be dropped while the forward runs."""
-        scheduler = self._scheduler
-        if scheduler.enable_overlap:
-            tensors = list(vars(inflight.batch).values())
-            slot = scheduler.batch_record_buf[scheduler.batch_record_ct]
-            slot.extend([inflight.batch, tensors, inflight.forward, inflight.parked])
 
     def _result(
         self, batch: ScheduleBatch, forward: Any, logits: Any, recorded: Any

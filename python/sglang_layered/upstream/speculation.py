@@ -1,23 +1,27 @@
-"""Speculative decoding beside a cohort: first the worker's own decode, then the prompt's group.
+"""Speculative decoding beside a cohort: the worker's own decode, and the prompt's group in it or behind it.
 
-SGLang's worker drafts, verifies and accepts as in a decode step of its own. With a cohort's last group it
-also gets the prompt as a batch of its own, because some drafts read the prompt's hidden states; its target
-model's forward is answered with what the groups have computed. Upstream: srt/speculative/*_worker*.py
-`forward_batch_generation`, srt/managers/scheduler.py `run_batch`.
+SGLang's worker drafts, verifies and accepts as in a decode step of its own. In a fused step its target
+model's forward, which verifies, is answered with one that runs the prompt's group too. With a cohort's last
+group the worker also gets the prompt as a batch of its own, because some drafts read the prompt's hidden
+states; then that forward is answered with what the groups have computed. Upstream:
+srt/speculative/*_worker*.py `forward_batch_generation`, srt/managers/scheduler.py `run_batch`.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from sglang.srt.managers.overlap_utils import resolve_forward_inputs
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 
-from sglang_layered.runner.execution import ENCODER, Execution
+from sglang_layered.runner.execution import ENCODER, FUSED, Execution
+from sglang_layered.runner.layered_runner import GroupStep, StepOutput
 from sglang_layered.scheduler.batch import LayerGroupBatch
 from sglang_layered.upstream.launch import StepLauncher, begin_launch
 
@@ -46,6 +50,8 @@ class SpeculativeLauncher(StepLauncher):
     def __init__(self, scheduler: Any, execution: Execution) -> None:
         super().__init__(scheduler, execution)
         self._prompt_hidden_states = _hidden_states_for(scheduler.spec_algorithm)
+        self._run = self._group_of
+        self._shared: StepOutput | None = None  # of this step, where its group ran in its decode's forward
         self._has_ring_slot = False  # of this step, taken by its decode
         advance_grammars_of_steps(scheduler)
 
@@ -53,15 +59,51 @@ class SpeculativeLauncher(StepLauncher):
         self, step: LayerGroupBatch, strategy: str | None
     ) -> list[tuple[ScheduleBatch, GenerationBatchResult]]:
         """Run the step; gives the decode's batch and result, and the cohort's after its last group."""
-        decoded = []
-        if step.decode is not None:
-            decoded.append((step.decode, self._scheduler.run_batch(step.decode)))
-        self._begin = _count_with_decode if decoded else begin_launch
-        self._has_ring_slot = bool(decoded)
-        finished = super().launch(replace(step, decode=None), ENCODER if step.encodes else None)
+        decoded, alone = [], replace(step, decode=None)
+        try:
+            if step.decode is not None:
+                decoded.append((step.decode, self._decode(step.decode, alone, strategy)))
+            self._begin = _count_with_decode if decoded else begin_launch
+            self._has_ring_slot = bool(decoded)
+            finished = super().launch(alone, ENCODER if step.encodes else None)
+        finally:
+            self._shared = None
         for batch, result in finished:
             self._hand_on(batch, result)
         return decoded + finished
+
+    def _decode(
+        self, batch: ScheduleBatch, step: LayerGroupBatch, strategy: str | None
+    ) -> GenerationBatchResult:
+        """The worker's decode; in a fused step its forward runs the group of `step` as well."""
+        if strategy != FUSED:
+            return self._scheduler.run_batch(batch)
+        with answering(self._model_runner, partial(self._verified, step)):
+            result = self._scheduler.run_batch(batch)
+        if self._shared is None:
+            raise AssertionError("SGLang's worker decoded without asking its target model")
+        return result
+
+    def _verified(self, step: LayerGroupBatch, verify: ForwardBatch, **kwargs: Any) -> ModelRunnerOutput:
+        """Drafts' rows and the group of `step` in one forward, in the place of the worker's own.
+
+        Called by the worker inside SGLang's isolation of the decode, which has taken this step's ring slot.
+        """
+        scheduler, inflight = self._scheduler, step.inflight
+        if not inflight.has_begun:
+            resolve_forward_inputs(inflight.batch, scheduler.future_map)
+        with scheduler._forward_isolation(inflight.batch, overlap=False):
+            output = self._execution.run(replace(self._group_step(step), decode=verify), FUSED)
+        inflight.has_begun = True
+        # The worker reads the request pool again, after this forward.
+        self._shared = replace(output, read_done=None)
+        if output.decode_record is None:
+            raise AssertionError("a fused step has the record of its forward")
+        return replace(output.decode_record, logits_output=output.decode_logits)
+
+    def _group_of(self, step: GroupStep, strategy: str | None) -> StepOutput:
+        """The group's output for the prompt's rows, which the decode's forward may have computed."""
+        return self._execution.run(step, strategy) if self._shared is None else self._shared
 
     @contextmanager
     def _isolated(self, step: LayerGroupBatch) -> Iterator[None]:
@@ -77,9 +119,10 @@ class SpeculativeLauncher(StepLauncher):
         scheduler, indices, publish = self._scheduler, batch.req_pool_indices, {}
         if logits.mm_input_embeds is not None and not has_images(batch):
             logits.mm_input_embeds = None  # those with images have left: the draft embeds tokens as it does
+        answer = replace(recorded, logits_output=logits)
         if scheduler.enable_overlap:
             publish["on_publish"] = partial(scheduler.future_map.publish, indices)
-        with answered(self._model_runner, replace(recorded, logits_output=logits)):
+        with answering(self._model_runner, lambda *args, **kwargs: answer):
             result = scheduler.model_worker.forward_batch_generation(batch, **publish)
         result.copy_done = scheduler.device_module.Event()
         copy = partial(
@@ -134,13 +177,18 @@ def _count_with_decode(scheduler: Any, stage: ScheduleBatch, batches: Sequence[S
 
 
 @contextmanager
-def answered(model_runner: Any, output: Any) -> Iterator[None]:
-    """Inside, this model's next forward is answered with `output`, whatever it is asked for."""
-    vars(model_runner)["forward"] = lambda *args, **kwargs: output
+def answering(model_runner: Any, answer: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `answer` is called for this model's next forward, and may call any number itself."""
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        del vars(model_runner)["forward"]
+        return answer(*args, **kwargs)
+
+    vars(model_runner)["forward"] = once
     try:
         yield
     finally:
-        del vars(model_runner)["forward"]
+        vars(model_runner).pop("forward", None)
 
 
 def has_images(batch: ScheduleBatch) -> bool:
