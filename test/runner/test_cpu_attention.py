@@ -111,7 +111,7 @@ def test_experts_come_with_it(stepped: SteppedScheduler) -> None:
         {"swiglu_limit": 7.0},
         {"gemm1_clamp_limit": 7.0},
         {"gemm1_alpha": 1.7},
-        {"gemm1_alpha": 1.7, "gemm1_clamp_limit": 7.0, "gate_up_interleaved": False},
+        {"gemm1_alpha": 1.7, "gemm1_clamp_limit": 7.0, "activation": "gelu"},
     ],
 )
 def test_experts_that_ours_do_not_know_stay_sglangs(setting: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from sglang.srt.utils.nvtx_utils import scheduler_nvtx_method
 
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
-from sglang_layered.runner.layered_runner import GroupStep
+from sglang_layered.runner.layered_runner import GroupStep, StepOutput
 from sglang_layered.scheduler.batch import LayerGroupBatch
 from sglang_layered.upstream.hicache import NOBODY, collect_events, loads_of
 from sglang_layered.upstream.lora import Adapters
@@ -44,7 +44,8 @@ class StepLauncher:
         self._adapters = Adapters.of(self._model_runner)
         self._read_done: Any = None
         # Speculative decoding has others.
-        self._begin, self._run, self._prompt_hidden_states = begin_launch, execution.run, None
+        self._begin, self._prompt_hidden_states = begin_launch, None
+        self._shared: StepOutput | None = None  # of this step, where its group ran in its decode's forward
 
     @scheduler_nvtx_method("scheduler.run_batch")
     def launch(
@@ -74,7 +75,7 @@ class StepLauncher:
             resolve_forward_inputs(inflight.batch, self._scheduler.future_map)
         with self._isolated(step):
             group_step = self._group_step(step)
-            output = self._run(group_step, strategy)
+            output = self._shared or self._execution.run(group_step, strategy)
             results, inflight.parked, inflight.has_begun = [], output.parked, True
             self._read_done = output.read_done
             if step.decode is not None:

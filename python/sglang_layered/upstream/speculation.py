@@ -21,7 +21,6 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 
 from sglang_layered.runner.execution import ENCODER, FUSED, Execution
-from sglang_layered.runner.layered_runner import GroupStep, StepOutput
 from sglang_layered.scheduler.batch import LayerGroupBatch
 from sglang_layered.upstream.launch import StepLauncher, begin_launch
 
@@ -50,8 +49,6 @@ class SpeculativeLauncher(StepLauncher):
     def __init__(self, scheduler: Any, execution: Execution) -> None:
         super().__init__(scheduler, execution)
         self._prompt_hidden_states = _hidden_states_for(scheduler.spec_algorithm)
-        self._run = self._group_of
-        self._shared: StepOutput | None = None  # of this step, where its group ran in its decode's forward
         self._has_ring_slot = False  # of this step, taken by its decode
         advance_grammars_of_steps(scheduler)
 
@@ -100,10 +97,6 @@ class SpeculativeLauncher(StepLauncher):
         if output.decode_record is None:
             raise AssertionError("a fused step has the record of its forward")
         return replace(output.decode_record, logits_output=output.decode_logits)
-
-    def _group_of(self, step: GroupStep, strategy: str | None) -> StepOutput:
-        """The group's output for the prompt's rows, which the decode's forward may have computed."""
-        return self._execution.run(step, strategy) if self._shared is None else self._shared
 
     @contextmanager
     def _isolated(self, step: LayerGroupBatch) -> Iterator[None]:
