@@ -73,6 +73,9 @@ def test_exit_statuses_are_those_of_the_document(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     script = "import os, signal, sglang_layered.cli.main as main\n"
+    script += (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
+    )
     script += "main.cli.callback = lambda: os.kill(os.getpid(), signal.SIGINT)\nmain.main()\n"
     command = [sys.executable, "-c", script, "patch", "status"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
