@@ -156,7 +156,8 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         kept_alive=kept_alive,
     )
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
-        stepped.loop._execution.choice = InTurns()
+        if not case.has_images:
+            stepped.loop._execution.choice = InTurns()
         groups = (1, stepped.num_layers - 1)
         # With drafts SGLang's session keeps the states behind tokens that its answer was cut before: the next
         # turn's tokens are others, in all modes, unless a drop makes the turn start from nothing.

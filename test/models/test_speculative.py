@@ -14,6 +14,9 @@ ALGORITHMS = (
     *("NGRAM of Qwen3-Next", "EAGLE of Qwen3-Next's MTP"),
     *("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP"),
 )
+TOLD_OF_IMAGES = (
+    "EAGLE of Qwen3.5's MTP"  # its embeddings are kept beside the prompt's rows: steps are sequential
+)
 RECURRENT = ("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP")
 THOROUGH = ("NGRAM", "EAGLE3", *RECURRENT)
 IMAGES = "EAGLE of Qwen3.5's MTP"
@@ -46,7 +49,8 @@ def test_tokens_are_those_of_decoding_one_by_one(results: dict[str, Any], name: 
         assert {"stock", LAYERED, APART} <= seen["equal"].keys()
         assert all(seen["equal"].values()), seen["equal"]
         assert seen["strategies"]["stock"] == []
-        assert (seen["strategies"][LAYERED], seen["strategies"][APART]) == (["fused"], ["sequential"])
+        first = "sequential" if name == TOLD_OF_IMAGES else "fused"
+        assert (seen["strategies"][LAYERED], seen["strategies"][APART]) == ([first], ["sequential"])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -73,7 +77,7 @@ def test_experts_are_read_once_for_drafts_and_prompts(results: dict[str, Any], n
     for seen in ways(results, name):
         for way, (counted, chosen) in seen["expert_bytes"].items():
             assert counted == chosen > 0, way
-        if name != "NGRAM":
+        if name not in ("NGRAM", TOLD_OF_IMAGES):
             assert seen["expert_bytes"][LAYERED][0] < seen["expert_bytes"][APART][0]
 
 

@@ -81,10 +81,11 @@ class Execution:
         Raises:
             UnsupportedError: prompt and decode rows cannot run at the same time.
         """
-        if verifies and device != "cpu":
+        if verifies and (device != "cpu" or runner.keeps_embeds):
             logger.info(
                 "Speculative decoding: layered steps run as --layered-execution sequential, in which drafts"
-                " are verified by SGLang's own graphs; prompts beside them in one forward run on CPUs only"
+                " are verified by SGLang's own steps; prompts beside them in one forward run on CPUs only,"
+                " and not where drafts are told of images"
             )
             return cls(runner, StrategyChoice("sequential"))
         wanted = config.layered_execution

@@ -18,6 +18,7 @@ from sglang_layered.runner.decode_graphs.paths import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
+from sglang_layered.upstream.aux_states import KeptEmbeds
 from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
@@ -190,6 +191,9 @@ class LayeredRunner(GroupRunner):
         ranges = with_kept_rows(model_runner, ranges_of(model_runner))
         super().__init__(model_runner, LayerCalls(model_runner, ranges))
         self.num_layers = self._calls.num_layers
+        self.keeps_embeds = isinstance(
+            ranges, KeptEmbeds
+        )  # which the prompt's rows have and drafts' have not
         self.decode_paths = DecodePaths(model_runner, self._calls)
         self._capture_groups()
 
