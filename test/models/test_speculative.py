@@ -8,27 +8,29 @@ from typing import Any
 import pytest
 from own_process import found_by
 
-ALGORITHMS = (
-    *("NGRAM", "STANDALONE", "EAGLE", "EAGLE of MTP", "EAGLE3", "EAGLE3 of GPT-OSS"),
-    # Beside recurrent layers, whose states a verified step takes back.
+PLAIN = (*("NGRAM", "STANDALONE", "EAGLE", "EAGLE of MTP", "EAGLE3", "EAGLE3 of GPT-OSS"),)
+# Beside recurrent layers, whose states a verified step takes back.
+WITH_STATES = (
     *("NGRAM of Qwen3-Next", "EAGLE of Qwen3-Next's MTP"),
     *("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP"),
 )
-TOLD_OF_IMAGES = (
-    "EAGLE of Qwen3.5's MTP"  # its embeddings are kept beside the prompt's rows: steps are sequential
-)
+ALGORITHMS = (*PLAIN, *WITH_STATES)
 RECURRENT = ("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP")
 THOROUGH = ("NGRAM", "EAGLE3", *RECURRENT)
-IMAGES = "EAGLE of Qwen3.5's MTP"
+IMAGES = "EAGLE of Qwen3.5's MTP"  # whose embeddings only the prompt's rows have: steps are sequential
 LAYERED = "one layer a group"  # and short prompts overtake
 APART = "one layer a group, apart"
+
+pytestmark = pytest.mark.timeout(2000)  # the first test waits for two processes, of up to 800 s each
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """All algorithms in one process."""
-    out = tmp_path_factory.mktemp("speculative") / "results.json"
-    return found_by(Path(__file__).with_name("speculative_run.py"), out)
+    """In two processes."""
+    folder, script = tmp_path_factory.mktemp("speculative"), Path(__file__).with_name("speculative_run.py")
+    plain = found_by(script, folder / "plain.json", *PLAIN)
+    with_states: dict[str, Any] = found_by(script, folder / "states.json", *WITH_STATES)
+    return plain | with_states
 
 
 def found(results: dict[str, Any], name: str) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def test_tokens_are_those_of_decoding_one_by_one(results: dict[str, Any], name: 
         assert {"stock", LAYERED, APART} <= seen["equal"].keys()
         assert all(seen["equal"].values()), seen["equal"]
         assert seen["strategies"]["stock"] == []
-        first = "sequential" if name == TOLD_OF_IMAGES else "fused"
+        first = "sequential" if name == IMAGES else "fused"
         assert (seen["strategies"][LAYERED], seen["strategies"][APART]) == ([first], ["sequential"])
 
 
@@ -77,7 +79,7 @@ def test_experts_are_read_once_for_drafts_and_prompts(results: dict[str, Any], n
     for seen in ways(results, name):
         for way, (counted, chosen) in seen["expert_bytes"].items():
             assert counted == chosen > 0, way
-        if name not in ("NGRAM", TOLD_OF_IMAGES):
+        if name not in ("NGRAM", IMAGES):
             assert seen["expert_bytes"][LAYERED][0] < seen["expert_bytes"][APART][0]
 
 
