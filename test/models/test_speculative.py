@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from own_process import found_by
 
-PLAIN = (*("NGRAM", "STANDALONE", "EAGLE", "EAGLE of MTP", "EAGLE3", "EAGLE3 of GPT-OSS"),)
+PLAIN = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE of MTP", "EAGLE3", "EAGLE3 of GPT-OSS")
 # Beside recurrent layers, whose states a verified step takes back.
 WITH_STATES = (
-    *("NGRAM of Qwen3-Next", "EAGLE of Qwen3-Next's MTP"),
-    *("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP"),
+    "NGRAM of Qwen3-Next",
+    "EAGLE of Qwen3-Next's MTP",
+    "EAGLE of Qwen3.5's MTP",
+    "EAGLE of Nemotron-H's MTP",
 )
 ALGORITHMS = (*PLAIN, *WITH_STATES)
 RECURRENT = ("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP")
