@@ -251,10 +251,8 @@ class LayeredLoop(BaseLoop):
         if step.encodes:
             self._run_encoder(step)
             return
-        strategy = (
-            None if decode is None else self._execution.choose(step.shape(self.driver.loads.rows_per_request))
-        )
-        load = None
+        load, rows = None, self.driver.loads.rows_per_request
+        strategy = None if decode is None else self._execution.choose(step.shape(rows))
         if self.driver.policy is not None or self.is_heard:
             load = self.driver.loads.of_group(decode, inflight.batch, step.group, strategy)
         timer = StepTimer.start(self.scheduler)
