@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,15 @@ def parents(kind: str) -> torch.Tensor | None:
     return None if kind == "chains" else parents_of(NUM_REQUESTS, NUM_NODES, *KINDS[kind])
 
 
+def along_paths(kind: str, states: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Requests and nodes of every path, and its own states, to be advanced by each node before the next."""
+    for request, paths in enumerate(PATHS[kind]):
+        for path in paths:
+            own = states.clone()
+            for node in path:
+                yield request, node, own
+
+
 def test_parents_are_read_off_the_links() -> None:
     assert parents_of(NUM_REQUESTS, NUM_NODES).tolist() == [[-1, 0, 1, 2]] * 2
     assert parents_of(NUM_REQUESTS, NUM_NODES, *TREES).tolist() == [[-1, 0, 1, 2], [-1, 0, 0, 1]]
@@ -62,15 +72,12 @@ def test_a_convolution_of_drafts_is_that_of_their_path(kind: str) -> None:
     )
     assert torch.equal(states, before)
     assert links is None or torch.equal(links, parents_of(NUM_REQUESTS, NUM_NODES, next_token, next_sibling))
-    for request, paths in enumerate(PATHS[kind]):
-        for path in paths:
-            own = before.clone()
-            for node in path:
-                [expected] = gated_delta.causal_conv1d_update_cpu(
-                    x[request, None, :, node], own, weight, bias, conv_state_indices=SLOTS[request, None]
-                )
-                assert torch.allclose(output[request, :, node], expected)
-                assert torch.allclose(kept[request, node], own[SLOTS[request]])
+    for request, node, own in along_paths(kind, before):
+        [expected] = gated_delta.causal_conv1d_update_cpu(
+            x[request, None, :, node], own, weight, bias, conv_state_indices=SLOTS[request, None]
+        )
+        assert torch.allclose(output[request, :, node], expected)
+        assert torch.allclose(kept[request, node], own[SLOTS[request]])
 
 
 def test_gated_delta_nets_go_on_from_the_state_behind_the_parent(kind: str) -> None:
@@ -107,14 +114,11 @@ def test_gated_delta_nets_go_on_from_the_state_behind_the_parent(kind: str) -> N
         retrieve_parent_token=parents(kind),
     )
     assert torch.equal(states, before) and output.shape == v.shape
-    for request, paths in enumerate(PATHS[kind]):
-        for path in paths:
-            own = before.clone()
-            for node in path:
-                row = request * NUM_NODES + node
-                expected = run(slice(row, row + 1), own, SLOTS[request, None])
-                assert torch.allclose(output[0, row], expected[0, 0], atol=1e-6)
-                assert torch.allclose(kept[request, node], own[SLOTS[request]], atol=1e-6)
+    for request, node, own in along_paths(kind, before):
+        row = request * NUM_NODES + node
+        expected = run(slice(row, row + 1), own, SLOTS[request, None])
+        assert torch.allclose(output[0, row], expected[0, 0], atol=1e-6)
+        assert torch.allclose(kept[request, node], own[SLOTS[request]], atol=1e-6)
 
 
 def test_mamba2_goes_on_from_the_state_behind_the_parent(kind: str) -> None:
@@ -141,13 +145,10 @@ def test_mamba2_goes_on_from_the_state_behind_the_parent(kind: str) -> None:
         retrieve_parent_token=parents(kind),
     )
     assert torch.equal(states, before)
-    for request, paths in enumerate(PATHS[kind]):
-        for path in paths:
-            own = before.clone()
-            for node in path:
-                [expected] = run((slice(request, request + 1), node), own, SLOTS[request, None])
-                assert torch.allclose(output[request, node], expected)
-                assert torch.allclose(kept[request, node], own[SLOTS[request]])
+    for request, node, own in along_paths(kind, before):
+        [expected] = run((slice(request, request + 1), node), own, SLOTS[request, None])
+        assert torch.allclose(output[request, node], expected)
+        assert torch.allclose(kept[request, node], own[SLOTS[request]])
 
 
 def test_the_states_behind_the_last_accepted_draft_become_the_requests() -> None:

@@ -8,18 +8,21 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from sglang_layered_lab.quickstart.figures import COLUMNS, measure
+from sglang_layered_lab.quickstart.replay import read_played
+
 REPO = Path(__file__).resolve().parents[2]
-RECORD = REPO / "results" / "quickstart" / "2026-11-21-2cores-overlap.json"
+RECORD = REPO / "results" / "quickstart" / "2026-11-30-2cores"
 
 
 def test_quickstart_table_of_the_readme_is_the_record() -> None:
-    runs = {run["mode"]: run["metrics"] for run in json.loads(RECORD.read_text())["runs"]}
+    runs = {each.mode: list(map(measure, each.repetitions)) for each in read_played(RECORD)}
     rows = re.findall(
         r"^\| (whole|mixed|layered) \| (.+?) \|$", (REPO / "README.md").read_text(), re.MULTILINE
     )
     assert [mode for mode, _ in rows] == ["whole", "mixed", "layered"]
     for mode, cells in rows:
-        metrics = {name: values["median"] for name, values in runs[mode].items()}
+        metrics = {name: median(each[name] for each in runs[mode]) for name in COLUMNS}
         shown = [
             f"{metrics['ttft_s']:.2f}",
             f"{metrics['worst_gap_s'] * 1000:.0f}",

@@ -12,9 +12,8 @@ from click.shell_completion import CompletionItem
 from sglang_layered.errors import LayeredPrefillError
 
 GROUP = "sglang_layered.commands"  # entry points: tables like this one, of packages beside the runtime
-Table = Mapping[
-    str, Mapping[str, tuple[str, str]]
-]  # heading, then name: `module:attribute` and a line of help
+# Heading, then name: `module:attribute` and a line of help.
+Table = Mapping[str, Mapping[str, tuple[str, str]]]
 COMMANDS: Table = {
     "Install": {
         "patch": ("sglang_layered.cli.patch:patch", "Apply, revert, inspect or verify the patch set."),

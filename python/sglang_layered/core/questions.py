@@ -4,9 +4,10 @@ Values only, and no clock: ages are those that tensor rank 0 read and every rank
 only what its `can` names. Its answer is a wish: `core/bounds.py` sees to it that nobody waits for ever.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
@@ -136,15 +137,8 @@ class Queue(Sequence[Waiting]):
         """The columns of these rows; where they are a `Queue`, itself."""
         if isinstance(rows, Queue):
             return rows
-        return cls(
-            np.array([row.tokens for row in rows], np.int64),
-            np.array([row.prefix_tokens for row in rows], np.int64),
-            np.array([row.waited_s for row in rows], np.float64),
-            np.array([row.slo.ttft_s for row in rows], np.float64),
-            np.array([row.slo.tbt_s for row in rows], np.float64),
-            np.array([row.priority for row in rows], np.int64),
-            np.array([row.passed for row in rows], np.int64),
-        )
+        names = ("tokens", "prefix_tokens", "waited_s", "slo.ttft_s", "slo.tbt_s", "priority", "passed")
+        return cls(*_columns(rows, *names))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,16 +163,15 @@ class Running:
     @classmethod
     def of(cls, rows: Sequence[Decode] = ()) -> "Running":
         """From rows, for tests and simulations."""
-        return cls(
-            np.array([row.context_tokens for row in rows], np.int64),
-            np.array([row.output_tokens for row in rows], np.int64),
-            np.array([row.age_s for row in rows], np.float64),
-            np.array([row.since_token_s for row in rows], np.float64),
-            np.array([row.slo.ttft_s for row in rows], np.float64),
-            np.array([row.slo.tbt_s for row in rows], np.float64),
-            np.array([row.priority for row in rows], np.int64),
-            np.array([row.sat_out for row in rows], np.int64),
-        )
+        names = ("context_tokens", "output_tokens", "age_s", "since_token_s", "slo.ttft_s", "slo.tbt_s")
+        return cls(*_columns(rows, *names, "priority", "sat_out"))
+
+
+def _columns(rows: Sequence[Waiting] | Sequence[Decode], *names: str) -> Iterator[Any]:
+    """An array a name: seconds, which end in `_s`, or whole numbers."""
+    for name in names:
+        dtype = np.float64 if name.endswith("_s") else np.int64
+        yield np.fromiter(map(attrgetter(name), rows), dtype, len(rows))
 
 
 NOBODY = Running.of()
