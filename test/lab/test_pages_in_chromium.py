@@ -17,7 +17,7 @@ from sglang_layered_lab.bench.report import write_report
 from sglang_layered_lab.quickstart.replay import BEFORE_S, read_played, write_replay
 
 REPO = Path(__file__).resolve().parents[2]
-RECORD = REPO / "results/quickstart/2026-11-21-2cores-overlap.json"
+RECORD = REPO / "results/quickstart/2026-11-30-2cores"
 SHOTS = REPO / "out" / "pages"
 LOOKS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": DESKTOP},
