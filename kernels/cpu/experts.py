@@ -96,7 +96,7 @@ def clamped_halves(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
 
 
 def gated_situ(x: torch.Tensor, beta: float, limit: float | None) -> torch.Tensor:
-    """Kimi-K3's: sigmoid(gate) times the gate, within +-beta by tanh, times the second half, within +-limit."""
+    """Kimi-K3's: sigmoid(gate) times the gate within +-beta and the second half within +-limit, by tanh."""
     gate, up = x.chunk(2, dim=-1)
     gate = torch.sigmoid(gate).mul_(beta).mul_(torch.tanh(gate / beta))
     return gate.mul_(up if limit is None else torch.tanh(up / limit).mul_(limit))

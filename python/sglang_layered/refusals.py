@@ -173,8 +173,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " (leave these flags out and --kv-cache-dtype at bfloat16) or serve it in chunked mode": (
             lambda start: start.untried_sparse_attention is not None
         ),
-        "SGLANG_K3_AR_FUSION=1: sums over ranks in place hold one call of attention a layer and a layered step"
-        " makes two; unset it": _sums_in_place,
+        "SGLANG_K3_AR_FUSION=1: sums over ranks in place hold one call of attention a layer and a layered"
+        " step makes two; unset it": _sums_in_place,
         "--layered-policy balanced: it cuts by the bytes of the layers, and those of {args.model_path} are"
         " not known; use token-target": _cuts_blindly,
     },

@@ -26,7 +26,10 @@ GROUP_TOKENS = 64
 CHUNK_TOKENS = 512
 UNEVEN_GROUPS = 3
 LONGEST, BESIDE, LAST = 3, 0, 6  # of the prompts
-DEFINED = {"kimi_k3": KimiK3, "kimi_linear": KimiLinear}  # families that transformers does not know, by their definition
+DEFINED = {
+    "kimi_k3": KimiK3,
+    "kimi_linear": KimiLinear,
+}  # families that transformers does not know, by their definition
 
 
 def prompts(turn: int) -> list[list[int]]:

@@ -204,7 +204,7 @@ def added(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None, **_: Any) ->
 
 
 def weighed(prefix: torch.Tensor, blocks: torch.Tensor, *args: Any) -> torch.Tensor:
-    """Kimi-K3's residual before a layer's norm, by SGLang's own words in torch instead of its Triton kernels."""
+    """Kimi-K3's mean of blocks, and the norm: SGLang's own words in torch instead of its Triton kernels."""
     *weighing, norm = args
     return norm(attn_residual.aggregate_stream_torch(prefix, blocks, *weighing))
 

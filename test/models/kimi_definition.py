@@ -1,9 +1,9 @@
-"""Kimi-Linear and Kimi-K3 by definition, in float64: every token from all before it, no cache, no kernel of ours.
+"""Kimi-Linear and Kimi-K3 by definition, in float64: a token from all before it, no cache, no kernel of ours.
 
 transformers has no such models and the released code asks for CUDA, so this is the oracle in their place.
 Written from the reports of Kimi-Linear (arXiv 2510.26692) and of K3's residuals (arXiv 2603.15031). Gates,
-activation and small experts of K3 are in no report: these are what SGLang's names and settings say. Names of tensors
-are those of the released files.
+activation and small experts of K3 are in neither: they are what SGLang's names and settings say. Names of
+tensors are those of the released files.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from sglang_layered.upstream.lora import Adapters
 Kwargs: TypeAlias = dict[str, Any]
 # What is written; the second pair lies behind properties of the first one's names (srt/models/qwen3_5.py).
 BOUNDS = (("start_layer", "end_layer"), ("_start_layer", "_end_layer"))
-# By this function srt/models/kimi_k3.py asks whether it has the first layer; what else it asks is an attribute.
+# What srt/models/kimi_k3.py calls to ask whether it has the first layer; it has an attribute for the last.
 PROCESS_GROUP = get_pp_group.__name__
 
 

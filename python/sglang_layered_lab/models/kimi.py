@@ -1,8 +1,8 @@
-"""The tensors of Kimi-Linear and Kimi-K3 under the names of their released files, which transformers does not know.
+"""The tensors of Kimi-Linear and Kimi-K3 under the names of their released files; transformers knows neither.
 
-Most layers have Kimi Delta Attention (KDA), the others latent attention without a rotary embedding. What K3 has
-besides its configuration says: compressed queries, gates of attention's output, experts in a smaller space, and
-residuals that a layer weighs by blocks.
+Most layers have Kimi Delta Attention (KDA), the others latent attention without a rotary embedding. K3 has
+besides, as its configuration says, compressed queries, gates of attention's output, experts in a smaller
+space, and residuals that a layer weighs by blocks.
 """
 
 import math
