@@ -10,7 +10,7 @@ import pytest
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
 from sglang.srt.utils import is_cuda
-from sglang_layered_kernels.cpu.experts import gated_silu
+from sglang_layered_kernels.cpu.experts import gated_silu, gated_situ
 from tiny_models import tiny_model
 
 from harness import SteppedScheduler
@@ -106,7 +106,6 @@ def test_experts_come_with_it(stepped: SteppedScheduler) -> None:
     [
         {"is_gated": False},
         {"activation": "relu2"},
-        {"activation": "situ"},
         {"no_combine": True},
         {"swiglu_limit": 7.0},
         {"gemm1_clamp_limit": 7.0},
@@ -117,3 +116,16 @@ def test_experts_come_with_it(stepped: SteppedScheduler) -> None:
 def test_experts_that_ours_do_not_know_stay_sglangs(setting: dict[str, Any]) -> None:
     assert cpu_experts._gate(MoeRunnerConfig()) is gated_silu
     assert cpu_experts._gate(MoeRunnerConfig(**setting)) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "numbers"),
+    [
+        ({"gemm1_alpha": 3.0, "gemm1_clamp_limit": 25.0}, {"beta": 3.0, "limit": 25.0}),
+        ({}, {"beta": 4.0, "limit": None}),
+    ],
+)
+def test_kimi_k3s_experts_are_ours(setting: dict[str, Any], numbers: dict[str, Any]) -> None:
+    gate: Any = cpu_experts._gate(MoeRunnerConfig(activation="situ", **setting))
+    assert gate.func is gated_situ
+    assert gate.keywords == numbers
