@@ -21,6 +21,8 @@ DARK: Mapping[str, str] = {  # of the pictures' colours what they are on a dark 
     plots.QUIET: "#9a9a9a",
     plots.GRID: "#33383e",
     plots.MARK: "#ff7b6b",
+    plots.SPARE_COLOURS[1]: "#e0789f",
+    plots.SPARE_COLOURS[2]: "#b7a253",
     plots.COLOURS["default"]: "#c9c9c9",
     plots.COLOURS["whole"]: "#a8a8a8",
     plots.COLOURS["mixed"]: "#e6a04a",

@@ -1,4 +1,4 @@
-"""`sglang-layered monitoring`: writes out docker/monitoring, which the wheel has as a package of data, and draws of it."""
+"""`sglang-layered monitoring`: writes out docker/monitoring, which the wheel has, or draws its dashboard."""
 
 import re
 import time
@@ -79,8 +79,8 @@ def rules() -> None:
 def snapshot(url: str, span: str, out: Path, instance: str, model: str, mode: str) -> None:
     """Write the dashboard, as a Prometheus has it now, to one HTML page that needs no other file.
 
-    The page is drawn without Grafana, from the JSON that Grafana reads. --instance, --model and --mode are regular
-    expressions, as Grafana's variables.
+    The page is drawn without Grafana, from the JSON that Grafana reads. --instance, --model and --mode are
+    regular expressions, as Grafana's variables.
     """
     try:
         from sglang_layered_lab.bench.pages import page_path
@@ -89,7 +89,9 @@ def snapshot(url: str, span: str, out: Path, instance: str, model: str, mode: st
         from sglang_layered_lab.dashboard.prometheus import Prometheus, seconds
         from sglang_layered_lab.dashboard.snapshot import write_snapshot
     except ModuleNotFoundError as error:
-        raise LabError(f"snapshot needs the package {error.name}: pip install 'sglang-layered[lab]'") from error
+        raise LabError(
+            f"snapshot needs the package {error.name}: pip install 'sglang-layered[lab]'"
+        ) from error
     try:
         range_s = seconds(span)
     except ValueError as error:

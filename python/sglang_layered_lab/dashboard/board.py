@@ -1,6 +1,6 @@
-"""Reads the dashboard from its Grafana JSON: rows of panels in their places, and the variables that can be chosen.
+"""Reads the dashboard from its Grafana JSON: rows of panels in their places, and variables to choose by.
 
-It takes what `dashboard write` writes and refuses a panel of another type, so that none is left out of a page.
+It takes what `dashboard write` writes and refuses a panel of another type, so that no page lacks one.
 """
 
 import json
@@ -65,9 +65,7 @@ def read_board(text: str) -> Board:
         LabError: a panel has a type that is none of `TYPES`.
     """
     board = json.loads(text)
-    variables = tuple(
-        _variable(each) for each in board["templating"]["list"] if each["type"] == "query"
-    )
+    variables = tuple(_variable(each) for each in board["templating"]["list"] if each["type"] == "query")
     return Board(board["title"], board["description"], variables, tuple(_rows(board["panels"])))
 
 

@@ -1,7 +1,7 @@
 """The dashboard as data: rows of panels with queries, read from panels.toml. It knows no Grafana and no HTTP.
 
-Queries hold the variables `$instance`, `$model`, `$mode` and `$__rate_interval`. Grafana fills them in; `filled`
-does it for Prometheus' own API.
+Queries hold the variables `$instance`, `$model`, `$mode` and `$__rate_interval`. Grafana fills them in;
+`filled` does it for Prometheus' own API.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Draws the panels of the dashboard's page with matplotlib. It knows no Prometheus, no Grafana and no HTML.
 
-Figures are small, 0.45 inches for a column of Grafana's 24, since a page shows up to four side by side; names of
-lines stand in the page, where they can wrap and be searched. Draw within `rc_context(plots.STYLE)`.
+Figures are small, 0.45 inches for a column of Grafana's 24, since a page shows up to four side by side; names
+of lines stand in the page, where they can wrap and be searched. Draw within `rc_context(plots.STYLE)`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,18 +22,25 @@ from sglang_layered_lab.watch import text
 
 Floats = NDArray[np.float64]
 
-PALETTE = (COLOURS["layered"], COLOURS["mixed"], *SPARE_COLOURS, COLOURS["pdmux"], MARK, COLOURS["whole"])
+# Prometheus sorts by labels: of two lines the first is that of chunked servers, in its colour of reports.
+PALETTE = (COLOURS["mixed"], COLOURS["layered"], *SPARE_COLOURS, COLOURS["pdmux"], MARK, COLOURS["whole"])
 HEAT = COLOURS["layered"]
 LEVELS = 8  # shades of a heat map
 NOTHING_BELOW = 1e-9  # as the dashboard's heat maps have it
 COLUMN_IN, WIDEST_IN, HEIGHT_IN = 0.45, 4.2, 1.75
 LEFT_IN, RIGHT_IN, TOP_IN, BOTTOM_IN = 0.58, 0.08, 0.08, 0.24
+LETTER_IN = 0.07
 NUM_TICKS = 5
+
+
+def _size(value: float, per: str = "") -> str:
+    return text.size(value, per).replace(".0 ", " ").replace("bytes", "B")
+
 
 FORMATS: Mapping[Unit, Callable[[float], str]] = {
     "s": text.seconds,
-    "bytes": text.size,
-    "Bps": lambda value: text.size(value, "/s"),
+    "bytes": _size,
+    "Bps": lambda value: _size(value, "/s"),
     "watt": lambda value: text.plain(value, "W"),
     "joule": lambda value: text.plain(value, "J"),
     "percentunit": text.percent,
@@ -94,15 +101,16 @@ def draw_lines(lines: Sequence[Line], times_s: Floats, unit: Unit, kind: Kind, w
         alone = _alone(values)
         axis.plot(days[alone], values[alone], color=line.colour, marker="o", markersize=2.5, linestyle="")
     axis.set_ylim(0, max(axis.get_ylim()[1], 1e-12))
-    axis.yaxis.set_major_locator(MaxNLocator(NUM_TICKS, integer=unit == "short" and kind != "lines"))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: FORMATS[unit](value)))
+    is_count = unit == "short" and kind != "lines"
+    axis.yaxis.set_major_locator(MaxNLocator(NUM_TICKS, steps=(1, 2, 5, 10), integer=is_count))
+    _name_ticks(figure, axis, FORMATS[unit])
     return figure
 
 
 def _alone(values: Floats) -> NDArray[np.bool_]:
     """Points with no neighbour, of which a line shows nothing."""
     known = np.pad(np.isfinite(values), 1)
-    return known[1:-1] & ~known[:-2] & ~known[2:]
+    return np.asarray(known[1:-1] & ~known[:-2] & ~known[2:], dtype=np.bool_)
 
 
 def draw_heat(heat: Heat, times_s: Floats, unit: Unit, width: int) -> Figure:
@@ -122,7 +130,7 @@ def draw_heat(heat: Heat, times_s: Floats, unit: Unit, width: int) -> Figure:
     every = -(-(high - low) // NUM_TICKS)
     axis.set_ylim(low, high)
     axis.yaxis.set_major_locator(FixedLocator(range(low, high + 1, every)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _edge(edges[round(value)], unit)))
+    _name_ticks(figure, axis, lambda value: _edge(edges[round(value)], unit))
     return figure
 
 
@@ -136,11 +144,8 @@ def _edge(value: float, unit: Unit) -> str:
 
 def _axes(times_s: Floats, width: int) -> tuple[Figure, Any, Floats]:
     """A figure with one axis of time, and the times in matplotlib's days."""
-    width_in = min(COLUMN_IN * width, WIDEST_IN)
-    figure = Figure(figsize=(width_in, HEIGHT_IN))
-    inner_in = (width_in - LEFT_IN - RIGHT_IN, HEIGHT_IN - TOP_IN - BOTTOM_IN)
-    place = (LEFT_IN / width_in, BOTTOM_IN / HEIGHT_IN, inner_in[0] / width_in, inner_in[1] / HEIGHT_IN)
-    axis = figure.add_axes(place)
+    figure = Figure(figsize=(min(COLUMN_IN * width, WIDEST_IN), HEIGHT_IN))
+    axis = figure.subplots()
     days = np.asarray(date2num((1000 * times_s).astype("datetime64[ms]")), dtype=np.float64)
     locator = AutoDateLocator(minticks=2, maxticks=NUM_TICKS)
     axis.xaxis.set_major_locator(locator)
@@ -149,3 +154,17 @@ def _axes(times_s: Floats, width: int) -> tuple[Figure, Any, Floats]:
     axis.grid(axis="both")
     axis.tick_params(length=2)
     return figure, axis, days
+
+
+def _name_ticks(figure: Figure, axis: Any, name: Callable[[float], str]) -> None:
+    """Name the ticks of the y axis, and leave room for them: the same in every panel, more for long names."""
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: name(value)))
+    low, high = axis.get_ylim()
+    longest = max((len(name(value)) for value in axis.get_yticks() if low <= value <= high), default=0)
+    width_in = figure.get_figwidth()
+    figure.subplots_adjust(
+        left=max(LEFT_IN, 0.1 + LETTER_IN * longest) / width_in,
+        right=1 - RIGHT_IN / width_in,
+        bottom=BOTTOM_IN / HEIGHT_IN,
+        top=1 - TOP_IN / HEIGHT_IN,
+    )

@@ -1,4 +1,4 @@
-"""Makes one page of the dashboard as a Prometheus has it now: Grafana's JSON, asked and drawn without Grafana."""
+"""A page of the dashboard as a Prometheus has it now: Grafana's JSON, asked and drawn without Grafana."""
 
 import math
 import re
@@ -20,12 +20,33 @@ from sglang_layered_lab.bench.pictures import Picture
 from sglang_layered_lab.dashboard import drawing
 from sglang_layered_lab.dashboard.board import Board, Placed
 from sglang_layered_lab.dashboard.definition import Choice, Source, Unit, duration, filled, sources
-from sglang_layered_lab.dashboard.drawing import FORMATS, LEVELS, PALETTE, Floats, Heat, Line
+from sglang_layered_lab.dashboard.drawing import FORMATS, LEVELS, PALETTE, Floats, Line
 from sglang_layered_lab.dashboard.prometheus import Prometheus, Series, Window, rate_interval_s
+from sglang_layered_lab.watch import text
 
 MAX_POINTS = 120  # of a line: a panel is some 400 pixels wide
-STEPS_S = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-SWITCHES: Mapping[Source, str] = {**NEEDS, "router": "SGLang's router"}
+STEPS_S = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    20,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1200,
+    1800,
+    3600,
+    7200,
+    10800,
+    21600,
+    43200,
+    86400,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +103,8 @@ def write_snapshot(
         prometheus=_without_password(prometheus.url),
         start=_time(window.start_s),
         end=_time(window.end_s),
-        step=f"{window.step_s:g} s",
-        rate=values["__rate_interval"],
+        step=text.seconds(window.step_s),
+        rate=text.seconds(rate_interval_s(scrape_s, window.step_s)),
         version=__version__,
     )
     return write_page(out, page)
@@ -113,11 +134,15 @@ def _drawn(prometheus: Prometheus, placed: Placed, values: Mapping[str, str], wi
             found.append(prometheus.series(query, window))
         except LabError as error:
             raise LabError(f"panel {panel.title!r}, query {number}: {error}") from error
-    times_s = window.start_s + window.step_s * np.arange(window.num_points)
+    times_s = window.start_s + window.step_s * np.arange(window.num_points, dtype=np.float64)
     draw = _heat if panel.kind == "heatmap" else _lines
     svg, legend = draw(placed, found, times_s)
-    needed = [SWITCHES[source] for source in sorted(set().union(*map(sources, queries)) - {"any"})]
+    needed = [_switch(source) for source in sorted(set().union(*map(sources, queries)) - {"any"})]
     return Drawn(placed, svg, tuple(legend), queries, ", ".join(needed))
+
+
+def _switch(source: Source) -> str:
+    return "SGLang's router" if source == "router" else NEEDS[source]
 
 
 def _lines(placed: Placed, found: list[list[Series]], times_s: Floats) -> tuple[str, list[Entry]]:
@@ -133,7 +158,9 @@ def _lines(placed: Placed, found: list[list[Series]], times_s: Floats) -> tuple[
         return "", []
     draw = partial(drawing.draw_lines, lines, times_s, panel.unit, panel.kind, placed.width)
     legend = [
-        Entry(themed(line.colour), 1.0, line.is_dashed, line.label, _number(float(line.values[-1]), panel.unit))
+        Entry(
+            themed(line.colour), 1.0, line.is_dashed, line.label, _number(float(line.values[-1]), panel.unit)
+        )
         for line in lines
     ]
     return _inline(placed, draw), legend
