@@ -100,7 +100,7 @@ def draw_lines(lines: Sequence[Line], times_s: Floats, unit: Unit, kind: Kind, w
         axis.plot(days, values, color=line.colour, linestyle=style, linewidth=1.3, **look)
         alone = _alone(values)
         axis.plot(days[alone], values[alone], color=line.colour, marker="o", markersize=2.5, linestyle="")
-    axis.set_ylim(0, max(axis.get_ylim()[1], 1e-12))
+    axis.set_ylim(0, axis.get_ylim()[1] if axis.dataLim.y1 > 0 else 1)
     is_count = unit == "short" and kind != "lines"
     axis.yaxis.set_major_locator(MaxNLocator(NUM_TICKS, steps=(1, 2, 5, 10), integer=is_count))
     _name_ticks(figure, axis, FORMATS[unit])

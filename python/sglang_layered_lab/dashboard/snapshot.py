@@ -24,29 +24,9 @@ from sglang_layered_lab.dashboard.drawing import FORMATS, LEVELS, PALETTE, Float
 from sglang_layered_lab.dashboard.prometheus import Prometheus, Series, Window, rate_interval_s
 from sglang_layered_lab.watch import text
 
-MAX_POINTS = 120  # of a line: a panel is some 400 pixels wide
-STEPS_S = (
-    1,
-    2,
-    5,
-    10,
-    15,
-    20,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1200,
-    1800,
-    3600,
-    7200,
-    10800,
-    21600,
-    43200,
-    86400,
-)
+MAX_POINTS = 240  # of a line: a panel is some 400 pixels wide
+ROUND = (1, 2, 5, 10, 15, 20, 30)
+STEPS_S = (*ROUND, *(60 * each for each in ROUND), *(3600 * each for each in (1, 2, 3, 6, 12, 24)))
 
 
 @dataclass(frozen=True, slots=True)
