@@ -172,8 +172,9 @@ def test_it_can_be_read(look: str, page: Path, browser: Any) -> None:
         assert runs_over(shown) <= 0
         lefts = shown.evaluate(LEFTS)
         assert len(lefts) == (1 if look == "phone" else 6)  # three, four and two panels a line
-        shown.evaluate(WITHOUT_OUTLINES)
-        assert not grave_findings(shown)
+        if look != "desktop":  # its colours are those of the phone
+            shown.evaluate(WITHOUT_OUTLINES)
+            assert not grave_findings(shown)
 
 
 def test_on_paper_nothing_is_cut_off(page: Path, browser: Any) -> None:
@@ -181,4 +182,5 @@ def test_on_paper_nothing_is_cut_off(page: Path, browser: Any) -> None:
         shown.emulate_media(media="print")
         assert runs_over(shown) <= 0
         assert shown.evaluate("getComputedStyle(document.body).color") == "rgb(34, 34, 34)"
-        assert shown.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+        pages = re.findall(rb"/Type\s*/Page\b", shown.pdf(prefer_css_page_size=True))
+        assert 1 < len(pages) <= 8  # several panels a line, lines of several rows a sheet
