@@ -13,6 +13,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import DESKTOP, PHONE, chromium, grave_findings, opened, runs_over
 from click.testing import CliRunner, Result
@@ -23,7 +24,7 @@ from sglang_layered_lab.cli.monitoring import monitoring
 from sglang_layered_lab.dashboard.board import read_board
 from sglang_layered_lab.dashboard.cli import JSON_PATH
 from sglang_layered_lab.dashboard.definition import ROWS, Choice, filled
-from sglang_layered_lab.dashboard.drawing import buckets
+from sglang_layered_lab.dashboard.drawing import PALETTE, Line, buckets, draw_lines
 from sglang_layered_lab.dashboard.prometheus import Prometheus, Window, seconds
 from sglang_layered_lab.dashboard.snapshot import values_of, window_of
 
@@ -162,6 +163,17 @@ def test_a_bucket_has_what_is_not_in_those_below_it() -> None:
     heat = buckets({math.inf: [3.0, math.nan], 0.5: [1.0, 0.5], 1.0: [3.0, 0.5]})
     assert heat.bounds == (0.5, 1.0, math.inf)
     assert heat.cells.tolist() == [[1.0, 0.5], [2.0, 0.0], [0.0, 0.0]] and heat.top == 2.0
+
+
+def test_a_stack_has_gaps_where_its_series_has_none() -> None:
+    lower, upper = np.array([math.nan, 1.0, 1.0]), np.array([2.0, math.nan, 3.0])
+    lines = [Line(name, PALETTE[0], False, values) for name, values in (("a", lower), ("b", upper))]
+    figure = draw_lines(lines, np.array([0.0, 1.0, 2.0]), "short", "stacked", 8)
+    drawn = [list(line.get_ydata()) for line in figure.axes[0].lines[::2]]  # the others are points alone
+    assert drawn == [
+        pytest.approx([math.nan, 1, 1], nan_ok=True),
+        pytest.approx([2, math.nan, 4], nan_ok=True),
+    ]
 
 
 @pytest.mark.parametrize("look", LOOKS)

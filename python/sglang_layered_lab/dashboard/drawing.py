@@ -93,9 +93,9 @@ def draw_lines(lines: Sequence[Line], times_s: Floats, unit: Unit, kind: Kind, w
     for line in lines:
         values = line.values
         if kind == "stacked":
-            values = below + np.nan_to_num(values)
+            values = below + values
             axis.fill_between(days, below, values, step="post", color=line.colour, alpha=0.4, linewidth=0)
-            below = values
+            below = np.where(np.isnan(values), below, values)
         style = (0, (5, 3)) if line.is_dashed else "-"
         axis.plot(days, values, color=line.colour, linestyle=style, linewidth=1.3, **look)
         alone = _alone(values)
