@@ -103,15 +103,14 @@ def test_a_name_has_beside_it_what_prometheus_says(page: Path, monitored: str) -
 
 
 def test_a_choice_without_series_is_said_with_the_query(monitored: str, tmp_path: Path) -> None:
-    assert (
-        run("--prometheus", monitored, "--range", "2m", "--mode", "chunked", "--out", tmp_path).exit_code == 0
-    )
+    secret = monitored.replace("//", "//somebody:secret@")
+    assert run("--prometheus", secret, "--range", "2m", "--mode", "chunked", "--out", tmp_path).exit_code == 0
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     missing = [each for each in re.findall(r"<article.*?</article>", text, re.DOTALL) if "No data" in each]
     assert 5 < len(missing) < len(PANELS) / 2
     assert all("<details open>" in each and "chunked" in each for each in missing)
     assert "These series need --prefill-mode layered." in missing[0]
-    assert "chosen by chunked" in text
+    assert "chosen by chunked" in text and monitored in text and "secret" not in text
 
 
 def test_a_query_that_prometheus_refuses_names_panel_and_query(monitored: str, tmp_path: Path) -> None:

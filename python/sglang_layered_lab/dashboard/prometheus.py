@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
@@ -39,15 +40,15 @@ class Series:
 
 
 class Prometheus:
-    """Client of one Prometheus server, a context manager.
+    """Client of one Prometheus server, a context manager; its `url` is without a password that was given.
 
     Raises:
         LabError: from every method, with the server's own words, where it refuses or is not there.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=f"{self.url}/api/v1", timeout=TIMEOUT_S, trust_env=False)
+        self.url = _without_password(url.rstrip("/"))
+        self._client = httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", timeout=TIMEOUT_S, trust_env=False)
 
     def __enter__(self) -> "Prometheus":
         return self
@@ -100,6 +101,11 @@ class Prometheus:
 def rate_interval_s(scrape_s: float, step_s: float) -> float:
     """Grafana's `$__rate_interval`: four scrapes, and never less than a step and a scrape."""
     return max(SCRAPES_A_RATE * scrape_s, step_s + scrape_s)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def seconds(duration: str) -> float:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -80,7 +79,7 @@ def write_snapshot(
         board=board,
         rows=rows,
         chosen=list(_chosen(prometheus, board, values, window)),
-        prometheus=_without_password(prometheus.url),
+        prometheus=prometheus.url,
         start=_time(window.start_s),
         end=_time(window.end_s),
         step=text.seconds(window.step_s),
@@ -180,11 +179,6 @@ def _chosen(
         found = ", ".join(prometheus.label_values(each.label, selector, window)) or "none found"
         is_all = values[each.name] == each.all_values
         yield each.title, found if is_all else f"{found} (chosen by {values[each.name]})"
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _time(time_s: float) -> str:
