@@ -1,5 +1,6 @@
-"""Attention of requests in FP64, row by row: the oracle of the kernels here, which shares no code with them,
-and of `cpu/paged_attention.py`.
+"""Attention in FP64, row by row: the oracle of the kernels here, and of `cpu/paged_attention.py`.
+
+Shares no code with them.
 """
 
 from __future__ import annotations

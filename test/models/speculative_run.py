@@ -17,11 +17,11 @@ use_references()
 
 import click  # noqa: E402
 import torch  # noqa: E402
+from drafts_on_cpu import keep_states, load_ngram_corpus  # noqa: E402
 from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
-from drafts_on_cpu import keep_states, load_ngram_corpus  # noqa: E402
 from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
 from family_checks import ExpertOracle, Run, chunks_of, hugging_face, run, sequential  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402

@@ -23,6 +23,7 @@ from tiny_models import drafted_model, use_the_cpu  # noqa: E402
 use_the_cpu()
 
 import torch  # noqa: E402
+from drafts_on_cpu import load_ngram_corpus  # noqa: E402
 from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
@@ -30,7 +31,6 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
 )
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 
-from drafts_on_cpu import load_ngram_corpus  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION  # noqa: E402

@@ -40,9 +40,7 @@ class _Request:
     tree: torch.Tensor | None = None
 
     @classmethod
-    def of(
-        cls, slots: torch.Tensor, num_rows: int, how: Weighing, tree: torch.Tensor | None
-    ) -> "_Request":
+    def of(cls, slots: torch.Tensor, num_rows: int, how: Weighing, tree: torch.Tensor | None) -> "_Request":
         """A request with its tokens at these slots [tokens], oldest first."""
         first = how.first_key(len(slots) - num_rows)
         hides_some = how.first_key(len(slots) - 1) > first
