@@ -31,7 +31,7 @@ def hicache() -> None:
 def drafts() -> None:
     """What NGRAM looks drafts up in is compiled here: a scheduler has another environment then."""
     on_cpu = import_module("drafts_on_cpu")
-    on_cpu.keep_states()
+    on_cpu.stand_in()
     on_cpu.load_ngram_corpus()
 
 

@@ -23,7 +23,7 @@ from tiny_models import drafted_model, use_the_cpu  # noqa: E402
 use_the_cpu()
 
 import torch  # noqa: E402
-from drafts_on_cpu import load_ngram_corpus  # noqa: E402
+from drafts_on_cpu import load_ngram_corpus, stand_in  # noqa: E402
 from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
@@ -74,6 +74,7 @@ def drafted_scheduler(
 
     `overlap`: with SGLang's overlap scheduler, which it forbids with drafts on a CPU.
     """
+    stand_in()
     kind, own = ALGORITHMS[algorithm]
     if algorithm == "ngram":
         load_ngram_corpus()

@@ -63,14 +63,10 @@ class DraftSteps:
 
 
 def take_drafts() -> None:
-    """Let the factory of drafts' attention know ours by its name, and drafts share their target's head.
-
-    Most models that do wait for CUDA then, whatever the device is.
-    """
+    """Let the factory of drafts' attention know ours by its name."""
     create = DraftBackendFactory._create_backend
     if hasattr(create, "__wrapped__"):
         return
-    torch.cuda.synchronize = lambda device=None: None
 
     @wraps(create)
     def create_known(factory: Any, flag: str, known: dict[str, Callable[[], Any]], error: str) -> Any:
