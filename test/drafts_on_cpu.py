@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from sglang.kernels.ops.speculative.ngram_corpus import get_ngram_corpus_cls
 from sglang.srt.layers.attention import hybrid_linear_attn_backend
 from sglang.srt.mem_cache.memory_pool import MambaPool
