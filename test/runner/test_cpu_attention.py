@@ -64,18 +64,18 @@ def test_with_torch_native_it_is_refused(arch: str, has: str) -> None:
         check(tiny_model(arch), *LAYERED, *STOCK)
 
 
-@pytest.mark.parametrize(
-    ("device", "algorithm", "says"),
-    [
-        ("cuda", None, "the device is cuda; leave the flag out"),
-        ("cpu", "EAGLE", "--speculative-algorithm has .*; "),
-    ],
-)
-def test_where_it_cannot_serve_the_flag_is_refused(device: str, algorithm: str | None, says: str) -> None:
-    args = SimpleNamespace(
-        device=device, speculative_algorithm=algorithm, get_attention_backends=lambda: (CPU_ATTENTION,) * 2
-    )
-    with pytest.raises(UnsupportedError, match=rf"--attention-backend cpu_paged: .*{says}"):
+def test_it_is_the_default_of_layered_mode_with_drafts_too(tiny_qwen3_moe: Path) -> None:
+    drafts = ("--speculative-algorithm", "NGRAM")
+    assert check(tiny_qwen3_moe, *LAYERED, *drafts).attention_backend == CPU_ATTENTION
+    assert check(tiny_qwen3_moe, *OURS, *drafts).attention_backend == CPU_ATTENTION
+    with pytest.raises(UnsupportedError, match=r"torch_native: it verifies no drafts; use cpu_paged"):
+        check(tiny_qwen3_moe, *LAYERED, *STOCK, *drafts)
+
+
+def test_on_a_gpu_the_flag_is_refused() -> None:
+    args = SimpleNamespace(device="cuda", get_attention_backends=lambda: (CPU_ATTENTION,) * 2)
+    says = "--attention-backend cpu_paged: .*the device is cuda; leave the flag out"
+    with pytest.raises(UnsupportedError, match=says):
         check_cpu_attention(args)
     args.get_attention_backends = lambda: ("triton", "triton")
     check_cpu_attention(args)

@@ -61,7 +61,7 @@ def _is_wanted(server_args: Any) -> bool:
 
     if server_args.attention_backend == CPU_ATTENTION:
         return True
-    is_free = server_args.is_attention_backend_not_set() and server_args.speculative_algorithm is None
+    is_free = server_args.is_attention_backend_not_set()
     return server_args.prefill_mode == "layered" and is_free and not cpu_has_amx_support()
 
 
@@ -78,16 +78,15 @@ def check_cpu_attention(server_args: Any) -> None:
         raise UnsupportedError(
             f"{asked}: it computes on a CPU and the device is {server_args.device}; leave the flag out"
         )
-    if server_args.speculative_algorithm is not None:
-        raise UnsupportedError(
-            f"{asked}: it attends for prompts and for single tokens, and --speculative-algorithm has several"
-            " tokens of a draft verified at once; leave one of the two out"
-        )
 
 
 def _make(model_runner: Any) -> Any:
     from sglang_layered.upstream.cpu_attention import CpuAttention
     from sglang_layered.upstream.cpu_experts import take_experts
 
+    if model_runner.server_args.speculative_algorithm is not None:
+        from sglang_layered.upstream.cpu_drafts import take_drafts
+
+        take_drafts()
     take_experts(model_runner.model)
     return CpuAttention(model_runner)
