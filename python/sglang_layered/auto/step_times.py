@@ -68,12 +68,13 @@ def alone(sizes: ModelSizes, num_tokens: int) -> Amounts:
 def lines(sizes: ModelSizes, load: StepLoad) -> tuple[Amounts, Amounts]:
     """Amounts of the step without prompt layers, and what each prompt layer adds."""
     decode_rows = load.decode_rows
-    a_layer = _a_layer(sizes, decode_rows, load.prompt_lens, load.prefix_lens, load.is_apart)
-    return at_rest(sizes, decode_rows, load.decode_tokens), a_layer
+    decode = coverage(sizes, decode_rows)
+    once = (1.0, decode, float(decode_rows), float(load.decode_tokens), 0.0, 0.0, 0.0, 0.0)
+    return once, _a_layer(sizes, decode_rows, load.prompt_lens, load.prefix_lens, load.is_apart)
 
 
 def at_rest(sizes: ModelSizes, decode_rows: int, decode_tokens: int) -> Amounts:
-    """What a step of decodes is."""
+    """What a step of decodes is; `lines` would look for prompts too."""
     decode = coverage(sizes, decode_rows)
     return (1.0, decode, float(decode_rows), float(decode_tokens), 0.0, 0.0, 0.0, 0.0)
 

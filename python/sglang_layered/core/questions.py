@@ -145,8 +145,8 @@ class Queue(Sequence[Waiting]):
 class Running:
     """The requests that decode, a column a value of `Decode`: a request has the same index in all. Read-only.
 
-    To make a row for each would cost more than a step may spend on deciding; a server makes even a column only
-    when it is read.
+    To make a row for each would cost more than a step may spend on deciding; a server makes even a
+    column only when it is read.
     """
 
     context_tokens: Numbers

@@ -117,7 +117,8 @@ class QueueColumns:
             if not self._free:
                 self._release(self._rows.keys() - set(reqs))
             row = self._rows[req] = self._free.pop()
-            self._arrived_s[row], (self._ttft_s[row], self._tbt_s[row]), self._priority[row] = self._facts(req)
+            self._arrived_s[row], limits, self._priority[row] = self._facts(req)
+            self._ttft_s[row], self._tbt_s[row] = limits
             found, self._passed[row] = cached or 0, getattr(req, "layered_passed", 0)
             self._tokens[row], self._prefix_tokens[row] = req.seqlen - found, found
         return row

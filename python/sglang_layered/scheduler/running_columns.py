@@ -76,7 +76,7 @@ class RunningColumns:
         self._latest_tensor, self._latest_slots = slots, numbers
 
     def _write(self) -> None:
-        owners, slots = self._owners, self._latest_slots
+        owners, slots, self._sat_out = self._owners, self._latest_slots, self._sat_out.copy()
         for slot, req in zip(slots.tolist(), self._latest, strict=True):
             if owners[slot] is req:
                 continue
@@ -99,9 +99,11 @@ class ShownRunning(Running):
 
     __slots__ = ("_makers",)
 
-    def __init__(self, makers: Mapping[str, Callable[[], Numbers | Seconds]], **columns: Any) -> None:
+    def __init__(
+        self, makers: Mapping[str, Callable[[], Numbers | Seconds]] | None = None, **columns: Any
+    ) -> None:
         """`columns` are there already."""
-        object.__setattr__(self, "_makers", makers)
+        object.__setattr__(self, "_makers", makers or {})
         for name, column in columns.items():
             object.__setattr__(self, name, column)
 
