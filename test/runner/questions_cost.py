@@ -65,9 +65,11 @@ def _asked(stepped: SteppedScheduler, call: str, count: int) -> tuple[list[float
     spent, times, looking_up = Counter[str](), list[float](), list[float]()
     for owner, name in ((asking, call), (asking, "processed"), (asking._queue, "look_up")):
         setattr(owner, name, _counted(getattr(owner, name), name, spent))
+    alive: list[Any] = []  # who leaves a queue by admission lives on: to end a request is no part of asking
     while len(times) < count + MOST_LOOKED_AT // 8:  # until all that wait have been looked up
         while len(scheduler.waiting_queue) <= MOST_LOOKED_AT:
             stepped.send(PROMPT, 1)
+        alive.append(scheduler.waiting_queue[0])
         stepped.abort(scheduler.waiting_queue[0].rid)
         stepped.send(PROMPT, 1)
         spent.clear()

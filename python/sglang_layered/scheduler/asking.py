@@ -31,6 +31,7 @@ from sglang_layered.upstream.overtake import waiting
 from sglang_layered.upstream.room import end_late_ones
 
 NAP_S = 1e-3  # with nothing to run and prompts held; then the scheduler looks for requests again
+MOST_ENDED = 1024  # noted before it is looked who of them is still there
 
 
 class Asking:
@@ -56,7 +57,8 @@ class Asking:
         num_slots = self._scheduler.req_to_token_pool.req_to_token.shape[0]
         self._columns = RunningColumns(num_slots, self._facts, times)
         self._queue = QueueColumns(self._scheduler, partial(self._facts, may_refuse=True))
-        self._some_ended = True  # perhaps, of the running batch
+        # Of those that SGLang may still have among the running ones.
+        self._ended: set[Any] = set(filter(_END, self._scheduler.running_batch.reqs))
         self._chunked: Any = None  # the prompt between two chunks when SGLang was shown the queue
         self._held_since_s: float | None = None
         self._told: dict[str, tuple[str, ...]] = {}
@@ -108,8 +110,11 @@ class Asking:
 
     def processed(self, outcomes: Sequence[Outcome]) -> None:
         """SGLang has processed these results, so it costs little now to see whether they ended somebody."""
-        if not self._some_ended:
-            self._some_ended = any(any(map(_END, outcome.batch_at_launch.reqs)) for outcome in outcomes)
+        for outcome in outcomes:
+            self._ended.update(filter(_END, outcome.batch_at_launch.reqs))
+        if len(self._ended) > MOST_ENDED:
+            running, last = self._scheduler.running_batch, self._scheduler.last_batch
+            self._ended.intersection_update([*running.reqs, *(() if last is None else last.reqs)])
 
     def rest(self) -> None:
         """Nothing is to run: where prompts are held, leave the core to others for a moment."""
@@ -208,10 +213,11 @@ class Asking:
             slots = torch.cat([slots, last.req_pool_indices_cpu])
             kv_tokens = torch.cat([kv_tokens, _kv_tokens(last)])
         chunked = scheduler.chunked_req
-        if chunked is not None or self._some_ended:
-            ends = [*map(_END, reqs)]
-            self._some_ended = ends.count(None) < len(ends)
-            keep = [at for at, req in enumerate(reqs) if ends[at] is None and req is not chunked]
+        ended = self._ended and self._ended.intersection(reqs)
+        if not is_in_flight:  # else the latest prompts are still to come among them
+            self._ended = ended
+        if chunked is not None or ended:
+            keep = [at for at, req in enumerate(reqs) if req not in ended and req is not chunked]
             reqs, slots, kv_tokens = [reqs[index] for index in keep], slots[keep], kv_tokens[keep]
         return self._columns.of(reqs, slots, kv_tokens, self.now_s)
 
