@@ -3,9 +3,7 @@
 What does not change while a request runs is written once, into the row of its slot in SGLang's request pool.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +11,6 @@ import torch
 
 from sglang_layered.core.questions import Numbers, Running, Seconds, SloClass
 from sglang_layered.scheduler.rank_clock import LastTokenTimes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Known:
-    """Requests whose rows are known to be theirs: their slots, and what does not change of them."""
-
-    reqs: list[Any]
-    tensor: torch.Tensor  # as SGLang keeps the slots
-    slots: Numbers
-    columns: tuple[Any, ...]
 
 
 class RunningColumns:
@@ -34,8 +22,10 @@ class RunningColumns:
         """`facts` tells a request's arrival on rank 0's clock, its limits and its priority."""
         self._facts, self._times = facts, times
         self._owners: list[Any] = [None] * num_slots
-        # Of whom the latest two questions were: those who decode, and these with the latest prompts.
-        self._known: deque[_Known] = deque(maxlen=2)
+        self._latest: Sequence[Any] = ()  # requests whose rows are known to be theirs
+        self._latest_tensor: torch.Tensor | None = None  # their slots, as SGLang keeps them
+        self._latest_slots = _NONE
+        self._latest_columns: tuple[Any, ...] = ()  # what does not change, of these
         self._prompt_tokens = np.zeros(num_slots, np.int64)
         self._priority = np.zeros(num_slots, np.int64)
         self._sat_out = np.zeros(num_slots, np.int64)  # a new array for each change: columns are made of it
@@ -44,15 +34,16 @@ class RunningColumns:
 
     def forget(self) -> None:
         """Limits have changed: all rows are written anew."""
-        self._owners = [None] * len(self._owners)
-        self._known.clear()
+        self._owners, self._latest = [None] * len(self._owners), ()
 
     def of(
         self, reqs: Sequence[Any], slots: torch.Tensor, kv_tokens: torch.Tensor, now_s: float
     ) -> "ShownRunning":
         """Columns of these; `kv_tokens` lie in the KV cache, so one token more is in the context of each."""
-        known, sat_out, last_s = self._find(reqs, slots), self._sat_out, self._times.last_of(reqs)
-        slots_now, prompt_tokens, arrived_s, ttft_s, tbt_s, priority = known.slots, *known.columns
+        if reqs != self._latest or slots is not self._latest_tensor:
+            self._find(reqs, slots)
+        slots_now, sat_out, last_s = self._latest_slots, self._sat_out, self._times.last_of(reqs)
+        prompt_tokens, arrived_s, ttft_s, tbt_s, priority = self._latest_columns
         makers = {
             "context_tokens": lambda: kv_tokens.numpy() + 1,
             "output_tokens": lambda: kv_tokens.numpy() + 1 - prompt_tokens,
@@ -72,31 +63,21 @@ class RunningColumns:
         """Of the latest requests those at `keep` decode, None: all; the others sit the step out."""
         counts = np.zeros_like(self._sat_out)
         if keep is not None:
-            slots = self._known[-1].slots
-            counts[slots] = self._sat_out.take(slots) + 1
-            counts[slots[keep]] = 0
+            counts[self._latest_slots] = self._sat_out.take(self._latest_slots) + 1
+            counts[self._latest_slots[keep]] = 0
         self._sat_out = counts
 
-    def _find(self, reqs: Sequence[Any], slots: torch.Tensor) -> "_Known":
+    def _find(self, reqs: Sequence[Any], slots: torch.Tensor) -> None:
         """SGLang makes new tensors for the same slots; who waits again may come back in other ones."""
-        found = next((known for known in self._known if known.reqs == reqs), None)
-        if found is None or slots is not found.tensor:
-            numbers = slots.numpy()
-            if found is None or numbers.tobytes() != found.slots.tobytes():
-                columns = self._write(reqs, numbers)
-            else:
-                columns = found.columns
-            known = _Known([*reqs], slots, numbers, columns)
-        else:
-            known = found
-        if found is not None:
-            self._known.remove(found)
-        self._known.append(known)
-        return known
+        numbers = slots.numpy()
+        if reqs != self._latest or numbers.tobytes() != self._latest_slots.tobytes():
+            self._latest, self._latest_slots = list(reqs), numbers
+            self._write()
+        self._latest_tensor, self._latest_slots = slots, numbers
 
-    def _write(self, reqs: Sequence[Any], slots: Numbers) -> tuple[Any, ...]:
-        owners, self._sat_out = self._owners, self._sat_out.copy()
-        for slot, req in zip(slots.tolist(), reqs, strict=True):
+    def _write(self) -> None:
+        owners, slots, self._sat_out = self._owners, self._latest_slots, self._sat_out.copy()
+        for slot, req in zip(slots.tolist(), self._latest, strict=True):
             if owners[slot] is req:
                 continue
             owners[slot] = req
@@ -105,10 +86,9 @@ class RunningColumns:
             self._ttft_s[slot], self._tbt_s[slot] = limits
             self._prompt_tokens[slot], self._sat_out[slot] = len(req.origin_input_ids), 0
         columns = (self._prompt_tokens, self._arrived_s, self._ttft_s, self._tbt_s, self._priority)
-        taken = tuple([column.take(slots) for column in columns])
-        for column in taken:
+        self._latest_columns = tuple([column.take(slots) for column in columns])
+        for column in self._latest_columns:
             column.flags.writeable = False  # it is shown in every step
-        return taken
 
 
 class ShownRunning(Running):
@@ -141,3 +121,6 @@ def _since(now_s: float, last_s: Seconds | float, arrived_s: Seconds) -> Seconds
     if isinstance(last_s, float):
         return np.full(len(arrived_s), now_s - last_s)
     return now_s - np.where(np.isnan(last_s), arrived_s, last_s)
+
+
+_NONE = np.zeros(0, np.int64)
