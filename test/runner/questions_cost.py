@@ -2,12 +2,15 @@
 
 256 requests decode and more prompts wait than a policy sees. Before each step one prompt goes and another
 comes, so no view is the one before. A question is timed where the scheduler asks it: what a policy sees, its
-answer, the bounds. Run by `scripts/bench-scheduler`.
+answer, the bounds, and what was noted for it when results came. A new prompt's way through SGLang's prefix
+cache is its own row (*looking up*): it is taken once a prompt, and grows with its length. Run by
+`scripts/bench-scheduler`.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,20 +26,22 @@ QUESTIONS = {  # the policy whose answer is timed, and the call that asks
     "preempt": ("flow-prefill", "overtaking"),
     "decode_rows": ("near-late", "decoding"),
 }
+LOOKING_UP = "looking up"
 LIMITS: dict[str, Any] = {"slo_ttft_ms": 1e6, "slo_tbt_ms": 1e4, "layered_max_parked": 1}
 LATE = {"slo_tbt_ms": 1e-3}  # a cohort then takes a step a layer
 PROMPT = prompt(1000, 1)
 
 
 def questions(stepped: SteppedScheduler, rounds: int) -> dict[str, list[float]]:
-    """CPU milliseconds of each question in the steps that asked it, by its name."""
-    times: dict[str, list[float]] = {}
+    """CPU milliseconds of each question in the steps that asked it, by its name, and of looking up."""
+    times: dict[str, list[float]] = {LOOKING_UP: []}
     num_running = len(stepped.scheduler.running_batch.reqs)
     for question, (policy, call) in QUESTIONS.items():
         with _policy(stepped, policy, **LIMITS | (LATE if question == "preempt" else {})):
             if question in ("order", "hold"):
                 stepped.limit_running(num_running)  # who waits is asked about in every step, and stays
-            times[question] = _asked(stepped, call, 8 * rounds)
+            times[question], looking_up = _asked(stepped, call, 8 * rounds)
+            times[LOOKING_UP] += looking_up
             stepped.limit_running(stepped.scheduler.max_running_requests)
     return times
 
@@ -55,27 +60,35 @@ def _policy(stepped: SteppedScheduler, name: str, **flags: Any) -> Iterator[None
     controls._adopt(before, "bench")
 
 
-def _asked(stepped: SteppedScheduler, call: str, count: int) -> list[float]:
+def _asked(stepped: SteppedScheduler, call: str, count: int) -> tuple[list[float], list[float]]:
     asking, scheduler = stepped.loop.driver.asking, stepped.scheduler
-    times: list[float] = []
-    setattr(asking, call, timed(getattr(asking, call), times))
+    spent, times, looking_up = Counter[str](), list[float](), list[float]()
+    for owner, name in ((asking, call), (asking, "processed"), (asking._queue, "look_up")):
+        setattr(owner, name, _counted(getattr(owner, name), name, spent))
+    alive: list[Any] = []  # who leaves a queue by admission lives on: to end a request is no part of asking
     while len(times) < count + MOST_LOOKED_AT // 8:  # until all that wait have been looked up
         while len(scheduler.waiting_queue) <= MOST_LOOKED_AT:
             stepped.send(PROMPT, 1)
+        alive.append(scheduler.waiting_queue[0])
         stepped.abort(scheduler.waiting_queue[0].rid)
         stepped.send(PROMPT, 1)
+        spent.clear()
         stepped.step()
-    return times[-count:]
+        if call in spent:
+            times.append(spent[call] + spent["processed"])
+            looking_up.append(spent["look_up"])
+    return times[-count:], looking_up[-count:]
 
 
-def timed(call: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    """The call, with its CPU milliseconds noted."""
+def _counted(call: Callable[..., Any], name: str, spent: Counter[str]) -> Callable[..., Any]:
+    """The call, its CPU milliseconds added up by its name, without those of looking up in it."""
 
-    def noting(*args: Any) -> Any:
-        start = time.thread_time()
+    def counted(*args: Any) -> Any:
+        before, start = spent["look_up"], time.thread_time()
         try:
             return call(*args)
         finally:
-            times.append((time.thread_time() - start) * 1e3)
+            took = (time.thread_time() - start) * 1e3
+            spent[name] += took - (spent["look_up"] - before)  # type: ignore[assignment]
 
-    return noting
+    return counted

@@ -32,7 +32,7 @@ from torch import nn
 
 from harness import SteppedScheduler
 from prompts import prompt
-from questions_cost import QUESTIONS, questions
+from questions_cost import LOOKING_UP, QUESTIONS, questions
 from sglang_layered.config import LayeredConfig
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered_lab.models import make_model
@@ -210,7 +210,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     rows = {}
     for kind, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
-        over = middle if kind in ("admitting", *PARTS, *QUESTIONS) else middle - base
+        over = middle if kind in ("admitting", *PARTS, *QUESTIONS, LOOKING_UP) else middle - base
         rows[kind] = {"q1_ms": low, "median_ms": middle, "q3_ms": high, "over_stock_ms": over}
     return rows
 

@@ -238,6 +238,24 @@ def test_a_batch_without_lengths_on_the_host_is_shown_by_its_requests(exact: Exa
     assert shown.context_tokens.tolist() == [req.seqlen for req in running.reqs]
 
 
+def test_who_has_ended_is_not_shown(exact: ExactScheduler) -> None:
+    seen: list[tuple[int, int]] = []
+    exact.liveness.most_steps = 100
+
+    def nobody(view: Snapshot) -> list[int]:
+        decoding = [req for req in exact.scheduler.running_batch.reqs if not req.finished()]
+        seen.append((len(view.running), len(decoding)))
+        return []
+
+    rids = [exact.send(prompt(10 + new, new), new) for new in (6, 9, 9, 30)]
+    exact.step(3)
+    with in_force(exact.stepped, Wishes(order=nobody)):
+        exact.send(prompt(20, 5), 3)
+        exact.finish(*rids[:3])
+        exact.step(2)
+    assert all(shown == decoding for shown, decoding in seen) and {1, 3, 4} == {shown for shown, _ in seen}
+
+
 def test_what_is_known_of_a_request_goes_with_it_to_another_slot(exact: ExactScheduler) -> None:
     [rid] = start_decoding(exact)
     views: list[Snapshot] = []

@@ -58,6 +58,8 @@ def test_any_queue_is_shown_as_it_is(columns: QueueColumns, seed: int) -> None:
             back.seqlen, back.looked_up = back.seqlen + 5, False
             queue.insert(0, back)
         queue = [req for req in queue if dice.random() > 0.02]  # aborted
+        if dice.random() < 0.1:
+            dice.shuffle(queue)
         seen = queue[:MOST_LOOKED_AT]
         if not seen:
             continue
@@ -82,6 +84,15 @@ def test_a_few_are_looked_up_each_time_and_images_never(columns: QueueColumns) -
         columns.of(queue, 1.0)
         assert sum(req.looked_up for req in queue) == min(times * MOST_LOOKED_UP, 39)
     assert not queue[3].looked_up
+
+
+def test_images_are_told_apart(columns: QueueColumns) -> None:
+    queue = [Prompt(10, 0.0, 4, multimodal_inputs=object() if index % 3 == 0 else None) for index in range(9)]
+    assert columns.without_images(queue) == [queue[index] for index in (1, 2, 4, 5, 7, 8)]
+    columns.admitted(queue[:1], queue[1:])
+    assert columns.without_images(queue[1:]) == [queue[index] for index in (1, 2, 4, 5, 7, 8)]
+    columns.admitted([queue[3], queue[6]], queue[7:])
+    assert not columns._with_images
 
 
 def test_other_limits_are_seen_at_once(columns: QueueColumns) -> None:

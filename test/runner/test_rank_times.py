@@ -44,6 +44,17 @@ def test_the_longest_gap_is_that_of_requests_that_got_a_token() -> None:
     assert times.oldest_after([old, late], 0.0) == 5.0 and times.oldest_after([old, fresh], 0.0) == 4.75
 
 
+def test_who_began_beside_a_batch_keeps_its_time_when_the_batch_goes_on_alone() -> None:
+    old, fresh = Asker(), Asker()
+    times = LastTokenTimes()
+    times.collect([_outcome("decode", old), _outcome("prompt", fresh)])
+    times.mark(1.0)
+    assert times.last_of([old]) == times.last_of([old, fresh]) == 1.0
+    times.collect([_outcome("decode", old)])
+    assert times.mark(2.0) == 1.0 and times.last_of([old]) == 2.0
+    assert [*times.last_of([old, fresh])] == [2.0, 1.0]
+
+
 class Asker:
     """Stands in for a request."""
 

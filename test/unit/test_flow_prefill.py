@@ -69,7 +69,7 @@ def test_who_is_admitted(prompts: list[Waiting]) -> None:
         expected.append(index)
         if due_s >= spent_s:
             left_s = min(left_s, due_s)
-    assert learned().order(Snapshot(prompts, RUNNING)) == expected
+    assert [*learned().order(Snapshot(prompts, RUNNING))] == expected
 
 
 @given(PROMPTS, FLIGHTS)

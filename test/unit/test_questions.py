@@ -14,12 +14,14 @@ from sglang_layered.core import bounds
 from sglang_layered.core.questions import Decode, Running, SloClass, Waiting
 from sglang_layered.errors import ConfigError
 
+FORMS = st.sampled_from([list, tuple, np.array])  # of an answer
+
 
 @given(st.data(), st.lists(st.integers(0, 2 * bounds.MOST_PASSED), max_size=12))
 def test_who_was_passed_too_often_comes_first_and_nobody_twice(data: Any, passed: list[int]) -> None:
     waiting = [Waiting(tokens=10, passed=times) for times in passed]
     answer = data.draw(st.lists(st.sampled_from(range(len(waiting))), unique=True)) if waiting else []
-    admitted = bounds.admitted_in(answer, waiting)
+    admitted = bounds.admitted_in(data.draw(FORMS)(answer), waiting)
     overdue = [index for index, times in enumerate(passed) if times >= bounds.MOST_PASSED]
     assert admitted[: len(overdue)] == overdue
     assert admitted[len(overdue) :] == [index for index in answer if index not in overdue]
@@ -35,7 +37,7 @@ def test_nobody_is_held_for_longer_than_the_cap(answer_s: float, held_s: float) 
 def test_who_overtakes_fits_into_a_cohort(data: Any, tokens: list[int], most: int) -> None:
     waiting = [Waiting(each) for each in tokens]
     answer = data.draw(st.lists(st.sampled_from(range(len(waiting))), unique=True)) if waiting else []
-    chosen = bounds.overtaking(answer, waiting, most)
+    chosen = bounds.overtaking(data.draw(FORMS)(answer), waiting, most)
     assert chosen == answer[: len(chosen)] and sum(tokens[index] for index in chosen) <= most
     assert chosen == answer or sum(tokens[index] for index in answer[: len(chosen) + 1]) > most
     assert bounds.overtaking(None, waiting, most) == []

@@ -12,12 +12,13 @@ from typing import ClassVar
 
 from sglang_layered.auto.deadlines import Margin, Overhead, Surprise
 from sglang_layered.auto.prior import imagined_steps
-from sglang_layered.auto.step_times import NAMES, StepTimes, amounts, lines
+from sglang_layered.auto.step_times import NAMES, StepTimes, alone, amounts, at_rest, lines
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.layer_shape import LayerShape
 from sglang_layered.core.pacing import Decision, ModelSizes, Option, PaceView, QueueView, Start, StepLoad
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.policy import TokenTargetPolicy
+from sglang_layered.core.questions import Running
 from sglang_layered.core.view import SchedulerView
 
 logger = logging.getLogger(__name__)
@@ -103,13 +104,17 @@ class AutoPolicy:
 
     def prompt_s(self, num_tokens: int) -> float:
         """How long a prompt takes alone, predicted."""
-        load = StepLoad(0, 0, (num_tokens,), (0,), self.sizes.num_layers)
-        return self.times.predict(amounts(self.sizes, load))
+        return self.times.predict(alone(self.sizes, num_tokens))
+
+    def decode_s(self, running: Running) -> float:
+        """How long a step takes in which all of these decode, predicted."""
+        rows, tokens = len(running), int(running.context_tokens.sum())
+        return self.times.predict(at_rest(self.sizes, rows, tokens))
 
     def next_layers(self, view: PaceView) -> Decision:
         """The most layers whose predicted step time fits the budget, at least one; evened over the rest."""
-        at_rest, a_layer = lines(self.sizes, view.load)
-        at_rest_s, a_layer_s = self.times.predict_line(at_rest, a_layer)
+        once, a_layer = lines(self.sizes, view.load)
+        at_rest_s, a_layer_s = self.times.predict_line(once, a_layer)
         budget_s = self._budget_s(view.due_s)
         layers, fits = self._most(view.done_layers, budget_s, at_rest_s, a_layer_s)
         if fits and self.tbt_limit_s is not None and self.times.is_guess(a_layer):

@@ -52,19 +52,31 @@ REACH = 2.0  # times the attention work of any step seen, from which a predictio
 
 def amounts(sizes: ModelSizes, load: StepLoad) -> Amounts:
     """What is in the step."""
-    at_rest, a_layer = lines(sizes, load)
+    once, a_layer = lines(sizes, load)
     count = load.prompt_layers
     if not count:
-        return at_rest
-    return tuple([once + count * each for once, each in zip(at_rest, a_layer, strict=True)])
+        return once
+    return tuple([rest + count * each for rest, each in zip(once, a_layer, strict=True)])
+
+
+@lru_cache(maxsize=64)  # policies ask ever again of the same few
+def alone(sizes: ModelSizes, num_tokens: int) -> Amounts:
+    """What a prompt beside nothing is, in all layers."""
+    return amounts(sizes, StepLoad(0, 0, (num_tokens,), (0,), sizes.num_layers))
 
 
 def lines(sizes: ModelSizes, load: StepLoad) -> tuple[Amounts, Amounts]:
     """Amounts of the step without prompt layers, and what each prompt layer adds."""
     decode_rows = load.decode_rows
     decode = coverage(sizes, decode_rows)
-    at_rest = (1.0, decode, float(decode_rows), float(load.decode_tokens), 0.0, 0.0, 0.0, 0.0)
-    return at_rest, _a_layer(sizes, decode_rows, load.prompt_lens, load.prefix_lens, load.is_apart)
+    once = (1.0, decode, float(decode_rows), float(load.decode_tokens), 0.0, 0.0, 0.0, 0.0)
+    return once, _a_layer(sizes, decode_rows, load.prompt_lens, load.prefix_lens, load.is_apart)
+
+
+def at_rest(sizes: ModelSizes, decode_rows: int, decode_tokens: int) -> Amounts:
+    """What a step of decodes is; `lines` would look for prompts too."""
+    decode = coverage(sizes, decode_rows)
+    return (1.0, decode, float(decode_rows), float(decode_tokens), 0.0, 0.0, 0.0, 0.0)
 
 
 @lru_cache(maxsize=64)  # a cohort asks the same in all its steps

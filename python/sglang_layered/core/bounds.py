@@ -18,8 +18,8 @@ MOST_SAT_OUT = 4  # steps in a row
 
 def admitted_in(answer: Sequence[int] | Numbers, waiting: Sequence[Waiting]) -> list[int]:
     """Who may be admitted, in this order: first those that were passed too often, the oldest first."""
-    overdue = np.flatnonzero(Queue.of(waiting).passed >= MOST_PASSED).tolist()
-    chosen = _indices("order", answer, len(waiting))
+    chosen: list[int] = _indices("order", answer, len(waiting)).tolist()
+    overdue = (Queue.of(waiting).passed >= MOST_PASSED).nonzero()[0].tolist()
     return [*overdue, *(index for index in chosen if index not in overdue)] if overdue else chosen
 
 
@@ -38,7 +38,8 @@ def overtaking(
         return []
     chosen = _indices("preempt", answer, len(waiting))
     together = Queue.of(waiting).tokens[chosen].cumsum()
-    return chosen[: int(together.searchsorted(max_tokens, "right"))]
+    fitting: list[int] = chosen[: int(together.searchsorted(max_tokens, "right"))].tolist()
+    return fitting
 
 
 def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[int] | None:
@@ -50,12 +51,17 @@ def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[i
         raise ValueError(f"decode_rows gave {list(answer)}; give indices below {len(running)}")
     decodes = running.sat_out >= MOST_SAT_OUT
     decodes[chosen] = True
-    return None if decodes.all() else np.flatnonzero(decodes).tolist()
+    found: list[int] = decodes.nonzero()[0].tolist()
+    return None if len(found) == len(running) else found
 
 
-def _indices(question: str, answer: Sequence[int] | Numbers, count: int) -> list[int]:
-    """The answer as a list, each index once."""
-    found = [*map(int, answer)]
-    if len(set(found)) < len(found) or (found and not 0 <= min(found) <= max(found) < count):
-        raise ValueError(f"{question} gave {found}; give indices below {count}, each once")
+def _indices(question: str, answer: Sequence[int] | Numbers, count: int) -> Numbers:
+    """The answer as an array, each index once."""
+    found = np.asarray(answer, np.int64)
+    if len(found):
+        in_order = found.copy()
+        in_order.sort()
+        is_twice = np.count_nonzero(in_order[1:] == in_order[:-1])
+        if is_twice or in_order[0] < 0 or in_order[-1] >= count:
+            raise ValueError(f"{question} gave {found.tolist()}; give indices below {count}, each once")
     return found

@@ -145,7 +145,8 @@ class Queue(Sequence[Waiting]):
 class Running:
     """The requests that decode, a column a value of `Decode`: a request has the same index in all. Read-only.
 
-    To make a row for each would cost more than a step may spend on deciding.
+    To make a row for each would cost more than a step may spend on deciding; a server makes even a
+    column only when it is read.
     """
 
     context_tokens: Numbers
@@ -158,7 +159,7 @@ class Running:
     sat_out: Numbers
 
     def __len__(self) -> int:
-        return len(self.age_s)
+        return len(self.priority)
 
     @classmethod
     def of(cls, rows: Sequence[Decode] = ()) -> "Running":
@@ -197,7 +198,7 @@ class Snapshot:
 class Questions(Protocol):
     """What a policy may be asked. Pure: the same view gives the same answer on every rank."""
 
-    def order(self, view: Snapshot) -> Sequence[int]:
+    def order(self, view: Snapshot) -> Sequence[int] | Numbers:
         """Indices of the waiting prompts that may be admitted now, in this order; the others wait.
 
         Asked with prompts that wait and no cohort in flight. A prompt between two chunks goes on whatever the
@@ -211,7 +212,7 @@ class Questions(Protocol):
         asked for a prompt between two chunks. Bounds: `MOST_HELD_S` between two admissions.
         """
 
-    def preempt(self, view: Snapshot) -> Sequence[int] | None:
+    def preempt(self, view: Snapshot) -> Sequence[int] | Numbers | None:
         """Indices of the waiting prompts that go before `view.flying[-1]`, together; None: it goes on.
 
         Asked at a group's edge, with prompts that wait and fewer parked than `--layered-max-parked`. Bounds:

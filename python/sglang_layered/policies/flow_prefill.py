@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.auto.step_times import amounts
 from sglang_layered.core.capability import Capability
-from sglang_layered.core.pacing import StepLoad
 from sglang_layered.core.questions import Flying, Numbers, Queue, Running, Seconds, Snapshot
 
 SHORT, LONG = 256, 4096  # prompt tokens between whose times others are interpolated
@@ -35,19 +33,18 @@ class FlowPrefillPolicy(AutoPolicy):
     def __str__(self) -> str:
         return f"flow-prefill({super().__str__()})"
 
-    def order(self, view: Snapshot) -> Sequence[int]:
+    def order(self, view: Snapshot) -> Numbers:
         """The most urgent first, and with it only those that do not make anybody in the cohort late."""
         base_s, token_s = self._prompt_line(self._decode_s(view.running))
         prompts = Queue.of(view.waiting)
         due_s, own_s = prompts.ttft_s - prompts.waited_s, prompts.tokens * token_s
         in_order = _most_urgent_first(prompts, due_s, is_late=due_s < base_s + own_s)
-        due_s, own_s = due_s[in_order], own_s[in_order]
+        due_s, own_s = due_s.take(in_order), own_s.take(in_order)
         own_s[:1] += base_s
         done_s = own_s.cumsum()
         left_s = np.minimum.accumulate(np.where(due_s >= done_s, due_s, inf))  # who is late hurries nobody
-        makes_late = done_s[1:] > left_s[:-1]
-        chosen: list[int] = in_order.tolist()
-        return chosen[: 1 + int(makes_late.argmax())] if makes_late.any() else chosen
+        [makes_late] = (done_s[1:] > left_s[:-1]).nonzero()
+        return in_order[: 1 + int(makes_late[0])] if len(makes_late) else in_order
 
     def preempt(self, view: Snapshot) -> Sequence[int] | None:
         """Those that are due before the cohort in flight and can be in time, as long as it can wait."""
@@ -91,10 +88,7 @@ class FlowPrefillPolicy(AutoPolicy):
         return max(short_s - SHORT * token_s, 0.0) + decode_s, token_s
 
     def _decode_s(self, running: Running) -> float:
-        if not len(running):
-            return 0.0
-        load = StepLoad(len(running), int(running.context_tokens.sum()))
-        return self.times.predict(amounts(self.sizes, load))
+        return self.decode_s(running) if len(running) else 0.0
 
 
 def _most_urgent_first(prompts: Queue, due_s: Seconds, is_late: npt.NDArray[np.bool_]) -> Numbers:

@@ -5,7 +5,6 @@ those near their deadline between tokens and orders prompts by their known lengt
 whole tiles of the matrix products, so that no row of one is computed for nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.pacing import QueueView
-from sglang_layered.core.questions import Queue, Running, Seconds, Snapshot
+from sglang_layered.core.questions import Numbers, Queue, Running, Seconds, Snapshot
 from sglang_layered.policies.sparing import SparingPolicy
 
 TILE = 128  # rows of a tile of the products of common kernels
@@ -33,10 +32,10 @@ class NearLatePolicy(SparingPolicy):
         due_s: Seconds = running.tbt_s - running.since_token_s
         return due_s
 
-    def order(self, view: Snapshot) -> Sequence[int]:
+    def order(self, view: Snapshot) -> Numbers:
         """Fewest tokens to compute first, of equal ones the oldest."""
         prompts = Queue.of(view.waiting)
-        order: list[int] = np.lexsort((prompts.tokens, -prompts.priority)).tolist()
+        order: Numbers = np.lexsort((prompts.tokens, -prompts.priority))
         return order
 
     def cohort_tokens(self, view: QueueView) -> int:

@@ -6,7 +6,7 @@ from math import inf
 from typing import ClassVar
 
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.auto.step_times import amounts, lines
+from sglang_layered.auto.step_times import lines
 from sglang_layered.core.capability import Capability
 from sglang_layered.core.pacing import Decision, PaceView, QueueView, StepLoad
 from sglang_layered.core.questions import Running, Seconds, Snapshot
@@ -45,7 +45,10 @@ class SparingPolicy(AutoPolicy):
         # Of a step of the cohort's layers beside nobody.
         alone_s, layer_s = self.times.predict_line(*lines(self.sizes, StepLoad(0, 0, (flight.tokens,), (0,))))
         catch_up_s = CATCH_UP_STEPS * (self._decode_s(running) + alone_s + layer_s)
-        first_s = float(due_s[due_s > 0].min(initial=inf))  # who is late already hurries nobody
+        first = int(due_s.argmin())
+        first_s = float(due_s[first])
+        if first_s <= 0:  # who is late already hurries nobody
+            first_s = float(due_s[due_s > 0].min(initial=inf))
         if first_s == inf:
             return None
         group = -(-flight.num_layers // max(flight.tokens // self.group_tokens, 1))
@@ -53,7 +56,7 @@ class SparingPolicy(AutoPolicy):
         self._has_spared |= self._spares
         # Of those who have sat out no token is on its way: this step's comes out after the next one.
         self._left_s = first_s - catch_up_s if self._spares or spared else first_s
-        return [int(due_s.argmin())] if self._spares else None
+        return [first] if self._spares else None
 
     def next_layers(self, view: PaceView) -> Decision:
         """As `auto`, until the first deadline."""
@@ -77,5 +80,4 @@ class SparingPolicy(AutoPolicy):
 
     def _decode_s(self, running: Running) -> float:
         """A step in which all decode, and what passes between two."""
-        load = StepLoad(len(running), int(running.context_tokens.sum()))
-        return self.times.predict(amounts(self.sizes, load)) + self.overhead.value_s
+        return self.decode_s(running) + self.overhead.value_s

@@ -11,25 +11,27 @@ from math import inf
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
+import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core import bounds
 from sglang_layered.core.capability import QUESTIONS, Capability, capabilities_of
 from sglang_layered.core.pacing import StepPolicy
-from sglang_layered.core.questions import NOBODY, Flying, Numbers, Running, SloClass, Snapshot
+from sglang_layered.core.questions import NOBODY, Flying, Running, SloClass, Snapshot
 from sglang_layered.errors import ConfigError
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.queue_columns import QueueColumns
 from sglang_layered.scheduler.rank_clock import LastTokenTimes
+from sglang_layered.scheduler.results import Outcome
 from sglang_layered.scheduler.running_columns import RunningColumns
 from sglang_layered.scheduler.stream import Answered
 from sglang_layered.upstream.overtake import waiting
 from sglang_layered.upstream.room import end_late_ones
 
 NAP_S = 1e-3  # with nothing to run and prompts held; then the scheduler looks for requests again
+MOST_ENDED = 1024  # noted before it is looked who of them is still there
 
 
 class Asking:
@@ -55,6 +57,8 @@ class Asking:
         num_slots = self._scheduler.req_to_token_pool.req_to_token.shape[0]
         self._columns = RunningColumns(num_slots, self._facts, times)
         self._queue = QueueColumns(self._scheduler, partial(self._facts, may_refuse=True))
+        # Of those that SGLang may still have among the running ones.
+        self._ended: set[Any] = set(filter(_END, self._scheduler.running_batch.reqs))
         self._chunked: Any = None  # the prompt between two chunks when SGLang was shown the queue
         self._held_since_s: float | None = None
         self._told: dict[str, tuple[str, ...]] = {}
@@ -104,6 +108,14 @@ class Asking:
         if self.orders or self._holds or self.preempts:
             self._queue.admitted(batch.reqs, self._looked_at())
 
+    def processed(self, outcomes: Sequence[Outcome]) -> None:
+        """SGLang has processed these results, so it costs little now to see whether they ended somebody."""
+        for outcome in outcomes:
+            self._ended.update(filter(_END, outcome.batch_at_launch.reqs))
+        if len(self._ended) > MOST_ENDED:
+            running, last = self._scheduler.running_batch, self._scheduler.last_batch
+            self._ended.intersection_update([*running.reqs, *(() if last is None else last.reqs)])
+
     def rest(self) -> None:
         """Nothing is to run: where prompts are held, leave the core to others for a moment."""
         if self.held_s > 0:
@@ -111,10 +123,10 @@ class Asking:
 
     def overtaking(self, flying: Sequence[InFlightCohort]) -> list[Any]:
         """Prompts that go before the cohort that runs."""
-        reqs = [req for req in self._looked_at() if req.multimodal_inputs is None]
-        if not reqs:
-            return []
         try:
+            reqs = self._queue.without_images(self._looked_at())
+            if not reqs:
+                return []
             view = self._view(reqs, flying)
             chosen = bounds.overtaking(self._policy.preempt(view), view.waiting, view.max_tokens)
         except Exception as error:
@@ -127,10 +139,10 @@ class Asking:
 
     def decoding(self, batch: ScheduleBatch) -> list[int] | None:
         """Indices of the requests that decode beside the cohort in flight; None: all. Aborted ones do."""
-        columns, slots = self._columns, _slots(batch)
+        columns = self._columns
         columns.begin(self._scheduler.forward_ct)
         try:
-            running = columns.of(batch.reqs, slots, _kv_tokens(batch), self.now_s)
+            running = columns.of(batch.reqs, batch.req_pool_indices_cpu, _kv_tokens(batch), self.now_s)
             flying = tuple(map(self._flying, self._loop.cohorts.inflight))
             view = Snapshot((), running, flying, len(self._scheduler.waiting_queue), self._most_tokens)
             keep = bounds.decoding(self._policy.decode_rows(view), running)
@@ -138,15 +150,16 @@ class Asking:
             self._failed(error)
             return None
         if keep is None:
-            columns.all_decode(slots)
+            columns.decode(None)
             return None
-        sit_out = np.delete(np.arange(len(running)), keep).tolist()
-        aborted = [index for index in sit_out if batch.reqs[index].to_finish is not None]
-        if aborted:
-            keep = sorted([*keep, *aborted])
-        columns.decode(slots, keep)
+        ends = [*map(_ABORTED, batch.reqs)]
+        if ends.count(None) < len(ends):
+            aborted = {index for index, end in enumerate(ends) if end is not None}
+            keep = sorted(aborted.union(keep))
+        columns.decode(keep)
         if self._loop.is_heard:
-            self._tell("decode_rows", [batch.reqs[index] for index in sit_out if index not in aborted])
+            decode = set(keep)
+            self._tell("decode_rows", [req for index, req in enumerate(batch.reqs) if index not in decode])
         return keep
 
     @property
@@ -194,27 +207,26 @@ class Asking:
         batches = [batch for batch in batches if batch.reqs]
         if not batches:
             return NOBODY
-        reqs, slots, kv_tokens = batches[0].reqs, _slots(batches[0]), _kv_tokens(batches[0])
+        reqs, slots, kv_tokens = batches[0].reqs, batches[0].req_pool_indices_cpu, _kv_tokens(batches[0])
         if len(batches) > 1:
             reqs = [*reqs, *last.reqs]
-            slots = np.concatenate([slots, _slots(last)])
-            kv_tokens = np.concatenate([kv_tokens, _kv_tokens(last)])
-        chunked, ends = scheduler.chunked_req, [*map(_END, reqs)]
-        if chunked is not None or ends.count(None) < len(ends):
-            leave = [index for index, req in enumerate(reqs) if ends[index] is not None or req is chunked]
-            keep = np.delete(np.arange(len(reqs)), leave)
+            slots = torch.cat([slots, last.req_pool_indices_cpu])
+            kv_tokens = torch.cat([kv_tokens, _kv_tokens(last)])
+        chunked = scheduler.chunked_req
+        ended = self._ended and self._ended.intersection(reqs)
+        if not is_in_flight:  # else the latest prompts are still to come among them
+            self._ended = ended
+        if chunked is not None or ended:
+            keep = [at for at, req in enumerate(reqs) if req not in ended and req is not chunked]
             reqs, slots, kv_tokens = [reqs[index] for index in keep], slots[keep], kv_tokens[keep]
         return self._columns.of(reqs, slots, kv_tokens, self.now_s)
 
     def _flying(self, item: InFlightCohort) -> Flying:
         known, num_reqs = item.urgent, len(item.reqs)
         if known is None or known[0] is not self._limits or known[1] != num_reqs:
-            facts = [self._facts(req) for req in item.reqs]
-            limits = SloClass(
-                min(limits.ttft_s for _, limits, _ in facts), min(limits.tbt_s for _, limits, _ in facts)
-            )
-            arrived_s, priority = min(each for each, _, _ in facts), max(each for _, _, each in facts)
-            known = item.urgent = self._limits, num_reqs, arrived_s, limits, priority
+            arrivals_s, all_limits, priorities = zip(*map(self._facts, item.reqs), strict=True)
+            limits = SloClass(*map(min, zip(*set(all_limits), strict=True)))
+            known = item.urgent = self._limits, num_reqs, min(arrivals_s), limits, max(priorities)
         _, _, arrived_s, limits, priority = known
         cohort, waited_s = item.cohort, self.now_s - arrived_s
         where = (item.num_prompt_tokens, cohort.group.start, cohort.plan.num_layers, waited_s)
@@ -222,8 +234,10 @@ class Asking:
 
     def _facts(self, req: Any, may_refuse: bool = False) -> tuple[float, SloClass, int]:
         """When it came, its limits, its priority. Limits without a meaning end a request that waits."""
-        if not hasattr(req, "layered_arrived_s"):
-            req.layered_arrived_s = self.now_s
+        try:
+            arrived_s = req.layered_arrived_s
+        except AttributeError:
+            arrived_s = req.layered_arrived_s = self.now_s
         limits, params = self._limits, req.sampling_params.custom_params
         if params:
             try:
@@ -231,7 +245,7 @@ class Asking:
             except ConfigError as error:
                 if may_refuse and req.to_finish is None and not req.output_ids:
                     req.set_finish_with_abort(str(error))
-        return req.layered_arrived_s, limits, (req.priority or 0) * self._priority_sign
+        return arrived_s, limits, (req.priority or 0) * self._priority_sign
 
     def _tell(self, question: str, reqs: Sequence[Any], seconds: float = 0.0) -> None:
         """Trace an answer, where it is another one than before."""
@@ -243,16 +257,10 @@ class Asking:
             self._loop.stream.emit(Answered(question, names, seconds))
 
 
-_END = attrgetter("finished_reason")
+_END, _ABORTED = attrgetter("finished_reason"), attrgetter("to_finish")
 
 
-def _slots(batch: ScheduleBatch) -> Numbers:
-    slots: Numbers = batch.req_pool_indices_cpu.numpy()
-    return slots
-
-
-def _kv_tokens(batch: ScheduleBatch) -> Numbers:
+def _kv_tokens(batch: ScheduleBatch) -> torch.Tensor:
     """Of each request; with drafts and overlap SGLang leaves them out for backends that do not ask."""
     lens = batch.seq_lens_cpu
-    found: Numbers = np.array([req.seqlen - 1 for req in batch.reqs]) if lens is None else lens.numpy()
-    return found
+    return torch.tensor([req.seqlen - 1 for req in batch.reqs]) if lens is None else lens

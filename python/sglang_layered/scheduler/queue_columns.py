@@ -5,6 +5,8 @@ them anew in every step would cost more than the step may spend on deciding.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, compress, count, islice
+from operator import is_not
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ from sglang_layered.core.questions import Numbers, Queue, SloClass
 from sglang_layered.upstream.overtake import known_cached_tokens, look_up_cached_tokens
 
 MOST_LOOKED_UP = 16  # prompts in the prefix cache, each time a policy is asked
+MOST_PARTS = 16  # of the queue that stay as they were, between those that have left it
 NUM_ROWS = 4 * MOST_LOOKED_AT
-TOKENS, PREFIX, PRIORITY, PASSED = range(4)
 
 
 class QueueColumns:
@@ -26,80 +28,110 @@ class QueueColumns:
         self._scheduler, self._facts = scheduler, facts
         self._rows: dict[Any, int] = {}
         self._free = [*range(NUM_ROWS)]
-        self._numbers = np.zeros((4, NUM_ROWS), np.int64)
-        self._times = np.zeros((3, NUM_ROWS))  # arrival, limits
-        self._not_looked_up: dict[Any, None] = {}
-        self._latest: Sequence[Any] = ()
-        self._latest_rows = np.zeros(0, np.int64)
-        self._left_out = self._latest_rows  # that have counted the admission to come
+        # Arrays apart: to take the rows of one of two dimensions apart costs more than a `take` of each.
+        self._tokens, self._prefix_tokens, self._priority, self._passed = (
+            np.zeros(NUM_ROWS, np.int64) for _ in range(4)
+        )
+        self._arrived_s, self._ttft_s, self._tbt_s = (np.zeros(NUM_ROWS) for _ in range(3))
+        self._latest: Sequence[Any] = ()  # prompts that were asked about
+        self._latest_rows = self._left_out = _NONE  # theirs; of those that have counted an admission to come
+        self._not_looked_up: dict[Any, None] = {}  # of the latest
+        self._with_images: set[Any] = set()
 
     def of(self, reqs: Sequence[Any], now_s: float) -> Queue:
         """Columns of these, in their order."""
         rows, self._left_out = self._rows_of(reqs), _NONE
         if self._not_looked_up:
-            self._look_up(set(reqs))
-        tokens, prefix_tokens, priority, passed = self._numbers.take(rows, 1)
-        arrived_s, ttft_s, tbt_s = self._times.take(rows, 1)
-        return Queue(tokens, prefix_tokens, now_s - arrived_s, ttft_s, tbt_s, priority, passed)
+            self.look_up()
+        return Queue(
+            self._tokens.take(rows),
+            self._prefix_tokens.take(rows),
+            now_s - self._arrived_s.take(rows),
+            self._ttft_s.take(rows),
+            self._tbt_s.take(rows),
+            self._priority.take(rows),
+            self._passed.take(rows),
+        )
+
+    def without_images(self, reqs: Sequence[Any]) -> Sequence[Any]:
+        """Those of them that are text alone."""
+        self._rows_of(reqs)
+        return [req for req in reqs if req not in self._with_images] if self._with_images else reqs
 
     def leave_out(self, reqs: Sequence[Any], chosen: Sequence[int]) -> None:
         """An answer lets only the `chosen` of these be admitted: the others were passed."""
-        self._left_out = np.delete(self._rows_of(reqs), chosen) if len(chosen) < len(reqs) else _NONE
-        self._numbers[PASSED, self._left_out] += 1
+        if len(chosen) == len(reqs):
+            return
+        is_left_out = np.ones(len(reqs), np.bool_)
+        is_left_out[chosen] = False
+        self._left_out = self._rows_of(reqs)[is_left_out]
+        self._passed[self._left_out] += 1
 
     def admitted(self, reqs: Iterable[Any], others: Sequence[Any]) -> None:
         """These have left the queue; the others were passed, once with being left out."""
+        self._passed[self._left_out] -= 1
+        self._passed[self._rows_of(others)] += 1
         self._release(reqs)
-        self._numbers[PASSED, self._left_out] -= 1
-        self._numbers[PASSED, self._rows_of(others)] += 1
         self._left_out = _NONE
 
     def forget(self) -> None:
         """The server's limits have changed: all rows are written anew."""
         self._release([*self._rows])
-        self._left_out = _NONE
+        self._latest, self._left_out = (), _NONE
+
+    def look_up(self) -> None:
+        """A few of those that nobody has looked up in the prefix cache: until then all counts."""
+        for req in [*islice(self._not_looked_up, MOST_LOOKED_UP)]:
+            del self._not_looked_up[req]
+            row, cached = self._rows[req], look_up_cached_tokens(self._scheduler, req)
+            self._tokens[row], self._prefix_tokens[row] = req.seqlen - cached, cached
 
     def _rows_of(self, reqs: Sequence[Any]) -> Numbers:
-        if reqs == self._latest:
+        latest = self._latest
+        if reqs == latest:
             return self._latest_rows
-        rows = [*map(self._rows.get, reqs)]
-        if None in rows:
-            new = [req for req, row in zip(reqs, rows, strict=True) if row is None]
-            if len(new) > len(self._free):
-                self._release(self._rows.keys() - set(reqs))
-            for req in new:
-                self._write(req)
-            rows = [*map(self._rows.get, reqs)]
-        self._latest, self._latest_rows = reqs, np.array(rows, np.int64)
+        # Who stays mostly keeps the order: to look each of them up would cost more than all else.
+        parts: list[Numbers] = []
+        gone: list[Any] = []
+        start = at = 0
+        while at < len(latest) and start < len(reqs) and len(parts) < MOST_PARTS:
+            are_others = map(is_not, latest[at:], reqs[start:])
+            end = at + next(compress(count(), are_others), min(len(latest) - at, len(reqs) - start))
+            parts.append(self._latest_rows[at:end])
+            gone += latest[end : end + 1]
+            start, at = start + end - at, end + 1
+        for req in chain(gone, latest[at:]) if self._not_looked_up else ():
+            self._not_looked_up.pop(req, None)
+        rows = [self._row_of(req, reqs) for req in reqs[start:]]
+        self._latest, self._latest_rows = reqs, np.concatenate([*parts, np.array(rows, np.int64)])
         return self._latest_rows
 
-    def _write(self, req: Any) -> None:
-        row = self._rows[req] = self._free.pop()
-        arrived_s, limits, priority = self._facts(req)
+    def _row_of(self, req: Any, reqs: Sequence[Any]) -> int:
         cached = known_cached_tokens(req)
-        if cached is None and req.multimodal_inputs is None:
+        if req.multimodal_inputs is not None:
+            self._with_images.add(req)
+        elif cached is None:
             self._not_looked_up[req] = None
-        found, passed = cached or 0, getattr(req, "layered_passed", 0)
-        self._numbers[:, row] = req.seqlen - found, found, priority, passed
-        self._times[:, row] = arrived_s, *limits
-
-    def _look_up(self, present: set[Any]) -> None:
-        """A few of those that nobody has looked up in the prefix cache: until then all counts."""
-        found = [req for req in self._not_looked_up if req in present]
-        for req in found[:MOST_LOOKED_UP]:
-            del self._not_looked_up[req]
-            cached = look_up_cached_tokens(self._scheduler, req)
-            self._numbers[: PREFIX + 1, self._rows[req]] = req.seqlen - cached, cached
+        row = self._rows.get(req)
+        if row is None:
+            if not self._free:
+                self._release(self._rows.keys() - set(reqs))
+            row = self._rows[req] = self._free.pop()
+            self._arrived_s[row], limits, self._priority[row] = self._facts(req)
+            self._ttft_s[row], self._tbt_s[row] = limits
+            found, self._passed[row] = cached or 0, getattr(req, "layered_passed", 0)
+            self._tokens[row], self._prefix_tokens[row] = req.seqlen - found, found
+        return row
 
     def _release(self, reqs: Iterable[Any]) -> None:
         """Who waits again has another length."""
         for req in reqs:
             row = self._rows.pop(req, None)
             if row is not None:
-                req.layered_passed = int(self._numbers[PASSED, row])
+                req.layered_passed = int(self._passed[row])
                 self._not_looked_up.pop(req, None)
+                self._with_images.discard(req)
                 self._free.append(row)
-        self._latest = ()
 
 
 _NONE = np.zeros(0, np.int64)

@@ -70,7 +70,8 @@ class LastTokenTimes:
     def __init__(self) -> None:
         self._recent: set[Any] = set()  # got their last token at the same time
         self._recent_s = 0.0
-        self._in_order: list[Any] = []  # the recent ones as they were decoded; empty if others are among them
+        self._in_order: list[Any] = []  # those of the recent ones that decoded, in their batch's order
+        self._began_last = False  # others are among the recent ones
         self._decoded: list[list[Any]] = []  # got their next token since the last step
         self._began: set[Any] = set()  # whose prompt was computed since then
 
@@ -92,11 +93,11 @@ class LastTokenTimes:
         if not decoded and not began:
             return None
         self.forget()
-        if self._in_order and decoded == [self._in_order] and not began:
+        if self._in_order and decoded == [self._in_order] and not began and not self._began_last:
             gap_s, self._recent_s = now_s - self._recent_s, now_s
             return gap_s
         longest_s = self._mark(set().union(*decoded), began, now_s)
-        self._in_order = decoded[0] if len(decoded) == 1 and not began else []
+        self._in_order, self._began_last = decoded[0] if len(decoded) == 1 else [], bool(began)
         return longest_s
 
     def _mark(self, decoded: set[Any], began: set[Any], now_s: float) -> float | None:

@@ -171,6 +171,8 @@ class StepPolicyDriver:
         self._last_tokens.collect(event.step.outcomes)
 
     def _results_are_in(self, event: stream.StepDone) -> None:
+        if self.asking is not None:
+            self.asking.processed(event.step.outcomes)
         if event.step.load is not None:
             self._learning.append((event.step.load, event.step.kind))
             self._clock.step_took(event.timing.duration_s)

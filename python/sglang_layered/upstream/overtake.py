@@ -148,9 +148,10 @@ def waiting(scheduler: Any, shown: Sequence[Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        left, names = scheduler.waiting_queue, set(shown)
+        left = scheduler.waiting_queue
         scheduler.waiting_queue = before
         if left != shown:  # it is as it was in most steps
+            names = set(shown)
             gone, new = names.difference(left), [req for req in left if req not in names]
             kept = [req for req in before if req not in gone] if gone else before
             scheduler.waiting_queue = kept + new
