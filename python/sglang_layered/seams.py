@@ -46,7 +46,9 @@ def run_event_loop(scheduler: Any) -> bool:
     observe(scheduler)
     if scheduler.server_args.prefill_mode != "layered":
         return False
-    if scheduler.ps.pp_size > 1:
+    from sglang_layered.upstream.releases import serving
+
+    if serving.ranks_of(scheduler).pp_size > 1:
         from sglang_layered.scheduler.pipeline import PipelineLoop
 
         PipelineLoop.start(scheduler)

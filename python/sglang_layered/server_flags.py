@@ -89,7 +89,10 @@ def check(server_args: Any) -> None:
 
 
 def _check(server_args: Any) -> None:
+    from sglang_layered.upstream.releases import arguments
+
     config = LayeredConfig.from_server_args(server_args)
+    server_args = arguments.resolved(server_args)
     _check_unused(config)
     check_cpu_attention(server_args)
     if not config.is_layered and not config.observes:
@@ -108,7 +111,7 @@ def _check(server_args: Any) -> None:
             from sglang_layered.upstream.lora import give_back_what_is_left_behind
 
             give_back_what_is_left_behind()
-        config.check_depth(server_args.get_model_config().num_hidden_layers)
+        config.check_depth(arguments.model_config_of(server_args).num_hidden_layers)
 
 
 def limit_media(server_args: Any) -> None:
@@ -117,12 +120,14 @@ def limit_media(server_args: Any) -> None:
     Its warm-up sends an image to a multimodal model and ends the server when that gets a 400. Where images
     do, the warm-up is left out.
     """
+    from sglang_layered.upstream.releases import arguments
+
     refused = refused_media(server_args)
     if not refused:
         return
     limits = {**(server_args.limit_mm_data_per_request or {}), **refused}
     skips_warmup = server_args.skip_server_warmup or "image" in refused
-    server_args.override("layered prefill", limit_mm_data_per_request=limits, skip_server_warmup=skips_warmup)
+    arguments.decide(server_args, limit_mm_data_per_request=limits, skip_server_warmup=skips_warmup)
     logger.warning(
         "Layered mode answers requests with %s with 400 for %s%s",
         ", ".join(refused),

@@ -1,0 +1,72 @@
+"""SGLang 0.5.23's server arguments: a record of what was typed, with a list of what was decided beside it.
+
+Upstream: srt/server_args.py, srt/arg_groups/overrides.py, srt/arg_groups/model_override_base.py.
+"""
+
+from typing import Any
+
+from sglang.srt.arg_groups import model_override_base, overrides
+from sglang.srt.runtime_context import attn_dp_enabled_of
+
+
+class Resolved:
+    """The arguments as SGLang acts on them: what was decided last, or typed, or SGLang's fallback for None.
+
+    The record's own fields hold what was typed, so nothing may be refused by them.
+    """
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: Any) -> None:
+        self.record = record
+
+    def __getattr__(self, name: str) -> Any:
+        typed = getattr(self.record, name)  # AttributeError for what is no field
+        if name == "enable_dp_attention":  # an old flag; what it asked for is a width of its own now
+            return attn_dp_enabled_of(model_override_base.resolving_view(self.record))
+        return typed if name.startswith("_") else overrides.resolution_result(self.record, name)
+
+
+def resolved(server_args: Any) -> Any:
+    """The arguments as SGLang acts on them, by the names of their fields."""
+    return server_args if isinstance(server_args, Resolved) else Resolved(server_args)
+
+
+def _record(server_args: Any) -> Any:
+    return server_args.record if isinstance(server_args, Resolved) else server_args
+
+
+def model_config_of(server_args: Any) -> Any:
+    """SGLang's ModelConfig of these arguments."""
+    return model_override_base.model_config_of(_record(server_args))
+
+
+def attention_backends_of(server_args: Any) -> tuple[str, ...]:
+    """The attention backends of prompts and of decode rows."""
+    backends: tuple[str, ...] = model_override_base.attention_backends_of(resolved(server_args))
+    return backends
+
+
+def no_attention_backend_given(server_args: Any) -> bool:
+    """True where SGLang is to choose."""
+    return bool(model_override_base.is_attention_backend_not_set(resolved(server_args)))
+
+
+def decide(server_args: Any, **values: Any) -> None:
+    """Set these fields after SGLang has resolved its own, before it publishes them to its processes."""
+    overrides.declare_resolution(_record(server_args), "layered prefill", **values)
+
+
+def keeps_states_on_the_way(server_args: Any) -> bool:
+    """True where a prompt's forward keeps states of recurrent layers for the prefix cache."""
+    return bool(model_override_base.mamba_extra_buffer_of(resolved(server_args)))
+
+
+def eager_prompt_mib(server_args: Any, capacity_mib: float) -> float:
+    """SGLang's estimate of what prompts without CUDA graphs need of a device with so much memory, in MiB."""
+    return float(overrides.pre_capture_activation_reserve_mb_of(resolved(server_args), capacity_mib))
+
+
+def num_replicas(server_args: Any) -> int:
+    """How often the whole model is on the server's devices; groups of attention share one."""
+    return int(resolved(server_args).dp_size)

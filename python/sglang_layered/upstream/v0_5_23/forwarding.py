@@ -1,0 +1,44 @@
+"""SGLang 0.5.23's forwards: the context of layers, what a batch counts, the inputs of decode graphs.
+
+Upstream: srt/model_executor/.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from sglang.srt.model_executor.cuda_graph_buffer_registry import (
+    build_decode_registry as build_decode_registry,
+)
+from sglang.srt.model_executor.runner import decode_cuda_graph_runner
+
+CONTEXT_TAKES = ("forward_batch",)
+"""Beside its context, what `forward_context` takes: `**dict.fromkeys(CONTEXT_TAKES, batch)`.
+
+Experts learn from the batch how many of its rows are no padding. Without one they take that of the context
+around, which in a layered step is of another batch's rows.
+"""
+
+COUNTS = ("global_num_token_non_padded_cpu",)
+"""Fields of a ForwardBatch that count its rows, as numbers."""
+
+COUNT_TENSORS = ("num_token_non_padded", "global_num_token_non_padded")
+"""And as tensors, each None where SGLang needs none."""
+
+GRAPHS_MISSING = "layered CUDA graphs are not carried to SGLang 0.5.23 yet"
+"""Why layered steps have no CUDA graphs on this release."""
+
+IMAGES = "images beside a cohort are not carried to SGLang 0.5.23 yet, whose encoder has another cache"
+
+# Rows are gathered from no other rank: `refuse_unfit_server` has seen to that.
+build_replay_fb_view = partial(decode_cuda_graph_runner.build_replay_fb_view, global_num_tokens_cpu=None)
+
+
+def is_encoded(item: Any) -> bool:
+    """True where SGLang still has the embedding of an image."""
+    raise NotImplementedError(IMAGES)
+
+
+def encode(model_runner: Any, images: Sequence[Any]) -> None:
+    """Run the encoder on images of the requests, so that SGLang's cache has their embeddings."""
+    raise NotImplementedError(IMAGES)
