@@ -3,6 +3,7 @@
 It is imported while SGLang defines that class, and so imports nothing of it. Upstream: srt/server_args.py.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -45,3 +46,20 @@ def eager_prompt_mib(server_args: Any, capacity_mib: float) -> float:
 def num_replicas(server_args: Any) -> int:
     """How often the whole model is on the server's devices."""
     return 1 if server_args.enable_dp_attention else int(server_args.dp_size)
+
+
+IS_ONE_CLASS = True
+"""Flags are fields of the class that also parses and resolves them; or of a namespace, as `schedule`."""
+
+
+def with_fields(cls: Any, flags: Iterable[tuple[str, Any, Any, dict[str, Any]]]) -> Any:
+    """The class of flags with more of them: name, type, default and what `Arg` takes of each.
+
+    Help, parsing, Engine keywords, `/server_info` and the `schedule` namespace follow from the annotation.
+    """
+    from sglang.srt.arg_groups.arg_utils import NS, A, Arg
+
+    for name, kind, default, settings in flags:
+        cls.__annotations__[name] = A[kind, Arg(**settings), NS("schedule")]
+        setattr(cls, name, default)
+    return cls

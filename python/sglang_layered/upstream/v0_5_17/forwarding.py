@@ -3,7 +3,8 @@
 Upstream: srt/model_executor/, srt/managers/mm_utils.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ COUNT_TENSORS = ("num_token_non_padded",)
 
 GRAPHS_MISSING: str | None = None
 """Why layered steps have no CUDA graphs on this release."""
+
+num_shared_slots: Callable[[Any], int] = attrgetter("num_fused_shared_experts")
+"""Of a TopKConfig: shared experts that are chosen with the others."""
 
 
 def is_encoded(item: Any) -> bool:

@@ -1,12 +1,16 @@
 """SGLang 0.5.23's server arguments: a record of what was typed, with a list of what was decided beside it.
 
+It is imported while SGLang defines them, so it imports modules and takes names from them when it is called.
+
 Upstream: srt/server_args.py, srt/arg_groups/overrides.py, srt/arg_groups/model_override_base.py.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
+from sglang.srt import runtime_context
 from sglang.srt.arg_groups import model_override_base, overrides
-from sglang.srt.runtime_context import attn_dp_enabled_of
+from sglang.srt.arg_groups.arg_utils import A, Arg
 
 
 class Resolved:
@@ -23,7 +27,7 @@ class Resolved:
     def __getattr__(self, name: str) -> Any:
         typed = getattr(self.record, name)  # AttributeError for what is no field
         if name == "enable_dp_attention":  # an old flag; what it asked for is a width of its own now
-            return attn_dp_enabled_of(model_override_base.resolving_view(self.record))
+            return runtime_context.attn_dp_enabled_of(model_override_base.resolving_view(self.record))
         return typed if name.startswith("_") else overrides.resolution_result(self.record, name)
 
 
@@ -32,8 +36,8 @@ def resolved(server_args: Any) -> Any:
     return server_args if isinstance(server_args, Resolved) else Resolved(server_args)
 
 
-def _record(server_args: Any) -> Any:
-    return server_args.record if isinstance(server_args, Resolved) else server_args
+def _record(given: Any) -> Any:
+    return given.record if isinstance(given, Resolved) else given
 
 
 def model_config_of(server_args: Any) -> Any:
@@ -70,3 +74,21 @@ def eager_prompt_mib(server_args: Any, capacity_mib: float) -> float:
 def num_replicas(server_args: Any) -> int:
     """How often the whole model is on the server's devices; groups of attention share one."""
     return int(resolved(server_args).dp_size)
+
+
+IS_ONE_CLASS = False
+"""Flags are fields of the class that also parses and resolves them; or of a namespace, as `schedule`."""
+
+
+def with_fields(cls: Any, flags: Iterable[tuple[str, Any, Any, dict[str, Any]]]) -> Any:
+    """The class of flags with more of them: name, type, default and what `Arg` takes of each.
+
+    It is a msgspec struct, whose fields are those that it was made with: so one that inherits is made.
+    SGLang collects the fields of namespaces when it defines ServerArgs; one that is in no list of positions
+    comes behind all others.
+    """
+    made, defaults = {}, {}
+    for name, kind, default, settings in flags:
+        made[name], defaults[name] = A[kind, Arg(**settings)], default
+    body = {"__annotations__": made, "__module__": cls.__module__, "__doc__": cls.__doc__, **defaults}
+    return type(cls)(cls.__name__, (cls,), body)

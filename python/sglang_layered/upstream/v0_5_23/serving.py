@@ -30,9 +30,10 @@ def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
     """
     scheduler.metrics_reporter.record_scheduler_active(time.monotonic_ns())
     for batch in batches:
-        batch.after_idle_gap = scheduler._sched_idled
-        if batch.launch_ts is None and batch.forward_mode.is_extend():
-            scheduler.processed_tokens_counter += batch.extend_num_tokens or 0
+        is_decode = batch.forward_mode.is_decode()
+        if batch.launch_ts is None or is_decode:
+            batch.after_idle_gap = scheduler._sched_idled
+            scheduler.processed_tokens_counter += 0 if is_decode else batch.extend_num_tokens
     scheduler._sched_idled = False
 
 
