@@ -207,10 +207,17 @@ class ForgetfulManager(TokenizerManager):
 
 
 METHODS = [name for name, member in vars(ForgetfulManager).items() if callable(member)]
-STOCK = {name: vars(TokenizerManager)[name] for name in METHODS}
+STOCK = {name: vars(TokenizerManager)[name] for name in METHODS if name in vars(TokenizerManager)}
 
 
 def give_back_what_is_left_behind() -> None:
-    """Put the methods in place; each process that answers clients makes its manager after that."""
+    """Put the methods in place; each process that answers clients makes its manager after that.
+
+    Raises:
+        NotImplementedError: this release forgets requests in a way that nobody has read.
+    """
+    missing = [name for name in METHODS if name not in STOCK]
+    if missing:
+        raise NotImplementedError(f"adapters in layered mode: this SGLang has no {missing}; use SGLang 0.5.17")
     for name in METHODS:
         setattr(TokenizerManager, name, vars(ForgetfulManager)[name])

@@ -28,8 +28,10 @@ def somebody_decodes(scheduler: Any) -> bool:
 
 def rows_per_request(scheduler: Any) -> int:
     """Rows of a request in a decode step: more than one where drafts are verified."""
-    args = arguments.resolved(scheduler.server_args)
-    return 1 if scheduler.spec_algorithm.is_none() else args.speculative_num_draft_tokens
+    if scheduler.spec_algorithm.is_none():
+        return 1
+    num_rows: int = arguments.resolved(scheduler.server_args).speculative_num_draft_tokens
+    return num_rows
 
 
 def running_soon(scheduler: Any) -> list[Any]:
