@@ -218,6 +218,8 @@ def give_back_what_is_left_behind() -> None:
     """
     missing = [name for name in METHODS if name not in STOCK]
     if missing:
-        raise NotImplementedError(f"adapters in layered mode: this SGLang has no {missing}; use SGLang 0.5.17")
+        raise NotImplementedError(
+            f"adapters in layered mode: this SGLang has no {missing}; use SGLang 0.5.17"
+        )
     for name in METHODS:
         setattr(TokenizerManager, name, vars(ForgetfulManager)[name])
