@@ -19,7 +19,16 @@ class Start:
     @property
     def model_config(self) -> Any:
         """SGLang's ModelConfig."""
-        return self.server_args.get_model_config()
+        from sglang_layered.upstream.releases import arguments
+
+        return arguments.model_config_of(self.server_args)
+
+    @property
+    def attention_backends(self) -> tuple[str, ...]:
+        """Of prompts and of decode rows."""
+        from sglang_layered.upstream.releases import arguments
+
+        return arguments.attention_backends_of(self.server_args)
 
     def has(self, flag: str) -> bool:
         """True when the arguments ask for what a flag is for."""
@@ -42,7 +51,7 @@ class Start:
     @property
     def model_refusal(self) -> str | None:
         """Why layered mode cannot serve the model."""
-        return model_refusal(self.model_config, self.server_args.get_attention_backends())
+        return model_refusal(self.model_config, self.attention_backends)
 
     @property
     def untried_sparse_attention(self) -> str | None:

@@ -234,7 +234,7 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
     lambda start: start.config.is_layered and start.config.group_attention != "backends": {
         f"{ATTENTION} does not work with an attention backend other than flashinfer: it runs FlashInfer's"
         " kernels on the tables of that backend; add --attention-backend flashinfer": lambda start: (
-            set(start.server_args.get_attention_backends()) != {"flashinfer"}
+            set(start.attention_backends) != {"flashinfer"}
         ),
         **_with_flags(ATTENTION, GROUP_ATTENTION),
         f"{ATTENTION} cannot serve {{args.model_path}}: its attention is"

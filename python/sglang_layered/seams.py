@@ -9,9 +9,7 @@ one of them, none is called: each is then a function that returns None (`server_
 that must leave SGLang as released. A function whose arguments or meaning change gets a new name.
 """
 
-from typing import Any, TypeVar
-
-ServerArgsClass = TypeVar("ServerArgsClass", bound=type)
+from typing import Any
 
 
 def offer_cpu_kernels() -> None:
@@ -21,12 +19,11 @@ def offer_cpu_kernels() -> None:
     cpu_kernels.offer_cpu_kernels()
 
 
-def server_args_fields(cls: ServerArgsClass) -> ServerArgsClass:
-    """`ServerArgs`: add the flags of LayeredConfig as annotated fields."""
+def server_args_fields(cls: Any) -> Any:
+    """`ServerArgs`: the class with the flags of LayeredConfig as annotated fields."""
     from sglang_layered.server_flags import add_fields
 
-    add_fields(cls)
-    return cls
+    return add_fields(cls)
 
 
 def check_server_args(server_args: Any) -> None:
@@ -46,7 +43,9 @@ def run_event_loop(scheduler: Any) -> bool:
     observe(scheduler)
     if scheduler.server_args.prefill_mode != "layered":
         return False
-    if scheduler.ps.pp_size > 1:
+    from sglang_layered.upstream.releases import serving
+
+    if serving.ranks_of(scheduler).pp_size > 1:
         from sglang_layered.scheduler.pipeline import PipelineLoop
 
         PipelineLoop.start(scheduler)

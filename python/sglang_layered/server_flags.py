@@ -14,6 +14,7 @@ from sglang_layered.flag_fields import flag_name
 from sglang_layered.listeners.dispatch import check_listeners
 from sglang_layered.models.images import refused_media
 from sglang_layered.upstream.cpu_choice import check_cpu_attention, offer_cpu_attention
+from sglang_layered.upstream.releases import arguments
 
 logger = logging.getLogger(__name__)
 
@@ -21,26 +22,30 @@ HEADING = "Of sglang-layered; docs/flags.md says which to set first."
 SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 
 
-def add_fields(cls: Any) -> None:
-    """Add every flag to the class that SGLang turns into its ServerArgs dataclass.
+def add_fields(cls: Any) -> Any:
+    """The class that SGLang takes its flags from, with every flag of ours.
 
-    Upstream file: srt/server_args.py. Help, parsing, Engine keywords, `/server_info` and the `schedule`
-    namespace follow from the annotation.
+    Upstream file: srt/server_args.py. On 0.5.23 ours have no heading, and cpu_paged is not offered.
     """
-    from sglang.srt.arg_groups.arg_utils import NS, A, Arg
-
     types = get_type_hints(LayeredConfig)
-    for item in fields(LayeredConfig):
-        choices = item.metadata["choices"]
-        arg = Arg(
-            help=item.metadata["help"],
-            choices=list(choices) if choices else None,
-            nargs=item.metadata["nargs"],
+    flags = [
+        (
+            item.name,
+            types[item.name],
+            item.default,
+            {
+                "help": item.metadata["help"],
+                "choices": list(item.metadata["choices"] or ()) or None,
+                "nargs": item.metadata["nargs"],
+            },
         )
-        cls.__annotations__[item.name] = A[types[item.name], arg, NS("schedule")]
-        setattr(cls, item.name, item.default)
-    cls.add_cli_args = staticmethod(under_heading(cls.add_cli_args))
-    offer_cpu_attention(cls)
+        for item in fields(LayeredConfig)
+    ]
+    cls = arguments.with_fields(cls, flags)
+    if arguments.IS_ONE_CLASS:
+        cls.add_cli_args = staticmethod(under_heading(cls.add_cli_args))
+        offer_cpu_attention(cls)
+    return cls
 
 
 class _WithHeading:
@@ -90,6 +95,7 @@ def check(server_args: Any) -> None:
 
 def _check(server_args: Any) -> None:
     config = LayeredConfig.from_server_args(server_args)
+    server_args = arguments.resolved(server_args)
     _check_unused(config)
     check_cpu_attention(server_args)
     if not config.is_layered and not config.observes:
@@ -110,7 +116,7 @@ def _check(server_args: Any) -> None:
             from sglang_layered.upstream.lora import give_back_what_is_left_behind
 
             give_back_what_is_left_behind()
-        config.check_depth(server_args.get_model_config().num_hidden_layers)
+        config.check_depth(arguments.model_config_of(server_args).num_hidden_layers)
 
 
 def limit_media(server_args: Any) -> None:
@@ -124,7 +130,7 @@ def limit_media(server_args: Any) -> None:
         return
     limits = {**(server_args.limit_mm_data_per_request or {}), **refused}
     skips_warmup = server_args.skip_server_warmup or "image" in refused
-    server_args.override("layered prefill", limit_mm_data_per_request=limits, skip_server_warmup=skips_warmup)
+    arguments.decide(server_args, limit_mm_data_per_request=limits, skip_server_warmup=skips_warmup)
     logger.warning(
         "Layered mode answers requests with %s with 400 for %s%s",
         ", ".join(refused),

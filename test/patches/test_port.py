@@ -50,7 +50,7 @@ def test_every_symbol_that_we_use_is_as_it_was(installed: Release, real_site: Si
     "symbol",
     [
         "srt/managers/scheduler.py:Scheduler._apply_war_barrier",  # an attribute of an object called by name
-        "srt/model_executor/forward_batch_info.py:ForwardBatch.num_token_non_padded_cpu",  # of a parameter
+        "srt/model_executor/forward_batch_info.py:ForwardBatch.mrope_positions",  # of a parameter
         "srt/model_executor/forward_batch_info.py:ForwardMode.MIXED",  # of what is imported
         "srt/layers/moe/fused_moe_triton/layer.py:FusedMoE.moe_ep_rank",  # of an object of one file
         "srt/models/deepseek_v2.py:DeepseekV2AttentionMLA.forward",  # a body that we follow
@@ -198,3 +198,21 @@ def test_the_command_prints_and_its_exit_status_says_whether_all_is_the_same(
 def test_symbols_that_cannot_be_read_are_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(PatchError, match=f"{FILE} cannot be read"):
         read_symbols(tmp_path)
+
+
+def test_of_the_packages_of_releases_one_is_looked_at(tmp_path: Path) -> None:
+    for folder, symbol in (("v1", "old"), ("v2", "new"), ("", "both")):
+        (tmp_path / "ours" / "upstream" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ours" / "upstream" / folder / "a.py").write_text(f"from sglang.srt.a import {symbol}\n")
+    found = {
+        package: {use.symbol.partition(":")[2] for use in uses(tmp_path / "ours", package)}
+        for package in ("upstream/v1", "upstream/v2", "")
+    }
+    assert found == {"upstream/v1": {"old", "both"}, "upstream/v2": {"new", "both"}, "": {"both"}}
+
+
+def test_a_name_that_a_getter_has_in_quotes_is_a_use(tmp_path: Path) -> None:
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "upstream" / "guards.toml").write_text('[owners]\n"a.py:attrgetter" = "srt/a.py:Req"\n')
+    (tmp_path / "a.py").write_text("from operator import attrgetter\nrow = attrgetter('kv.row', 'rid')\n")
+    assert {use.symbol for use in uses(tmp_path)} == {"srt/a.py:Req.kv", "srt/a.py:Req.rid"}

@@ -24,6 +24,7 @@ from prompts import prompt
 from sglang_layered.core.events import CohortFinished
 from sglang_layered.scheduler import cohorts
 from sglang_layered.upstream import launch
+from sglang_layered.upstream.releases import serving
 
 NUM_PROMPTS, PREFIX, TAIL = 4, 400, 60
 
@@ -176,7 +177,7 @@ def nothing(*args: Any) -> Iterator[None]:
 WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "loads": (launch, "loads_of", nothing),
     "drop": (cohorts, "wait_for_loads", lambda scheduler, batch: None),
-    "events": (launch, "collect_events", lambda scheduler: None),
+    "events": (serving, "collect_events", lambda scheduler: None),
     "late": (cohorts.CohortSet, "wait_for_loads", lambda cohorts: None),
 }
 SCENARIOS = {

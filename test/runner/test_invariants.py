@@ -13,6 +13,7 @@ from sglang_layered.core.events import DropReason
 from sglang_layered.errors import InvariantError
 from sglang_layered.upstream import room
 from sglang_layered.upstream.cache import session_slots_of, session_values, tree_values
+from sglang_layered.upstream.releases import requests
 
 
 @pytest.fixture
@@ -116,9 +117,8 @@ def test_a_release_that_would_save_half_a_turn_is_caught(
 ) -> None:
     """Given back as SGLang gives requests back, their session would keep what is filled of them."""
     turn_in_flight(exact)
-    release = room.release_kv_cache
     with monkeypatch.context() as patch:
-        patch.setattr(room, "_give_back", lambda scheduler, req: release(req, scheduler.tree_cache, False))
+        patch.setattr(room, "_give_back", lambda it, req: requests.release_unkept(req, it.tree_cache))
         with pytest.raises(InvariantError, match="would be kept before its last layer group"):
             if how == "retract":
                 exact.stepped.pause("retract")

@@ -129,3 +129,9 @@ def test_the_methods_take_the_place_of_sglangs(monkeypatch: pytest.MonkeyPatch) 
     }
     give_back_what_is_left_behind()
     assert all(vars(TokenizerManager)[name] is vars(ForgetfulManager)[name] for name in METHODS)
+
+
+def test_another_way_to_forget_requests_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(STOCK, "_discard_pending_req_states")
+    with pytest.raises(NotImplementedError, match="_discard_pending_req_states"):
+        give_back_what_is_left_behind()

@@ -172,6 +172,6 @@ def test_the_device_timer_measures_the_layers_of_a_tick(monkeypatch: pytest.Monk
     ran: list[bool] = []
     runner._calls = SimpleNamespace(num_layers=4, layers=lambda *args: ran.append(timer.is_on))
     monkeypatch.setattr(layered_runner, "plan_attention", lambda *args: None)
-    monkeypatch.setattr(layered_runner, "attend", lambda backend: nullcontext())
+    monkeypatch.setattr(layered_runner, "attend", lambda *args: nullcontext())
     runner.run_layers(GroupStep(object(), None, LayerGroup(0, 2), object(), True), object())
     assert (ran, timer.categories) == ([True], ["extend"])

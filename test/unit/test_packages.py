@@ -22,11 +22,13 @@ def test_no_package_is_left_out_of_the_wheel() -> None:
     assert set(settings["packages"]) == found
 
 
-IMPORT_ALL = """
-import importlib, pkgutil, sys
+IMPORT_ALL = r"""
+import importlib, pkgutil, re, sys
 import sglang_layered
+from sglang_layered.upstream.releases import PACKAGES, RELEASE
+OTHER = re.compile(rf"sglang_layered\.upstream\.v(?!{PACKAGES[RELEASE][1:]})")
 for module in pkgutil.walk_packages(sglang_layered.__path__, "sglang_layered."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith("__main__") and not OTHER.match(module.name):
         importlib.import_module(module.name)
 print(*[name for name in sys.modules if name.startswith("sglang_layered_lab")])
 """

@@ -141,11 +141,12 @@ def _attention_backends(model_path: str) -> tuple[str, ...]:
     """What layered mode gets on this machine; raises what SGLang raises when it makes no choice."""
     from sglang.srt.server_args import ServerArgs
 
+    from sglang_layered.upstream.releases import arguments
+
     given = {} if cuda_driver_available() else {"device": "cpu"}
     if hasattr(ServerArgs, "prefill_mode"):  # it has been patched
         given["prefill_mode"] = "layered"
-    backends: tuple[str, ...] = ServerArgs(model_path=model_path, **given).get_attention_backends()
-    return backends
+    return arguments.attention_backends_of(ServerArgs(model_path=model_path, **given))
 
 
 def _of_model(model_path: str) -> list[Finding]:

@@ -14,6 +14,7 @@ from sglang_layered.energy.meter import EnergyMeter, joules_per_token, reading_r
 from sglang_layered.energy.nvml import nvml_indices
 from sglang_layered.errors import LayeredPrefillError
 from sglang_layered.metrics.instruments import Instruments
+from sglang_layered.upstream.releases import arguments, serving
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,14 @@ class EnergyFeed:
     @classmethod
     def start(cls, scheduler: Any, instruments: Instruments) -> "EnergyFeed":
         """The feed of this scheduler, with a meter where this process is its node's first."""
-        ps = scheduler.ps
-        if ps.pp_rank or ps.tp_rank or (ps.dp_rank or 0):
+        ranks = serving.ranks_of(scheduler)
+        if ranks.pp_rank or ranks.tp_rank or (ranks.dp_rank or 0):
             return cls(instruments, None)
         found = find_sources(_gpus(scheduler.server_args))
         for reason in found.missing:
             logger.warning("Energy is not measured: %s", reason)
         meter = EnergyMeter(found.sources) if found.sources else None
-        return cls(instruments, meter, found.missing, ps.dp_size or 1)
+        return cls(instruments, meter, found.missing, serving.num_replicas_of(scheduler))
 
     @property
     def has_meter(self) -> bool:
@@ -124,10 +125,10 @@ class EnergyFeed:
 
 def _gpus(server_args: Any) -> Sequence[int] | None:
     """NVML indices of the GPUs that this node's part of the server uses; none without CUDA."""
+    server_args = arguments.resolved(server_args)
     if server_args.device != "cuda":
         return ()
-    replicas = 1 if server_args.enable_dp_attention else server_args.dp_size
-    count = server_args.tp_size * server_args.pp_size * replicas
+    count = server_args.tp_size * server_args.pp_size * arguments.num_replicas(server_args)
     used = [server_args.base_gpu_id + rank * server_args.gpu_id_step for rank in range(count)]
     try:
         return nvml_indices(used)

@@ -20,7 +20,9 @@ def refused_media(server_args: Any) -> Mapping[str, int]:
     Args:
         server_args: SGLang's ServerArgs, resolved.
     """
-    model_config = server_args.get_model_config()
+    from sglang_layered.upstream.releases import arguments
+
+    model_config = arguments.model_config_of(server_args)
     if not model_config.is_multimodal:
         return {}
     is_proved = not IMAGES_SERVED.isdisjoint(model_config.hf_config.architectures or ())

@@ -191,7 +191,9 @@ def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
     """The flags that take an indexer's attention where no tokens were compared, or None."""
     if not has_indexer(model_config):
         return None
-    backends = set(server_args.get_attention_backends())
+    from sglang_layered.upstream.releases import arguments
+
+    backends = set(arguments.attention_backends_of(server_args))
     if not backends <= SPARSE_BACKENDS:
         return f"--attention-backend {' or '.join(sorted(backends))}"
     kernels = (server_args.dsa_prefill_backend, server_args.dsa_decode_backend)

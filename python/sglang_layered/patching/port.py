@@ -29,6 +29,7 @@ OURS = Path(__file__).resolve().parents[1]
 FILE = "symbols.json"
 GUARDS = "upstream/guards.toml"
 PLACE = re.compile(r"[\w/]+\.py:[\w.]+")
+GETTERS = ("attrgetter", "methodcaller")  # of operator: a name of a member in quotes
 
 Change = Literal["same", "body changed", "signature changed", "moved", "gone", "new use"]
 ORDER: tuple[Change, ...] = ("gone", "moved", "signature changed", "body changed", "new use", "same")
@@ -81,9 +82,8 @@ def port(site: Site, root: Path, base: str, ours: Path = OURS) -> PortReport:
     """
     folder = set_folder(root, base)
     known, release = read_symbols(folder), Release(site.package)
-    reports = [
-        _compare(release, known.get(found[0].symbol), found) for found in all_uses(folder, ours).values()
-    ]
+    found = all_uses(folder, ours, site.version)
+    reports = [_compare(release, known.get(each[0].symbol), each) for each in found.values()]
     reports.sort(key=lambda entry: ORDER.index(entry.change))
     return PortReport(site.version, base, tuple(reports), status(site, root).patches)
 
@@ -104,19 +104,31 @@ def read_symbols(folder: Path) -> dict[str, Fingerprint]:
         ) from error
 
 
-def all_uses(folder: Path, ours: Path = OURS) -> dict[str, list[Use]]:
-    """Every symbol that we use, follow or insert lines into with the patch set of `folder`, and where."""
+def all_uses(folder: Path, ours: Path = OURS, version: str | None = None) -> dict[str, list[Use]]:
+    """Every symbol that we use, follow or insert lines into with the patch set of `folder`, and where.
+
+    Of the packages of releases that of `version`, or of the patch set where there is none.
+    """
+    package = next((each for each in map(package_of, (version, folder.name)) if (ours / each).is_dir()), "")
     found: dict[str, list[Use]] = {}
-    for use in (*uses(ours), *followed(ours), *seams(folder)):
+    for use in (*uses(ours, package), *followed(ours), *seams(folder)):
         found.setdefault(use.symbol, []).append(use)
     return dict(sorted(found.items()))
 
 
-def uses(ours: Path) -> Iterator[Use]:
-    """Every use of SGLang in the Python files below `ours`, in order of files."""
+def package_of(version: str | None) -> str:
+    """Where the room for SGLang has what is of one release."""
+    return f"upstream/v{(version or '').replace('.', '_')}"
+
+
+def uses(ours: Path, package: str = "") -> Iterator[Use]:
+    """Every use of SGLang in the Python files below `ours`, in order of files; of releases of one package."""
     owners = read_guards(ours).get("owners", {})
     own = {f"{owners.get('server_args')}.{flag.name}" for flag in fields(LayeredConfig)}  # that we add to it
     for path in sorted(ours.rglob("*.py")):
+        folder = path.parent.relative_to(ours).as_posix()
+        if folder.startswith(package_of(None)) and folder != package:
+            continue
         yield from (use for use in _uses_in(path, path.relative_to(ours), owners) if use.symbol not in own)
 
 
@@ -137,6 +149,9 @@ def _uses_in(path: Path, file: Path, owners: Mapping[str, str]) -> Iterator[Use]
         elif isinstance(node, ast.Call) and last_name(node.func) == "replace" and node.args:
             owner = node.args[0]
             members = [(each.arg, each.value.lineno) for each in node.keywords if each.arg]
+        elif isinstance(node, ast.Call) and last_name(node.func) in GETTERS:
+            texts = [str(each.value) for each in node.args if isinstance(each, ast.Constant)]
+            owner, members = node.func, [(text.partition(".")[0], node.lineno) for text in texts]
         else:
             continue
         name = last_name(owner).lstrip("_")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sglang_layered.runner.layered_runner import GroupRunner, LayeredRunner, StageRunner
 from sglang_layered.upstream.memory import free_gib, keep_room_for_prompts, sizes_kv_after_graphs
+from sglang_layered.upstream.releases import serving
 
 logger = logging.getLogger(__name__)
 
@@ -58,4 +59,4 @@ def take_runner(model_runner: Any, make: Callable[[Any], Runner]) -> Runner:
 
 
 def _kind(model_runner: Any) -> type[LayeredRunner] | type[StageRunner]:
-    return StageRunner if model_runner.server_args.pp_size > 1 else LayeredRunner
+    return StageRunner if serving.ranks_of_runner(model_runner).pp_size > 1 else LayeredRunner

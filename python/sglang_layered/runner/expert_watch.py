@@ -20,6 +20,7 @@ from sglang_layered_kernels.expert_traffic.layout import TOTALS
 from sglang_layered.errors import KernelError, UnsupportedError
 from sglang_layered.metrics.traffic import ExpertShape, ForwardCounts
 from sglang_layered.upstream.experts import MoeLayer, expert_shape, find_moe_layers, watch_forwards
+from sglang_layered.upstream.releases import serving
 
 COLUMNS = TOTALS[:6]  # those that ForwardCounts has, in its order
 STRAYS = TOTALS.index("stray_ids")
@@ -78,9 +79,10 @@ class ExpertWatch:
             UnsupportedError: its experts cannot be counted.
         """
         is_known = getattr(model_runner, "layered_expert_watch", None) is not None
-        if not is_known and model_runner.ps.attn_tp_rank == 0:
+        ranks = serving.ranks_of_runner(model_runner)
+        if not is_known and ranks.attn_tp_rank == 0:
             layers = find_moe_layers(model_runner.model)
-            if not layers and model_runner.ps.pp_size == 1:  # a pipeline stage may have none
+            if not layers and ranks.pp_size == 1:  # a pipeline stage may have none
                 raise UnsupportedError(
                     "--enable-expert-traffic-metrics: no layer of this model runs its experts as SGLang's"
                     " TopK and FusedMoE modules side by side; leave the flag out"

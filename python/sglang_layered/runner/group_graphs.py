@@ -26,8 +26,8 @@ from sglang_layered.upstream.group_graphs import (
     group_obstacle,
 )
 from sglang_layered.upstream.memory import note_graphs
-from sglang_layered.upstream.models import LayerCalls
-from sglang_layered.upstream.runner import HybridAttention, attend
+from sglang_layered.upstream.models import LayerCalls, attend
+from sglang_layered.upstream.runner import HybridAttention
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class GroupGraphs:
 
     def _layer(self, batch: ForwardBatch, layer: int) -> None:
         rows = self.rows.at(layer, batch.batch_size)
-        with attend(self._attention):
+        with attend(self._attention, batch):
             self.rows.put(layer + 1, self._calls.layers(batch, layer, layer + 1, rows).tensors)
 
     def _warm_up(self) -> list[PPProxyTensors]:
@@ -143,7 +143,7 @@ class GroupGraphs:
         for layer in range(self._calls.num_layers):
             before = self._attention.num_breaks
             copies = {k: None if t is None else t.clone() for k, t in edges[-1].tensors.items()}
-            with attend(self._attention):
+            with attend(self._attention, batch):
                 edges.append(self._calls.layers(batch, layer, layer + 1, PPProxyTensors(copies)))
             if self._attention.num_breaks != before + 1:
                 raise UnsupportedError(

@@ -20,20 +20,19 @@ from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
 from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_rows_of
 from sglang_layered.upstream.aux_states import KeptEmbeds
 from sglang_layered.upstream.graph_attention import PlannedDecode
-from sglang_layered.upstream.images import encode
 from sglang_layered.upstream.lora import Adapters
-from sglang_layered.upstream.models import LayerCalls, PipelineRanges
+from sglang_layered.upstream.models import LayerCalls, PipelineRanges, attend
 from sglang_layered.upstream.probe import ranges_of, with_kept_rows
+from sglang_layered.upstream.releases import forwarding
 from sglang_layered.upstream.routed_experts import ExpertIds, with_ids, without_ids
 from sglang_layered.upstream.runner import (
     Carried,
-    attend,
-    attend_together,
     attention_split,
     layer_with_scratch,
     new_prompt_backend,
     plan_attention,
     pool_is_read_in_plans,
+    preparation_of,
     share_scratch,
 )
 
@@ -104,6 +103,7 @@ class GroupRunner(ABC):
         self._planned: ForwardBatch | None = None  # the prompt that this backend has planned
         self._attention = make_group_attention(model_runner, self._prompt_backend)
         self._split = attention_split(model_runner, self._prompt_backend)
+        self._prepare = preparation_of(model_runner)
         self.group_graphs: GroupGraphs | None = None
         self._reads_in_plans = pool_is_read_in_plans(model_runner, self._prompt_backend)
         self._read_done: Any = None
@@ -143,7 +143,7 @@ class GroupRunner(ABC):
         with device_timer_ctx(self._model_runner.device_timer, "extend"):
             prompt = calls.embed(step.prompt) if step.parked is None else step.parked
             if step.decode is None:
-                with attend(self._prompt_backend), step.loads(), noting:
+                with attend(self._prompt_backend, step.prompt), step.loads(), noting:
                     prompt = calls.layers(step.prompt, step.group.start, end, prompt)
             elif by_graphs:
                 prompt, decode = self._by_graphs(step, prompt)
@@ -166,7 +166,8 @@ class GroupRunner(ABC):
         if self._reads_in_plans:
             self._read_done = torch.cuda.current_stream().record_event()
         decode = below(step.group.start)
-        attending = attend_together(self._model_runner, backend, rows)
+        self._prepare(rows)
+        attending = attend(backend, rows)
         watching = nullcontext()
         if self._watch is not None:
             watching = self._watch.rows(*num_rows_of(step.prompt, step.decode))
@@ -241,7 +242,7 @@ class LayeredRunner(GroupRunner):
 
     def _embed(self, step: GroupStep) -> PPProxyTensors | None:
         if len(step.images) > 1:
-            encode(self._model_runner, step.images[0])
+            forwarding.encode(self._model_runner, step.images[0])
             return None
         # The groups take the attention's plan for made once the prompt has a ForwardBatch.
         plan_attention(self._model_runner, self._prompt_backend, step.prompt, None)
@@ -268,7 +269,7 @@ class LayeredRunner(GroupRunner):
         if self._reads_in_plans:
             self._read_done = torch.cuda.current_stream().record_event()
         decode = path.below(step.group.start)
-        with attend(self._attention):
+        with attend(self._attention, step.prompt):
             prompt, decode = graphs.run(step.group, step.prompt, planned, prompt, decode)
         return prompt, path.above(decode, end)
 

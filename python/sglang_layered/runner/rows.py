@@ -12,6 +12,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 
 from sglang_layered.upstream.chosen_tokens import choosing_like
 from sglang_layered.upstream.images import FEATURES
+from sglang_layered.upstream.releases import forwarding
 
 BATCH_FIELDS = tuple(item.name for item in fields(ForwardBatch))
 _fields_of = itemgetter(*BATCH_FIELDS)
@@ -85,12 +86,12 @@ def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
             else torch.cat([prompt.mrope_positions, decode.mrope_positions], dim=1)
         ),
         out_cache_loc=torch.cat([prompt.out_cache_loc, decode.out_cache_loc]),
-        num_token_non_padded=(
-            None
-            if prompt.num_token_non_padded is None or decode.num_token_non_padded is None
-            else prompt.num_token_non_padded + decode.num_token_non_padded
-        ),
-        num_token_non_padded_cpu=prompt.num_token_non_padded_cpu + decode.num_token_non_padded_cpu,
+        **{name: getattr(prompt, name) + getattr(decode, name) for name in forwarding.COUNTS},
+        **{
+            name: None if one is None or other is None else one + other
+            for name in forwarding.COUNT_TENSORS
+            for one, other in [(getattr(prompt, name), getattr(decode, name))]
+        },
         rids=[*(prompt.rids or []), *(decode.rids or [])],
         lora_ids=[*(prompt.lora_ids or []), *(decode.lora_ids or [])],
     )

@@ -28,7 +28,7 @@ from sglang_layered.scheduler.results import Outcome
 from sglang_layered.scheduler.running_columns import RunningColumns
 from sglang_layered.scheduler.stream import Answered
 from sglang_layered.upstream.overtake import waiting
-from sglang_layered.upstream.room import end_late_ones
+from sglang_layered.upstream.releases import arguments, serving
 
 NAP_S = 1e-3  # with nothing to run and prompts held; then the scheduler looks for requests again
 MOST_ENDED = 1024  # noted before it is looked who of them is still there
@@ -52,7 +52,7 @@ class Asking:
         self.preempts = Capability.PREEMPTS_COHORTS in can
         self._policy, self._failed, self._loop = policy, failed, loop
         self._scheduler, self._admission = loop.scheduler, loop.controls.admission
-        low_first = self._scheduler.server_args.schedule_low_priority_values_first
+        low_first = arguments.resolved(self._scheduler.server_args).schedule_low_priority_values_first
         self._priority_sign = -1 if low_first else 1
         num_slots = self._scheduler.req_to_token_pool.req_to_token.shape[0]
         self._columns = RunningColumns(num_slots, self._facts, times)
@@ -92,7 +92,7 @@ class Asking:
             self._held_since_s = None
         if not (scheduler.waiting_queue and (self.orders or self._holds)):
             return nullcontext()
-        end_late_ones(scheduler)  # also of those that SGLang will not see
+        serving.end_late_ones(scheduler)  # also of those that SGLang will not see
         try:
             admissible = self._admissible()
             return nullcontext() if admissible is None else waiting(scheduler, admissible)

@@ -25,6 +25,7 @@ from sglang_layered.scheduler.stream import Admitted, EventStream, ResultsDue
 from sglang_layered.upstream.cache import guard_cache
 from sglang_layered.upstream.lora import EndsByOutputs
 from sglang_layered.upstream.recurrent import keep_right_states
+from sglang_layered.upstream.releases import arguments
 from sglang_layered.upstream.room import end_aborted_that_wait, last_one_has_no_room, make_room_for_chunk
 from sglang_layered.upstream.speculation import num_draft_layers
 
@@ -107,7 +108,7 @@ class BaseLoop:
     def sizes(self) -> ModelSizes:
         """What of the model decides how step times grow with their load."""
         # SGLang's torch attention computes rows for cached tokens too.
-        is_padded = self.scheduler.server_args.attention_backend == "torch_native"
+        is_padded = arguments.resolved(self.scheduler.server_args).attention_backend == "torch_native"
         num_drafts = num_draft_layers(self.scheduler)
         return ModelSizes.of(self.stages.num_layers, self.layers, is_padded, num_drafts)
 

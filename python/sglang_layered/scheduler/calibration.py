@@ -14,6 +14,7 @@ import torch
 
 from sglang_layered.core.pacing import DeviceRates, ModelSizes, Start, StepPolicy
 from sglang_layered.errors import ConfigError
+from sglang_layered.upstream.releases import arguments, serving
 from sglang_layered.upstream.room import rows_per_request
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class CalibrationFile:
     @classmethod
     def of(cls, scheduler: Any, sizes: ModelSizes, path: str, policy: StepPolicy) -> "CalibrationFile":
         """The file of this scheduler's kind of server, for what this policy learns."""
-        args = scheduler.server_args
+        args = arguments.resolved(scheduler.server_args)
         kind = {
             "policy": args.layered_policy,
             "model": Path(args.model_path).name,
@@ -76,7 +77,7 @@ class CalibrationFile:
             "attention": args.attention_backend,
             "drafts": args.speculative_algorithm
             and [args.speculative_algorithm, rows_per_request(scheduler)],
-            "tp_size": scheduler.ps.tp_size,
+            "tp_size": serving.ranks_of(scheduler).tp_size,
             "threads": torch.get_num_threads() if scheduler.device == "cpu" else 0,
         }
         return cls(Path(path), kind, policy.amounts)

@@ -19,6 +19,7 @@ from sglang_layered.scheduler.batch import InFlightCohort
 from sglang_layered.scheduler.stream import Dropped, EventStream, Left
 from sglang_layered.upstream.hicache import forward_stream, wait_for_loads
 from sglang_layered.upstream.recurrent import still_tracked
+from sglang_layered.upstream.releases import serving
 from sglang_layered.upstream.room import abort_requests, requeue_requests, room_came_free
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class CohortSet:
     def room_came_free(self) -> None:
         """What leaves makes room in every micro-batch: they share the request slots and the KV pool."""
         scheduler = self._scheduler
-        for running in scheduler.running_mbs if scheduler.ps.pp_size > 1 else [scheduler.running_batch]:
+        has_stages = serving.ranks_of(scheduler).pp_size > 1
+        for running in scheduler.running_mbs if has_stages else [scheduler.running_batch]:
             room_came_free(running)
 
     def _drop(self, item: InFlightCohort, reason: DropReason) -> None:

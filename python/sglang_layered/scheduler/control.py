@@ -22,6 +22,7 @@ from sglang_layered.errors import ConfigError, LayeredPrefillError
 from sglang_layered.refusals import refuse_change
 from sglang_layered.scheduler.stream import EventStream, SettingsChanged
 from sglang_layered.settings import KEYS, refusal
+from sglang_layered.upstream.releases import arguments, requests
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Controls:
         self.config = config
         self.policy: GroupPolicy = config.make_policy()
         self.admission = Admission(scheduler)
-        self._server_args = scheduler.server_args
+        self._server_args = arguments.resolved(scheduler.server_args)
         self._learned: tuple[LayeredConfig, GroupPolicy] | None = None  # the last with a part in every step
         self._num_layers = num_layers
         self._stream = stream
@@ -189,7 +190,7 @@ class Admission:
         chunked = self._scheduler.chunked_req
         reqs = ([] if chunked is None else [chunked]) + self._scheduler.waiting_queue
         for req in reqs:
-            done = req.extend_range.end if req is chunked else len(req.prefix_indices)
+            done = requests.extend_end(req) if req is chunked else requests.prefix_len(req)
             if req.seqlen > done:
                 lens.append(req.seqlen - done)
                 prefixes.append(done)
@@ -206,7 +207,7 @@ class Admission:
         prompts = [
             WaitingPrompt(
                 getattr(req, "layered_arrived_s", now_s),
-                policy.prompt_s(req.seqlen - len(req.prefix_indices)),
+                policy.prompt_s(req.seqlen - requests.prefix_len(req)),
             )
             for req in queue
         ]
@@ -220,7 +221,7 @@ class Admission:
             req.layered_arrived_s = now_s
 
     def _is_first_come(self) -> bool:
-        args = self._scheduler.server_args
+        args = arguments.resolved(self._scheduler.server_args)
         return bool(args.schedule_policy == "fcfs" and not args.enable_priority_scheduling)
 
 

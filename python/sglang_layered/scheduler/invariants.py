@@ -21,6 +21,7 @@ from sglang_layered.errors import InvariantError
 from sglang_layered.scheduler.batch import InFlightCohort, LayerGroupBatch
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.upstream.cache import session_values, tree_values
+from sglang_layered.upstream.releases import requests, serving
 
 
 class InvariantChecker:
@@ -37,7 +38,7 @@ class InvariantChecker:
         self._walks_pools = level != "basic"
         asked = self._walks_pools or envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get() > 0
         # SGLang's own count knows one running batch; over stages every micro-batch has one.
-        self._counts_slots = asked and scheduler.ps.pp_size == 1
+        self._counts_slots = asked and serving.ranks_of(scheduler).pp_size == 1
         self.is_strict = level == "strict"
         self.is_on = self._walks_pools or self._counts_slots
 
@@ -66,8 +67,8 @@ class InvariantChecker:
         table = self._scheduler.req_to_token_pool.req_to_token
         slots: dict[str, Any] = dict(self._cohorts.ledger)
         for req, length in zip(inflight.reqs, inflight.batch.extend_lens, strict=True):
-            end = int(req.extend_range.end)
-            row = table[req.req_pool_idx, end - length : end]
+            end = int(requests.extend_end(req))
+            row = table[requests.pool_row(req), end - length : end]
             if not torch.equal(row.to(torch.int64), slots[req.rid].to(torch.int64)):
                 raise InvariantError(f"request {req.rid}: its row in the pool is not what was allocated")
 
@@ -110,9 +111,10 @@ class RankCheck:
     """
 
     def __init__(self, scheduler: Any, level: str) -> None:
-        self._num_ranks = scheduler.ps.tp_size if level != "basic" else 1
+        ranks = serving.ranks_of(scheduler)
+        self._num_ranks = ranks.tp_size if level != "basic" else 1
         self.is_on = self._num_ranks > 1
-        self._rank = scheduler.ps.tp_rank
+        self._rank = ranks.tp_rank
         self._group = scheduler.tp_cpu_group
 
     def compare(self, step: LayerGroupBatch | ScheduleBatch | None) -> None:

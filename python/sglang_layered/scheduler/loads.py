@@ -14,13 +14,14 @@ from typing import Any
 from sglang.srt.observability.metrics_collector import QueueCount
 
 from sglang_layered.scheduler.tick import PipelineTick
+from sglang_layered.upstream.releases import requests, serving
 
 Requests = Iterable[Any]
 
 
 def count_cohorts(scheduler: Any) -> None:
     """Let load reports and the gauge of running requests count the prompts in flight as well."""
-    in_flight = not_merged if scheduler.ps.pp_size == 1 else not_merged_of_stages
+    in_flight = not_merged if serving.ranks_of(scheduler).pp_size == 1 else not_merged_of_stages
 
     def running() -> Any:
         return SimpleNamespace(reqs=[*scheduler.running_batch.reqs, *in_flight(scheduler)])
@@ -48,7 +49,8 @@ def not_merged_of_stages(scheduler: Any) -> list[Any]:
 def _new(prompts: Requests, running: Requests) -> list[Any]:
     """Each prompt once that holds KV slots and is not among the running ones."""
     seen = {id(req) for req in running}
-    found = {id(req): req for req in prompts if req.req_pool_idx is not None and not req.finished()}
+    held = (req for req in prompts if requests.pool_row(req) is not None)
+    found = {id(req): req for req in held if not req.finished()}
     return [req for key, req in found.items() if key not in seen]
 
 

@@ -26,7 +26,8 @@ from sglang_layered.scheduler.results import LaunchedStep, Outcome, StepResults,
 from sglang_layered.scheduler.step_policy import StepPolicyDriver
 from sglang_layered.scheduler.stream import Overtaken, StepDone
 from sglang_layered.upstream.images import unseen_images
-from sglang_layered.upstream.launch import is_paused, ready_to_decode, run_stock, tend_requests
+from sglang_layered.upstream.launch import is_paused, ready_to_decode, run_stock
+from sglang_layered.upstream.releases import serving
 from sglang_layered.upstream.room import filter_finished, leave_all_running, preempted_wait, somebody_decodes
 from sglang_layered.upstream.some_decode import update_and_choose
 from sglang_layered.upstream.speculation import make_launcher, must_settle, speculates
@@ -37,8 +38,7 @@ logger = logging.getLogger(__name__)
 class LayeredLoop(BaseLoop):
     """Runs one SGLang Scheduler without pipeline stages, with the overlap scheduler or without.
 
-    Upstream: srt/managers/scheduler.py, `event_loop_overlap`, `event_loop_normal` and
-    `get_next_batch_to_run`. The latter is called unchanged whenever no cohort is in flight.
+    Upstream: `event_loop_overlap`, `event_loop_normal`; `get_next_batch_to_run`, called with none in flight.
     """
 
     def prepare(self, config: LayeredConfig) -> PipelineStages:
@@ -49,7 +49,7 @@ class LayeredLoop(BaseLoop):
         self.results = StepResults(scheduler, self.process)
         self._execution = Execution.from_config(runner, config, scheduler.device, speculates(scheduler))
         self._launcher = make_launcher(scheduler, self._execution)
-        self._single_rank, self._num_layers = scheduler.ps.tp_size == 1, runner.num_layers
+        self._single_rank, self._num_layers = serving.ranks_of(scheduler).tp_size == 1, runner.num_layers
         self._ranks = RankCheck(scheduler, config.layered_check_invariants)
         return PipelineStages((0, runner.num_layers))
 
@@ -72,7 +72,7 @@ class LayeredLoop(BaseLoop):
         scheduler = self.scheduler
         while not scheduler.gracefully_exit:
             try:
-                scheduler.process_input_requests(scheduler.request_receiver.recv_requests())
+                serving.take_in(scheduler)
                 if not is_paused(scheduler):
                     self._step()
             except InvariantError as error:
@@ -146,8 +146,7 @@ class LayeredLoop(BaseLoop):
             waiting = self._overtaking.one_kind_waits(self.driver.orders)
             with waiting, preempted_wait(scheduler, scheduler.running_batch):
                 plan = scheduler.get_next_batch_to_run(scheduler.running_batch, scheduler.last_batch)
-        scheduler.running_batch = plan.running_batch
-        batch = plan.batch_to_run
+        scheduler.running_batch, batch = plan.running_batch, plan.batch_to_run
         if batch is None or not batch.forward_mode.is_extend():
             return batch
         self.driver.admitted(batch)
@@ -171,7 +170,7 @@ class LayeredLoop(BaseLoop):
         scheduler, overtaking, inflight = self.scheduler, self._overtaking, self.cohorts.inflight
         if overtaking.is_on:
             overtaking.step_begins()
-        tend_requests(scheduler, scheduler.last_batch)
+        serving.tend_requests(scheduler, scheduler.last_batch)
         if (overtaking.is_on or inflight[0].aborted) and self.cohorts.leaving:
             self.settle()
             self.cohorts.let_aborted_leave()
@@ -222,14 +221,15 @@ class LayeredLoop(BaseLoop):
             return None
         if self.driver.choose_decodes is not None and self.cohorts.inflight:
             decode = update_and_choose(scheduler, self.driver.choose_decodes)
-            return None if decode.is_empty() else ready_to_decode(scheduler, decode)
-        scheduler.running_batch = running = scheduler.update_running_batch(scheduler.running_batch)
-        return None if running.is_empty() else ready_to_decode(scheduler, running)
+        else:
+            decode = scheduler.update_running_batch(scheduler.running_batch)
+        return None if decode is None or decode.is_empty() else ready_to_decode(scheduler, decode)
 
     def _run_stock(self, batch: ScheduleBatch | None) -> None:
         scheduler = self.scheduler
         scheduler.cur_batch_for_debug = batch
         if batch is None:
+            serving.note_idle(scheduler)
             if not self.results.process_all():
                 scheduler.on_idle()
                 self.driver.rest()

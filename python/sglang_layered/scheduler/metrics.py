@@ -9,6 +9,7 @@ from sglang_layered.metrics.instruments import Instruments
 from sglang_layered.metrics.table import Needs
 from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.batch import InFlightCohort
+from sglang_layered.upstream.releases import serving
 
 
 def instruments_of(scheduler: Any, config: LayeredConfig) -> Instruments:
@@ -35,7 +36,8 @@ def needs_of(config: LayeredConfig) -> list[Needs]:
 
 def is_first(scheduler: Any) -> bool:
     """True in the one process of a replica that sees every request: tensor rank 0 of the first stage."""
-    return scheduler.ps.pp_rank == 0 and scheduler.ps.attn_tp_rank == 0
+    ranks = serving.ranks_of(scheduler)
+    return bool(ranks.pp_rank == 0 and ranks.attn_tp_rank == 0)
 
 
 def show_mode(instruments: Instruments, config: LayeredConfig, value: int = 1) -> None:

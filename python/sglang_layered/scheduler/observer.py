@@ -23,6 +23,7 @@ from sglang_layered.metrics.slo import RequestTiming, SloLimits
 from sglang_layered.metrics.traffic import TrafficFeed
 from sglang_layered.scheduler.metrics import instruments_of, is_first, show_mode
 from sglang_layered.scheduler.stream import Handlers, ResultsDue
+from sglang_layered.upstream.releases import serving
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def observe(scheduler: Any) -> None:
     config = LayeredConfig.from_server_args(scheduler.server_args)
     scheduler.layered_instruments = instruments_of(scheduler, config)
     show_mode(scheduler.layered_instruments, config)
-    if config.observes and scheduler.ps.attn_tp_rank == 0:
+    if config.observes and serving.ranks_of(scheduler).attn_tp_rank == 0:
         scheduler.layered_observer = Observer(scheduler, config)
 
 

@@ -31,6 +31,7 @@ from sglang_layered.scheduler.tick import PipelineTick, TickResult, works_of
 from sglang_layered.upstream.chunks import LaunchedChunk, stand_in
 from sglang_layered.upstream.launch import ready_to_decode
 from sglang_layered.upstream.pipeline import StageLauncher, Stock, launch_apart
+from sglang_layered.upstream.releases import serving
 from sglang_layered.upstream.room import filter_running, is_chunk_aborted, preempted_wait
 
 
@@ -115,7 +116,7 @@ class PipelineLoop(BaseLoop):
             self.hand_over(step)
         if any(req.finished() for part, _ in parts for req in part.reqs):
             self.cohorts.room_came_free()
-        layers = self.stages.layers[self.scheduler.ps.pp_rank]
+        layers = self.stages.layers[serving.ranks_of(self.scheduler).pp_rank]
         self.stream.emit(StepDone(step, step.timing(layers.num_layers)))
 
     def on_pause(self) -> None:
@@ -171,8 +172,10 @@ class PipelineLoop(BaseLoop):
     def _decode(self, running: ScheduleBatch) -> tuple[ScheduleBatch | None, ScheduleBatch]:
         if running.is_empty() or running.is_prefill_only:
             return None, running
-        running = self.scheduler.update_running_batch(running)
-        return (None if running.is_empty() else ready_to_decode(self.scheduler, running)), running
+        decode = self.scheduler.update_running_batch(running)
+        if decode is None or decode.is_empty():
+            return None, running
+        return ready_to_decode(self.scheduler, decode), running
 
     def _somebody_decodes(self, running: ScheduleBatch) -> bool:
         """In this micro-batch or in any other."""
@@ -192,7 +195,7 @@ class PipelineLoop(BaseLoop):
 
 def pipeline_stages(scheduler: Any) -> PipelineStages:
     """How SGLang lays the model's layers on its stages."""
-    num_layers, num_stages = scheduler.model_config.num_hidden_layers, scheduler.ps.pp_size
+    num_layers, num_stages = scheduler.model_config.num_hidden_layers, serving.ranks_of(scheduler).pp_size
     ends = [get_pp_indices(num_layers, rank, num_stages)[1] for rank in range(num_stages)]
     return PipelineStages((0, *ends))
 

@@ -17,6 +17,7 @@ from sglang_layered.core.pacing import ModelSizes
 from sglang_layered.listeners.dispatch import Listeners, find_listeners
 from sglang_layered.scheduler import stream
 from sglang_layered.scheduler.results import LaunchedStep
+from sglang_layered.upstream.releases import serving
 
 LAYER_GROUP = RequestStageConfig("layer_group", level=3)
 
@@ -128,11 +129,11 @@ def listener_specs(scheduler: Any, config: LayeredConfig) -> list[str]:
 
     In one, `{dp}` is the data-parallel rank and `{pp}` the pipeline stage.
     """
-    if scheduler.ps.tp_rank != 0:
+    ranks = serving.ranks_of(scheduler)
+    if ranks.tp_rank != 0:
         return []
-    ranks = {"{dp}": scheduler.ps.dp_rank or 0, "{pp}": scheduler.ps.pp_rank}
     specs = list(config.layered_listeners or ())
-    for name, rank in ranks.items():
+    for name, rank in {"{dp}": ranks.dp_rank or 0, "{pp}": ranks.pp_rank}.items():
         specs = [spec.replace(name, str(rank)) for spec in specs]
     return specs
 

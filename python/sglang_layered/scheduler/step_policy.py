@@ -24,6 +24,7 @@ from sglang_layered.scheduler.calibration import CalibrationFile, start_of
 from sglang_layered.scheduler.rank_clock import LastTokenTimes, RankClock, Reading
 from sglang_layered.scheduler.results import StepLoads
 from sglang_layered.upstream.receiver import ClockedReceiver
+from sglang_layered.upstream.releases import serving
 from sglang_layered.upstream.room import rows_per_request, running_soon
 from sglang_layered.upstream.some_decode import Choose
 
@@ -62,7 +63,7 @@ class StepPolicyDriver:
         self._learning: deque[tuple[StepLoad, str]] = deque()
         self._last_tokens = LastTokenTimes()
         self._was_planned = False  # the latest step's layers, by the policy
-        self._has_other_ranks = self._scheduler.ps.tp_size > 1
+        self._has_other_ranks = serving.ranks_of(self._scheduler).tp_size > 1
         self._adopt(self._controls.step_policy, at_start=True)
 
     def handlers(self) -> stream.Handlers:
@@ -196,7 +197,7 @@ class StepPolicyDriver:
         self._clock.latest = Reading(self._now_s)  # until rank 0 is heard again
         if self._has_other_ranks:
             scheduler.request_receiver = ClockedReceiver.of(scheduler.request_receiver, self._clock)
-        if scheduler.ps.tp_rank == 0 and policy is not self._begun:
+        if serving.ranks_of(scheduler).tp_rank == 0 and policy is not self._begun:
             self._file = self._file_of(policy)
             self._clock.start = self._start_of(self._file, at_start)
 

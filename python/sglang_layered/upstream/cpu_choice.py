@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream.releases import arguments
 
 CPU_ATTENTION = "cpu_paged"
 # SGLang asks these for one of three names; they have no default.
@@ -61,7 +62,7 @@ def _is_wanted(server_args: Any) -> bool:
 
     if server_args.attention_backend == CPU_ATTENTION:
         return True
-    is_free = server_args.is_attention_backend_not_set()
+    is_free = arguments.no_attention_backend_given(server_args)
     return server_args.prefill_mode == "layered" and is_free and not cpu_has_amx_support()
 
 
@@ -71,7 +72,7 @@ def check_cpu_attention(server_args: Any) -> None:
     Raises:
         UnsupportedError: with the flag, the reason and the remedy.
     """
-    if CPU_ATTENTION not in server_args.get_attention_backends():
+    if CPU_ATTENTION not in arguments.attention_backends_of(server_args):
         return
     asked = f"--attention-backend {CPU_ATTENTION}"
     if server_args.device != "cpu":

@@ -25,6 +25,7 @@ from torch import nn
 
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.metrics.traffic import ExpertShape
+from sglang_layered.upstream.releases import forwarding
 
 MIN_WEIGHT_BITS = 2  # no method of SGLang stores a weight in fewer
 MAX_DEPTH = 4  # of the objects in which a method wraps a tensor
@@ -53,7 +54,7 @@ class MoeLayer:
     def top_k(self) -> int:
         """Routed experts that a row activates."""
         config = self.topk.topk_config
-        return int(config.top_k) - int(config.num_fused_shared_experts)
+        return int(config.top_k) - forwarding.num_shared_slots(config)
 
     def local_ids(self, args: tuple[Any, ...], output: Any) -> torch.Tensor:
         """Experts of each row on this rank, int [rows, chosen]; those of other ranks and shared ones are -1.
@@ -69,7 +70,7 @@ class MoeLayer:
                     " its own kernel; leave the flag out or choose another"
                 )
             ids = args[1].topk(self.top_k, dim=-1).indices
-        if self.num_local == self.num_routed and not self.topk.topk_config.num_fused_shared_experts:
+        if self.num_local == self.num_routed and not forwarding.num_shared_slots(self.topk.topk_config):
             return ids
         local = ids - self.first
         return torch.where((local >= 0) & (local < self.num_local), local, -1)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from sglang.srt.distributed.parallel_state import graph_capture
 from sglang.srt.layers.dp_attention import DpPaddingMode
-from sglang.srt.model_executor.cuda_graph_buffer_registry import build_decode_registry
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
@@ -21,10 +20,7 @@ from sglang.srt.model_executor.forward_batch_info import (
     enable_num_token_non_padded,
 )
 from sglang.srt.model_executor.runner.base_cuda_graph_runner import freeze_gc
-from sglang.srt.model_executor.runner.decode_cuda_graph_runner import (
-    DecodeCudaGraphRunner,
-    build_replay_fb_view,
-)
+from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
@@ -33,6 +29,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang_layered.runner.decode_graphs.segments import BatchBuckets
 from sglang_layered.upstream.memory import free_gib
 from sglang_layered.upstream.recurrent import has_states
+from sglang_layered.upstream.releases import arguments, forwarding
 
 INPUTS = ("input_ids", "positions", "req_pool_indices", "seq_lens", "seq_lens_cpu", "out_cache_loc")
 
@@ -46,7 +43,7 @@ class DecodeInputs:
 
     def __init__(self, device: Any, max_rows: int, seq_len_fill: int) -> None:
         self._seq_len_fill = seq_len_fill
-        self._registry = build_decode_registry(
+        self._registry = forwarding.build_decode_registry(
             device=torch.device(device),
             max_bs=max_rows,
             max_num_token=max_rows,
@@ -89,7 +86,7 @@ class DecodeInputs:
         self._registry.fill_from(
             decode, raw_bs=num_rows, padded_bs=stale, raw_num_tokens=num_rows, padded_num_tokens=stale
         )
-        return build_replay_fb_view(
+        return forwarding.build_replay_fb_view(
             forward_batch=decode,
             buffers=self._buffers,
             bs=bucket,
@@ -176,14 +173,15 @@ class CudaGraphRecorder:
         self._model_runner = model_runner
         self._runner = model_runner.decode_cuda_graph_runner
         # An instance of our own: `cleanup` of SGLang's, as for new weights, clears every graph that it holds.
+        self._args = arguments.resolved(model_runner.server_args)
         self._graph_backend = FullCudaGraphBackend(
-            self._runner, enable_memory_saver=model_runner.server_args.enable_memory_saver
+            self._runner, enable_memory_saver=self._args.enable_memory_saver
         )
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """Capture mode, communicators ready for capture, no garbage collection."""
-        keep_gc = self._model_runner.server_args.enable_cudagraph_gc
+        keep_gc = self._args.enable_cudagraph_gc
         with (
             torch.no_grad(),
             model_capture_mode(),
@@ -222,7 +220,8 @@ def logits_buffer(model_runner: Any, bucket: int) -> torch.Tensor:
 
 def slower_than_stock(model_runner: Any) -> dict[str, bool]:
     """What a layered step goes without on CUDA, and whether SGLang's own steps have it on this server."""
-    prefill, args = model_runner.prefill_cuda_graph_runner, model_runner.server_args
+    prefill = model_runner.prefill_cuda_graph_runner
+    args = arguments.resolved(model_runner.server_args)
     return {
         "prompt rows run without CUDA graphs, SGLang's whole prompts by its prefill graphs"
         " (--layered-graph-group-rows)": isinstance(prefill, PrefillCudaGraphRunner)
@@ -233,7 +232,9 @@ def slower_than_stock(model_runner: Any) -> dict[str, bool]:
 
 def obstacle(model_runner: Any) -> str | None:
     """What SGLang's decode graphs handle on this server and layered ones do not, or None."""
-    stock, args = model_runner.decode_cuda_graph_runner, model_runner.server_args
+    if forwarding.GRAPHS_MISSING is not None:
+        return forwarding.GRAPHS_MISSING
+    stock, args = model_runner.decode_cuda_graph_runner, arguments.resolved(model_runner.server_args)
     obstacles = {
         "the decode graph backend is not 'full'": not isinstance(stock.backend, FullCudaGraphBackend),
         "the model has an encoder": stock.is_encoder_decoder,

@@ -25,6 +25,7 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.graphs import CudaGraphRecorder, obstacle, stock_buckets
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges
+from sglang_layered.upstream.releases import arguments
 from sglang_layered.upstream.runner import HEAD_ARGUMENTS, HybridAttention
 
 ROWS = ("input_ids", "positions", "out_cache_loc")
@@ -159,7 +160,7 @@ class BreakableRecorder(CudaGraphRecorder):
     @contextmanager
     def session(self) -> Iterator[None]:
         """As SGLang's capture of prompts: the models' switch is that of breakable graphs."""
-        keep_gc = self._model_runner.server_args.enable_cudagraph_gc
+        keep_gc = self._args.enable_cudagraph_gc
         with (
             torch.no_grad(),
             freeze_gc(keep_gc),
@@ -186,7 +187,7 @@ def _shape_key(key: Any) -> ShapeKey:
 
 def group_obstacle(model_runner: Any, ranges: LayerRanges) -> str | None:
     """What layers of this server depend on beside their rows, or were not tried with; None: nothing."""
-    args, config = model_runner.server_args, model_runner.model_config
+    args, config = arguments.resolved(model_runner.server_args), model_runner.model_config
     if stock_buckets(model_runner) is None:
         return "SGLang captures no decode graphs, in whose memory they would lie"
     obstacles = {

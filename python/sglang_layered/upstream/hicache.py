@@ -11,22 +11,16 @@ from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 
+from sglang_layered.upstream.releases import serving
+
 NOBODY = -1
 
 
 def forward_stream(scheduler: Any) -> AbstractContextManager[Any]:
     """The stream on which cohorts are computed: without overlap it is the scheduler's own."""
-    if not (scheduler.enable_overlap or scheduler.ps.pp_size > 1):
+    if not (scheduler.enable_overlap or serving.ranks_of(scheduler).pp_size > 1):
         return nullcontext()
     return scheduler.forward_stream_ctx
-
-
-def collect_events(scheduler: Any) -> None:
-    """Take in which writes and loads have ended; SGLang does so where it looks for new prompts.
-
-    Until then it keeps their nodes locked. Every tensor rank must call it in the same step.
-    """
-    scheduler.tree_cache.check_hicache_events()
 
 
 @contextmanager
@@ -51,9 +45,3 @@ def wait_for_loads(scheduler: Any, batch: ScheduleBatch) -> None:
     with forward_stream(scheduler):
         for layer in range(counter.num_layers):
             counter.events[index].wait(layer)
-
-
-def forget_aborted(scheduler: Any, req: Any) -> None:
-    """A storage backend may still fetch this request's prefix."""
-    if scheduler.enable_hicache_storage:
-        scheduler.tree_cache.release_aborted_request(req.rid)

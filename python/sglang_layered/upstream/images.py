@@ -9,14 +9,14 @@ prompt's rows. Upstream: srt/managers/mm_utils.py `general_mm_embed_routine`, sr
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from sglang.srt.managers import mm_utils
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
 from torch import nn
+
+from sglang_layered.upstream.releases import forwarding
 
 DEPTH = "deepstack_embed_to_decoder_layer"  # Qwen3.5 takes features and has none
 ARGUMENT = "input_deepstack_embeds"
@@ -36,7 +36,7 @@ def unseen_images(batch: ScheduleBatch, most_tokens: int) -> deque[list[Any]]:
         if inputs is not None
         for item in inputs.mm_items
         for first, last in item.offsets
-        if first < prefix + rows and last >= prefix and not mm_utils.embedding_cache.has(item.hash)
+        if first < prefix + rows and last >= prefix and not forwarding.is_encoded(item)
     }
     parts: deque[list[Any]] = deque()
     room = 0
@@ -48,17 +48,6 @@ def unseen_images(batch: ScheduleBatch, most_tokens: int) -> deque[list[Any]]:
         parts[-1].append(item)
         room -= num_tokens
     return parts
-
-
-def encode(model_runner: Any, images: Sequence[Any]) -> None:
-    """Run the encoder on images of the requests, so that SGLang's cache has their embeddings.
-
-    Where the cache is too small for them the prompt's embedding runs the encoder once more.
-    """
-    spans, far = [image.offsets[0] for image in images], max(image.offsets[0][1] for image in images) + 1
-    wanted = mm_utils.PerImageRequestInfo(0, list(images), spans, 0, far)
-    encoder = model_runner.model.get_image_feature
-    mm_utils._batch_encode_per_image_misses(encoder, [wanted], torch.device(model_runner.device))
 
 
 class Deepstack:

@@ -23,8 +23,9 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.layered_runner import GroupStep, StepOutput
 from sglang_layered.scheduler.batch import LayerGroupBatch
-from sglang_layered.upstream.hicache import NOBODY, collect_events, loads_of
+from sglang_layered.upstream.hicache import NOBODY, loads_of
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.releases import requests, serving
 
 
 class StepLauncher:
@@ -61,7 +62,7 @@ class StepLauncher:
             scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
             results = self._forward(step, strategy)
         # Where SGLang's own decode graph ran, it says that it has read the request pool; the prompt has not.
-        scheduler.model_worker.war_fastpath_runner.war_fastpath_read_done_event = self._read_done
+        setattr(serving.reader_of(scheduler.model_worker), serving.READ_DONE, self._read_done)
         scheduler._apply_war_barrier()
         return results
 
@@ -100,9 +101,10 @@ class StepLauncher:
             decodes = [] if step.decode is None else [step.decode]
             self._adapters.fetch(inflight.batch, *step.parked, *decodes)
         is_new = inflight.forward is None or inflight.parked is None
+        runs = self._model_runner, self._adapters
         if inflight.forward is None:
-            inflight.forward = forward_of(scheduler, inflight.batch, self._prompt_hidden_states)
-        decode = None if step.decode is None else forward_of(scheduler, step.decode)
+            inflight.forward = forward_of(*runs, inflight.batch, self._prompt_hidden_states)
+        decode = None if step.decode is None else forward_of(*runs, step.decode)
         if scheduler.enable_overlap:
             # Hold the cohort's tensors in this step's ring slot: it may be dropped while the forward runs.
             tensors = list(vars(inflight.batch).values())
@@ -146,7 +148,7 @@ class StepLauncher:
             self._finish_overlapped(batch, forward, result)
         else:
             result.next_token_ids = sample(self._model_runner, forward, logits)
-            self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
+            serving.relay(self._scheduler, batch, batch.req_pool_indices, result)
             self._scheduler.update_cache_from_scheduler(batch, result)
         return result
 
@@ -165,24 +167,22 @@ class StepLauncher:
             result.delay_sample_func, result.future_indices = sample_later, indices
             return
         result.next_token_ids = sample(self._model_runner, forward, result.logits_output)
-        scheduler._relay_forward_payload(indices, result)
-        scheduler.copy_stream.wait_stream(scheduler.forward_stream)
-        with scheduler.copy_stream_ctx:
-            result.copy_to_cpu(
-                return_logprob=batch.return_logprob, return_hidden_states=batch.return_hidden_states
-            )
+        serving.relay(scheduler, batch, indices, result)
+        serving.copy_to_host(scheduler, batch, result)
 
 
 def forward_of(
-    scheduler: Any, batch: ScheduleBatch, hidden_states: CaptureHiddenMode | None = None
+    model_runner: Any,
+    adapters: Adapters | None,
+    batch: ScheduleBatch,
+    hidden_states: CaptureHiddenMode | None = None,
 ) -> ForwardBatch:
     """The forward's view of a batch, which gives these rows' hidden states; None: those requests ask for."""
-    runner = scheduler.tp_worker.model_runner
-    adapters, wanted = Adapters.of(runner), {"capture_hidden_mode": hidden_states}
+    wanted = {"capture_hidden_mode": hidden_states, "return_hidden_states_before_norm": False}
     if adapters is None:
-        return ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False, **wanted)
+        return ForwardBatch.init_new(batch, model_runner, **wanted)
     with adapters.kept_apart():
-        forward = ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False, **wanted)
+        forward = ForwardBatch.init_new(batch, model_runner, **wanted)
     adapters.note(forward)
     return forward
 
@@ -190,9 +190,7 @@ def forward_of(
 def note_extends(batch: ScheduleBatch, result: GenerationBatchResult) -> None:
     """Keep what SGLang needs to cut log-probabilities and hidden states by requests."""
     if batch.return_logprob or batch.return_hidden_states:
-        result.extend_input_len_per_req = [
-            req.extend_range.length if req.extend_range is not None else 0 for req in batch.reqs
-        ]
+        result.extend_input_len_per_req = requests.extend_lens(batch)
     if batch.return_logprob:
         result.extend_logprob_start_len_per_req = batch.extend_logprob_start_lens
 
@@ -241,6 +239,8 @@ def ready_to_decode(scheduler: Any, batch: ScheduleBatch) -> ScheduleBatch:
 
 def is_paused(scheduler: Any) -> bool:
     """True while an operator holds the engine."""
+    if scheduler._engine_paused:
+        serving.note_paused(scheduler)
     return bool(scheduler._engine_paused)
 
 
@@ -252,21 +252,6 @@ def run_stock(scheduler: Any, batch: ScheduleBatch) -> Any:
     return result
 
 
-def tend_requests(scheduler: Any, inflight: Any) -> None:
-    """End what waits or runs too long, and queue requests whose grammar has been compiled.
-
-    SGLang does both where it looks for new prompts.
-    """
-    scheduler._abort_on_waiting_timeout()
-    scheduler._abort_on_running_timeout(scheduler.running_batch)
-    if scheduler.grammar_manager.has_waiting_grammars():
-        for req in scheduler.grammar_manager.get_ready_grammar_requests():
-            scheduler._add_request_to_queue(req)
-    if scheduler.enable_hierarchical_cache:
-        collect_events(scheduler)
-    scheduler._abort_on_running_timeout(inflight)
-
-
 def begin_launch(scheduler: Any, stage: ScheduleBatch, batches: Sequence[ScheduleBatch]) -> None:
     """Count and stamp a step as `run_batch` does one batch; `batches` are all that the step runs.
 
@@ -274,6 +259,8 @@ def begin_launch(scheduler: Any, stage: ScheduleBatch, batches: Sequence[Schedul
     SGLang takes the time from there to its result as the prompt's busy time.
     """
     scheduler.forward_ct += 1
+    if serving.note_launch is not None:
+        serving.note_launch(scheduler, batches)
     for batch in batches:
         batch.forward_iter = scheduler.forward_ct
         if batch.launch_ts is None or batch.forward_mode.is_decode():

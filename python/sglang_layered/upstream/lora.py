@@ -19,6 +19,8 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+from sglang_layered.upstream.releases import arguments
+
 # What of a backend is of one batch.
 STATE = (
     "batch_info",
@@ -40,7 +42,11 @@ class Adapters:
     @classmethod
     def of(cls, model_runner: Any) -> "Adapters | None":
         """None without --enable-lora: nothing is called then, several times a step."""
-        return cls(model_runner.lora_manager) if model_runner.server_args.enable_lora else None
+        return (
+            cls(model_runner.lora_manager)
+            if arguments.resolved(model_runner.server_args).enable_lora
+            else None
+        )
 
     def fetch(self, *batches: ScheduleBatch) -> None:
         """Have the adapters of all these requests in SGLang's pool.
@@ -112,7 +118,7 @@ class EndsByOutputs:
     @classmethod
     def install(cls, scheduler: Any) -> None:
         """Put it in place, if there are adapters; SGLang's class is frozen."""
-        if scheduler.server_args.enable_lora:
+        if arguments.resolved(scheduler.server_args).enable_lora:
             object.__setattr__(scheduler.ipc_channels, "send_to_tokenizer", cls(scheduler))
 
     def __getattr__(self, name: str) -> Any:
@@ -201,10 +207,19 @@ class ForgetfulManager(TokenizerManager):
 
 
 METHODS = [name for name, member in vars(ForgetfulManager).items() if callable(member)]
-STOCK = {name: vars(TokenizerManager)[name] for name in METHODS}
+STOCK = {name: vars(TokenizerManager)[name] for name in METHODS if name in vars(TokenizerManager)}
 
 
 def give_back_what_is_left_behind() -> None:
-    """Put the methods in place; each process that answers clients makes its manager after that."""
+    """Put the methods in place; each process that answers clients makes its manager after that.
+
+    Raises:
+        NotImplementedError: this release forgets requests in a way that nobody has read.
+    """
+    missing = [name for name in METHODS if name not in STOCK]
+    if missing:
+        raise NotImplementedError(
+            f"adapters in layered mode: this SGLang has no {missing}; use SGLang 0.5.17"
+        )
     for name in METHODS:
         setattr(TokenizerManager, name, vars(ForgetfulManager)[name])

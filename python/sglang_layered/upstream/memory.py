@@ -10,6 +10,8 @@ from typing import Any
 from sglang.srt.utils import get_available_gpu_memory
 from sglang.srt.utils.common import get_device_memory_capacity
 
+from sglang_layered.upstream.releases import arguments
+
 logger = logging.getLogger(__name__)
 
 GRAPHS = "layered_decode"  # SGLang's names of what is captured are "decode", "prefill" and the like
@@ -40,7 +42,7 @@ def keep_room_for_prompts(model_runner: Any) -> None:
     this fraction once more, when it sizes the cache.
     """
     capacity_mib = get_device_memory_capacity(model_runner.device)
-    needed_gib = model_runner.server_args.pre_capture_activation_reserve_mb(capacity_mib) / MIB_PER_GIB
+    needed_gib = arguments.eager_prompt_mib(model_runner.server_args, capacity_mib) / MIB_PER_GIB
     fraction = 1 - needed_gib / model_runner.pre_model_load_memory
     if model_runner.mem_fraction_static > fraction:
         logger.info(

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from torch import nn
+
+from sglang_layered.upstream.models import attend
 
 # Methods that take rows [rows, hidden] and their batch, and give rows back, by the class that has them. A
 # class that is not here would take the decode's plan for all rows: models/refused.py names families that are.
@@ -61,7 +62,7 @@ def _twice(
     def split(hidden_states: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         outputs = []
         for rows, (batch, backend) in zip(hidden_states.split_with_sizes(sizes), parts, strict=True):
-            with forward_context(ForwardContext(attn_backend=backend)):
+            with attend(backend, batch):
                 outputs.append(run(rows, batch))
         return torch.cat(outputs)
 

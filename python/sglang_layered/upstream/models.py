@@ -10,12 +10,13 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 from sglang.srt.distributed import get_pp_group, tensor_model_parallel_all_reduce
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
@@ -23,12 +24,22 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.chosen_tokens import CHOSEN, asks_behind_the_last
 from sglang_layered.upstream.images import Deepstack
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.releases import boundaries, forwarding
 
 Kwargs: TypeAlias = dict[str, Any]
 # What is written; the second pair lies behind properties of the first one's names (srt/models/qwen3_5.py).
 BOUNDS = (("start_layer", "end_layer"), ("_start_layer", "_end_layer"))
 # What srt/models/kimi_k3.py calls to ask whether it has the first layer; it has an attribute for the last.
 PROCESS_GROUP = get_pp_group.__name__
+
+
+def attend(backend: Any, batch: ForwardBatch | None) -> AbstractContextManager[None]:
+    """Layers inside run the rows of this batch and attend with this backend; its KV pools are theirs."""
+    context = ForwardContext(attn_backend=backend)
+    manager: AbstractContextManager[None] = forward_context(
+        context, **dict.fromkeys(forwarding.CONTEXT_TAKES, batch)
+    )
+    return manager
 
 
 class LayerRanges(ABC):
@@ -106,6 +117,7 @@ class PipelineRanges(LayerRanges):
     """
 
     def __init__(self, model: nn.Module) -> None:
+        boundaries.refuse_uncut_layers()
         self._model = model
         self._grouped, stacks = _stages(model)
         if not self.can_cut(model):

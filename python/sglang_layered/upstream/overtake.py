@@ -13,10 +13,11 @@ from math import inf
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, match_prefix_for_req
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.observability.metrics_collector import QueueCount
 
+from sglang_layered.upstream.releases import requests
 from sglang_layered.upstream.room import filter_running, preempted_wait, room_came_free
 
 
@@ -51,9 +52,9 @@ class _Room(ScheduleBatch):
         self._running, self._in_flight = running, in_flight
         super().__init__(reqs=[*running.reqs, *in_flight], batch_is_full=running.batch_is_full)
 
-    def release_req(self, idx: int, remaining_req_count: int, server_args: Any) -> None:
+    def release_req(self, *args: Any, **kwargs: Any) -> Any:
         """Its slots are free."""
-        self._running.release_req(idx, remaining_req_count, server_args)
+        return self._running.release_req(*args, **kwargs)
 
     def filter_batch(self, *args: Any, keep_indices: Sequence[int], **kwargs: Any) -> None:
         """Others than these run no longer."""
@@ -103,8 +104,7 @@ def look_up_cached_tokens(scheduler: Any, req: Any) -> int:
 
     SGLang looks at its turn; what it finds then counts, this is only who goes first.
     """
-    match_prefix_for_req(scheduler.tree_cache, req)
-    cached: int = req.num_matched_prefix_tokens
+    cached: int = requests.look_up_prefix(scheduler.tree_cache, req)
     req.layered_cached = (req.seqlen, cached)
     return cached
 
@@ -165,7 +165,7 @@ def chunks_keep_room(scheduler: Any, chosen: Sequence[Any]) -> bool:
     req = scheduler.chunked_req
     if req is None or scheduler.is_hybrid_swa:
         return True
-    left = len(req.full_untruncated_fill_ids) - req.extend_range.end
+    left = len(req.full_untruncated_fill_ids) - requests.extend_end(req)
     ratio, page = scheduler.new_token_ratio_tracker.current, scheduler.page_size
     for short in chosen:
         new_tokens = min(short.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)

@@ -22,6 +22,8 @@ from sglang_layered.runner.layered_runner import GroupStep, StageOutput, StageRu
 from sglang_layered.scheduler.results import StepTimer
 from sglang_layered.scheduler.tick import GroupWork, PipelineTick, TickResult
 from sglang_layered.upstream.launch import begin_launch, forward_of, note_extends, refuse_unfit_server, sample
+from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.releases import serving
 
 DECODE, PROMPT = "decode.", "prompt."
 
@@ -83,7 +85,8 @@ class StageLauncher:
         self._scheduler = scheduler
         self._runner = runner
         self._model_runner = scheduler.tp_worker.model_runner
-        self._rank = scheduler.ps.pp_rank
+        self._adapters = Adapters.of(self._model_runner)
+        self._rank = serving.ranks_of(scheduler).pp_rank
         self._is_last = scheduler.pp_group.is_last_rank
 
     @scheduler_nvtx_method("scheduler.run_batch")
@@ -161,7 +164,7 @@ class StageLauncher:
 
     def _prepare(self, batch: ScheduleBatch) -> ForwardBatch:
         resolve_forward_inputs(batch, self._scheduler.future_map)
-        return forward_of(self._scheduler, batch)
+        return forward_of(self._model_runner, self._adapters, batch)
 
     def _sample(
         self, tick: PipelineTick, decode: ForwardBatch | None, output: StageOutput
@@ -175,7 +178,7 @@ class StageLauncher:
             forward, logits = made[prefix]
             result = GenerationBatchResult(logits_output=logits, can_run_cuda_graph=False)
             result.next_token_ids = sample(self._model_runner, forward, logits)
-            self._scheduler._relay_forward_payload(batch.req_pool_indices, result)
+            serving.relay(self._scheduler, batch, batch.req_pool_indices, result)
             note_extends(batch, result)
             outputs |= {
                 prefix + name: value

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.aux_states import KeptEmbeds, with_aux_states
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.lora import Adapters
-from sglang_layered.upstream.models import LayerRanges, PipelineRanges, unfit
+from sglang_layered.upstream.models import LayerRanges, PipelineRanges, attend, unfit
 from sglang_layered.upstream.recurrent import clear_states, has_states
+from sglang_layered.upstream.releases import boundaries
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def proved_ranges(model_runner: Any) -> ListRanges:
     Raises:
         UnsupportedError: it has no such list, or ranges of its layers give other numbers than all at once.
     """
+    boundaries.refuse_uncut_layers()
     began, model = time.perf_counter(), model_runner.model
     layers = find_layers(model)
     if layers is None:
@@ -180,7 +181,7 @@ class Probe:
         if has_states(self._model_runner):
             clear_states(self._model_runner, batch)
         backend.init_forward_metadata(batch)
-        with forward_context(ForwardContext(attn_backend=backend)):
+        with attend(backend, batch):
             yield batch
 
     def _difference(self, logits: torch.Tensor) -> float:

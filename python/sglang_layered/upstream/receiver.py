@@ -24,8 +24,12 @@ class ClockedReceiver(SchedulerRequestReceiver):
         object.__setattr__(found, "clock", clock)  # SGLang's class is frozen, and its slots are its own
         return found
 
-    def _broadcast_reqs_across_ranks(self, recv_reqs: list[Any] | None) -> list[Any]:
+    def _broadcast_reqs_across_ranks(
+        self, recv_reqs: list[Any] | None, *behind: list[Any] | None
+    ) -> list[Any]:
+        lists = [recv_reqs, *behind]  # newer releases send aborts of their own behind what they received
         mine = self.clock.publish()
-        with_clock = None if recv_reqs is None else [*recv_reqs, mine]
-        *reqs, self.clock.latest = super()._broadcast_reqs_across_ranks(with_clock)
+        if recv_reqs is not None:
+            lists[-1] = [*(lists[-1] or ()), mine]
+        *reqs, self.clock.latest = super()._broadcast_reqs_across_ranks(*lists)
         return reqs

@@ -16,6 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.runtime_context import get_context, get_schedule
 
 from sglang_layered.models.refused import has_mamba2_layers
+from sglang_layered.upstream.releases import arguments
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ def keep_right_states(scheduler: Any) -> None:
     Mamba2's kernel cuts the batch. Upstream: srt/layers/attention/hybrid_linear_attn_backend.py
     `_init_track_ssm_indices`, sgl-project/sglang issue 31833.
     """
-    args = scheduler.server_args
-    if not has_mamba2_layers(scheduler.model_config) or not args.enable_mamba_extra_buffer():
+    args = arguments.resolved(scheduler.server_args)
+    if not has_mamba2_layers(scheduler.model_config) or not arguments.keeps_states_on_the_way(args):
         return
     if get_schedule().prefill_max_requests != 1:
         logger.warning(ONE_PROMPT, args.mamba_radix_cache_strategy)

@@ -11,17 +11,11 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.mem_cache.common import evict_from_tree_cache, release_kv_cache
+from sglang.srt.mem_cache.common import evict_from_tree_cache
 
-from sglang_layered.upstream.cache import (
-    give_turn_back,
-    goes_on_from_slot,
-    in_streaming_session,
-    session_slots_of,
-)
-from sglang_layered.upstream.hicache import forget_aborted
+from sglang_layered.upstream.cache import goes_on_from_slot, in_streaming_session, session_slots_of
+from sglang_layered.upstream.releases import arguments, requests, serving
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +28,10 @@ def somebody_decodes(scheduler: Any) -> bool:
 
 def rows_per_request(scheduler: Any) -> int:
     """Rows of a request in a decode step: more than one where drafts are verified."""
-    return 1 if scheduler.spec_algorithm.is_none() else scheduler.server_args.speculative_num_draft_tokens
+    if scheduler.spec_algorithm.is_none():
+        return 1
+    num_rows: int = arguments.resolved(scheduler.server_args).speculative_num_draft_tokens
+    return num_rows
 
 
 def running_soon(scheduler: Any) -> list[Any]:
@@ -91,14 +88,9 @@ def abort_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
         reason = req.to_finish
         req.finished_reason, req.to_finish = reason, None
         _leave_chunking(scheduler, req)
-        forget_aborted(scheduler, req)
-        release_kv_cache(req, scheduler.tree_cache, is_insert=False)
+        serving.forget_aborted(scheduler, req)
+        requests.release_unkept(req, scheduler.tree_cache)
         _tell(scheduler, req)
-
-
-def end_late_ones(scheduler: Any) -> None:
-    """End requests that have waited too long, as SGLang does where it looks at its queue."""
-    scheduler._abort_on_waiting_timeout()
 
 
 def end_aborted_that_wait(scheduler: Any) -> None:
@@ -114,15 +106,14 @@ def end_aborted_that_wait(scheduler: Any) -> None:
             req.session.abort_req()
             req.session = None
         req.finished_reason, req.to_finish = req.to_finish, None
-        forget_aborted(scheduler, req)
+        serving.forget_aborted(scheduler, req)
         _tell(scheduler, req)
 
 
 def _tell(scheduler: Any, req: Any) -> None:
     """Tell the trace and the tokenizer process that an aborted request is over."""
     req.time_stats.trace_ctx.abort(abort_info={"reason": "Aborted"})
-    end = AbortReq(finished_reason=req.finished_reason.to_json(), rid=req.rid)
-    scheduler.ipc_channels.send_to_tokenizer.send_output(end, req)
+    serving.tell_aborted(scheduler, req)
 
 
 def requeue_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
@@ -135,21 +126,12 @@ def requeue_requests(scheduler: Any, reqs: Sequence[Any]) -> None:
 
 
 def _give_back(scheduler: Any, req: Any) -> None:
-    """Free what a request in flight has allocated.
-
-    SGLang's release saves a streaming session's request into the session's slot whatever is filled of it, and
-    the next turn goes on from there. So a first turn is released as a request without a session, and a later
-    turn gives back what it allocated behind the slot, which stays as it was before the turn.
-    """
+    """Free what a request in flight has allocated: of a later turn of a session what lies behind its slot."""
     sessions = session_slots_of(scheduler.tree_cache)
     if sessions is not None and goes_on_from_slot(sessions, req):
-        give_turn_back(sessions, req)
-        return
-    session, req.session = req.session, None
-    try:
-        release_kv_cache(req, scheduler.tree_cache, is_insert=False)
-    finally:
-        req.session = session
+        requests.give_turn_back(sessions, req)
+    else:
+        requests.release_retracted(req, scheduler.tree_cache)
 
 
 def _leave_chunking(scheduler: Any, req: Any) -> None:
@@ -171,7 +153,7 @@ def last_one_has_no_room(running: ScheduleBatch) -> bool:
         req
         for req in running.reqs
         if not (req.finished() or (req.session is not None and in_streaming_session(req)))
-        and req.kv.kv_allocated_len > req.cache_protected_len
+        and req.kv.kv_allocated_len > requests.cached_len(req)
     )
     if len(list(islice(gains, 2))) == 2 or running.is_prefill_only:
         return False
@@ -196,7 +178,7 @@ def next_chunk_fits(scheduler: Any) -> bool:
     req = scheduler.chunked_req
     if req is None or req is scheduler._pending_chunked_abort_req or scheduler.is_hybrid_swa:
         return True
-    num_left = len(req.full_untruncated_fill_ids) - req.extend_range.end
+    num_left = len(req.full_untruncated_fill_ids) - requests.extend_end(req)
     num_tokens = min(num_left, scheduler.chunked_prefill_size)
     num_slots = -(-num_tokens // scheduler.page_size) * scheduler.page_size
     evict_from_tree_cache(scheduler.tree_cache, num_slots)
@@ -217,8 +199,9 @@ def make_room_for_chunk(scheduler: Any, settle: Callable[[], Any]) -> bool:
     req = scheduler.chunked_req
     logger.info("Prompt %s waits again: no room for its next chunk", req.rid)
     scheduler.stash_chunked_request(req)
-    if scheduler.ps.pp_size == 1:  # over stages SGLang leaves it out where it merges the chunk's batch
-        scheduler.last_batch.filter_batch(chunked_req_to_exclude=[req])
+    # Over stages SGLang leaves it out where it merges the chunk's batch.
+    if serving.ranks_of(scheduler).pp_size == 1:
+        requests.leave_out(scheduler.last_batch, [req])
     requeue_requests(scheduler, [req])
     return True
 

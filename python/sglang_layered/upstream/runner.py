@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.layers.communicator import AttentionInputs, get_attn_tp_context
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.model_executor.model_runner import ModelRunnerOutput
-from sglang.srt.runtime_context import get_forward
 from torch import nn
 
 from sglang_layered.upstream.chosen_tokens import TAKEN, joined_outputs
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.mixers import SplitMixers, mixers_of
+from sglang_layered.upstream.models import attend
 from sglang_layered.upstream.recurrent import start_states
+from sglang_layered.upstream.releases import boundaries
 
 # Backends that read the request pool while they plan, and never in a layer.
 READ_IN_PLANS = frozenset({"FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend"})
@@ -118,15 +117,10 @@ def pool_is_read_in_plans(model_runner: Any, prompt_backend: Any) -> bool:
     return bool(model_runner.device == "cuda" and is_plain and backends <= READ_IN_PLANS)
 
 
-def attend(backend: Any) -> AbstractContextManager[None]:
-    """Layers inside attend with this backend; their KV pools are the backend's too."""
-    return forward_context(ForwardContext(attn_backend=backend))
-
-
-def attend_together(model_runner: Any, backend: Any, hybrid: ForwardBatch) -> AbstractContextManager[None]:
-    """Layers inside run on both kinds of rows; `hybrid` is their batch, which no attention is planned for."""
-    model_runner._prepare_eager_forward_batch(hybrid)
-    return forward_context(ForwardContext(attn_backend=backend))
+def preparation_of(model_runner: Any) -> Callable[[ForwardBatch], None]:
+    """What SGLang does to a batch before an eager forward; for joined rows, for which nothing is planned."""
+    prepare: Callable[[ForwardBatch], None] = model_runner._prepare_eager_forward_batch
+    return prepare
 
 
 def attention_split(
@@ -280,11 +274,9 @@ class SplitAttention:
             for rows, batch, backend in zip(parts, batches, self._backends, strict=True):
                 if self._adapters is not None:
                     self._adapters.use(batch)
-                if get_forward().attn_inputs is not None:
-                    inputs = AttentionInputs(hidden_states[rows], batch, module.prepare_qkv_latent)
-                    get_attn_tp_context().set_attn_inputs(inputs)
+                boundaries.give_rows(module, hidden_states[rows], batch)
                 cut = {name: value[rows] for name, value in by_row.items()}
-                with forward_context(ForwardContext(attn_backend=backend)):
+                with attend(backend, batch):
                     outputs.append(
                         forward(
                             positions=positions[rows],

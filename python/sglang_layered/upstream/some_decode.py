@@ -16,8 +16,8 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 Choose = Callable[[ScheduleBatch], list[int] | None]
 
 
-def update_and_choose(scheduler: Any, choose: Choose) -> ScheduleBatch:
-    """SGLang's update of the running batch; gives what decodes, made ready, which may be empty.
+def update_and_choose(scheduler: Any, choose: Choose) -> ScheduleBatch | None:
+    """SGLang's update of the running batch; gives what decodes, made ready; None or empty: nobody.
 
     `choose` gives the indices of those that decode, None for all. It is asked after finished and retracted
     requests have left. With penalties in the batch all decode: SGLang adds up the tokens of a whole batch,
@@ -27,10 +27,10 @@ def update_and_choose(scheduler: Any, choose: Choose) -> ScheduleBatch:
     running = scheduler.running_batch
     vars(running)["prepare_for_decode"] = lambda: None  # SGLang prepares all where it updates
     try:
-        scheduler.running_batch = updated = scheduler.update_running_batch(running)
+        updated: ScheduleBatch | None = scheduler.update_running_batch(running)
     finally:
         del vars(running)["prepare_for_decode"]
-    if updated.is_empty():
+    if updated is None or updated.is_empty():
         return updated
     updated.forward_iter = scheduler.forward_ct  # says when slots outside of windows are freed
     keep = None if updated.sampling_info.penalizer_orchestrator.is_required else choose(updated)

@@ -23,6 +23,7 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang_layered.runner.execution import ENCODER, FUSED, Execution
 from sglang_layered.scheduler.batch import LayerGroupBatch
 from sglang_layered.upstream.launch import StepLauncher, begin_launch
+from sglang_layered.upstream.releases import serving
 
 
 def speculates(scheduler: Any) -> bool:
@@ -118,21 +119,16 @@ class SpeculativeLauncher(StepLauncher):
         with answering(self._model_runner, lambda *args, **kwargs: answer):
             result = scheduler.model_worker.forward_batch_generation(batch, **publish)
         result.copy_done = scheduler.device_module.Event()
-        copy = partial(
-            result.copy_to_cpu,
-            return_logprob=batch.return_logprob,
-            return_hidden_states=batch.return_hidden_states,
-        )
         if not scheduler.enable_overlap:
             scheduler.update_cache_from_scheduler(batch, result)
-            copy()
+            result.copy_to_cpu(
+                return_logprob=batch.return_logprob, return_hidden_states=batch.return_hidden_states
+            )
             return result
         slot = scheduler.batch_record_buf[scheduler.batch_record_ct]
         slot.extend(result.extra_keep_alive_refs or ())
-        scheduler._relay_forward_payload(indices, result)
-        scheduler.copy_stream.wait_stream(scheduler.forward_stream)
-        with scheduler.copy_stream_ctx:
-            copy()
+        serving.relay(scheduler, batch, indices, result)
+        serving.copy_to_host(scheduler, batch, result)
         return result
 
     def _hand_on(self, batch: ScheduleBatch, result: GenerationBatchResult) -> None:
@@ -161,6 +157,8 @@ def _hidden_states_for(algorithm: Any) -> CaptureHiddenMode | None:
 
 def _count_with_decode(scheduler: Any, stage: ScheduleBatch, batches: Sequence[ScheduleBatch]) -> None:
     """Stamp a cohort beside a decode that SGLang has counted as a step."""
+    if serving.note_launch is not None:
+        serving.note_launch(scheduler, batches)
     for batch in batches:
         batch.forward_iter = scheduler.forward_ct
         if batch.launch_ts is None:

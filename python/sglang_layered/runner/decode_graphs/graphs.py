@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
-from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.runner.decode_graphs.segments import (
@@ -23,7 +22,7 @@ from sglang_layered.upstream.graphs import (
     GraphRecorder,
     StaticRows,
 )
-from sglang_layered.upstream.models import LayerCalls
+from sglang_layered.upstream.models import LayerCalls, attend
 
 PROLOGUE, EPILOGUE = "prologue", "epilogue"
 
@@ -106,7 +105,7 @@ class LayeredDecodeGraphs:
     def _capture_bucket(self, bucket: int) -> None:
         batch = self._inputs.batch(bucket, self._logits_buffer(bucket))
         self._batches[bucket] = batch
-        with self._attending():
+        with attend(self._attention.backend, batch):
             self._attention.plan_capture(batch)
             if not self.rows.keys:
                 self.rows = StaticRows(self._warm_up(batch))
@@ -117,7 +116,7 @@ class LayeredDecodeGraphs:
 
     def _record(self, bucket: int, name: str | range, call: Callable[[], Any]) -> None:
         def run() -> Any:
-            with self._attending():
+            with attend(self._attention.backend, self._batches[bucket]):
                 return call()
 
         self.recorder.record((bucket, name), run, self._attention.after_warmup)
@@ -142,9 +141,6 @@ class LayeredDecodeGraphs:
     def _epilogue(self, batch: ForwardBatch) -> LogitsProcessorOutput:
         rows = self.rows.at(self.segments.num_segments, batch.batch_size)
         return self.calls.head(batch, rows, self.segments.num_layers)
-
-    def _attending(self) -> Any:
-        return forward_context(ForwardContext(attn_backend=self._attention.backend))
 
 
 class GraphedDecode:

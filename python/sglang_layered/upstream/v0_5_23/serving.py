@@ -1,0 +1,112 @@
+"""SGLang 0.5.23's event loop: ranks, what comes in, what times out, what is kept of a step.
+
+Upstream: srt/managers/scheduler.py.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.scheduler import _make_abort_req
+from sglang.srt.runtime_context import get_parallel
+
+reader_of: Callable[[Any], Any] = attrgetter("last_shared_read_runner")
+"""Of a worker: what has an event, as `READ_DONE`, for which `_apply_war_barrier` waits.
+
+It is of the end of reads of the request pool; without one SGLang waits for the whole forward.
+"""
+
+READ_DONE = "shared_read_done_event"
+
+
+def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
+    """What SGLang counts of a launch beside what `begin_launch` does; of a prompt once, at its first group.
+
+    After an idle pass the time since the last step is none of this one's. Prompt tokens tell policy hrrn how
+    old its requests are. Upstream: `Scheduler.run_batch`.
+    """
+    scheduler.metrics_reporter.record_scheduler_active(time.monotonic_ns())
+    for batch in batches:
+        is_decode = batch.forward_mode.is_decode()
+        if batch.launch_ts is None or is_decode:
+            batch.after_idle_gap = scheduler._sched_idled
+            scheduler.processed_tokens_counter += 0 if is_decode else batch.extend_num_tokens
+    scheduler._sched_idled = False
+
+
+def ranks_of(scheduler: Any) -> Any:
+    """Sizes and ranks: `tp_size`, `pp_rank`, `attn_tp_rank` and the like; they are the process's."""
+    return get_parallel()
+
+
+def ranks_of_runner(model_runner: Any) -> Any:
+    """The same of a ModelRunner."""
+    return get_parallel()
+
+
+def num_replicas_of(scheduler: Any) -> int:
+    """Data-parallel ranks of the server: replicas times groups of attention."""
+    num_ranks: int = get_parallel().num_dp_ranks
+    return num_ranks
+
+
+def take_in(scheduler: Any) -> None:
+    """Receive requests and dispatch them; requests that ran too long are aborted there."""
+    scheduler.ingest_requests()
+
+
+def note_idle(scheduler: Any) -> None:
+    """The loop has no batch to run."""
+    scheduler._sched_idled = True
+
+
+def note_paused(scheduler: Any) -> None:
+    """The engine is paused."""
+    scheduler._record_scheduler_state_for_paused_engine()
+
+
+def tend_requests(scheduler: Any, inflight: Any) -> None:
+    """Queue requests whose grammar has been compiled; SGLang does so where it looks for new prompts.
+
+    What waits or runs too long ends where requests are taken in: there SGLang also looks at `inflight`, its
+    last batch.
+    """
+    scheduler._process_hicache_events()
+    if scheduler.grammar_manager.has_waiting_grammars():
+        for req in scheduler.grammar_manager.get_ready_grammar_requests():
+            scheduler._add_request_to_queue(req)
+
+
+def collect_events(scheduler: Any) -> None:
+    """Take in which writes and loads of the hierarchical cache have ended, before a batch is chosen.
+
+    Until then SGLang keeps their nodes locked. Every tensor rank must call it in the same step.
+    """
+    scheduler._process_hicache_events()
+
+
+def end_late_ones(scheduler: Any) -> None:
+    """Requests that have waited too long ended where requests were taken in."""
+
+
+def relay(scheduler: Any, batch: ScheduleBatch, indices: torch.Tensor, result: Any) -> None:
+    """Keep what the next step of these rows of the request pool starts from."""
+    scheduler._relay_forward_payload(batch, indices, result)
+
+
+def copy_to_host(scheduler: Any, batch: ScheduleBatch, result: Any) -> None:
+    """Start the copy of a result to the host, beside the next forward, in SGLang's way."""
+    scheduler._copy_result_to_cpu(result, batch)
+
+
+def forget_aborted(scheduler: Any, req: Any) -> None:
+    """The cache, images and a streaming session may still keep something of this request."""
+    scheduler._release_aborted_request(req)
+
+
+def tell_aborted(scheduler: Any, req: Any) -> None:
+    """Tell the tokenizer process that a request is over, with its reason."""
+    scheduler.send_abort_output(_make_abort_req(req, finished_reason=req.finished_reason.to_json()), req)

@@ -1,0 +1,192 @@
+"""What is written for SGLang 0.5.23 does what was read there, on stand-ins for what it imports of SGLang."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
+from unittest.mock import MagicMock
+
+import msgspec
+import pytest
+
+PACKAGE = "sglang_layered.upstream.v0_5_23"
+
+
+class Aborted:
+    """Stands for FINISH_ABORT."""
+
+
+@contextmanager
+def loaded(concern: str, **modules: Any) -> Iterator[ModuleType]:
+    """The module of this concern, with stand-ins for modules of SGLang; `__` stands for a dot."""
+    names = {f"sglang.srt.{name.replace('__', '.')}": module for name, module in modules.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in names.items():
+            patch.setitem(sys.modules, name, module)
+            package, _, last = name.rpartition(".")
+            patch.setattr(import_module(package), last, module, raising=False)
+        yield import_module(f"{PACKAGE}.{concern}")
+    sys.modules.pop(f"{PACKAGE}.{concern}", None)
+
+
+@pytest.fixture
+def arguments() -> Iterator[ModuleType]:
+    def result(record: Any, name: str) -> Any:
+        return record.decided.get(name, getattr(record, name)) or record.fallback.get(name)
+
+    base = SimpleNamespace(
+        resolving_view=lambda record: record,
+        model_config_of=lambda record: f"the config of {record.model_path}",
+        attention_backends_of=lambda view: (view.attention_backend, view.attention_backend),
+    )
+    overrides = SimpleNamespace(resolution_result=result, declare_resolution=MagicMock())
+    context = SimpleNamespace(attn_dp_enabled_of=lambda record: record.attn_dp_size > 1)
+    with loaded(
+        "arguments",
+        runtime_context=context,
+        arg_groups__model_override_base=base,
+        arg_groups__overrides=overrides,
+    ) as module:
+        yield module
+
+
+def record(**decided: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        attention_backend=None,
+        page_size=None,
+        model_path="typed",
+        enable_dp_attention=False,
+        attn_dp_size=2,
+        decided=decided,
+        fallback={"page_size": 1},
+    )
+
+
+def test_arguments_are_what_was_decided_before_what_was_typed(arguments: ModuleType) -> None:
+    typed = record(attention_backend="fa3")
+    args = arguments.resolved(typed)
+    assert (args.attention_backend, args.page_size, args.model_path) == ("fa3", 1, "typed")
+    assert args.enable_dp_attention, "the old flag has gone into a width"
+    assert arguments.resolved(args) is args
+    assert arguments.attention_backends_of(typed) == arguments.attention_backends_of(args) == ("fa3", "fa3")
+    assert arguments.model_config_of(args) == arguments.model_config_of(typed) == "the config of typed"
+    with pytest.raises(AttributeError):
+        _ = args.no_such_flag
+
+
+def test_what_we_decide_is_declared_on_the_record(arguments: ModuleType) -> None:
+    typed = record()
+    arguments.decide(arguments.resolved(typed), page_size=16)
+    arguments.overrides.declare_resolution.assert_called_once_with(typed, "layered prefill", page_size=16)
+
+
+@pytest.fixture
+def requests() -> Iterator[ModuleType]:
+    with loaded(
+        "requests",
+        managers__schedule_batch=SimpleNamespace(FINISH_ABORT=Aborted, Req=Any, ScheduleBatch=Any),
+        mem_cache__common=MagicMock(),
+        session__streaming_session=MagicMock(),
+    ) as module:
+        yield module
+
+
+class Cache:
+    def checkpoint(self, req: Any, *, up_to: int) -> None:
+        req.kept = up_to
+
+    def claim_kv_row(self, req: Any) -> bool:
+        return req.session is not None
+
+
+def request(**values: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{"session": None, "finished_reason": None, "kept": 0} | values)
+
+
+def test_nothing_is_kept_of_a_request_in_flight(requests: ModuleType) -> None:
+    asked: list[Any] = []
+    cache: Any = Cache()
+    for _ in range(2):  # a second loop asks no second time
+        requests.guard_keeping(cache, asked.append)
+    plain, turn = request(), request(session=SimpleNamespace(streaming=True))
+    cache.checkpoint(plain, up_to=7)
+    assert plain.kept == 7 and asked == [plain]
+    assert not cache.claim_kv_row(plain) and asked == [plain], "given back, and kept by nobody"
+    assert cache.claim_kv_row(turn) and asked == [plain, turn]
+    turn.finished_reason = Aborted()
+    assert cache.claim_kv_row(turn) and len(asked) == 2, "an aborted turn is released by its session"
+
+
+def test_a_request_has_its_places_in_its_kv(requests: ModuleType) -> None:
+    kv = SimpleNamespace(req_pool_idx=3, cache_protected_len=4)
+    req = SimpleNamespace(kv=kv, prefix_len=8, extend_end=24)
+    got = [
+        ask(req) for ask in (requests.pool_row, requests.cached_len, requests.prefix_len, requests.extend_end)
+    ]
+    assert got == [3, 4, 8, 24]
+
+
+def test_sessions_in_flight_are_refused_by_name(requests: ModuleType) -> None:
+    turn = request(session=SimpleNamespace(streaming=True))
+    for ask in (requests.release_retracted, requests.give_turn_back):
+        with pytest.raises(NotImplementedError, match=r"0\.5\.23"):
+            ask(turn, Cache())
+
+
+@pytest.fixture
+def serving() -> Iterator[ModuleType]:
+    with loaded(
+        "serving",
+        managers__schedule_batch=SimpleNamespace(ScheduleBatch=Any),
+        managers__scheduler=SimpleNamespace(_make_abort_req=MagicMock()),
+        runtime_context=SimpleNamespace(get_parallel=lambda: SimpleNamespace(num_dp_ranks=4)),
+    ) as module:
+        yield module
+
+
+def launched(is_decode: bool, launch_ts: float | None) -> SimpleNamespace:
+    mode = SimpleNamespace(is_decode=lambda: is_decode)
+    return SimpleNamespace(forward_mode=mode, launch_ts=launch_ts, extend_num_tokens=50, after_idle_gap=None)
+
+
+def test_a_prompt_counts_once_however_many_groups_it_has(serving: ModuleType) -> None:
+    reporter = SimpleNamespace(record_scheduler_active=MagicMock())
+    scheduler = SimpleNamespace(metrics_reporter=reporter, _sched_idled=True, processed_tokens_counter=0)
+    prompt, decode = launched(False, None), launched(True, 1.0)
+    serving.note_launch(scheduler, [prompt, decode])
+    assert scheduler.processed_tokens_counter == 50 and prompt.after_idle_gap and not scheduler._sched_idled
+    prompt.launch_ts = 2.0
+    serving.note_launch(scheduler, [prompt, decode])
+    assert scheduler.processed_tokens_counter == 50
+    assert prompt.after_idle_gap and decode.after_idle_gap is False
+    assert serving.num_replicas_of(scheduler) == 4
+
+
+class Schedule(msgspec.Struct):
+    """As SGLang's namespace of flags."""
+
+    _NS_PATH: ClassVar[str] = "schedule"
+    page_size: Annotated[int | None, "Its help."] = None
+
+
+def test_flags_are_fields_of_a_namespace_of_structs(arguments: ModuleType) -> None:
+    settings: dict[str, Any] = {
+        "help": "In layers or in chunks.",
+        "choices": ["chunked", "layered"],
+        "nargs": None,
+    }
+    flags = [
+        ("prefill_mode", str, "chunked", settings),
+        ("layered_num_groups", int | None, None, {"help": ""}),
+    ]
+    made = arguments.with_fields(Schedule, flags)
+    defaults = {field.name: field.default for field in msgspec.structs.fields(made)}
+    assert defaults == {"page_size": None, "prefill_mode": "chunked", "layered_num_groups": None}
+    assert made._NS_PATH == "schedule" and made.__name__ == "Schedule" and made.__module__ == __name__
+    hints = get_type_hints(made, include_extras=True)
+    kind, arg = get_args(hints["prefill_mode"])
+    assert kind is str and (arg.help, arg.choices) == (settings["help"], settings["choices"])
