@@ -43,7 +43,11 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 def attend(
-    query: torch.Tensor, own: KeysValues | None, others: Iterable[KeysValues], how: Weighing
+    query: torch.Tensor,
+    own: KeysValues | None,
+    others: Iterable[KeysValues],
+    how: Weighing,
+    tree: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of one request's last rows, where all of them see all tokens before them.
 
@@ -53,6 +57,7 @@ def attend(
         others: Keys and values of the tokens before the rows, in pieces, in any order. May be read lazily:
             each piece is done with before the next one is asked for, and `own` before the first.
         how: Of the layer; no window that hides any of these tokens, and no soft cap.
+        tree: [rows, rows] bool, which of the rows a row sees, itself among them; None: those up to itself.
 
     Returns:
         [rows, heads, value size].
@@ -60,7 +65,8 @@ def attend(
     attended: Attended | None = None
     if own is not None:
         rows = _by_kv_head(query, own[0])
-        attended = _spread(rows, *_heads_first(own), how.scale, is_causal=True)
+        mask = None if tree is None else _mask(~tree, query.dtype)
+        attended = _spread(rows, *_heads_first(own), how.scale, mask, is_causal=tree is None)
     for piece in others:
         seen = _folded(_by_kv_head(query, piece[0]), *_heads_first(piece), how.scale)
         attended = seen if attended is None else _joined(attended, seen)
@@ -117,7 +123,7 @@ def _in_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: int, how
         hidden = position > own
         if how.window_left >= 0:
             hidden |= position < own - how.window_left
-        mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
+        mask = _mask(hidden, q.dtype)
         seen = k[:, first:end], v[:, first:end]
         if how.soft_cap:
             parts.append(_capped(rows, *seen, mask, how))
@@ -125,6 +131,10 @@ def _in_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: int, how
             parts.append(_spread(rows, *seen, how.scale, mask=mask))
     outputs, logs = zip(*parts, strict=True)
     return torch.cat(outputs, dim=2), torch.cat(logs, dim=2)
+
+
+def _mask(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
 def _capped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, how: Weighing) -> Attended:

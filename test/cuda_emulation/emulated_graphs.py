@@ -19,7 +19,7 @@ from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend impor
 from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
 from emulated_streams import IS_CAPTURING
-from memory_watch import WATCH
+from memory_watch import WATCH, tensors_in
 
 NUM_WARM_UPS = 2
 
@@ -88,11 +88,17 @@ def _replay(self: Any, shape_key: Any, static_forward_batch: Any, **kwargs: Any)
         new, gone = len(memory.addresses - captured), len(captured - memory.addresses)
         GRAPHS.mismatches.append(f"graph {shape_key}: {new} new addresses, {gone} gone")
     recorded = self._outputs[shape_key]
-    if isinstance(output, LogitsProcessorOutput):
-        rows, home = output.next_token_logits, recorded.next_token_logits
+    for rows, home in zip(_outputs(output), _outputs(recorded), strict=True):
         if rows.data_ptr() != home.data_ptr():
             home.copy_(rows)
     return recorded
+
+
+def _outputs(output: Any) -> list[torch.Tensor]:
+    """What a caller reads of a graph's output: logits, hidden states of drafts, drafts."""
+    if isinstance(output, LogitsProcessorOutput):
+        output = (output.next_token_logits, output.hidden_states)
+    return tensors_in(output)
 
 
 class Broken:

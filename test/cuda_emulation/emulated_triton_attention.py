@@ -63,23 +63,37 @@ def attend_extend(
     k_scale: Any,
     v_scale: Any,
     sm_scale: float,
+    *caps: Any,
+    skip_prefix_custom_mask: bool = True,
     **others: Any,
 ) -> None:
-    """Rows of prompts: the cached prefix by its slots, then the rows' own keys and values."""
+    """Rows of prompts or of drafts: the cached prefix by its slots, then the rows' own keys and values.
+
+    Drafts see each other by a mask [rows, prefix and rows] of each request.
+    """
     rows, cached = qo_indptr.tolist(), kv_indptr.tolist()
-    assert custom_mask is None and is_causal
+    assert is_causal and skip_prefix_custom_mask
     assert rows[-1] == len(q), f"the plan has {rows[-1]} rows, attention got {len(q)}"
     for index in range(len(rows) - 1):
         mine = slice(rows[index], rows[index + 1])
         assert mine.stop - mine.start <= max_len_extend
         slots = kv_indices[cached[index] : cached[index + 1]].long()
-        o[mine] = _attend(q[mine], k_buffer, v_buffer, slots, sm_scale, (k[mine], v[mine]))
+        seen, num_rows = None, mine.stop - mine.start
+        if custom_mask is not None:
+            start = int(mask_indptr[index])
+            end = start + num_rows * (len(slots) + num_rows)
+            assert len(mask_indptr) == len(rows) and end <= len(custom_mask)
+            seen = custom_mask[start:end].view(num_rows, -1).clone()
+            seen[:, : len(slots)] = True  # the kernel looks at the part of the drafts alone
+        o[mine] = _attend(q[mine], k_buffer, v_buffer, slots, sm_scale, (k[mine], v[mine]), seen)
 
 
-def _attend(q: Any, k_buffer: Any, v_buffer: Any, slots: Any, sm_scale: float, own: Any = ()) -> torch.Tensor:
+def _attend(
+    q: Any, k_buffer: Any, v_buffer: Any, slots: Any, sm_scale: float, own: Any = (), mask: Any = None
+) -> torch.Tensor:
     seen = [part.reshape(-1, *part.shape[-2:])[slots] for part in (k_buffer, v_buffer)]
     if own:
         seen = [torch.cat(pair) for pair in zip(seen, own, strict=True)]
     keys, values = (part.float() for part in seen)
-    out = attend(q.float(), keys, values, causal=True, sm_scale=sm_scale, window_left=-1)
-    return out.to(q.dtype)
+    how = {"causal": mask is None, "seen": mask, "window_left": -1}
+    return attend(q.float(), keys, values, sm_scale=sm_scale, **how).to(q.dtype)

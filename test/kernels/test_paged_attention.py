@@ -65,6 +65,22 @@ def test_rows_see_all_before_them(
 
 
 @pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("slots", ["run", "about", "both"])
+def test_drafts_see_those_above_them_in_their_tree(slots: str, heads: str) -> None:
+    parents = [-1, 0, 0, 1, 2, 2]
+    (keys, values), query = pool(heads), rows_of(heads, len(parents))
+    tree = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents[1:], 1):
+        tree[node] |= tree[parent]
+    at, reader, past = lying(slots, 300), Reader(torch.float64), 300 - len(parents)
+    own = reader.read(keys, values, as_run(at[past:]))
+    others = reader.pieces(keys, values, in_runs(at[:past]), len(parents))
+    got = attend(query, own, others, Weighing(SCALE), tree)
+    expected = attention(query, keys[at], values[at], scale=SCALE, tree=tree)
+    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("window", "cap"), [(-1, 0.7), (0, 0.0), (9, 0.0), (9, 0.7), (500, 0.7), (128, 0.0)])
 @pytest.mark.parametrize(("num_rows", "num_tokens"), [(1, 60), (7, 7), (40, 200), (300, 310)])
 def test_windows_and_soft_caps(

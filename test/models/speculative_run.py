@@ -30,6 +30,7 @@ from recurrent_checks import check_states, found_again  # noqa: E402
 from sglang_layered.core.choice import StepShape, StrategyChoice  # noqa: E402
 from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.upstream import aux_states  # noqa: E402
+from sglang_layered.upstream.cpu_choice import CPU_ATTENTION  # noqa: E402
 from storm import storm  # noqa: E402
 
 APART = "one layer a group, apart"
@@ -40,6 +41,7 @@ GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+OURS = {"attention_backend": CPU_ATTENTION}  # which verifies; a draft model has none of it
 DRAFTED = {"speculative_draft_attention_backend": "triton"}
 
 
@@ -73,7 +75,7 @@ class Case:
 
 
 CASES = {
-    "NGRAM": Case("NGRAM", flags=TREE, is_thorough=True),
+    "NGRAM": Case("NGRAM", flags=TREE | OURS, is_thorough=True),
     "STANDALONE": Case("STANDALONE", kind="standalone"),
     "EAGLE": Case("EAGLE", kind="eagle"),
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),

@@ -20,6 +20,7 @@ from sglang_layered.upstream import cpu_experts
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION, check_cpu_attention
 
 OURS = ("--attention-backend", CPU_ATTENTION)
+NGRAM = ("--speculative-algorithm", "NGRAM")
 STOCK = ("--attention-backend", "torch_native")
 
 
@@ -68,7 +69,7 @@ def test_with_torch_native_it_is_refused(arch: str, has: str) -> None:
     ("device", "algorithm", "says"),
     [
         ("cuda", None, "the device is cuda; leave the flag out"),
-        ("cpu", "EAGLE", "--speculative-algorithm has .*; "),
+        ("cpu", "EAGLE", "cannot attend for a draft model, as --speculative-algorithm EAGLE needs; use NGRAM"),
     ],
 )
 def test_where_it_cannot_serve_the_flag_is_refused(device: str, algorithm: str | None, says: str) -> None:
@@ -79,6 +80,12 @@ def test_where_it_cannot_serve_the_flag_is_refused(device: str, algorithm: str |
         check_cpu_attention(args)
     args.get_attention_backends = lambda: ("triton", "triton")
     check_cpu_attention(args)
+
+
+def test_drafts_without_a_model_are_verified_by_it(tiny_qwen3_moe: Path) -> None:
+    assert check(tiny_qwen3_moe, *LAYERED, *NGRAM).attention_backend == CPU_ATTENTION
+    assert check(tiny_qwen3_moe, *OURS, *NGRAM).attention_backend == CPU_ATTENTION
+    assert check(tiny_qwen3_moe, *NGRAM).attention_backend == "torch_native"
 
 
 def test_sglang_takes_no_triton_for_it() -> None:

@@ -6,6 +6,7 @@ slots of full attention, and knows no sinks, no soft caps and no latent attentio
 it. kernels/cpu has the arithmetic.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,13 @@ from sglang.srt.utils import support_triton
 from sglang_layered_kernels.cpu.paged_attention import Weighing, attend, attend_in_order
 from sglang_layered_kernels.cpu.slots import Reader, Slots, as_run, in_runs
 
+from sglang_layered.errors import CpuKernelError
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION
+
+BRANCHES = (
+    "drafts that branch in layers with a window or a soft cap: there is no CPU reference of it; let them form a"
+    " chain, with --speculative-ngram-max-bfs-breadth 1"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class _Request:
 
 
 class CpuAttention(TorchNativeAttnBackend):
-    """Rows of prompts and of decodes over the KV pool's slots, each row once."""
+    """Rows of prompts, of decodes and of drafts to verify, over the KV pool's slots, each row once."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)
@@ -61,16 +68,25 @@ class CpuAttention(TorchNativeAttnBackend):
         self._tables: list[torch.Tensor] = []
         self._num_rows: list[int] = []
         self._kinds: dict[tuple[int, bool, bool], list[_Request]] = {}
+        self._trees: Sequence[torch.Tensor | None] = ()  # [drafts, drafts] of each request; None: a chain
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Note where the tokens of each request lie; layers of one kind share what follows from it."""
         super().init_forward_metadata(forward_batch)
-        table, lengths = self.req_to_token_pool.req_to_token, forward_batch.seq_lens.tolist()
+        lengths, self._kinds = forward_batch.seq_lens.tolist(), {}
+        self._trees = [None] * len(lengths)
+        if forward_batch.forward_mode.is_target_verify():
+            num_drafts = forward_batch.spec_info.draft_token_num  # behind the tokens of `seq_lens`
+            self._num_rows = [num_drafts] * len(lengths)
+            self._trees = _trees(forward_batch.spec_info.custom_mask, num_drafts)
+            lengths = [length + num_drafts for length in lengths]
+        elif forward_batch.forward_mode.is_decode_or_idle():
+            self._num_rows = [1] * len(lengths)
+        else:
+            self._num_rows = forward_batch.extend_seq_lens.tolist()
+        table = self.req_to_token_pool.req_to_token
         rows = zip(forward_batch.req_pool_indices.tolist(), lengths, strict=True)
         self._tables = [table[row, :length] for row, length in rows]
-        is_decode = forward_batch.forward_mode.is_decode_or_idle()
-        self._num_rows = [1] * len(lengths) if is_decode else forward_batch.extend_seq_lens.tolist()
-        self._kinds = {}
 
     def forward_extend(
         self,
@@ -123,14 +139,16 @@ class CpuAttention(TorchNativeAttnBackend):
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim).to(self._dtype).split(self._num_rows)
-        for query, request in zip(queries, self._requests(layer, how), strict=True):
+        for query, request, tree in zip(queries, self._requests(layer, how), self._trees, strict=True):
             if request.in_order is not None:
+                if tree is not None:
+                    raise CpuKernelError(BRANCHES)
                 seen = self._reader.read(keys, values, request.in_order)
                 outputs.append(attend_in_order(query, seen, how))
                 continue
             own = None if request.own is None else self._reader.read(keys, values, request.own)
             others = self._reader.pieces(keys, values, request.others, request.num_rows)
-            outputs.append(attend(query, own, others, how))
+            outputs.append(attend(query, own, others, how, tree))
         return _shaped(outputs, q, layer)
 
     @torch.no_grad()
@@ -172,6 +190,13 @@ class CpuAttention(TorchNativeAttnBackend):
     def _in_window_pool(self, slots: torch.Tensor) -> torch.Tensor:
         """Slots in the pool of layers with a window; of tokens that have left it, slot 0."""
         return self.token_to_kv_pool.translate_loc_from_full_to_swa(slots)
+
+
+def _trees(masks: torch.Tensor, num_drafts: int) -> list[torch.Tensor | None]:
+    """Of each request, by SGLang's masks of a CPU: which drafts a draft (row) is below, itself among them."""
+    trees = masks.view(-1, num_drafts, num_drafts)
+    is_chain = (trees == torch.ones_like(trees[0]).tril()).flatten(1).all(1).tolist()
+    return [None if chain else tree for tree, chain in zip(trees, is_chain, strict=True)]
 
 
 def _is_of_encoder(layer: Any) -> bool:

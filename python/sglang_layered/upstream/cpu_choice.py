@@ -11,6 +11,7 @@ from typing import Any
 from sglang_layered.errors import UnsupportedError
 
 CPU_ATTENTION = "cpu_paged"
+WITHOUT_DRAFT_MODEL = (None, "NGRAM")  # a draft model would attend for its own steps, too
 # SGLang asks these for one of three names; they have no default.
 ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM")
 
@@ -61,7 +62,8 @@ def _is_wanted(server_args: Any) -> bool:
 
     if server_args.attention_backend == CPU_ATTENTION:
         return True
-    is_free = server_args.is_attention_backend_not_set() and server_args.speculative_algorithm is None
+    drafts = server_args.speculative_algorithm
+    is_free = server_args.is_attention_backend_not_set() and drafts in WITHOUT_DRAFT_MODEL
     return server_args.prefill_mode == "layered" and is_free and not cpu_has_amx_support()
 
 
@@ -78,10 +80,10 @@ def check_cpu_attention(server_args: Any) -> None:
         raise UnsupportedError(
             f"{asked}: it computes on a CPU and the device is {server_args.device}; leave the flag out"
         )
-    if server_args.speculative_algorithm is not None:
+    if server_args.speculative_algorithm not in WITHOUT_DRAFT_MODEL:
         raise UnsupportedError(
-            f"{asked}: it attends for prompts and for single tokens, and --speculative-algorithm has several"
-            " tokens of a draft verified at once; leave one of the two out"
+            f"{asked}: it verifies drafts and cannot attend for a draft model, as --speculative-algorithm"
+            f" {server_args.speculative_algorithm} needs; use NGRAM, or leave one of the two out"
         )
 
 
