@@ -23,7 +23,9 @@ def emulate_drafts() -> None:
     import sglang.srt.speculative.ngram_worker as ngram
 
     register("sgl_kernel", {"build_tree_kernel_efficient": build_trees, "verify_tree_greedy": follow_targets})
-    ngram.reconstruct_indices_from_tree_mask = links_of_masks  # of a CPU's tensors it asks for another operator
+    ngram.reconstruct_indices_from_tree_mask = (
+        links_of_masks  # of a CPU's tensors it asks for another operator
+    )
     load_ngram_corpus()
 
 

@@ -83,7 +83,7 @@ def attend_extend(
             start = int(mask_indptr[index])
             end = start + num_rows * (len(slots) + num_rows)
             assert len(mask_indptr) == len(rows) and end <= len(custom_mask)
-            seen = custom_mask[start:end].view(num_rows, -1).clone()
+            seen = custom_mask[start:end].view(num_rows, -1) != 0
             seen[:, : len(slots)] = True  # the kernel looks at the part of the drafts alone
         o[mine] = _attend(q[mine], k_buffer, v_buffer, slots, sm_scale, (k[mine], v[mine]), seen)
 

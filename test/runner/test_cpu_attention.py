@@ -69,7 +69,11 @@ def test_with_torch_native_it_is_refused(arch: str, has: str) -> None:
     ("device", "algorithm", "says"),
     [
         ("cuda", None, "the device is cuda; leave the flag out"),
-        ("cpu", "EAGLE", "cannot attend for a draft model, as --speculative-algorithm EAGLE needs; use NGRAM"),
+        (
+            "cpu",
+            "EAGLE",
+            "cannot attend for a draft model, as --speculative-algorithm EAGLE needs; use NGRAM",
+        ),
     ],
 )
 def test_where_it_cannot_serve_the_flag_is_refused(device: str, algorithm: str | None, says: str) -> None:

@@ -25,8 +25,8 @@ from sglang_layered.errors import CpuKernelError
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION
 
 BRANCHES = (
-    "drafts that branch in layers with a window or a soft cap: there is no CPU reference of it; let them form a"
-    " chain, with --speculative-ngram-max-bfs-breadth 1"
+    "drafts that branch in layers with a window or a soft cap: there is no CPU reference of it; let them form"
+    " a chain, with --speculative-ngram-max-bfs-breadth 1"
 )
 
 

@@ -187,7 +187,9 @@ def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
         torch.cat([torch.eye(hidden), output * AVERAGED], dim=1),
     )
     sharp = torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1) * SHARPNESS
-    sharp[-target.head_size :] = sharp[: target.head_size]  # embeddings are zero in the columns of the average
+    sharp[-target.head_size :] = sharp[
+        : target.head_size
+    ]  # embeddings are zero in the columns of the average
     for part in "qk":
         weights[f"midlayer.self_attn.{part}_proj.weight"] = torch.cat([sharp, torch.zeros_like(sharp)])
     weights["midlayer.hidden_norm.weight"] = torch.ones(hidden)

@@ -1,8 +1,8 @@
-"""Lets a CPU server draft with a model at the speed of our attention: SGLANG_EXTERNAL_MODEL_PACKAGE names this.
+"""Lets a CPU server draft with a model, at the speed of our attention.
 
-SGLang imports it behind its own models, in every process. Our attention then stands in the place of
-`--attention-backend torch_native`, with drafts and without, so that servers that are compared attend alike.
-It has no model.
+SGLANG_EXTERNAL_MODEL_PACKAGE names this. SGLang imports it behind its own models, in every process. Our
+attention then stands in the place of `--attention-backend torch_native`, with drafts and without, so that
+servers that are compared attend alike. It has no model.
 """
 
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
