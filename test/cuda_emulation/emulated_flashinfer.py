@@ -206,8 +206,11 @@ def _attend_pages(
         if mask is not None:
             end = start + len(wide) * len(slots)
             tree, start = mask[start:end].view(len(wide), -1).bool(), end
-        how = {"causal": causal and mask is None, "seen": tree, "window_left": -1}
-        out[mine] = attend(wide, seen, values, sm_scale=sm_scale, **how).to(q.dtype)
+        is_causal = causal and mask is None
+        attended = attend(
+            wide, seen, values, causal=is_causal, sm_scale=sm_scale, window_left=-1, seen=tree
+        )
+        out[mine] = attended.to(q.dtype)
         lse[mine] = _log_sum(wide, seen, sm_scale, causal)
     return out, lse
 

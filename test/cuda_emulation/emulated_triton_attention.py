@@ -40,6 +40,10 @@ def attend_decode(
     assert len(q) == len(bounds) - 1, f"the plan has {len(bounds) - 1} rows, attention got {len(q)}"
     assert bool((num_kv_splits[: len(q)] >= 1).all()), "rows without a planned split"
     attn_logits[:1].fill_(0)
+    # Graphs of drafts were captured with the first few of these: the kernel knows no length, and reads on.
+    room = kv_indices.untyped_storage().nbytes() // kv_indices.itemsize - kv_indices.storage_offset()
+    assert bounds[-1] <= room, f"{bounds[-1]} slots in a table of {room}"
+    kv_indices = kv_indices.as_strided((room,), (1,))
     for row in range(len(q)):
         slots = kv_indices[bounds[row] : bounds[row + 1]].long()
         o[row] = _attend(q[row : row + 1], k_buffer, v_buffer, slots, sm_scale)[0]
@@ -95,5 +99,7 @@ def _attend(
     if own:
         seen = [torch.cat(pair) for pair in zip(seen, own, strict=True)]
     keys, values = (part.float() for part in seen)
-    how = {"causal": mask is None, "seen": mask, "window_left": -1}
-    return attend(q.float(), keys, values, sm_scale=sm_scale, **how).to(q.dtype)
+    out = attend(
+        q.float(), keys, values, causal=mask is None, sm_scale=sm_scale, window_left=-1, seen=mask
+    )
+    return out.to(q.dtype)
