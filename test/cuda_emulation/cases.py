@@ -42,7 +42,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         emulate_quantized(fused_experts)
         return quantized_cases.check(case)
     if case["kind"] == "drafts":
-        emulate_drafts()
+        emulate_drafts(case["flags"]["speculative_algorithm"])
         return draft_cases.check(case)
     return {"side by side": side_by_side, "planted": with_faults}[case["kind"]](case)
 

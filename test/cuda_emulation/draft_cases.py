@@ -14,7 +14,7 @@ from scenario import Emulated
 from scenario_requests import LONG, SHORT
 from sglang_layered.core.events import StepDone
 
-NUM_DECODED = 32  # tokens of a request that must outlast the long prompt, several a step
+NUM_DECODED = 20  # tokens of a request that must outlast the long prompt, several a step
 ASKED = [*((tokens, NUM_DECODED) for tokens, _ in SHORT), *LONG]
 
 

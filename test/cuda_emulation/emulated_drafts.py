@@ -18,15 +18,15 @@ from memory_watch import as_kernel
 WHOLE_MASK, ONLY_TREE = 0, 1  # SGLang's TreeMaskMode
 
 
-def emulate_drafts() -> None:
+def emulate_drafts(algorithm: str) -> None:
     """Put them where SGLang calls the kernels."""
     import sglang.srt.speculative.ngram_worker as ngram
 
     register("sgl_kernel", {"build_tree_kernel_efficient": build_trees, "verify_tree_greedy": follow_targets})
-    ngram.reconstruct_indices_from_tree_mask = (
-        links_of_masks  # of a CPU's tensors it asks for another operator
-    )
-    load_ngram_corpus()
+    # Of tensors on a CPU it would ask for an operator of other builds.
+    ngram.reconstruct_indices_from_tree_mask = links_of_masks
+    if algorithm == "NGRAM":
+        load_ngram_corpus()
 
 
 @as_kernel("tree_mask", "positions", "index", "next_token", "next_sibling")

@@ -207,9 +207,7 @@ def _attend_pages(
             end = start + len(wide) * len(slots)
             tree, start = mask[start:end].view(len(wide), -1).bool(), end
         is_causal = causal and mask is None
-        attended = attend(
-            wide, seen, values, causal=is_causal, sm_scale=sm_scale, window_left=-1, seen=tree
-        )
+        attended = attend(wide, seen, values, causal=is_causal, sm_scale=sm_scale, window_left=-1, seen=tree)
         out[mine] = attended.to(q.dtype)
         lse[mine] = _log_sum(wide, seen, sm_scale, causal)
     return out, lse

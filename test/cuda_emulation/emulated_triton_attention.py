@@ -99,7 +99,5 @@ def _attend(
     if own:
         seen = [torch.cat(pair) for pair in zip(seen, own, strict=True)]
     keys, values = (part.float() for part in seen)
-    out = attend(
-        q.float(), keys, values, causal=mask is None, sm_scale=sm_scale, window_left=-1, seen=mask
-    )
+    out = attend(q.float(), keys, values, causal=mask is None, sm_scale=sm_scale, window_left=-1, seen=mask)
     return out.to(q.dtype)

@@ -23,7 +23,6 @@ CASES: dict[str, tuple[str | None, str, dict[str, Any]]] = {
     "EAGLE, triton": ("eagle", "triton", CHAIN),
 }
 FAULTS = {
-    "forward_does_not_wait_for_the_scheduler": r"req_to_token: read on forward .* after write on schedule",
     "scheduler_does_not_wait_for_the_forward": r"req_to_token: write on schedule .* after read on forward",
 }
 
@@ -33,7 +32,8 @@ def found(request: pytest.FixtureRequest, workers: Workers) -> dict[str, Any]:
     kind, attention, flags = CASES[request.param]
     target, draft = drafted_model("qwen3_moe", kind)
     algorithm, faults = request.param.partition(",")[0], FAULTS if request.param == "EAGLE, fa3" else ()
-    flags = {"attention_backend": attention, "page_size": 1, "speculative_algorithm": algorithm, **flags}
+    flags = {"attention_backend": attention, "page_size": 1, "cuda_graph_bs_decode": [1, 4], **flags}
+    flags["speculative_algorithm"] = algorithm
     if draft is not None:
         flags["speculative_draft_model_path"] = str(draft)
     case = {"kind": "drafts", "model": str(target), "flags": flags, "faults": [*faults]}
