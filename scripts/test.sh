@@ -11,6 +11,8 @@ cd "$(dirname "$0")/.."
 # servers at once never fill the memory.
 sharing=$(printf 'test/e2e/test_%s.py ' bench_run equality faults feature_off fuzz)
 several=$(printf 'test/e2e/test_%s.py ' parallel released_checkpoints scale_out) # ranks, kinds of weights, replicas
+# Both read the same emulated runs, which live as long as their pytest.
+emulated=$(printf 'test/cuda_emulation/test_%s.py ' equal_tokens stream_order)
 played=$(printf 'test/lab/test_%s.py ' quickstart_run reproduce) # on servers
 # The longest first, so that none runs alone at the end; the shared servers when those of e2e have ended.
 runtime=(
@@ -23,8 +25,8 @@ runtime=(
 lab=(
   "$several"
   "test/monitoring test/soak $played"
-  "test/cuda_emulation --ignore=test/cuda_emulation/test_equal_tokens.py"
-  "test/cuda_emulation/test_equal_tokens.py"
+  "$emulated"
+  "test/cuda_emulation $(printf -- '--ignore=%s ' $emulated)"
   "test/runner --without-overlap"
   "test/lab test/gpu $(printf -- '--ignore=%s ' $played)"
 )

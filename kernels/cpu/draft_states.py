@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang_layered_kernels.cpu.speculative import among
 
 
 def parents_of(
@@ -24,12 +25,10 @@ def parents_of(
     if next_token is None or next_sibling is None:
         return parents
     parents.fill_(-1)
-    for request in range(num_requests):
-        for node in range(num_nodes):
-            child = int(next_token[request, node])
-            while child >= 0:
-                parents[request, child] = node
-                child = int(next_sibling[request, child])
+    links = zip(parents, next_token.tolist(), next_sibling.tolist(), strict=True)
+    for of_request, children, siblings in links:
+        for node, child in enumerate(children):
+            of_request[list(among(child, siblings))] = node
     return parents
 
 

@@ -95,6 +95,13 @@ def clamped_halves(x: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
     return torch.sigmoid(gate * alpha).mul_(gate).mul_(up.clamp(-limit, limit).add_(1))
 
 
+def gated_situ(x: torch.Tensor, beta: float, limit: float | None) -> torch.Tensor:
+    """Kimi-K3's: sigmoid(gate) times the gate within +-beta and the second half within +-limit, by tanh."""
+    gate, up = x.chunk(2, dim=-1)
+    gate = torch.sigmoid(gate).mul_(beta).mul_(torch.tanh(gate / beta))
+    return gate.mul_(up if limit is None else torch.tanh(up / limit).mul_(limit))
+
+
 def _pieces(ends: list[int], most_rows: int) -> Iterator[tuple[int, int, int, int]]:
     """Experts [first, last) and their rows [start, end): no more than so many, but for one with more."""
     first = start = 0

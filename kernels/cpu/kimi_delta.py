@@ -27,16 +27,14 @@ def kda_gate(
         raw: [..., heads, key size], what the model projects for it.
         decay: [heads] elements, A_log.
         dt_bias: [heads * key size].
-        lower_bound: asks for another gate, Kimi-K3's.
-
-    Raises:
-        NotImplementedError: with a lower bound.
+        lower_bound: asks for another gate, Kimi-K3's: a share of this number, which is below 0.
     """
-    if lower_bound is not None:
-        raise NotImplementedError("the gate with a lower_bound has no CPU reference")
     wide = torch.promote_types(raw.dtype, torch.float32)
     bias = dt_bias.to(wide).view(raw.shape[-2:])
-    return -decay.to(wide).exp().view(-1, 1) * functional.softplus(raw.to(wide) + bias)
+    rate = decay.to(wide).exp().view(-1, 1)
+    if lower_bound is not None:
+        return lower_bound * torch.sigmoid(rate * (raw.to(wide) + bias))
+    return -rate * functional.softplus(raw.to(wide) + bias)
 
 
 def chunk_kda(
@@ -62,7 +60,7 @@ def chunk_kda(
         beta: [1, tokens, heads], the step.
         A_log: [heads] elements.
         dt_bias: [heads * key size].
-        lower_bound: None; see `kda_gate`.
+        lower_bound: of the gate, see `kda_gate`.
         output_intermediate_states: give the states on the way too.
         slots: `initial_state`, `initial_state_indices`, `cu_seqlens`, as of `chunk_gated_delta_rule_cpu`.
 

@@ -1,8 +1,9 @@
 """Attention of one request's last rows on a CPU, in torch, without computing any other row.
 
-A prompt's rows see two kinds of keys: all of the prefix, in whatever order, and of their own rows those up to
-themselves. Both go to torch's flash attention without a mask, the prefix in pieces, as it lies in memory. The
-log of a call's summed weights joins them, and lets a sink in. `slots.py` reads the pieces.
+The rows of a prompt, and drafts to verify, see two kinds of keys: all tokens before the rows, in whatever
+order, and of the rows those up to themselves or, in a tree of drafts, those above them. Both go to torch's
+flash attention, the tokens before in pieces, as they lie in memory. The log of a call's summed weights joins
+them, and lets a sink in. `slots.py` reads the pieces.
 """
 
 from __future__ import annotations
@@ -57,15 +58,15 @@ def attend(
         others: Keys and values of the tokens before the rows, in pieces, in any order. May be read lazily:
             each piece is done with before the next one is asked for, and `own` before the first.
         how: Of the layer; no window that hides any of these tokens, and no soft cap.
-        tree: [rows, rows] bool, which of the rows a row sees, itself among them; None: those up to itself.
+        tree: [rows, rows] bool: which rows a row sees, itself and those above it; None: all before it.
 
     Returns:
         [rows, heads, value size].
     """
     attended: Attended | None = None
     if own is not None:
+        mask = None if tree is None else _added(~tree, query.dtype)
         rows = _by_kv_head(query, own[0])
-        mask = None if tree is None else _mask(~tree, query.dtype)
         attended = _spread(rows, *_heads_first(own), how.scale, mask, is_causal=tree is None)
     for piece in others:
         seen = _folded(_by_kv_head(query, piece[0]), *_heads_first(piece), how.scale)
@@ -75,19 +76,21 @@ def attend(
     return _rows_first(*attended, how)
 
 
-def attend_in_order(query: torch.Tensor, tokens: KeysValues, how: Weighing) -> torch.Tensor:
+def attend_in_order(
+    query: torch.Tensor, tokens: KeysValues, how: Weighing, tree: torch.Tensor | None = None
+) -> torch.Tensor:
     """Causal attention of one request's last rows in any layer; a few rows at a time over the keys they see.
 
     Args:
         query: [rows, heads, key size], the last rows of the request.
         tokens: Keys and values, oldest first, the rows' own included; may begin at the first that a row sees.
         how: Of the layer.
+        tree: As `attend` takes it, rows below those above them. A row's position is that in its own branch.
 
     Returns:
         [rows, heads, value size].
     """
-    past = len(tokens[0]) - len(query)
-    attended = _in_blocks(_by_kv_head(query, tokens[0]), *_heads_first(tokens), past, how)
+    attended = _in_blocks(_by_kv_head(query, tokens[0]), *_heads_first(tokens), how, tree)
     return _rows_first(*attended, how)
 
 
@@ -112,28 +115,35 @@ def _rows_first(outputs: torch.Tensor, logs: torch.Tensor, how: Weighing) -> tor
     return outputs.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _in_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: int, how: Weighing) -> Attended:
+def _in_blocks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, how: Weighing, tree: torch.Tensor | None
+) -> Attended:
     at_most = MAX_SCORES // (q.shape[0] * q.shape[1] * k.shape[1]) if how.soft_cap else BLOCK_ROWS
-    step, parts = min(max(at_most, 1), BLOCK_ROWS), []
+    step, parts, past = min(max(at_most, 1), BLOCK_ROWS), [], k.shape[1] - q.shape[2]
+    position = torch.arange(k.shape[1])
+    if tree is not None:
+        position[past:] = past + tree.sum(-1) - 1
     for start in range(0, q.shape[2], step):
         rows = q[:, :, start : start + step]
-        own = torch.arange(past + start, past + start + rows.shape[2])[:, None]
-        first, end = how.first_key(past + start), past + start + rows.shape[2]
-        position = torch.arange(first, end)
-        hidden = position > own
+        end = past + start + rows.shape[2]
+        own = position[past + start : end, None]
+        first = how.first_key(past if tree is not None else past + start)
+        hidden = position[first:end] > own
+        if tree is not None:
+            hidden[:, past - first :] = ~tree[start : start + step, : end - past]
         if how.window_left >= 0:
-            hidden |= position < own - how.window_left
-        mask = _mask(hidden, q.dtype)
-        seen = k[:, first:end], v[:, first:end]
+            hidden |= position[first:end] < own - how.window_left
+        mask, seen = _added(hidden, q.dtype), (k[:, first:end], v[:, first:end])
         if how.soft_cap:
             parts.append(_capped(rows, *seen, mask, how))
         else:
-            parts.append(_spread(rows, *seen, how.scale, mask=mask))
+            parts.append(_spread(rows, *seen, how.scale, mask))
     outputs, logs = zip(*parts, strict=True)
     return torch.cat(outputs, dim=2), torch.cat(logs, dim=2)
 
 
-def _mask(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _added(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores so that these are not seen."""
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 

@@ -135,7 +135,7 @@ def verify_tree_greedy_cpu(
         path = [0]
         while len(path) < accept_index.shape[1]:
             wanted = targets[request][path[-1]]
-            found = [node for node in _among(children[path[-1]], siblings) if tokens[node] == wanted]
+            found = [node for node in among(children[path[-1]], siblings) if tokens[node] == wanted]
             if not found:
                 break
             path.append(found[0])
@@ -209,8 +209,8 @@ def fill_bonus_tokens_cpu(
     bonus_tokens.copy_(rows.gather(1, last)[:, 0])
 
 
-def _among(node: int, siblings: list[int]) -> Iterator[int]:
-    """A node and those that follow it among the children of one parent."""
+def among(node: int, siblings: list[int]) -> Iterator[int]:
+    """A node (-1: none) and those that follow it among the children of one parent."""
     while node >= 0:
         yield node
         node = siblings[node]

@@ -30,6 +30,12 @@ from sglang_layered.refused_flags import (
 Applies = Callable[[Start], bool]
 
 
+def _sums_in_place(start: Start) -> bool:
+    from sglang_layered.upstream.fused_sums import asks_for_sums_in_place
+
+    return asks_for_sums_in_place(start.model_config)
+
+
 def _is_dense(start: Start) -> bool:
     """True only for a model that is known to have no experts."""
     from sglang_layered.models.layer_shapes import read_layer_shapes
@@ -167,6 +173,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " (leave these flags out and --kv-cache-dtype at bfloat16) or serve it in chunked mode": (
             lambda start: start.untried_sparse_attention is not None
         ),
+        "SGLANG_K3_AR_FUSION=1: sums over ranks in place hold one call of attention a layer and a layered"
+        " step makes two; unset it": _sums_in_place,
         "--layered-policy balanced: it cuts by the bytes of the layers, and those of {args.model_path} are"
         " not known; use token-target": _cuts_blindly,
     },
@@ -189,6 +197,10 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         ),
         f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
         f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
+        f"{SPECULATING} does not work with --attention-backend torch_native: it verifies no drafts; use"
+        " cpu_paged on a CPU, another backend on a GPU": lambda start: (
+            "torch_native" in start.server_args.get_attention_backends()
+        ),
         f"{SPECULATING} cannot serve {{args.model_path}} with this draft model: what it reads of images is"
         " not tested beside a cohort in this family; use NGRAM, or leave the flag out": lambda start: (
             has_untold_images(start.model_config, start.server_args.speculative_algorithm)

@@ -96,6 +96,7 @@ def _check(server_args: Any) -> None:
         return
     from sglang_layered.patching import verify_patched
     from sglang_layered.refusals import refuse
+    from sglang_layered.upstream.fused_sums import keep_sums_apart
 
     verify_patched()
     if config.is_layered:
@@ -104,6 +105,7 @@ def _check(server_args: Any) -> None:
     refuse(config, server_args)
     if config.is_layered:
         limit_media(server_args)
+        keep_sums_apart(server_args)
         if server_args.enable_lora or server_args.lora_paths:
             from sglang_layered.upstream.lora import give_back_what_is_left_behind
 

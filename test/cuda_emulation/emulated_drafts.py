@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from drafts_on_cpu import load_ngram_corpus
 from sglang_layered_kernels.cpu import speculative as trees
-from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus
 
 from emulated_kernels import register
 from memory_watch import as_kernel

@@ -14,11 +14,7 @@ from sglang.srt.utils import kill_process_tree
 
 
 def quantized() -> None:
-    """The references of kernels/cpu instead of AMX, and attention with the sinks of GPT-OSS."""
-    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
-    from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention
-
-    ATTENTION_BACKENDS["triton"] = ReferenceAttention
+    """The references of kernels/cpu instead of AMX."""
     on_cpu = import_module("quantized_on_cpu")
     on_cpu.run_without_amx()
     on_cpu.use_ops()
@@ -34,10 +30,9 @@ def hicache() -> None:
 
 def drafts() -> None:
     """What NGRAM looks drafts up in is compiled here: a scheduler has another environment then."""
-    from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_drafts
-
-    use_drafts()
-    load_ngram_corpus()
+    on_cpu = import_module("drafts_on_cpu")
+    on_cpu.stand_in()
+    on_cpu.load_ngram_corpus()
 
 
 STAND_INS: dict[str, Callable[[], None]] = {

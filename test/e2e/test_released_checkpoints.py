@@ -75,7 +75,7 @@ def plain() -> Path:
     return tiny_model("qwen3_moe")
 
 
-GPT_OSS = ("--attention-backend", "triton", "--moe-runner-backend", "triton")
+GPT_OSS = ("--moe-runner-backend", "triton")
 LORA = ("--enable-lora", "--lora-backend", "torch_native")
 KINDS = {
     "fp8-block": quantized("qwen3_moe", "fp8-block"),

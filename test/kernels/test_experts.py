@@ -18,6 +18,7 @@ from sglang_layered_kernels.cpu.experts import (
     clamped_swiglu,
     gated_gelu,
     gated_silu,
+    gated_situ,
 )
 from torch.nn import functional
 
@@ -36,6 +37,14 @@ def alternating(x: torch.Tensor) -> torch.Tensor:
     return torch.tensor(outputs, dtype=x.dtype)
 
 
+def situ(limit: float | None, x: torch.Tensor) -> torch.Tensor:
+    outputs = []
+    for gate, up in x.view(2, -1).T.tolist():
+        bounded = up if limit is None else limit * math.tanh(up / limit)
+        outputs.append(ALPHA * math.tanh(gate / ALPHA) / (1 + math.exp(-gate)) * bounded)
+    return torch.tensor(outputs, dtype=x.dtype)
+
+
 GATES: dict[str, tuple[Gate, Gate]] = {  # ours, of rows; and the definition, of one row
     "silu": (gated_silu, partial(halves, functional.silu)),
     "gelu": (gated_gelu, partial(halves, partial(functional.gelu, approximate="tanh"))),
@@ -44,6 +53,8 @@ GATES: dict[str, tuple[Gate, Gate]] = {  # ours, of rows; and the definition, of
         partial(clamped_halves, alpha=ALPHA, limit=LIMIT),
         lambda x: alternating(x.unflatten(0, (2, -1)).T.flatten()),
     ),
+    "situ": (partial(gated_situ, beta=ALPHA, limit=LIMIT), partial(situ, LIMIT)),
+    "situ without a limit": (partial(gated_situ, beta=ALPHA, limit=None), partial(situ, None)),
 }
 
 

@@ -72,6 +72,15 @@ def test_reference_of_one_query_on_equal_keys_is_the_mean_of_the_values_it_sees(
     assert output[1, 0].tolist() == values[[3, 1, 0], 0].double().mean(0).tolist()
 
 
+def test_a_sink_of_the_reference_is_a_key_without_a_value() -> None:
+    keys, values, table = torch.zeros(3, 1, 2), torch.arange(6.0).view(3, 1, 2), torch.tensor([[0, 1, 2]])
+    sinks = torch.tensor([0.0])
+    output = group_attention_reference(
+        torch.ones(1, 1, 2), (keys, values), table, [0], [1], [3], scale=1.0, sinks=sinks
+    )
+    torch.testing.assert_close(output[0, 0], values[:, 0].double().sum(0) / 4)
+
+
 def test_the_pair_plans_a_prompt_once_and_decode_every_step() -> None:
     wrappers = EmulatedWrappers()
     case = Case(SMALL)

@@ -31,14 +31,25 @@ def unit(row: list[float]) -> list[float]:
     return [x / length for x in row]
 
 
+def decays(head: int, gate: list[float], lower_bound: float | None) -> list[float]:
+    """Of every key channel, in one step."""
+    rate, bias = math.exp(float(A_LOG[0, 0, head, 0])), DT_BIAS[head * KEY_SIZE :].tolist()
+    opened = [gate[j] + bias[j] for j in range(KEY_SIZE)]
+    if lower_bound is not None:
+        return [math.exp(lower_bound * sigmoid(rate * x)) for x in opened]
+    return [math.exp(-rate * math.log1p(math.exp(x))) for x in opened]
+
+
 def stepped(
-    state: Matrix, head: int, token: tuple[torch.Tensor, ...], beta: float
+    state: Matrix,
+    head: int,
+    token: tuple[torch.Tensor, ...],
+    beta: float,
+    lower_bound: float | None,
 ) -> tuple[list[float], Matrix]:
     """Oracle: one head's output for a token, and its matrix [value size, key size] after it."""
     q, k, v, gate = (part[head].tolist() for part in token)
-    query, key, rate = unit(q), unit(k), math.exp(float(A_LOG[0, 0, head, 0]))
-    bias = DT_BIAS[head * KEY_SIZE :].tolist()
-    decay = [math.exp(-rate * math.log1p(math.exp(gate[j] + bias[j]))) for j in range(KEY_SIZE)]
+    query, key, decay = unit(q), unit(k), decays(head, gate, lower_bound)
     decayed = [[x * decay[j] for j, x in enumerate(row)] for row in state]
     missed = [v[i] - sum(x * y for x, y in zip(row, key, strict=True)) for i, row in enumerate(decayed)]
     state = [[x + beta * missed[i] * key[j] for j, x in enumerate(row)] for i, row in enumerate(decayed)]
@@ -51,15 +62,18 @@ def rows(num_tokens: int) -> tuple[torch.Tensor, ...]:
     return tuple(randn(num_tokens, HEADS, size, seed=seed) for seed, size in enumerate(sizes, start=2))
 
 
-def test_prompts_outputs_states_and_what_is_kept_on_the_way() -> None:
+BOUNDS = pytest.mark.parametrize("lower_bound", [None, -5.0], ids=["Kimi-Linear", "Kimi-K3"])
+
+
+@BOUNDS
+def test_prompts_outputs_states_and_what_is_kept_on_the_way(lower_bound: float | None) -> None:
     made, beta = rows(76), torch.sigmoid(randn(76, HEADS, seed=6))
     states = randn(5, HEADS, VALUE_SIZE, KEY_SIZE, seed=7)
     before = states.clone()
     slots = {"initial_state": states, "initial_state_indices": SLOTS, "cu_seqlens": STARTS}
     parts = [part[None] for part in (*made, beta)]
-    output, kept = ours.chunk_kda(
-        *parts, A_log=A_LOG, dt_bias=DT_BIAS, output_intermediate_states=True, lower_bound=None, **slots
-    )
+    gate = {"A_log": A_LOG, "dt_bias": DT_BIAS, "lower_bound": lower_bound}
+    output, kept = ours.chunk_kda(*parts, output_intermediate_states=True, **gate, **slots)
     chunks = iter(kept[0])
     for slot, (start, end) in zip(SLOTS.tolist(), pairwise(STARTS.tolist()), strict=True):
         matrices = before[slot].tolist()
@@ -68,17 +82,19 @@ def test_prompts_outputs_states_and_what_is_kept_on_the_way() -> None:
                 torch.testing.assert_close(next(chunks), torch.tensor(matrices).double())
             for head in range(HEADS):
                 given = tuple(part[token] for part in made)
-                expected, matrices[head] = stepped(matrices[head], head, given, float(beta[token, head]))
+                step = float(beta[token, head])
+                expected, matrices[head] = stepped(matrices[head], head, given, step, lower_bound)
                 assert output[0, token, head].tolist() == pytest.approx(expected)
         torch.testing.assert_close(states[slot], torch.tensor(matrices).double())
     assert next(chunks, None) is None
     assert torch.equal(states[[1, 3]], before[[1, 3]])
     states.copy_(before)
-    alone = ours.chunk_kda(*parts, A_log=A_LOG, dt_bias=DT_BIAS, **slots)
+    alone = ours.chunk_kda(*parts, **gate, **slots)
     assert torch.equal(alone, output)
 
 
-def test_the_next_token_makes_its_own_gate_and_step() -> None:
+@BOUNDS
+def test_the_next_token_makes_its_own_gate_and_step(lower_bound: float | None) -> None:
     made, b = rows(3), randn(3, HEADS, seed=6)
     states = randn(5, HEADS, VALUE_SIZE, KEY_SIZE, seed=7)
     before = states.clone()
@@ -94,31 +110,17 @@ def test_the_next_token_makes_its_own_gate_and_step() -> None:
         initial_state_source=states,
         initial_state_indices=SLOTS.int(),
         cu_seqlens=torch.arange(4),
+        lower_bound=lower_bound,
         is_kda=True,
     )
     for row, slot in enumerate(SLOTS.tolist()):
         for head in range(HEADS):
             given = tuple(part[row] for part in made)
             step = sigmoid(float(b[row, head]))
-            expected, state = stepped(before[slot, head].tolist(), head, given, step)
+            expected, state = stepped(before[slot, head].tolist(), head, given, step, lower_bound)
             assert output[0, row, head].tolist() == pytest.approx(expected, rel=1e-5)
             torch.testing.assert_close(states[slot, head], torch.tensor(state).double(), rtol=1e-5, atol=1e-6)
     assert torch.equal(states[[1, 3]], before[[1, 3]])
-
-
-def test_what_no_model_here_asks_for_is_not_computed_wrongly() -> None:
-    made, slots = [part[None] for part in rows(1)], torch.zeros(1, dtype=torch.int32)
-    with pytest.raises(NotImplementedError, match="lower_bound"):
-        ours.chunk_kda(
-            *made,
-            randn(1, 1, HEADS),
-            A_log=A_LOG,
-            dt_bias=DT_BIAS,
-            lower_bound=-5.0,
-            initial_state=randn(1, HEADS, VALUE_SIZE, KEY_SIZE),
-            initial_state_indices=slots,
-            cu_seqlens=torch.tensor([0, 1]),
-        )
 
 
 def test_gated_norm() -> None:

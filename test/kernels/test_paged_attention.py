@@ -1,4 +1,4 @@
-"""Attention over the slots of a KV pool, against the reference that keeps every score."""
+"""Attention over the slots of a KV pool, against the reference that takes one row at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_layered_kernels.cpu import paged_attention
 from sglang_layered_kernels.cpu.paged_attention import Weighing, attend, attend_in_order
-from sglang_layered_kernels.cpu.reference_attention import attention
 from sglang_layered_kernels.cpu.slots import MIN_PIECE, MIN_RUN, Reader, as_run, in_runs
+from sglang_layered_kernels.group_attention.reference import group_attention_reference
 
 NUM_SLOTS, SCALE = 1200, 0.3
 HEADS = {"grouped": (4, 2, 8, 8), "one each": (3, 3, 16, 16), "latent": (6, 1, 12, 8)}
 TOLERANCE = 1e-6  # sinks and logs of float32 rows pass through float32
+PARENTS = {"chain": (0, 1, 2, 3, 4, 5), "tree": (0, 0, 1, 1, 2, 4, 6, 3)}  # of drafts after the first
 GENERATOR = torch.Generator().manual_seed(5)
 
 
@@ -42,6 +43,47 @@ def lying(how: str, num_tokens: int) -> torch.Tensor:
     return torch.cat([torch.arange(run), 800 + 3 * torch.arange(num_tokens - run) % 400]).int()
 
 
+def expected_of(
+    query: torch.Tensor, pool: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor, how: Weighing
+) -> torch.Tensor:
+    """The reference of the last rows of a request with its tokens at these slots."""
+    lengths = ([len(query)], [len(slots)])
+    return group_attention_reference(
+        query,
+        pool,
+        slots[None],
+        [0],
+        *lengths,
+        scale=how.scale,
+        window_left=how.window_left,
+        soft_cap=how.soft_cap,
+        sinks=how.sinks,
+    )
+
+
+def attended(
+    query: torch.Tensor,
+    pool: tuple[torch.Tensor, torch.Tensor],
+    slots: torch.Tensor,
+    how: Weighing,
+    tree: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same rows, read as the backend does."""
+    reader, past = Reader(query.dtype), len(slots) - len(query)
+    if len(query) == 1:
+        return attend(query, None, reader.pieces(*pool, in_runs(slots), 1), how)
+    own = reader.read(*pool, as_run(slots[past:]))
+    return attend(query, own, reader.pieces(*pool, in_runs(slots[:past]), len(query)), how, tree)
+
+
+def paths_of(parents: tuple[int, ...]) -> list[list[int]]:
+    """Drafts from the first one to each, by their numbers."""
+    paths = [[0]]
+    for number, parent in enumerate(parents, 1):
+        paths.append([*paths[parent], number])
+    return paths
+
+
 @pytest.mark.parametrize("sinks", [None, torch.tensor([0.4, -1.0, 2.0, 0.0, 1.0, 3.0])])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("slots", ["run", "about", "both"])
@@ -49,34 +91,9 @@ def lying(how: str, num_tokens: int) -> torch.Tensor:
 def test_rows_see_all_before_them(
     num_rows: int, num_tokens: int, slots: str, heads: str, sinks: torch.Tensor | None
 ) -> None:
-    (keys, values), query = pool(heads), rows_of(heads, num_rows)
-    at, how = (
-        lying(slots, num_tokens),
-        Weighing(SCALE, sinks=None if sinks is None else sinks[: HEADS[heads][0]]),
-    )
-    reader, past = Reader(torch.float64), num_tokens - num_rows
-    if num_rows == 1:
-        got = attend(query, None, reader.pieces(keys, values, in_runs(at), 1), how)
-    else:
-        own = reader.read(keys, values, as_run(at[past:]))
-        got = attend(query, own, reader.pieces(keys, values, in_runs(at[:past]), num_rows), how)
-    expected = attention(query, keys[at], values[at], scale=SCALE, sinks=how.sinks)
-    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
-
-
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("slots", ["run", "about", "both"])
-def test_drafts_see_those_above_them_in_their_tree(slots: str, heads: str) -> None:
-    parents = [-1, 0, 0, 1, 2, 2]
-    (keys, values), query = pool(heads), rows_of(heads, len(parents))
-    tree = torch.eye(len(parents), dtype=torch.bool)
-    for node, parent in enumerate(parents[1:], 1):
-        tree[node] |= tree[parent]
-    at, reader, past = lying(slots, 300), Reader(torch.float64), 300 - len(parents)
-    own = reader.read(keys, values, as_run(at[past:]))
-    others = reader.pieces(keys, values, in_runs(at[:past]), len(parents))
-    got = attend(query, own, others, Weighing(SCALE), tree)
-    expected = attention(query, keys[at], values[at], scale=SCALE, tree=tree)
+    cache, query, at = pool(heads), rows_of(heads, num_rows), lying(slots, num_tokens)
+    how = Weighing(SCALE, sinks=None if sinks is None else sinks[: HEADS[heads][0]])
+    got, expected = attended(query, cache, at, how), expected_of(query, cache, at, how)
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
@@ -88,20 +105,50 @@ def test_windows_and_soft_caps(
 ) -> None:
     monkeypatch.setattr(paged_attention, "MAX_SCORES", 10_000)  # several blocks of rows
     (keys, values), query = pool(heads), rows_of(heads, num_rows)
-    sinks = torch.linspace(-1, 2, HEADS[heads][0])
-    got = attend_in_order(
-        query, (keys[:num_tokens], values[:num_tokens]), Weighing(SCALE, window, cap, sinks)
-    )
-    known = {"scale": SCALE, "window_left": window, "soft_cap": cap, "sinks": sinks}
-    expected = attention(query, keys[:num_tokens], values[:num_tokens], **known)
+    how = Weighing(SCALE, window, cap, torch.linspace(-1, 2, HEADS[heads][0]))
+    got = attend_in_order(query, (keys[:num_tokens], values[:num_tokens]), how)
+    expected = expected_of(query, (keys, values), torch.arange(num_tokens), how)
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("slots", ["run", "both"])
+@pytest.mark.parametrize(("window", "cap"), [(-1, 0.0), (2, 0.0), (9, 0.7), (-1, 0.7), (200, 0.0)])
+@pytest.mark.parametrize("num_before", [1, 300])
+@pytest.mark.parametrize("shape", PARENTS)
+def test_a_draft_sees_the_tokens_before_and_those_above_it(
+    monkeypatch: pytest.MonkeyPatch,
+    shape: str,
+    num_before: int,
+    window: int,
+    cap: float,
+    slots: str,
+    heads: str,
+) -> None:
+    """Oracle: each draft as the last row of a chain of those above it."""
+    monkeypatch.setattr(paged_attention, "MAX_SCORES", 3_000)  # a few rows at a time
+    paths, cache = paths_of(PARENTS[shape]), pool(heads)
+    query, at = rows_of(heads, len(paths)), lying(slots, num_before + len(paths))
+    tree = torch.zeros(len(paths), len(paths), dtype=torch.bool)
+    for row, path in zip(tree, paths, strict=True):
+        row[path] = True
+    how = Weighing(SCALE, window, cap, torch.linspace(-1, 2, HEADS[heads][0]))
+    keys, values = (part[at] for part in cache)
+    found = [attend_in_order(query, (keys, values), how, tree)]
+    if window < 0 and not cap:
+        found.append(attended(query, cache, at, how, tree))
+    for number, path in enumerate(paths):
+        seen = torch.cat([at[:num_before], at[num_before:][path]])
+        expected = expected_of(query[number : number + 1], cache, seen, how)[0]
+        for got in found:
+            torch.testing.assert_close(got[number], expected, atol=TOLERANCE, rtol=0)
 
 
 def test_a_pool_of_bfloat16_is_computed_in_float32() -> None:
     keys, values = (part.to(torch.bfloat16) for part in pool("grouped"))
-    query, at, reader = rows_of("grouped", 1).float(), lying("both", 3 * MIN_PIECE), Reader(torch.float32)
-    got = attend(query, None, reader.pieces(keys, values, in_runs(at), 1), Weighing(SCALE))
-    expected = attention(query.double(), keys[at].double(), values[at].double(), scale=SCALE)
+    query, at = rows_of("grouped", 1).float(), lying("both", 3 * MIN_PIECE)
+    got = attended(query, (keys, values), at, Weighing(SCALE))
+    expected = expected_of(query, (keys, values), at, Weighing(SCALE))
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=0)
 
 

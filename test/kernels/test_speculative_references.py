@@ -1,4 +1,4 @@
-"""The references of trees of drafts against trees of Python objects, and against each other."""
+"""The references of trees of drafts against trees of Python objects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sglang_layered_kernels.cpu import speculative
-from sglang_layered_kernels.cpu.reference_attention import attention
 
 from sglang_layered.errors import CpuKernelError
 
@@ -207,19 +206,3 @@ def test_slots_of_drafts_and_of_accepted_ones() -> None:
     tokens = torch.tensor([[11, 12, 13], [21, 22, 23]], dtype=torch.int32)
     speculative.fill_bonus_tokens_cpu(tokens, torch.tensor([2, 1], dtype=torch.int32), bonus, 3)
     assert bonus.tolist() == [12, 21]
-
-
-@given(batches(), st.integers(-1, 4))
-def test_a_tree_attends_as_each_of_its_paths_does(batch: tuple[list[Tree], list[int]], window: int) -> None:
-    """Oracle: a node's row is the last one of a chain of the nodes above it."""
-    trees, before = batch
-    tree, num_before = trees[0], before[0]
-    generator = torch.Generator().manual_seed(5)
-    query = torch.randn(len(tree), 4, 8, generator=generator, dtype=torch.float64)
-    keys, values = torch.randn(2, num_before + len(tree), 2, 8, generator=generator, dtype=torch.float64)
-    got = attention(query, keys, values, scale=0.5, window_left=window, tree=mask_of(tree))
-    for node in tree:
-        own = [*range(num_before), *(num_before + other.number for other in node.path)]
-        rows = [other.number for other in node.path]
-        alone = attention(query[rows], keys[own], values[own], scale=0.5, window_left=window)
-        torch.testing.assert_close(got[node.number], alone[-1])

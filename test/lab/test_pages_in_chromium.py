@@ -17,7 +17,7 @@ from sglang_layered_lab.bench.report import write_report
 from sglang_layered_lab.quickstart.replay import BEFORE_S, read_played, write_replay
 
 REPO = Path(__file__).resolve().parents[2]
-RECORD = REPO / "results/quickstart/2026-11-21-2cores-overlap.json"
+RECORD = REPO / "results/quickstart/2026-11-30-2cores"
 SHOTS = REPO / "out" / "pages"
 LOOKS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": DESKTOP},
@@ -97,7 +97,7 @@ def recorded(at_s: float) -> list[list[int]]:
         [long], running = mode.middle().traces, mode.middle().background
         counts.append(
             [
-                sum(-BEFORE_S < round(each.time_s, 3) <= at_s for each in trace.arrivals)
+                sum(-BEFORE_S < round(each.time_s - long.sent_s, 3) <= at_s for each in trace.arrivals)
                 for trace in (long, *running)
             ]
         )
@@ -139,8 +139,8 @@ def test_the_keyboard_is_enough_and_a_screen_reader_is_told(replay: Path, browse
         page.keyboard.press("ArrowRight")
         assert float(time.input_value()) == pytest.approx(there + 0.05, abs=0.051)
         play.press("Enter")
-        page.clock.run_for(1000)  # twice as fast: past the first tokens of two modes
-        assert "layered: the prompt's first token, after 1." in told.text_content()
+        page.clock.run_for(1800)  # twice as fast: past the first tokens of two modes
+        assert "layered: the prompt's first token, after 3." in told.text_content()
         page.clock.run_for(9000)
         assert play.inner_text() == "Play again" and told.text_content() == "The end"
 
@@ -160,7 +160,7 @@ def test_without_javascript_all_figures_are_there(replay: Path, browser: Any) ->
         assert not page.locator("#play").is_visible()
         assert page.locator("noscript").count() == 1
         assert page.locator(".strip").count() == 3
-        assert "1.63" in page.locator("table").inner_text()
+        assert "2.43" in page.locator("table").inner_text()
 
 
 def test_what_these_tests_look_for_is_found(tmp_path: Path, browser: Any) -> None:

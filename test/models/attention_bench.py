@@ -64,7 +64,7 @@ def batch_of(load: Load, runner: Any) -> SimpleNamespace:
             table[request, past - 64 : past + 1] = start + request + 4 * torch.arange(65, dtype=torch.int32)
             start += 0 if request + 1 < len(load.rows) else 300
     lengths = torch.tensor([rows + past for rows, past in zip(load.rows, load.past, strict=True)])
-    mode = SimpleNamespace(is_decode_or_idle=lambda: load.is_decode)
+    mode = SimpleNamespace(is_decode_or_idle=lambda: load.is_decode, is_target_verify=lambda: False)
     return SimpleNamespace(
         seq_lens=lengths,
         req_pool_indices=torch.arange(len(lengths)),

@@ -58,6 +58,11 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
         "Kimi Delta Attention, latent attention without rotary embedding in every fourth layer and the last,"
         " a router bias, a shared expert, 1 dense layer first",
     ),
+    "kimi_k3": (
+        "Kimi-K3, text",
+        "as Kimi-Linear, with bounded gates, compressed queries, gates of attention's output, experts in a"
+        " smaller space, residuals weighed by blocks of 3 layers, a vision tower",
+    ),
     "nemotron_h": (
         "Nemotron-H",
         "blocks of one mixer each: Mamba2, attention without positions, experts without gates in a"
@@ -75,7 +80,7 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
     "lfm2": ("LFM2", "dense, short convolutions, full attention in two layers, tied embeddings"),
 }
 # Families that transformers does not know: the oracle in Hugging Face's place is the model's definition.
-DEFINED = {"kimi_linear": "yes, its definition's"}
+DEFINED = dict.fromkeys(("kimi_k3", "kimi_linear"), "yes, its definition's")
 RANGES = {"PipelineRanges": "pipeline stages", "ListRanges": "list of layers"}
 HEAD = (
     "| family | SGLang class | what the tiny model has | layers with experts | layers run as"

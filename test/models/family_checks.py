@@ -15,7 +15,7 @@ from sglang.srt.layers.moe.topk import TopK
 
 from broken_models import probe_findings
 from harness import SteppedScheduler
-from kimi_definition import KimiLinear
+from kimi_definition import KimiK3, KimiLinear
 from prompts import prompt
 from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.core.events import DropReason, StepDone
@@ -26,7 +26,10 @@ GROUP_TOKENS = 64
 CHUNK_TOKENS = 512
 UNEVEN_GROUPS = 3
 LONGEST, BESIDE, LAST = 3, 0, 6  # of the prompts
-DEFINED = {"kimi_linear": KimiLinear}  # families that transformers does not know, by their definition
+DEFINED = {
+    "kimi_k3": KimiK3,
+    "kimi_linear": KimiLinear,
+}  # families that transformers does not know, by their definition
 
 
 def prompts(turn: int) -> list[list[int]]:

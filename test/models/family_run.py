@@ -31,6 +31,7 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
+from sglang.srt.layers import attn_residual  # noqa: E402
 from sglang.srt.layers.attention import minimax_sparse_backend  # noqa: E402
 from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
 from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
@@ -42,6 +43,7 @@ from sglang.srt.model_executor import model_runner  # noqa: E402
 from sglang.srt.models import (  # noqa: E402
     ernie4,
     gemma4_causal,
+    kimi_k3,
     kimi_linear,
     lfm2,
     lfm2_moe,
@@ -75,6 +77,7 @@ RECURRENT = {"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedul
 FLAGS: dict[str, dict[str, Any]] = {
     "qwen3_next": RECURRENT,
     "qwen3_5_moe": RECURRENT,
+    "kimi_k3": RECURRENT,
     "kimi_linear": RECURRENT,
     "nemotron_h": RECURRENT | {"moe_runner_backend": "triton"},
     "lfm2_moe": RECURRENT,
@@ -180,12 +183,30 @@ class SigmoidGatedNorm(FusedRMSNormGated):
 
 
 def use_kda_references() -> None:
-    """SGLang has no KDA on a CPU: it imports none of its kernels there, and asks for a CUDA stream."""
+    """SGLang has no KDA on a CPU: it imports none of its kernels there, and asks for CUDA streams.
+
+    Kimi-K3 has none of its own on AMD's GPUs, where SGLang also leaves out a kernel for decode rows.
+    """
     kimi_linear.get_stream = lambda name: None
-    kimi_linear.FusedRMSNormGated = SigmoidGatedNorm
+    kimi_k3._is_hip = True
+    kimi_linear.FusedRMSNormGated = kimi_k3.FusedRMSNormGated = SigmoidGatedNorm
+    kimi_k3._add3 = added
+    attn_residual._FAST_SUPPORTED = False
+    attn_residual._aggregate_fused = weighed
     kda_backend.causal_conv1d_fn = causal_conv1d_fn_cpu
     for function in (kimi_delta.chunk_kda, kimi_delta.fused_sigmoid_gating_delta_rule_update):
         setattr(kda_triton, function.__name__, function)
+
+
+def added(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None, **_: Any) -> torch.Tensor:
+    """SGLang's sum of three is a CUDA kernel."""
+    return a + b if c is None else a + b + c
+
+
+def weighed(prefix: torch.Tensor, blocks: torch.Tensor, *args: Any) -> torch.Tensor:
+    """Kimi-K3's mean of blocks, and the norm: SGLang's own words in torch instead of its Triton kernels."""
+    *weighing, norm = args
+    return norm(attn_residual.aggregate_stream_torch(prefix, blocks, *weighing))
 
 
 def some_without_gates(

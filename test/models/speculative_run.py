@@ -17,8 +17,8 @@ use_references()
 
 import click  # noqa: E402
 import torch  # noqa: E402
+from drafts_on_cpu import load_ngram_corpus, stand_in  # noqa: E402
 from sglang.srt.arg_groups import speculative_hook  # noqa: E402
-from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_drafts  # noqa: E402
 from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
@@ -30,7 +30,6 @@ from recurrent_checks import check_states, found_again  # noqa: E402
 from sglang_layered.core.choice import StepShape, StrategyChoice  # noqa: E402
 from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.upstream import aux_states  # noqa: E402
-from sglang_layered.upstream.cpu_choice import CPU_ATTENTION  # noqa: E402
 from storm import storm  # noqa: E402
 
 APART = "one layer a group, apart"
@@ -41,8 +40,6 @@ GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
-OURS = {"attention_backend": CPU_ATTENTION}  # which verifies; a draft model has none of it
-DRAFTED = {"speculative_draft_attention_backend": "triton"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Case:
 
 
 CASES = {
-    "NGRAM": Case("NGRAM", flags=TREE | OURS, is_thorough=True),
+    "NGRAM": Case("NGRAM", flags=TREE, is_thorough=True),
     "STANDALONE": Case("STANDALONE", kind="standalone"),
     "EAGLE": Case("EAGLE", kind="eagle"),
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
@@ -84,7 +81,7 @@ CASES = {
     "NGRAM of Qwen3-Next": Case("NGRAM", "qwen3_next", flags=TREE),
     "EAGLE of Qwen3-Next's MTP": Case("EAGLE", "qwen3_next", "mtp"),
     "EAGLE of Qwen3.5's MTP": Case("EAGLE", "qwen3_5_moe", "mtp", is_thorough=True),
-    "EAGLE of Nemotron-H's MTP": Case("EAGLE", "nemotron_h", "mtp", CHAIN | DRAFTED, is_thorough=True),
+    "EAGLE of Nemotron-H's MTP": Case("EAGLE", "nemotron_h", "mtp", is_thorough=True),
 }
 
 
@@ -250,10 +247,7 @@ def acceptance(stepped: SteppedScheduler, rids: list[str]) -> tuple[int, int]:
 def scheduler(case: Case, **flags: Any) -> SteppedScheduler:
     # Watchdogs of closed schedulers hear of no more steps, and would end this process after 5 minutes.
     size = {"max_total_tokens": 4000, "chunked_prefill_size": CHUNK_TOKENS, "watchdog_timeout": 36_000}
-    # Both are the reference; SGLang refuses Triton's name where the first layer has no attention.
-    backend = "torch_native" if case.arch == "nemotron_h" else "triton"
-    own = {"attention_backend": backend, "enable_streaming_session": True}
-    own["enable_expert_traffic_metrics"] = True
+    own = {"enable_streaming_session": True, "enable_expert_traffic_metrics": True}
     return SteppedScheduler(
         case.target,
         layered_group_tokens=GROUP_TOKENS,
@@ -286,7 +280,7 @@ def check_case(case: Case) -> dict[str, Any]:
 @click.argument("names", nargs=-1)
 def main(out: Path, names: tuple[str, ...]) -> None:
     """Check the cases NAMES (all without any) and write what was seen to OUT."""
-    use_drafts()
+    stand_in()
     load_ngram_corpus()
     let_drafts_overlap()
     check_all(out, names or CASES, lambda name: check_case(CASES[name]), close)

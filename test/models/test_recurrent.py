@@ -13,6 +13,7 @@ WAYS = {
     "qwen3_next": ("no_buffer", "extra_buffer"),  # gated delta nets
     "qwen3_5_moe": ("no_buffer", "extra_buffer"),
     "kimi_linear": ("no_buffer", "extra_buffer"),  # Kimi Delta Attention beside latent attention
+    "kimi_k3": ("no_buffer", "extra_buffer"),  # the same with another gate, and residuals of several layers
     "nemotron_h": ("no_buffer", "extra_buffer"),  # Mamba2
     "lfm2_moe": ("no_buffer", "no_cache"),  # short convolutions
 }

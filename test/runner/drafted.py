@@ -23,16 +23,17 @@ from tiny_models import drafted_model, use_the_cpu  # noqa: E402
 use_the_cpu()
 
 import torch  # noqa: E402
+from drafts_on_cpu import load_ngram_corpus, stand_in  # noqa: E402
 from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
 from sglang.srt.runtime_context import reset_context  # noqa: E402
-from sglang_layered_kernels.cpu.draft_attention import load_ngram_corpus, use_drafts  # noqa: E402
 
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
+from sglang_layered.upstream.cpu_choice import CPU_ATTENTION  # noqa: E402
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_steps": 3, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 6}
@@ -69,11 +70,11 @@ class Played:
 def drafted_scheduler(
     arch: str, algorithm: str, *, prefill_mode: str = "chunked", overlap: bool = False, **flags: Any
 ) -> SteppedScheduler:
-    """A scheduler of a family's draftable model with a name in ALGORITHMS, on references of kernels/cpu.
+    """A scheduler of a family's draftable model with a name in ALGORITHMS.
 
     `overlap`: with SGLang's overlap scheduler, which it forbids with drafts on a CPU.
     """
-    use_drafts()
+    stand_in()
     kind, own = ALGORITHMS[algorithm]
     if algorithm == "ngram":
         load_ngram_corpus()
@@ -87,7 +88,7 @@ def drafted_scheduler(
         return SteppedScheduler(
             target,
             prefill_mode=prefill_mode,
-            attention_backend="triton",
+            attention_backend=CPU_ATTENTION,
             disable_overlap_schedule=not overlap,
             speculative_draft_model_path=None if draft is None else str(draft),
             **flags,

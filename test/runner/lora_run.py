@@ -14,7 +14,6 @@ from lora_served import ORDER, Run, prompts, same
 # isort: split
 # What is above chooses the CPU and Triton's interpreter before SGLang is imported.
 from lora_models import leave_memory_unpinned
-from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.lora import deepseek_mla_correction
 from sglang.srt.lora.layers import FusedMoEWithLoRA
 from sglang.srt.lora.lora_drainer import LoRADrainer
@@ -27,7 +26,6 @@ from sglang.srt.managers.io_struct import (
 )
 from sglang_layered_kernels.cpu import latent_adapters
 from sglang_layered_kernels.cpu.expert_adapters import experts_with_adapters
-from sglang_layered_kernels.cpu.reference_attention import ReferenceAttention
 
 from prompts import prompt
 from sglang_layered.core.choice import StrategyChoice
@@ -242,7 +240,6 @@ def main() -> None:
     """Write what each named scenario found into a file: OUT, flags as JSON, names."""
     out, flags, *names = sys.argv[1:]
     leave_memory_unpinned()
-    ATTENTION_BACKENDS["triton"] = ReferenceAttention
     vars(deepseek_mla_correction).update(latent_adapters.FUNCTIONS)
     FusedMoEWithLoRA._forward_with_lora = experts_with_adapters
     run = Run(Path(out).with_suffix(""), **json.loads(flags))

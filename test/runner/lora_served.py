@@ -29,7 +29,6 @@ KINDS = {  # of a family: rank and modules of each adapter
     "latent": ("deepseek_v3", {"a": (4, LATENT), "b": (8, LATENT), "c": (16, OUTPUT)}),
     "experts": ("qwen3_moe", {"a": (4, EXPERTS | OUTPUT), "b": (8, EXPERTS), "c": (16, OUTPUT)}),
 }
-FLAGS = {"latent": {"attention_backend": "triton"}}  # which is our reference, see main()
 ORDER = ("a", None, "b", "c", "b", "c", "a")  # of the prompts below
 
 
@@ -59,7 +58,7 @@ class Run:
             enable_lora=True,
             lora_paths=refs,
             lora_backend="torch_native",
-            **FLAGS.get(kind, {}) | flags,
+            **flags,
         )
         self.manager = self.stepped.scheduler.tp_worker.model_runner.lora_manager
         self.most_adapters = 0

@@ -87,6 +87,13 @@ class Bench:
         runner.model = EmptyModel(runner.model.pp_group, scheduler.model_config.vocab_size)
         self.loop = LayeredLoop(scheduler, LayeredConfig("layered", layered_group_tokens=GROUP_TOKENS))
         scheduler.layered_loop = self.stepped.loop = self.loop
+        self.fill()
+
+    def fill(self) -> None:
+        """As many requests as are to run, the earlier ones ended: they have a bounded number of tokens."""
+        for req in [*self.stepped.scheduler.running_batch.reqs]:
+            self.stepped.abort(req.rid)
+        self.decode(2)
         for seed in range(NUM_RUNNING):
             self.stepped.send(prompt(8, seed), 1500)
         self.decode(8)
@@ -192,7 +199,9 @@ def measure(rounds: int) -> dict[str, list[float]]:
         times["middle"] += middle
         times["last"].append(last)
         bench.decode(2)
-    return times | bench.auto(rounds) | questions(bench.stepped, rounds)
+    times |= bench.auto(rounds)
+    bench.fill()
+    return times | questions(bench.stepped, rounds)
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ import pytest
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
 from sglang.srt.utils import is_cuda
-from sglang_layered_kernels.cpu.experts import gated_silu
+from sglang_layered_kernels.cpu.experts import gated_silu, gated_situ
 from tiny_models import tiny_model
 
 from harness import SteppedScheduler
@@ -20,7 +20,6 @@ from sglang_layered.upstream import cpu_experts
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION, check_cpu_attention
 
 OURS = ("--attention-backend", CPU_ATTENTION)
-NGRAM = ("--speculative-algorithm", "NGRAM")
 STOCK = ("--attention-backend", "torch_native")
 
 
@@ -65,31 +64,21 @@ def test_with_torch_native_it_is_refused(arch: str, has: str) -> None:
         check(tiny_model(arch), *LAYERED, *STOCK)
 
 
-@pytest.mark.parametrize(
-    ("device", "algorithm", "says"),
-    [
-        ("cuda", None, "the device is cuda; leave the flag out"),
-        (
-            "cpu",
-            "EAGLE",
-            "cannot attend for a draft model, as --speculative-algorithm EAGLE needs; use NGRAM",
-        ),
-    ],
-)
-def test_where_it_cannot_serve_the_flag_is_refused(device: str, algorithm: str | None, says: str) -> None:
-    args = SimpleNamespace(
-        device=device, speculative_algorithm=algorithm, get_attention_backends=lambda: (CPU_ATTENTION,) * 2
-    )
-    with pytest.raises(UnsupportedError, match=rf"--attention-backend cpu_paged: .*{says}"):
+def test_it_is_the_default_of_layered_mode_with_drafts_too(tiny_qwen3_moe: Path) -> None:
+    drafts = ("--speculative-algorithm", "NGRAM")
+    assert check(tiny_qwen3_moe, *LAYERED, *drafts).attention_backend == CPU_ATTENTION
+    assert check(tiny_qwen3_moe, *OURS, *drafts).attention_backend == CPU_ATTENTION
+    with pytest.raises(UnsupportedError, match=r"torch_native: it verifies no drafts; use cpu_paged"):
+        check(tiny_qwen3_moe, *LAYERED, *STOCK, *drafts)
+
+
+def test_on_a_gpu_the_flag_is_refused() -> None:
+    args = SimpleNamespace(device="cuda", get_attention_backends=lambda: (CPU_ATTENTION,) * 2)
+    says = "--attention-backend cpu_paged: .*the device is cuda; leave the flag out"
+    with pytest.raises(UnsupportedError, match=says):
         check_cpu_attention(args)
     args.get_attention_backends = lambda: ("triton", "triton")
     check_cpu_attention(args)
-
-
-def test_drafts_without_a_model_are_verified_by_it(tiny_qwen3_moe: Path) -> None:
-    assert check(tiny_qwen3_moe, *LAYERED, *NGRAM).attention_backend == CPU_ATTENTION
-    assert check(tiny_qwen3_moe, *OURS, *NGRAM).attention_backend == CPU_ATTENTION
-    assert check(tiny_qwen3_moe, *NGRAM).attention_backend == "torch_native"
 
 
 def test_sglang_takes_no_triton_for_it() -> None:
@@ -117,7 +106,6 @@ def test_experts_come_with_it(stepped: SteppedScheduler) -> None:
     [
         {"is_gated": False},
         {"activation": "relu2"},
-        {"activation": "situ"},
         {"no_combine": True},
         {"swiglu_limit": 7.0},
         {"gemm1_clamp_limit": 7.0},
@@ -128,3 +116,16 @@ def test_experts_come_with_it(stepped: SteppedScheduler) -> None:
 def test_experts_that_ours_do_not_know_stay_sglangs(setting: dict[str, Any]) -> None:
     assert cpu_experts._gate(MoeRunnerConfig()) is gated_silu
     assert cpu_experts._gate(MoeRunnerConfig(**setting)) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "numbers"),
+    [
+        ({"gemm1_alpha": 3.0, "gemm1_clamp_limit": 25.0}, {"beta": 3.0, "limit": 25.0}),
+        ({}, {"beta": 4.0, "limit": None}),
+    ],
+)
+def test_kimi_k3s_experts_are_ours(setting: dict[str, Any], numbers: dict[str, Any]) -> None:
+    gate: Any = cpu_experts._gate(MoeRunnerConfig(activation="situ", **setting))
+    assert gate.func is gated_situ
+    assert gate.keywords == numbers

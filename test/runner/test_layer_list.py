@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.distributed import get_pp_group, parallel_state
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
 from sglang_layered.errors import UnsupportedError
@@ -153,3 +154,25 @@ def test_a_wrapper_that_hides_the_pipeline_interface_has_a_list_of_layers() -> N
     open_one = Open(Plain)
     vars(open_one).update(pp_group=SimpleNamespace(), start_layer=0, end_layer=NUM_LAYERS)
     assert PipelineRanges.can_cut(open_one)
+
+
+class Asking(nn.Module):
+    """Asks the process's group whether it has the first layer, as Kimi-K3's, and its own whether the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pp_group = SimpleNamespace(is_first_rank=True, is_last_rank=True)
+        self.start_layer, self.end_layer = 0, NUM_LAYERS
+
+    def forward(
+        self, input_ids: Any, positions: Any, batch: Any, pp_proxy_tensors: Any = None
+    ) -> tuple[bool, bool]:
+        return get_pp_group().is_first_rank, self.pp_group.is_last_rank
+
+
+def test_a_model_that_asks_the_process_for_its_group_is_told_of_its_range() -> None:
+    ranges, batch = PipelineRanges(Asking()), SimpleNamespace(input_ids=None, positions=None)
+    assert ranges.run(batch, 0, 0, None, last=True) == (True, True)  # type: ignore[arg-type]
+    rows = PPProxyTensors({})
+    assert ranges.run(batch, 2, NUM_LAYERS, rows, last=True) == (False, True)  # type: ignore[arg-type]
+    assert get_pp_group is parallel_state.get_pp_group

@@ -1,6 +1,7 @@
 """What a server says at its start to weights, adapters, images and expert ids (no server is started)."""
 
 import json
+import os
 import pickle
 import re
 from contextlib import nullcontext
@@ -66,6 +67,20 @@ def test_what_recurrent_layers_do_not_work_with_is_refused(flag: str) -> None:
     asked = ADAPTERS if flag == "--enable-lora" else (flag, "2") if flag == "--pp-size" else (flag,)
     with pytest.raises(UnsupportedError, match=rf"with recurrent layers does not work with {flag}: .*; .*"):
         check(model, *LAYERED, *NO_BUFFER, *asked)
+
+
+def test_kimi_k3s_sums_in_place_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang turns them on by itself on Blackwell, where nothing is said."""
+    model, variable = tiny_model("kimi_k3"), "SGLANG_K3_AR_FUSION"
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(UnsupportedError, match=rf"{variable}=1: .*; unset it"):
+        check(model, *LAYERED, *NO_BUFFER)
+    monkeypatch.delenv(variable)
+    check(model, *NO_BUFFER)
+    assert variable not in os.environ
+    check(model, *LAYERED, *NO_BUFFER)
+    check(model, *LAYERED, *NO_BUFFER)  # nor does what we said ourselves refuse a second time
+    assert os.environ[variable] == "False"
 
 
 @pytest.mark.parametrize("flag", SPECULATION)

@@ -45,6 +45,14 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3NextForCausalLM": ("qwen3_next", {}),
     "Qwen3_5MoeForCausalLM": ("qwen3_5_moe_text", {}),
     "KimiLinearForCausalLM": ("kimi_linear", {"linear_attn_config": KIMI_LAYERS, **LATENT}),
+    "KimiK3ForConditionalGeneration": (
+        "kimi_k3",
+        {
+            "text_config": SIZES
+            | {"model_type": "kimi_linear", "linear_attn_config": KIMI_LAYERS, "attn_res_block_size": 3}
+            | LATENT
+        },
+    ),
     "Lfm2ForCausalLM": ("lfm2", {"layer_types": ["conv", "conv", "full_attention", "conv"] * 2}),
     "Lfm2MoeForCausalLM": ("lfm2_moe", {"layer_types": ["conv", "conv", "full_attention", "conv"] * 2}),
     "BailingMoeV2_5ForCausalLM": ("bailing_hybrid", {}),
@@ -73,4 +81,5 @@ def model_folder(folder: Path, config: dict[str, Any], **files: object) -> Path:
 def recurrent(architecture: str) -> dict[str, Any]:
     """The configuration of a family with recurrent layers."""
     model_type, fields = RECURRENT[architecture]
-    return SIZES | {"architectures": [architecture], "model_type": model_type} | fields
+    sizes = {} if "text_config" in fields else SIZES
+    return sizes | {"architectures": [architecture], "model_type": model_type} | fields

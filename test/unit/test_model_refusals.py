@@ -17,6 +17,7 @@ from sglang_layered.models.refused import (
     SERVED_RECURRENT,
     model_refusal,
     parked_choice_bytes,
+    parked_sizes,
     untried_sparse_attention,
 )
 
@@ -106,6 +107,16 @@ def test_a_shared_choice_is_parked_in_4_bytes_a_token(tmp_path: Path, freq: int,
     folder = model_folder(tmp_path, SIZES | INDEXER | {"index_topk_freq": freq})
     assert parked_choice_bytes(ModelConfig(str(folder))) == num_bytes
     assert parked_choice_bytes(ModelConfig(str(model_folder(tmp_path / "plain", QWEN3_MOE)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_sizes"), [("KimiK3ForConditionalGeneration", 4), ("KimiLinearForCausalLM", 2)]
+)
+def test_blocks_of_layers_before_are_parked(tmp_path: Path, architecture: str, num_sizes: int) -> None:
+    """8 layers in blocks of 3, beside the sum in the open one."""
+    from sglang.srt.configs.model_config import ModelConfig
+
+    assert parked_sizes(ModelConfig(str(model_folder(tmp_path, recurrent(architecture))))) == num_sizes
 
 
 def test_choices_that_no_stage_hands_on_are_refused(tmp_path: Path) -> None:

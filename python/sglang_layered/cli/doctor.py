@@ -23,7 +23,6 @@ from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
 PACKAGES = ("sglang", "torch", "flashinfer-python", "sglang-kernel", "nvidia-ml-py", "prometheus-client")
 PROMPT_TOKENS = 8192
-PARKED_TENSORS = 2  # hidden states and residual
 DEVICES = {
     True: "CUDA driver found: SGLang uses the GPU and the real sgl_kernel",
     False: "no CUDA driver: SGLANG_USE_CPU_ENGINE=1 and --device cpu; kernels/cpu is sgl_kernel",
@@ -88,7 +87,7 @@ def probe(model_path: str) -> Iterator[Finding]:
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     from sglang.srt.configs.model_config import ModelConfig
 
-    from sglang_layered.models.refused import model_refusal, parked_choice_bytes
+    from sglang_layered.models.refused import model_refusal, parked_choice_bytes, parked_sizes
 
     config = ModelConfig(model_path)
     dtype = str(config.dtype).removeprefix("torch.")
@@ -100,7 +99,7 @@ def probe(model_path: str) -> Iterator[Finding]:
     yield Finding("layers", str(config.num_hidden_layers))
     yield Finding("groups", f"{plan.num_groups} of {sizes} layers for {PROMPT_TOKENS} prompt tokens")
     yield Finding("experts", _experts(config))
-    parked = PARKED_TENSORS * config.hidden_size * config.dtype.itemsize + parked_choice_bytes(config)
+    parked = parked_sizes(config) * config.hidden_size * config.dtype.itemsize + parked_choice_bytes(config)
     yield Finding(
         "parked", f"{parked:,} B a prompt token, {parked * PROMPT_TOKENS / 1e6:.0f} MB of {PROMPT_TOKENS}"
     )

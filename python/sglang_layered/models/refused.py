@@ -15,6 +15,7 @@ SPARSE_KERNELS = ("flashmla_sparse", "fa3")  # for prompts, for decode rows
 # Of the models with a state per request and layer those whose tokens the tests compare (docs/models.md).
 SERVED_RECURRENT = frozenset(
     {
+        "KimiK3ForConditionalGeneration",
         "KimiLinearForCausalLM",
         "Lfm2ForCausalLM",
         "Lfm2MoeForCausalLM",
@@ -31,6 +32,8 @@ DRAFTED_RECURRENT = frozenset(
 )
 DRAFTS_OF_RECURRENT = ("NGRAM", "EAGLE")
 DRAFTED_IMAGES = frozenset({"Qwen3_5MoeForConditionalGeneration"})
+
+HIDDEN_AND_RESIDUAL = 2
 
 
 def has_recurrent_layers(model_config: Any) -> bool:
@@ -172,6 +175,16 @@ def parked_choice_bytes(model_config: Any) -> int:
     config = model_config.hf_text_config
     layers = range(model_config.num_hidden_layers) if is_deepseek_dsa(config) else ()
     return 4 * config.index_topk if any(dsa_layer_skips_topk(config, layer) for layer in layers) else 0
+
+
+def parked_sizes(model_config: Any) -> int:
+    """How many hidden sizes a prompt token parks between two layer groups, at most."""
+    from sglang.srt.configs.model_config import is_kimi_k3
+
+    block = getattr(model_config.hf_text_config, "attn_res_block_size", None)
+    if block is None or not is_kimi_k3(model_config.hf_config):
+        return HIDDEN_AND_RESIDUAL
+    return 1 - (-model_config.num_hidden_layers // block)  # and each block of layers before
 
 
 def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:

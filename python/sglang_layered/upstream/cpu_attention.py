@@ -2,8 +2,8 @@
 
 Upstream: srt/layers/attention/torch_native_backend.py `TorchNativeAttnBackend`, which it extends. That one
 copies every context at every step, computes the rows of cached tokens again, reads all layers' keys from the
-slots of full attention, and knows no sinks, no soft caps and no latent attention. Encoders' layers stay with
-it. kernels/cpu has the arithmetic.
+slots of full attention, and knows no sinks, no soft caps, no latent attention and no drafts. Encoders' layers
+stay with it. kernels/cpu has the arithmetic.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,7 @@ from sglang.srt.utils import support_triton
 from sglang_layered_kernels.cpu.paged_attention import Weighing, attend, attend_in_order
 from sglang_layered_kernels.cpu.slots import Reader, Slots, as_run, in_runs
 
-from sglang_layered.errors import CpuKernelError
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION
-
-BRANCHES = (
-    "drafts that branch in layers with a window or a soft cap: there is no CPU reference of it; let them form"
-    " a chain, with --speculative-ngram-max-bfs-breadth 1"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +29,32 @@ class _Request:
     """What the last rows of a request see in layers of one kind.
 
     Where `in_order` is None all rows see the same tokens before them, which lie at `others`, and `own` are
-    the rows' slots; of a single row, `own` is None and its slot among the others.
+    the rows' slots; of a single row, `own` is None and its slot among the others. `tree` [rows, rows] says
+    which rows a row sees, where these are not all before it.
     """
 
     num_rows: int
     in_order: Slots | None = None
     own: Slots | None = None
     others: tuple[Slots, ...] = ()
+    tree: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, slots: torch.Tensor, num_rows: int, how: Weighing) -> "_Request":
+    def of(cls, slots: torch.Tensor, num_rows: int, how: Weighing, tree: torch.Tensor | None) -> "_Request":
         """A request with its tokens at these slots [tokens], oldest first."""
         first = how.first_key(len(slots) - num_rows)
         hides_some = how.first_key(len(slots) - 1) > first
         slots = slots[first:]
         if hides_some or how.soft_cap:
-            return cls(num_rows, in_order=as_run(slots))
+            return cls(num_rows, in_order=as_run(slots), tree=tree)
         if num_rows == 1:
             return cls(num_rows, others=tuple(in_runs(slots)))
         past = len(slots) - num_rows
-        return cls(num_rows, own=as_run(slots[past:]), others=tuple(in_runs(slots[:past])))
+        return cls(num_rows, own=as_run(slots[past:]), others=tuple(in_runs(slots[:past])), tree=tree)
 
 
 class CpuAttention(TorchNativeAttnBackend):
-    """Rows of prompts, of decodes and of drafts to verify, over the KV pool's slots, each row once."""
+    """Rows of prompts, of decodes and of drafts over the KV pool's slots, each row once."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)
@@ -67,26 +63,41 @@ class CpuAttention(TorchNativeAttnBackend):
         self._reader = Reader(self._dtype)
         self._tables: list[torch.Tensor] = []
         self._num_rows: list[int] = []
+        self._trees: Sequence[torch.Tensor | None] = ()
         self._kinds: dict[tuple[int, bool, bool], list[_Request]] = {}
-        self._trees: Sequence[torch.Tensor | None] = ()  # [drafts, drafts] of each request; None: a chain
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Note where the tokens of each request lie; layers of one kind share what follows from it."""
         super().init_forward_metadata(forward_batch)
-        lengths, self._kinds = forward_batch.seq_lens.tolist(), {}
-        self._trees = [None] * len(lengths)
-        if forward_batch.forward_mode.is_target_verify():
-            num_drafts = forward_batch.spec_info.draft_token_num  # behind the tokens of `seq_lens`
-            self._num_rows = [num_drafts] * len(lengths)
-            self._trees = _trees(forward_batch.spec_info.custom_mask, num_drafts)
-            lengths = [length + num_drafts for length in lengths]
-        elif forward_batch.forward_mode.is_decode_or_idle():
-            self._num_rows = [1] * len(lengths)
+        mode, lengths = forward_batch.forward_mode, forward_batch.seq_lens.tolist()
+        trees: Sequence[torch.Tensor | None] | None = None
+        if mode.is_target_verify():  # such a batch has the lengths before its rows, and none of rows
+            drafts, num_drafts = forward_batch.spec_info, forward_batch.spec_info.draft_token_num
+            lengths, num_rows = [length + num_drafts for length in lengths], [num_drafts] * len(lengths)
+            if drafts.tree_topk != 1:  # a chain of drafts has no need of its mask
+                trees = drafts.custom_mask.view(-1, num_drafts, num_drafts).unbind()
         else:
-            self._num_rows = forward_batch.extend_seq_lens.tolist()
-        table = self.req_to_token_pool.req_to_token
+            is_decode = mode.is_decode_or_idle()
+            num_rows = [1] * len(lengths) if is_decode else forward_batch.extend_seq_lens.tolist()
         rows = zip(forward_batch.req_pool_indices.tolist(), lengths, strict=True)
-        self._tables = [table[row, :length] for row, length in rows]
+        table = self.req_to_token_pool.req_to_token
+        self.see([table[row, :length] for row, length in rows], num_rows, trees)
+
+    def see(
+        self,
+        tables: list[torch.Tensor],
+        num_rows: list[int],
+        trees: Sequence[torch.Tensor | None] | None = None,
+    ) -> None:
+        """Take the requests of the next forward.
+
+        Args:
+            tables: Each request's slots [tokens], oldest first, those of its rows included.
+            num_rows: Rows of each, its last tokens.
+            trees: Of each [rows, rows] bool, as `attend` takes it; None: no request has one.
+        """
+        self._tables, self._num_rows, self._kinds = tables, num_rows, {}
+        self._trees = [None] * len(tables) if trees is None else trees
 
     def forward_extend(
         self,
@@ -139,16 +150,14 @@ class CpuAttention(TorchNativeAttnBackend):
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim).to(self._dtype).split(self._num_rows)
-        for query, request, tree in zip(queries, self._requests(layer, how), self._trees, strict=True):
+        for query, request in zip(queries, self._requests(layer, how), strict=True):
             if request.in_order is not None:
-                if tree is not None:
-                    raise CpuKernelError(BRANCHES)
                 seen = self._reader.read(keys, values, request.in_order)
-                outputs.append(attend_in_order(query, seen, how))
+                outputs.append(attend_in_order(query, seen, how, request.tree))
                 continue
             own = None if request.own is None else self._reader.read(keys, values, request.own)
             others = self._reader.pieces(keys, values, request.others, request.num_rows)
-            outputs.append(attend(query, own, others, how, tree))
+            outputs.append(attend(query, own, others, how, request.tree))
         return _shaped(outputs, q, layer)
 
     @torch.no_grad()
@@ -182,21 +191,14 @@ class CpuAttention(TorchNativeAttnBackend):
         kind = (how.window_left, bool(how.soft_cap), has_own_pool)
         if kind not in self._kinds:
             self._kinds[kind] = [
-                _Request.of(self._in_window_pool(table) if has_own_pool else table, num_rows, how)
-                for table, num_rows in zip(self._tables, self._num_rows, strict=True)
+                _Request.of(self._in_window_pool(table) if has_own_pool else table, num_rows, how, tree)
+                for table, num_rows, tree in zip(self._tables, self._num_rows, self._trees, strict=True)
             ]
         return self._kinds[kind]
 
     def _in_window_pool(self, slots: torch.Tensor) -> torch.Tensor:
         """Slots in the pool of layers with a window; of tokens that have left it, slot 0."""
         return self.token_to_kv_pool.translate_loc_from_full_to_swa(slots)
-
-
-def _trees(masks: torch.Tensor, num_drafts: int) -> list[torch.Tensor | None]:
-    """Of each request, by SGLang's masks of a CPU: which drafts a draft (row) is below, itself among them."""
-    trees = masks.view(-1, num_drafts, num_drafts)
-    is_chain = (trees == torch.ones_like(trees[0]).tril()).flatten(1).all(1).tolist()
-    return [None if chain else tree for tree, chain in zip(trees, is_chain, strict=True)]
 
 
 def _is_of_encoder(layer: Any) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 from sglang_layered.errors import UnsupportedError
 
 CPU_ATTENTION = "cpu_paged"
-WITHOUT_DRAFT_MODEL = (None, "NGRAM")  # a draft model would attend for its own steps, too
 # SGLang asks these for one of three names; they have no default.
 ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM")
 
@@ -62,8 +61,7 @@ def _is_wanted(server_args: Any) -> bool:
 
     if server_args.attention_backend == CPU_ATTENTION:
         return True
-    drafts = server_args.speculative_algorithm
-    is_free = server_args.is_attention_backend_not_set() and drafts in WITHOUT_DRAFT_MODEL
+    is_free = server_args.is_attention_backend_not_set()
     return server_args.prefill_mode == "layered" and is_free and not cpu_has_amx_support()
 
 
@@ -80,16 +78,15 @@ def check_cpu_attention(server_args: Any) -> None:
         raise UnsupportedError(
             f"{asked}: it computes on a CPU and the device is {server_args.device}; leave the flag out"
         )
-    if server_args.speculative_algorithm not in WITHOUT_DRAFT_MODEL:
-        raise UnsupportedError(
-            f"{asked}: it verifies drafts and cannot attend for a draft model, as --speculative-algorithm"
-            f" {server_args.speculative_algorithm} needs; use NGRAM, or leave one of the two out"
-        )
 
 
 def _make(model_runner: Any) -> Any:
     from sglang_layered.upstream.cpu_attention import CpuAttention
     from sglang_layered.upstream.cpu_experts import take_experts
 
+    if model_runner.server_args.speculative_algorithm is not None:
+        from sglang_layered.upstream.cpu_drafts import take_drafts
+
+        take_drafts()
     take_experts(model_runner.model)
     return CpuAttention(model_runner)

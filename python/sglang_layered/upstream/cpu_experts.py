@@ -21,8 +21,10 @@ from sglang_layered_kernels.cpu.experts import (
     clamped_swiglu,
     gated_gelu,
     gated_silu,
+    gated_situ,
 )
 
+SITU_BETA = 4.0  # SGLang's where a configuration says none, srt/layers/moe/fused_moe_native.py
 Gate = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -57,6 +59,8 @@ def _gate(config: Any) -> Gate | None:
     clamp, alpha = config.gemm1_clamp_limit, config.gemm1_alpha
     if not config.is_gated or config.no_combine or config.swiglu_limit is not None:
         return None
+    if config.activation == "situ":
+        return partial(gated_situ, beta=SITU_BETA if alpha is None else alpha, limit=clamp)
     if alpha is not None:
         if config.activation != "silu" or clamp is None:
             return None

@@ -7,13 +7,14 @@ in srt/models, srt/layers/communicator.py, `ModelRunner._extend_forward_kwargs`.
 """
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
-from sglang.srt.distributed import tensor_model_parallel_all_reduce
+from sglang.srt.distributed import get_pp_group, tensor_model_parallel_all_reduce
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
@@ -26,6 +27,8 @@ from sglang_layered.upstream.lora import Adapters
 Kwargs: TypeAlias = dict[str, Any]
 # What is written; the second pair lies behind properties of the first one's names (srt/models/qwen3_5.py).
 BOUNDS = (("start_layer", "end_layer"), ("_start_layer", "_end_layer"))
+# What srt/models/kimi_k3.py calls to ask whether it has the first layer; it has an attribute for the last.
+PROCESS_GROUP = get_pp_group.__name__
 
 
 class LayerRanges(ABC):
@@ -113,6 +116,7 @@ class PipelineRanges(LayerRanges):
         self._asks_behind_the_last = asks_behind_the_last(stack)
         self.first_layer = self._stack[self._start]
         self.num_layers: int = self._stack[self._end]
+        self._asked = _asked_beside(self.stack)
         group = self._grouped[0]["pp_group"]
         self.has_head = group.is_last_rank
         self._stages = {
@@ -125,8 +129,7 @@ class PipelineRanges(LayerRanges):
     def can_cut(model: nn.Module) -> bool:
         """Whether the model has the pipeline interface; a multimodal one may keep it from its own callers.
 
-        One whose bounds stand in two modules is none: srt/models/kimi_linear.py asks the process's group, for
-        which nothing can stand in, whether it has the first layer.
+        One whose bounds stand in two modules is none, as srt/models/kimi_linear.py.
         """
         grouped, stacks = _stages(model)
         takes_rows = "pp_proxy_tensors" in inspect.signature(model.forward).parameters
@@ -156,8 +159,12 @@ class PipelineRanges(LayerRanges):
             self._stack[self._start], self._stack[self._end] = start, end
             for attributes in self._grouped:
                 attributes["pp_group"] = virtual
+            if self._asked is not None:
+                self._asked[PROCESS_GROUP] = lambda: virtual
             yield
         finally:
+            if self._asked is not None:
+                self._asked[PROCESS_GROUP] = get_pp_group
             self._stack[self._start], self._stack[self._end] = bounds
             for attributes, group in zip(self._grouped, groups, strict=True):
                 attributes["pp_group"] = group
@@ -168,6 +175,13 @@ def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[tuple[nn.Modul
     modules = list(model.modules())
     grouped = [vars(module) for module in modules if "pp_group" in vars(module)]
     return grouped, [(module, names) for module in modules if (names := _bounds_of(vars(module)))]
+
+
+def _asked_beside(stack: nn.Module) -> Kwargs | None:
+    """Where a stack finds the function by which it asks the process's group past its own, or None."""
+    forward = inspect.unwrap(type(stack).forward)
+    asks = PROCESS_GROUP in forward.__code__.co_names
+    return vars(sys.modules[type(stack).__module__]) if asks else None
 
 
 def _bounds_of(attributes: Kwargs) -> tuple[str, str] | None:

@@ -21,6 +21,8 @@ DARK: Mapping[str, str] = {  # of the pictures' colours what they are on a dark 
     plots.QUIET: "#9a9a9a",
     plots.GRID: "#33383e",
     plots.MARK: "#ff7b6b",
+    plots.SPARE_COLOURS[1]: "#e0789f",
+    plots.SPARE_COLOURS[2]: "#b7a253",
     plots.COLOURS["default"]: "#c9c9c9",
     plots.COLOURS["whole"]: "#a8a8a8",
     plots.COLOURS["mixed"]: "#e6a04a",
@@ -68,11 +70,16 @@ def inline(picture: Picture) -> str:
     found = SIZE.search(text)
     assert found is not None  # matplotlib writes one
     body = NAMES.sub(rf"\1{re.sub(r'[^A-Za-z0-9_-]', '_', picture.stem)}-", text[found.end() :])
-    body = COLOUR.sub(lambda colour: _variable(colour[0]) if colour[0] in DARK else colour[0], body)
+    body = COLOUR.sub(lambda colour: themed(colour[0]), body)
     said = f'role="img" aria-label="{escape(picture.title)}"'
     head = f'<svg {said} viewBox="{found[1]}" class="picture" fill="currentColor">'
     # The picture's texts are outlines; where they are words, in comments, matplotlib escapes them.
     return head + body
+
+
+def themed(colour: str) -> str:
+    """A colour of a picture as CSS has it in a page, light or dark."""
+    return _variable(colour) if colour in DARK else colour
 
 
 def _variable(colour: str) -> str:

@@ -19,7 +19,10 @@ COMMANDS = {
     },
     "Watch": {
         "top": ("sglang_layered_lab.watch.cli:top", "Watch a running server in the terminal."),
-        "monitoring": (f"{_CLI}.monitoring:monitoring", "Write the files of Prometheus and Grafana."),
+        "monitoring": (
+            f"{_CLI}.monitoring:monitoring",
+            "Write Prometheus' and Grafana's files; draw the dashboard.",
+        ),
         "dashboard": ("sglang_layered_lab.dashboard.cli:dashboard", "Make or check the Grafana dashboard."),
         "explain": (f"{_CLI}.traces:explain", "Print what policy auto decided in each step of a trace."),
     },

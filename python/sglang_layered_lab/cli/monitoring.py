@@ -1,6 +1,7 @@
-"""`sglang-layered monitoring`: writes out docker/monitoring, which the wheel has as a package of data."""
+"""`sglang-layered monitoring`: writes out docker/monitoring, which the wheel has, or draws its dashboard."""
 
 import re
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib.resources import files
@@ -9,16 +10,17 @@ from pathlib import Path
 import click
 
 from sglang_layered.cli.groups import WholeGroup
-from sglang_layered.errors import ConfigError
+from sglang_layered.errors import ConfigError, LabError
 from sglang_layered.files import check_output
 
 SCRAPED = ("server", "router", "alertmanager")
 RULES = ("recording", "alerts")
+DASHBOARD = "grafana/dashboards/layered.json"
 
 
 @click.group(cls=WholeGroup)
 def monitoring() -> None:
-    """Write the files of Prometheus, Alertmanager and Grafana."""
+    """Write the files of Prometheus, Alertmanager and Grafana, and the dashboard as a page."""
 
 
 @monitoring.command()
@@ -58,6 +60,47 @@ def rules() -> None:
     """Print rules and alerts as objects of the Prometheus operator, for `kubectl apply -f -`."""
     for name in RULES:
         click.echo(prometheus_rule(name, (_root() / "prometheus" / f"{name}.yml").read_text()), nl=False)
+
+
+@monitoring.command()
+@click.option("--prometheus", "url", metavar="URL", default="http://127.0.0.1:9090", show_default=True)
+@click.option("--range", "span", default="15m", show_default=True, help="How far back, as 15m or 1h30m.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("dashboard.html"),
+    show_default=True,
+    help="The page; or a folder, which gets it as index.html.",
+)
+@click.option("--instance", default=".*", show_default=True, help="Only these servers.")
+@click.option("--model", default=".*", show_default=True, help="Only these models.")
+@click.option("--mode", default=".*", show_default=True, help="Only these prefill modes.")
+def snapshot(url: str, span: str, out: Path, instance: str, model: str, mode: str) -> None:
+    """Write the dashboard, as a Prometheus has it now, to one HTML page that needs no other file.
+
+    The page is drawn without Grafana, from the JSON that Grafana reads. --instance, --model and --mode are
+    regular expressions, as Grafana's variables.
+    """
+    try:
+        from sglang_layered_lab.bench.pages import page_path
+        from sglang_layered_lab.dashboard.board import read_board
+        from sglang_layered_lab.dashboard.definition import Choice
+        from sglang_layered_lab.dashboard.prometheus import Prometheus, seconds
+        from sglang_layered_lab.dashboard.snapshot import write_snapshot
+    except ModuleNotFoundError as error:
+        raise LabError(
+            f"snapshot needs the package {error.name}: pip install 'sglang-layered[lab]'"
+        ) from error
+    try:
+        range_s = seconds(span)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--range") from error
+    check_output(page_path(out))
+    board = read_board((_root() / DASHBOARD).read_text(encoding="utf-8"))
+    with Prometheus(url) as prometheus:
+        path = write_snapshot(prometheus, board, Choice(instance, model, mode), range_s, time.time(), out)
+    click.echo(f"wrote {path}")
 
 
 def with_targets(config: str, targets: tuple[str, ...]) -> str:

@@ -39,7 +39,7 @@ from sglang_layered_lab.quickstart import MODES, SIZES
 @click.option(
     "--record",
     type=click.Path(path_type=Path, exists=True),
-    help="Serve nothing: write --page of an earlier quickstart, its folder or a file of results/quickstart.",
+    help="Serve nothing: write --page of an earlier quickstart, from its folder.",
 )
 def quickstart(
     modes: tuple[str, ...],

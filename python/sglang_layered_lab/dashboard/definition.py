@@ -1,11 +1,11 @@
 """The dashboard as data: rows of panels with queries, read from panels.toml. It knows no Grafana and no HTTP.
 
 Queries hold the variables `$instance`, `$model`, `$mode` and `$__rate_interval`. Grafana fills them in;
-`Choice.filled` does it for Prometheus' own API.
+`filled` does it for Prometheus' own API.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ Source = Needs | Literal["router"]
 SOURCES: tuple[Source, ...] = ("layered", "learns", "paces", "any", "experts", "energy", "slo", "router")
 STRICT = ConfigDict(extra="forbid")
 _NAME = re.compile(r"\b(?:[a-z_]+:[a-z0-9_:]+|smg_[a-z0-9_]+|up)\b")
+_VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)(?::\w+)?\}|\[\[(\w+)\]\]")
 _SELECTOR = re.compile(_NAME.pattern + r"(?:\{[^{}]*\})?")
 _NEEDS = {PREFIX + metric.name: metric.needs for metric in METRICS}
 
@@ -93,11 +94,24 @@ class Choice:
     model: str = ".*"
     mode: str = ".*"
 
+    def values(self) -> dict[str, str]:
+        """The expressions by variable, as they stand between quotation marks in a query."""
+        chosen = {"instance": self.instance, "model": self.model, "mode": self.mode}
+        return {name: re.sub(r'(["\\])', r"\\\1", value) for name, value in chosen.items()}
+
     def filled(self, expr: str, rate_interval_s: float) -> str:
         """Return `expr` with every variable replaced."""
-        values = {"instance": self.instance, "model": self.model, "mode": self.mode}
-        values["__rate_interval"] = f"{round(1000 * rate_interval_s)}ms"
-        return re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)
+        return filled(expr, {**self.values(), "__rate_interval": duration(rate_interval_s)})
+
+
+def filled(expr: str, values: Mapping[str, str]) -> str:
+    """`expr` with a value for every `$name`, `${name}`, `${name:format}` and `[[name]]`."""
+    return _VARIABLE.sub(lambda found: values[found[1] or found[2] or found[3]], expr)
+
+
+def duration(seconds: float) -> str:
+    """A time as PromQL has it."""
+    return f"{round(1000 * seconds)}ms"
 
 
 def all_queries(rows: tuple[Row, ...]) -> Iterator[tuple[Row, Panel, Query]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from sglang_layered_lab.models.kimi import kimi_tensors
+from sglang_layered_lab.models.kimi import kimi_k3_tensors, kimi_tensors
 from sglang_layered_lab.models.recipe import FamilyRecipe, ModelRecipe, Recipe
 
 # Standard deviation of a matrix times sqrt(fan-in): one value, so that layers of any width have the same
@@ -27,10 +27,14 @@ SCALE_STD = 0.2  # of what scales a router's input and its experts' outputs
 # Log of a recurrent head's decay a token: states that remember some ten tokens or many, so that one that
 # starts from elsewhere is seen.
 DECAY_MEAN, DECAY_STD = -2.5, 1.0
+# The same where a gate is bounded: what a sigmoid makes of bias and rate is a share of the fastest decay.
+BOUNDED_GATES = ("kimi_k3",)
+BOUNDED_MEANS = {"A_log": 0.0, "dt_bias": -3.0}
 TRANSPOSED_EXPERTS = ("gpt_oss",)  # families that store an expert's matrices as [inputs, outputs]
 # Families that transformers does not know: names and shapes of all tensors.
 LAYOUTS: Mapping[str, Callable[[FamilyRecipe], Iterator[tuple[str, tuple[int, ...]]]]] = {
     "kimi_linear": kimi_tensors,
+    "kimi_k3": kimi_k3_tensors,
 }
 
 
@@ -54,6 +58,9 @@ def tensor_spec(recipe: Recipe, name: str, shape: tuple[int, ...]) -> TensorSpec
     family = recipe if isinstance(recipe, FamilyRecipe) else None
     if "embed_tokens" in name or name.endswith("model.embeddings.weight"):
         return TensorSpec(name, shape, std=family.embedding_std if family else EMBEDDING_STD)
+    gate = name.rpartition(".")[2]
+    if recipe.arch in BOUNDED_GATES and gate in BOUNDED_MEANS:
+        return TensorSpec(name, shape, mean=BOUNDED_MEANS[gate], std=DECAY_STD)
     if name.endswith("A_log"):
         return TensorSpec(name, shape, mean=DECAY_MEAN, std=DECAY_STD)
     if name.endswith("linear_attn.norm.weight") or (".visual." in name and "norm" in name):

@@ -1,10 +1,9 @@
 """The page that plays a quickstart again in a browser: its times, token by token, beside each other.
 
-A record is a quickstart's folder, or one file of a quickstart before it wrote sweeps (`results/quickstart/`).
+A record is a quickstart's folder.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -12,20 +11,14 @@ from statistics import median
 from typing import Any
 
 from sglang_layered.errors import LabError
-from sglang_layered_lab.bench.metrics import Window
 from sglang_layered_lab.bench.pages import render, write_page
 from sglang_layered_lab.bench.record import Repetition
 from sglang_layered_lab.bench.sweep_result import SweepResult
-from sglang_layered_lab.bench.trace import Arrival, RequestTrace
+from sglang_layered_lab.bench.trace import RequestTrace
 from sglang_layered_lab.quickstart.figures import COLUMNS, measure
 
 BEFORE_S = 0.5  # shown before the long prompt is sent
 STEP_S = 0.05  # of the slider
-LABELS = {  # of modes in files without them
-    "whole": "whole prompt first (SGLang's default)",
-    "mixed": "mixed chunks of 256 tokens",
-    "layered": "layered prefill, 5 layer groups",
-}
 NAMES = {"whole": "Whole prompt", "mixed": "Mixed chunks", "layered": "Layered prefill"}
 
 
@@ -48,7 +41,8 @@ def write_replay(record: Path, out: Path) -> Path:
     """Write the page of a record; the path.
 
     Raises:
-        LabError: it is no record of a quickstart, or a request in it failed.
+        BenchError: it is no folder of records.
+        LabError: they are none of a quickstart, or a request in them failed.
     """
     played = read_played(record)
     modes = [_mode(each) for each in played]
@@ -62,7 +56,6 @@ def write_replay(record: Path, out: Path) -> Path:
         modes=modes,
         facts=list(_facts(made)),
         headings=[heading for heading, *_ in COLUMNS.values()],
-        is_stock_cpu=not made["machine"]["gpus"] and "attention" not in made,  # older than our own kernels
         from_s=-BEFORE_S,
         until_s=ceil(end_s / STEP_S) * STEP_S,  # the slider's steps lead there, so the last token is reached
         step_s=STEP_S,
@@ -74,10 +67,9 @@ def read_played(record: Path) -> list[Played]:
     """Read a record, mode by mode.
 
     Raises:
-        LabError: it is none.
+        BenchError: it is no folder of records.
+        LabError: they are none of a quickstart.
     """
-    if record.is_file() and record.name != "sweep.json":
-        return _of_one_file(record)
     result = SweepResult.read(record.parent if record.is_file() else record)
     played = [
         Played(cell.mode, cell.label, cell.record.repetitions, cell.record.made_with) for cell in result.cells
@@ -85,38 +77,6 @@ def read_played(record: Path) -> list[Played]:
     if any(len(each.traces) != 1 or not each.background for mode in played for each in mode.repetitions):
         raise LabError(f"{record}: a sweep, but not one of a quickstart; give a folder that quickstart wrote")
     return played
-
-
-def _of_one_file(path: Path) -> list[Played]:
-    try:
-        document = json.loads(path.read_bytes())
-        scenario = document["scenario"]
-        return [
-            Played(
-                run["mode"],
-                LABELS[run["mode"]],
-                tuple(_repetition(index, each, scenario) for index, each in enumerate(run["repetitions"])),
-                document,
-            )
-            for run in document["runs"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = " ".join(repr(error).split())[:200]
-        raise LabError(f"{path}: no record of a quickstart ({why}); give a folder that it wrote") from error
-
-
-def _repetition(index: int, seen: Mapping[str, Any], scenario: Mapping[str, Any]) -> Repetition:
-    """Times there are seconds since the long prompt was sent."""
-
-    def trace(name: str, sent_s: float, tokens: int, pairs: Sequence[Sequence[Any]]) -> RequestTrace:
-        return RequestTrace(name, sent_s, sent_s, tokens, 0, tuple(Arrival(*pair) for pair in pairs))
-
-    long = trace("long", 0.0, scenario["long_prompt_tokens"], seen["long"])
-    running = tuple(
-        trace(f"running-{number}", each[0][0], scenario["running_prompt_tokens"], each)
-        for number, each in enumerate(seen["running"])
-    )
-    return Repetition(index, (long,), Window(0.0, long.arrivals[-1].time_s), {}, {}, {}, running)
 
 
 def _mode(played: Played) -> dict[str, Any]:
