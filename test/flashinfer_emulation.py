@@ -31,8 +31,12 @@ def attend(
     sm_scale: float | None,
     window_left: int,
     soft_cap: float | None = None,
+    seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """q [rows, heads, dim] on keys and values [keys, kv heads, dim]; the last row stands at the last key."""
+    """q [rows, heads, dim] on keys and values [keys, kv heads, dim]; the last row stands at the last key.
+
+    `seen` [rows, keys] says which keys a row sees, where neither `causal` nor a window does.
+    """
     num_rows, num_heads, head_dim = q.shape
     num_keys, num_kv_heads, _ = keys.shape
     scale = head_dim**-0.5 if sm_scale is None else sm_scale
@@ -42,6 +46,8 @@ def attend(
         scores = soft_cap * torch.tanh(scores / soft_cap)
     distance = (torch.arange(num_rows)[:, None] + num_keys - num_rows) - torch.arange(num_keys)[None]
     hidden = torch.zeros_like(distance, dtype=torch.bool)
+    if seen is not None:
+        hidden |= ~seen
     if causal:
         hidden |= distance < 0
     if window_left >= 0:

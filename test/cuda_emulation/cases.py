@@ -6,7 +6,9 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import draft_cases
 import quantized_cases
+from emulated_drafts import emulate_drafts
 from emulated_flash_attention import emulate_flash_attention
 from emulated_flashinfer import emulate_flashinfer
 from emulated_graphs import GRAPHS, emulate_graphs
@@ -39,6 +41,9 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     if case["kind"] == "quantized":
         emulate_quantized(fused_experts)
         return quantized_cases.check(case)
+    if case["kind"] == "drafts":
+        emulate_drafts(case["flags"]["speculative_algorithm"])
+        return draft_cases.check(case)
     return {"side by side": side_by_side, "planted": with_faults}[case["kind"]](case)
 
 

@@ -26,6 +26,7 @@ def emulate_flashinfer() -> None:
     backend.BatchPrefillWithPagedKVCacheWrapper = PagedPrefill
     backend.BatchPrefillWithRaggedKVCacheWrapper = RaggedPrefill
     backend.fast_decode_plan = plan_again
+    backend.fast_prefill_plan = plan_drafts_again
     backend._safe_merge_state = merge
 
 
@@ -101,7 +102,9 @@ def plan_again(
 
 
 class PagedPrefill(Wrapper):
-    """Rows of prompts on KV pages of one token."""
+    """Rows of prompts, or of drafts with a mask [rows, keys] each request, on KV pages of one token."""
+
+    _mask: torch.Tensor | None = None
 
     def begin_forward(
         self,
@@ -111,12 +114,19 @@ class PagedPrefill(Wrapper):
         last: Any,
         q_heads: int,
         *sizes: int,
+        custom_mask: Any = None,
         **others: Any,
     ) -> None:
         assert sizes[2] == 1, f"no reference for pages of {sizes[2]} tokens"
         assert len(qo_indptr) == len(kv_indptr) == len(last) + 1
         self._num_requests = len(last)
         self._keep(PREFILL_BUFFERS, qo=qo_indptr, kv=kv_indptr, indices=indices)
+        home = self._made.get("custom_mask_buf")  # a bit an entry there; captured kernels read it
+        if home is None:
+            self._mask = None if custom_mask is None else custom_mask.clone()
+            return
+        home[: len(custom_mask)].copy_(custom_mask)
+        self._mask = home
 
     def forward(self, q: torch.Tensor, cache: Tensors, **call: Any) -> torch.Tensor:
         return self.forward_return_lse(q, cache, **call)[0]
@@ -127,7 +137,27 @@ class PagedPrefill(Wrapper):
         rows, keys = self._bounds("qo", self._num_requests), self._bounds("kv", self._num_requests)
         assert rows[-1] == len(q), f"the plan has {rows[-1]} rows, attention got {len(q)}"
         self._scratch()
-        return _attend_pages(q, rows, keys, self._tables["indices"], cache, sm_scale, causal=causal)
+        indices = self._tables["indices"]
+        return _attend_pages(q, rows, keys, indices, cache, sm_scale, self._mask, causal=causal)
+
+
+def plan_drafts_again(
+    wrapper: PagedPrefill,
+    qo_indptr: Any,
+    kv_indptr: Any,
+    *args: Any,
+    qo_indptr_host: Any,
+    kv_indptr_host: Any,
+    kv_lens_host: Any,
+    max_q_len: int,
+    max_kv_len: int,
+    **kwargs: Any,
+) -> None:
+    """SGLang's plan without a sync: the host's own bounds."""
+    for host, device in ((qo_indptr_host, qo_indptr), (kv_indptr_host, kv_indptr)):
+        assert host.tolist() == device.tolist(), f"the host plans {host}, the device has {device}"
+    assert wrapper.is_cuda_graph_enabled, "only wrappers for graphs are planned again"
+    PagedPrefill.begin_forward(wrapper, qo_indptr, kv_indptr, *args, **kwargs)
 
 
 class RaggedPrefill(Wrapper):
@@ -154,17 +184,31 @@ class RaggedPrefill(Wrapper):
 
 @as_kernel()
 def _attend_pages(
-    q: Any, rows: list[int], keys: list[int], indices: Any, cache: Tensors, sm_scale: float, *, causal: bool
+    q: Any,
+    rows: list[int],
+    keys: list[int],
+    indices: Any,
+    cache: Tensors,
+    sm_scale: float,
+    mask: Any = None,
+    *,
+    causal: bool,
 ) -> Tensors:
-    """Output [rows, heads, dim] and log-sum-exp of the scores [rows, heads]."""
+    """Output [rows, heads, dim] and log-sum-exp of the scores [rows, heads], of no use with a mask."""
+    start = 0
     out, lse = torch.empty_like(q), torch.full(q.shape[:2], float("-inf"))
     flat = [part.reshape(-1, *part.shape[-2:]) for part in cache]
     for index in range(len(rows) - 1):
         mine = slice(rows[index], rows[index + 1])
         slots = indices[keys[index] : keys[index + 1]].long()
         seen, values = (part[slots].float() for part in flat)
-        wide = q[mine].float()
-        out[mine] = attend(wide, seen, values, causal=causal, sm_scale=sm_scale, window_left=-1).to(q.dtype)
+        wide, tree = q[mine].float(), None
+        if mask is not None:
+            end = start + len(wide) * len(slots)
+            tree, start = mask[start:end].view(len(wide), -1).bool(), end
+        is_causal = causal and mask is None
+        attended = attend(wide, seen, values, causal=is_causal, sm_scale=sm_scale, window_left=-1, seen=tree)
+        out[mine] = attended.to(q.dtype)
         lse[mine] = _log_sum(wide, seen, sm_scale, causal)
     return out, lse
 

@@ -7,7 +7,7 @@ A replay that touches other outside memory than its capture would have used stal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,12 @@ import sglang.srt.model_executor.runner_backend_utils.breakable_cuda_graph.break
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.model_executor import forward_context
 from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
 from emulated_streams import IS_CAPTURING
-from memory_watch import WATCH
+from memory_watch import WATCH, tensors_in
 
 NUM_WARM_UPS = 2
 
@@ -74,25 +75,34 @@ def _capture_one(
     PLANS.clear()
     with _captured(), WATCH.touching() as memory:
         output = forward_fn()
-    self._graphs[shape_key] = (forward_fn, memory.addresses, tuple(PLANS.values()))
+    context = forward_context._current
+    self._graphs[shape_key] = (forward_fn, memory.addresses, tuple(PLANS.values()), context)
     self._outputs[shape_key] = output
     GRAPHS.num_captures += 1
 
 
 def _replay(self: Any, shape_key: Any, static_forward_batch: Any, **kwargs: Any) -> Any:
-    call, captured, plans = self._graphs[shape_key]
-    with _captured(), _planned(plans), WATCH.touching() as memory:
+    call, captured, plans, context = self._graphs[shape_key]
+    # SGLang replays graphs of drafts outside of any forward.
+    inside = nullcontext() if context is None else forward_context.forward_context(context)
+    with _captured(), _planned(plans), inside, WATCH.touching() as memory:
         output = call()
     GRAPHS.num_replays += 1
     if memory.addresses != captured:
         new, gone = len(memory.addresses - captured), len(captured - memory.addresses)
         GRAPHS.mismatches.append(f"graph {shape_key}: {new} new addresses, {gone} gone")
     recorded = self._outputs[shape_key]
-    if isinstance(output, LogitsProcessorOutput):
-        rows, home = output.next_token_logits, recorded.next_token_logits
+    for rows, home in zip(_outputs(output), _outputs(recorded), strict=True):
         if rows.data_ptr() != home.data_ptr():
             home.copy_(rows)
     return recorded
+
+
+def _outputs(output: Any) -> list[torch.Tensor]:
+    """What a caller reads of a graph's output: logits, hidden states of drafts, drafts."""
+    if isinstance(output, LogitsProcessorOutput):
+        output = (output.next_token_logits, output.hidden_states)
+    return tensors_in(output)
 
 
 class Broken:

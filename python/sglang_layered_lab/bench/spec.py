@@ -31,6 +31,7 @@ class MakeModelSpec(of.Section):
     seed: Annotated[of.Seed, "of the weights"] = 0
     dtype: Annotated[str | None, "of the weights; absent: the preset's"] = None
     num_layers: Annotated[of.Few | None, "absent: the preset's"] = None
+    draftable: Annotated[bool, "as of make-model: drafts can guess its tokens"] = False
     routers: Annotated[
         Literal["uniform", "paper"], "uniform, or paper: calibrated to the paper's Table 1"
     ] = "uniform"

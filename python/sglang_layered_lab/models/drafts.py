@@ -25,7 +25,7 @@ DRAFT_MARKER = "draft.json"
 MADE_BY = "sglang-layered make-draft"
 FORMAT = 1
 FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
-HEAD_SIZE, NUM_HEADS = 32, 4  # of EAGLE's layer
+LATENT_HEAD_SIZE = 32  # of values, in models with latent attention
 LEAK = (
     0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
 )
@@ -53,6 +53,16 @@ class Target:
     def hidden_size(self) -> int:
         """Columns of a row."""
         return int(self.config["hidden_size"])
+
+    @property
+    def head_size(self) -> int:
+        """Columns of a head of a draft's layer, as many as of a value of the target's."""
+        return LATENT_HEAD_SIZE if "kv_lora_rank" in self.config else int(self.config["head_dim"])
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of a draft's layer, as wide as a row together."""
+        return self.hidden_size // self.head_size
 
     @property
     def averaging(self) -> str:
@@ -89,15 +99,15 @@ class Target:
         if "kv_lora_rank" in self.config:
             values = self._latent_values()
         else:
-            values = self.weights[f"{self.averaging}v_proj.weight"].unflatten(0, (-1, HEAD_SIZE))
-        values = values.repeat_interleave(NUM_HEADS // len(values), 0).flatten(0, 1)
+            values = self.weights[f"{self.averaging}v_proj.weight"].unflatten(0, (-1, self.head_size))
+        values = values.repeat_interleave(self.num_heads // len(values), 0).flatten(0, 1)
         return values, self.weights[f"{self.averaging}o_proj.weight"]
 
     def _latent_values(self) -> torch.Tensor:
         """As [heads, size, hidden], with one factor for the norm in between of all rows."""
         rank, values = self.config["kv_lora_rank"], self.config["v_head_dim"]
         down = self.weights[f"{self.averaging}kv_a_proj_with_mqa.weight"][:rank]
-        up = self.weights[f"{self.averaging}kv_b_proj.weight"].unflatten(0, (NUM_HEADS, -1))
+        up = self.weights[f"{self.averaging}kv_b_proj.weight"].unflatten(0, (self.num_heads, -1))
         return up[:, -values:] @ down / MATRIX_GAIN
 
 
@@ -140,7 +150,7 @@ def _standalone(target: Target) -> tuple[dict[str, Any], Weights]:
     weights["model.embed_tokens.weight"] = target.embedding
     weights["lm_head.weight"] = target.weights["lm_head.weight"]
     weights["model.norm.weight"] = torch.ones(target.hidden_size)
-    return _llama_config(target, "LlamaForCausalLM", NUM_HEADS), weights
+    return _llama_config(target, "LlamaForCausalLM"), weights
 
 
 def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
@@ -157,7 +167,7 @@ def _eagle(target: Target) -> tuple[dict[str, Any], Weights]:
     weights["fc.weight"] = torch.cat([embedding / FINAL_RMS, average / 2], dim=1)
     weights["fc.bias"] = torch.zeros(target.hidden_size)
     del weights["layers.0.input_layernorm.weight"]
-    return _llama_config(target, "LlamaForCausalLMEagle", NUM_HEADS), weights
+    return _llama_config(target, "LlamaForCausalLMEagle"), weights
 
 
 def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
@@ -177,14 +187,16 @@ def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
         torch.cat([torch.eye(hidden), output * AVERAGED], dim=1),
     )
     sharp = torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1) * SHARPNESS
-    sharp[-HEAD_SIZE:] = sharp[:HEAD_SIZE]  # embeddings are zero in the columns of the average
+    sharp[-target.head_size :] = sharp[
+        : target.head_size
+    ]  # embeddings are zero in the columns of the average
     for part in "qk":
         weights[f"midlayer.self_attn.{part}_proj.weight"] = torch.cat([sharp, torch.zeros_like(sharp)])
     weights["midlayer.hidden_norm.weight"] = torch.ones(hidden)
     weights["norm.weight"] = torch.ones(hidden)
     weights["fc.weight"] = torch.eye(hidden).repeat(1, AUXILIARY_STATES) / AUXILIARY_STATES
     weights["lm_head.weight"] = target.weights["lm_head.weight"]
-    config = _llama_config(target, "LlamaForCausalLMEagle3", 2 * NUM_HEADS)
+    config = _llama_config(target, "LlamaForCausalLMEagle3", num_halves=2)
     return config | {"draft_vocab_size": config["vocab_size"]}, weights
 
 
@@ -263,7 +275,7 @@ def _llama_layer(layer: str, values: torch.Tensor, output: torch.Tensor) -> Weig
     return weights
 
 
-def _llama_config(target: Target, architecture: str, num_heads: int) -> dict[str, Any]:
+def _llama_config(target: Target, architecture: str, num_halves: int = 1) -> dict[str, Any]:
     shared: Iterable[str] = ("vocab_size", "max_position_embeddings", "rms_norm_eps", "dtype", "eos_token_id")
     return {name: target.config[name] for name in shared if name in target.config} | {
         "architectures": [architecture],
@@ -271,9 +283,9 @@ def _llama_config(target: Target, architecture: str, num_heads: int) -> dict[str
         "hidden_size": target.hidden_size,
         "intermediate_size": 2 * target.hidden_size,
         "num_hidden_layers": 1,
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": num_heads,
-        "head_dim": HEAD_SIZE,
+        "num_attention_heads": num_halves * target.num_heads,
+        "num_key_value_heads": num_halves * target.num_heads,
+        "head_dim": target.head_size,
         "hidden_act": "silu",
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         "tie_word_embeddings": False,

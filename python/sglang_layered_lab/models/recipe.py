@@ -63,10 +63,11 @@ class RecipeBase:
                 "--dequantized says nothing without --quantization; add one or leave it out"
             )
         if self.draftable and (
-            self.arch not in DRAFTABLE or self.preset != "tiny" or self.dtype != "float32"
+            self.arch not in DRAFTABLE or self.preset not in ("tiny", "bench") or self.dtype != "float32"
         ):
             raise ModelRecipeError(
-                f"--draftable is for --preset tiny in float32 of {', '.join(DRAFTABLE)}; leave it out"
+                "--draftable is for --preset tiny, or bench, with --dtype float32, of"
+                f" {', '.join(DRAFTABLE)}; leave it out"
             )
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ModelRecipeError(
