@@ -21,14 +21,10 @@ from sglang_layered_lab.models.draftable import LAYER_GAIN, average_columns, ave
 from sglang_layered_lab.models.make import MARKER, partial_folder, put_in_place, record_of_ours
 from sglang_layered_lab.models.tensors import MATRIX_GAIN, TensorSpec
 
-DRAFT_MARKER = "draft.json"
-MADE_BY = "sglang-layered make-draft"
-FORMAT = 1
+DRAFT_MARKER, MADE_BY, FORMAT = "draft.json", "sglang-layered make-draft", 1
 FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
 LATENT_HEAD_SIZE = 32  # of values, in models with latent attention
-LEAK = (
-    0.1  # of the average that a layer's own attention averages once more, which makes guesses a little worse
-)
+LEAK = 0.1  # of the average that a layer's own attention averages once more: guesses become a little worse
 AVERAGED = 0.8  # of the average that EAGLE3's layer makes anew, out of all hidden states
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
@@ -187,9 +183,8 @@ def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
         torch.cat([torch.eye(hidden), output * AVERAGED], dim=1),
     )
     sharp = torch.cat([torch.eye(hidden), torch.zeros(hidden, hidden)], dim=1) * SHARPNESS
-    sharp[-target.head_size :] = sharp[
-        : target.head_size
-    ]  # embeddings are zero in the columns of the average
+    size = target.head_size  # embeddings are zero in the columns of the average
+    sharp[-size:] = sharp[:size]
     for part in "qk":
         weights[f"midlayer.self_attn.{part}_proj.weight"] = torch.cat([sharp, torch.zeros_like(sharp)])
     weights["midlayer.hidden_norm.weight"] = torch.ones(hidden)
@@ -292,15 +287,11 @@ def _llama_config(target: Target, architecture: str, num_halves: int = 1) -> dic
     }
 
 
-MTP: Mapping[str, Callable[[Target], tuple[dict[str, Any], Weights]]] = {
+Layer = Callable[[Target], tuple[dict[str, Any], Weights]]
+MTP: Mapping[str, Layer] = {
     "deepseek_v3": _mtp_of_deepseek,
     "qwen3_next": _mtp_of_qwen,
     "qwen3_5_moe": _mtp_of_qwen,
     "nemotron_h": _mtp_of_nemotron,
 }
-DRAFTS: Mapping[str, Callable[[Target], tuple[dict[str, Any], Weights]]] = {
-    "standalone": _standalone,
-    "eagle": _eagle,
-    "eagle3": _eagle3,
-    "mtp": _mtp,
-}
+DRAFTS: Mapping[str, Layer] = {"standalone": _standalone, "eagle": _eagle, "eagle3": _eagle3, "mtp": _mtp}
