@@ -167,7 +167,7 @@ def _not_measured(extras: Extras) -> Iterator[str]:
     yield "## Not measured"
     lines = [
         "pd-multiplexing, concurrent execution, POD attention: they need a GPU.",
-        "gpt-oss-20b: SGLang has no attention sinks on a CPU; 16 experts, 2 of them used, stand for it.",
+        "gpt-oss-20b itself: 16 experts, 2 of them used, stand for it.",
         *(f"Energy: {why}" for why in extras.missing_energy),
     ]
     yield "\n".join(f"- {line}" for line in lines)
