@@ -19,19 +19,12 @@ class DraftStepAttention(CpuAttention):
     """One step of a draft model that grows branches behind each request; rows are branches."""
 
     def forward_decode(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
-        layer: Any,
-        forward_batch: Any,
-        save_kv_cache: bool = True,
-        sinks: torch.Tensor | None = None,
+        self, q: torch.Tensor, k: Any, v: Any, layer: Any, forward_batch: Any, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """As upstream; `sinks` [heads]."""
+        """As in any step."""
         if self.use_sliding_window_kv_pool:  # the slots are another step's each time, the plan is made once
             self.swa_out_cache_loc = self._in_window_pool(forward_batch.out_cache_loc)
-        return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache, sinks)
+        return super().forward_decode(q, k, v, layer, forward_batch, *args, **kwargs)
 
 
 class DraftSteps:
