@@ -22,6 +22,7 @@ from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
+from drafted_charges import charged, counted  # noqa: E402
 from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
 from family_checks import ExpertOracle, Run, chunks_of, hugging_face, run, sequential  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
@@ -100,6 +101,7 @@ class Seen:
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
+    charged: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] = field(default_factory=dict)
     found_again: dict[str, int | bool] = field(default_factory=dict)
 
@@ -135,12 +137,12 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
     expert_bytes = {}
     for name, settings in ways.items():
         stepped.drain()
-        oracle, bytes_before = ExpertOracle(stepped.scheduler.tp_worker.model_runner.model), loaded(stepped)
+        oracle, bytes_before = ExpertOracle(stepped.scheduler.tp_worker.model_runner.model), counted(stepped)
         with sequential(stepped) if name == APART else nullcontext():
             runs[name] = run(stepped, asked_for(), **settings)
         accepted[name] = acceptance(stepped, runs[name].rids)
         stepped.drain()
-        expert_bytes[name] = (loaded(stepped) - bytes_before, oracle.stop())
+        expert_bytes[name] = (counted(stepped) - bytes_before, oracle.stop())
     kept_alive = {"slots": ring["slots"], "steps": stepped.scheduler.forward_ct - before}
     assert stepped.change({"layered_max_parked": 0})
     layered = runs["one layer a group"]
@@ -164,6 +166,7 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         seen.events = checks.equal
         seen.storm = asdict(storm(stepped))
         seen.log_probabilities = log_probabilities(stepped)
+        seen.charged = asdict(charged(stepped, NUM_BACKGROUND // 3))
         if case.is_recurrent:
             seen.found_again = found_again(stepped, NUM_BACKGROUND)
         if case.has_images:
@@ -186,11 +189,6 @@ class InTurns(StrategyChoice):
 
 def strategies_of(seen: Run) -> list[str]:
     return sorted({step.strategy for step in seen.steps if step.strategy is not None})
-
-
-def loaded(stepped: SteppedScheduler) -> int:
-    """Bytes of experts that the server has counted."""
-    return sum(stepped.scheduler.layered_observer.state()["expert_traffic"]["load_bytes"].values())
 
 
 def let_drafts_overlap() -> None:
