@@ -24,6 +24,7 @@ from tiny_models import drafted_model  # noqa: E402
 from case_by_case import check_all  # noqa: E402
 from drafted_charges import charged, counted  # noqa: E402
 from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
+from drafted_sessions import right_turns  # noqa: E402
 from family_checks import ExpertOracle, Run, chunks_of, hugging_face, run, sequential  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
@@ -102,6 +103,7 @@ class Seen:
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
     charged: dict[str, Any] = field(default_factory=dict)
+    right_turns: list[list[bool]] = field(default_factory=list)
     images: dict[str, Any] = field(default_factory=dict)
     found_again: dict[str, int | bool] = field(default_factory=dict)
 
@@ -156,6 +158,8 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         expert_bytes=expert_bytes,
         kept_alive=kept_alive,
     )
+    if case.is_thorough and not case.is_recurrent:
+        seen.right_turns = right_turns(stepped, NUM_BACKGROUND)
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
         if not case.has_images:
             stepped.loop._execution.choice = InTurns()
