@@ -42,6 +42,7 @@ GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+BRANCHES = {"speculative_num_steps": 3, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 6}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Case:
 CASES = {
     "NGRAM": Case("NGRAM", flags=TREE, is_thorough=True),
     "STANDALONE": Case("STANDALONE", kind="standalone"),
-    "EAGLE": Case("EAGLE", kind="eagle"),
+    "EAGLE": Case("EAGLE", kind="eagle", flags=BRANCHES),
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
     "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
