@@ -1,4 +1,4 @@
-"""What released checkpoints bring, on a real server: quantized weights, LoRA adapters, a hierarchical cache.
+"""What released checkpoints bring, on a real server: quantized weights, adapters, drafts, hierarchical cache.
 
 One server a kind. It answers first in chunked mode, which is SGLang's own scheduling, and then in layered
 mode; Hugging Face answers every third request from the same weights as floats.
@@ -21,7 +21,7 @@ import pytest
 import torch
 from lora_models import ATTENTION, make_adapter, merged
 from ties import TiedModel
-from tiny_models import ON_CUDA, quantized_model, tiny_model
+from tiny_models import ON_CUDA, drafted_model, quantized_model, tiny_model
 
 from disturbances import aborts, hang_ups, pauses
 from servers import LAYERED, Served, serve
@@ -62,6 +62,7 @@ class Kind:
     flags: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     adapters: tuple[str | None, ...] = PLAIN
+    draft: Callable[[], Path | None] = lambda: None
 
 
 def quantized(arch: str, method: str, *flags: str, **env: str) -> Kind:
@@ -75,13 +76,23 @@ def plain() -> Path:
     return tiny_model("qwen3_moe")
 
 
+def drafted() -> Path:
+    return drafted_model("qwen3_moe", None)[0]
+
+
 GPT_OSS = ("--moe-runner-backend", "triton")
 LORA = ("--enable-lora", "--lora-backend", "torch_native")
+CHAIN = ("--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
+CHAIN += ("--speculative-num-draft-tokens", "4")
+UNCOMPILED = {"TORCH_COMPILE_DISABLE": "1"}  # SGLang compiles small functions of its drafts, for minutes
 KINDS = {
     "fp8-block": quantized("qwen3_moe", "fp8-block"),
     "mxfp4": quantized("gpt_oss", "mxfp4", *GPT_OSS, TRITON_INTERPRET="1"),
     "lora": Kind("lora", plain, plain, LORA, adapters=(*PLAIN, *NAMES)),
     "hicache": Kind("hicache", plain, plain, HIERARCHICAL),
+    "drafts": Kind(
+        "drafts", drafted, drafted, CHAIN, UNCOMPILED, draft=lambda: drafted_model("qwen3_moe", "eagle")[1]
+    ),
 }
 
 
@@ -167,6 +178,8 @@ def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     steps = folder / "steps.jsonl"
     flags = [*LAYERED, "--chunked-prefill-size", str(CHUNK_TOKENS), "--max-total-tokens", str(POOL_TOKENS)]
     flags += ["--layered-listeners", f"jsonl={steps}", *kind.flags]
+    if (draft := kind.draft()) is not None:
+        flags += ["--speculative-draft-model-path", str(draft)]
     adapters = [name for name in kind.adapters if name is not None]
     for seed, name in enumerate(adapters):
         make_adapter(folder / name, seed, 4 * (seed + 1), 8, ATTENTION)
@@ -190,6 +203,11 @@ def test_staggered_requests_equal_stock_and_hugging_face(serving: Serving) -> No
     layered = [step for step in read_steps(serving.steps)[already:] if step["kind"] == "layered"]
     assert len(layered) > 20
     assert max(step["num_groups"] for step in layered) >= NUM_LAYERS
+    if serving.kind.stand_in == "drafts":
+        long = [answer["meta_info"] for answer in got if len(answer["output_ids"]) > 8]
+        assert max(told["spec_accept_length"] for told in long) > 2, (
+            "drafts that are never right show nothing"
+        )
     for adapter in serving.kind.adapters:
         indices = [index for index in range(0, len(asks), 3) if asks[index].adapter == adapter]
         assert_equal_hugging_face(

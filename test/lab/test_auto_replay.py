@@ -142,6 +142,16 @@ def test_steps_of_a_machine_that_was_slow_for_a_while_take_in_sum_what_they_took
         )
 
 
+def test_a_trace_of_requests_with_drafts_is_refused(tmp_path: Path) -> None:
+    """They get several tokens in a step; a replay that gives them one would take that many times as long."""
+    steps = list(read_trace(serve(FixedCountPolicy(4), tmp_path / "a.jsonl")).steps)
+    place = next(place for place in range(1, len(steps)) if steps[place - 1].decode)
+    more = {name: tokens + 2 for name, tokens in steps[place].decode.items()}
+    steps[place] = replace(steps[place], decode=more)
+    with pytest.raises(BenchError, match=r"gave a request 3 tokens, .*; record a trace without"):
+        RunModel.of(steps, SIZES)
+
+
 def test_a_compressed_trace_is_read_as_well(tmp_path: Path) -> None:
     path = serve(FixedCountPolicy(4), tmp_path / "a.jsonl")
     packed = tmp_path / "a.jsonl.gz"

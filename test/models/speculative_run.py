@@ -22,7 +22,9 @@ from sglang.srt.arg_groups import speculative_hook  # noqa: E402
 from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
+from drafted_charges import charged, counted  # noqa: E402
 from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
+from drafted_sessions import right_turns  # noqa: E402
 from family_checks import ExpertOracle, Run, chunks_of, hugging_face, run, sequential  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
@@ -40,6 +42,7 @@ GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+BRANCHES = {"speculative_num_steps": 3, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 6}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Case:
 CASES = {
     "NGRAM": Case("NGRAM", flags=TREE, is_thorough=True),
     "STANDALONE": Case("STANDALONE", kind="standalone"),
-    "EAGLE": Case("EAGLE", kind="eagle"),
+    "EAGLE": Case("EAGLE", kind="eagle", flags=BRANCHES),
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
     "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
@@ -100,6 +103,8 @@ class Seen:
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
+    charged: dict[str, Any] = field(default_factory=dict)
+    right_turns: list[list[bool]] = field(default_factory=list)
     images: dict[str, Any] = field(default_factory=dict)
     found_again: dict[str, int | bool] = field(default_factory=dict)
 
@@ -135,12 +140,12 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
     expert_bytes = {}
     for name, settings in ways.items():
         stepped.drain()
-        oracle, bytes_before = ExpertOracle(stepped.scheduler.tp_worker.model_runner.model), loaded(stepped)
+        oracle, bytes_before = ExpertOracle(stepped.scheduler.tp_worker.model_runner.model), counted(stepped)
         with sequential(stepped) if name == APART else nullcontext():
             runs[name] = run(stepped, asked_for(), **settings)
         accepted[name] = acceptance(stepped, runs[name].rids)
         stepped.drain()
-        expert_bytes[name] = (loaded(stepped) - bytes_before, oracle.stop())
+        expert_bytes[name] = (counted(stepped) - bytes_before, oracle.stop())
     kept_alive = {"slots": ring["slots"], "steps": stepped.scheduler.forward_ct - before}
     assert stepped.change({"layered_max_parked": 0})
     layered = runs["one layer a group"]
@@ -154,6 +159,8 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         expert_bytes=expert_bytes,
         kept_alive=kept_alive,
     )
+    if case.is_thorough and not case.is_recurrent:
+        seen.right_turns = right_turns(stepped, NUM_BACKGROUND)
     if case.is_thorough and overlap:  # what may go wrong without may go wrong with it
         if not case.has_images:
             stepped.loop._execution.choice = InTurns()
@@ -164,6 +171,7 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         seen.events = checks.equal
         seen.storm = asdict(storm(stepped))
         seen.log_probabilities = log_probabilities(stepped)
+        seen.charged = asdict(charged(stepped, NUM_BACKGROUND // 3))
         if case.is_recurrent:
             seen.found_again = found_again(stepped, NUM_BACKGROUND)
         if case.has_images:
@@ -186,11 +194,6 @@ class InTurns(StrategyChoice):
 
 def strategies_of(seen: Run) -> list[str]:
     return sorted({step.strategy for step in seen.steps if step.strategy is not None})
-
-
-def loaded(stepped: SteppedScheduler) -> int:
-    """Bytes of experts that the server has counted."""
-    return sum(stepped.scheduler.layered_observer.state()["expert_traffic"]["load_bytes"].values())
 
 
 def let_drafts_overlap() -> None:

@@ -16,14 +16,15 @@ from tiny_models import tiny_model
 from sglang_layered_lab.serving import free_port
 
 SCRIPT = Path(__file__).with_name("ranks_run.py")
+DRAFTED = SCRIPT.with_name("drafted_ranks_run.py")
 
 
-def tokens_of(kind: str, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
+def tokens_of(kind: str, num_ranks: int, folder: Path, script: Path = SCRIPT) -> list[dict[str, Any]]:
     """What each rank generated."""
     outs = [folder / f"{kind}-{rank}.json" for rank in range(num_ranks)]
     port = str(free_port())
     processes = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), kind, port, str(out)])
+        subprocess.Popen([sys.executable, str(script), str(rank), kind, port, str(out)])
         for rank, out in enumerate(outs)
     ]
     try:
@@ -65,3 +66,12 @@ def test_two_ranks_give_a_policy_s_questions_the_same_answers(tmp_path: Path) ->
     asked = {name: answers for name, answers in seen.items() if name.endswith(" answered")}
     assert len(asked) == 5 and all(asked.values()), {name: len(answers) for name, answers in asked.items()}
     assert all(seen[name.removesuffix(" answered")] == seen[""] for name in asked)
+
+
+def test_two_ranks_with_drafts_answer_without_them_and_draft_as_in_stock_scheduling(tmp_path: Path) -> None:
+    seen, other = tokens_of("drafted", 2, tmp_path, DRAFTED)
+    assert seen == other
+    assert seen["groups"] == seen["stock"]
+    num_verified, num_right = seen["stock"]["accepted"]
+    assert num_right > num_verified / 4, "drafts that are never right show nothing"
+    assert seen["equal"], "to Hugging Face"

@@ -113,6 +113,22 @@ def test_log_probabilities_are_those_of_stock_scheduling(results: dict[str, Any]
     assert layered == pytest.approx(stock, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", THOROUGH)
+def test_charges_come_with_the_tokens_of_verified_steps(results: dict[str, Any], name: str) -> None:
+    charged = found(results, name)["with overlap"]["charged"]
+    assert charged["values"] == charged["tokens"]
+    assert max(charged["tokens"]) > 1
+    # With overlap rows of a request that had just ended are nobody's.
+    assert 0.8 * charged["counted"] < charged["handed_on"] <= charged["counted"]
+
+
+@pytest.mark.parametrize("name", ["NGRAM", "EAGLE3"])
+def test_turns_of_sessions_go_on_from_what_is_written(results: dict[str, Any], name: str) -> None:
+    """The KV of an answer's last token may not be: without overlap SGLang 0.5.17 takes it for written."""
+    for seen in ways(results, name):
+        assert [all(turns) for turns in seen["right_turns"]] == [True] * 3, seen["right_turns"]
+
+
 def test_a_model_whose_rows_a_draft_would_not_find_is_refused(results: dict[str, Any]) -> None:
     """Tokens would stay right, and drafts would not."""
     assert "a draft would read other rows than those of a whole forward" in results["EAGLE3"]["lost rows"]

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from sglang_layered.upstream.speculation import advance_grammars_of_steps, answering, must_settle
+from sglang_layered.upstream.speculation import (
+    advance_grammars_of_steps,
+    answering,
+    must_settle,
+    profiled_as,
+)
 
 
 def test_grammars_advance_over_the_batches_of_pending_steps() -> None:
@@ -50,3 +55,20 @@ def test_pending_results_are_asked_about_with_overlap_alone(enable_overlap: bool
         enable_overlap=enable_overlap, is_disable_overlap_for_batch=lambda batch, last_batch: True
     )
     assert must_settle(scheduler, batch) == (enable_overlap and batch is not None)
+
+
+def test_a_profile_by_stage_takes_a_step_for_one_of_its_prompt() -> None:
+    """As it does layered steps without drafts; else no prompt would be profiled while others decode."""
+
+    class Profiler:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def _profile_batch_predicate(self, batch: str) -> None:
+            self.told.append(batch)
+
+    profiler: Any = Profiler()
+    with profiled_as(profiler, "prompt"):  # type: ignore[arg-type]
+        profiler._profile_batch_predicate("decode")
+    profiler._profile_batch_predicate("decode")
+    assert profiler.told == ["prompt", "decode"]

@@ -9,10 +9,17 @@ from pathlib import Path
 from flags_document import any_mode_table, layered_table
 from sglang_layered.models.quantization import METHODS
 from sglang_layered.models.refused import MODELS
-from sglang_layered.refused_flags import FLAGS
+from sglang_layered.refused_flags import FLAGS, GROUP_ATTENTION, LORA, OVERTAKING, RECURRENT, SPECULATION
 
 REPO = Path(__file__).resolve().parents[2]
 MARKED = r"(<!-- {0}: begin[^>]*-->\n).*?(<!-- {0}: end -->)"
+BESIDE = {
+    "`--speculative-algorithm`": SPECULATION,
+    "`--enable-lora`": LORA,
+    "recurrent layers": RECURRENT,
+    "`--layered-max-parked`": OVERTAKING,
+    "`--layered-group-attention` pair, pod": GROUP_ATTENTION,
+}
 
 
 def models_table() -> str:
@@ -25,6 +32,17 @@ def whole_table() -> str:
     head = ["| refused | why | instead |", "|---|---|---|"]
     flags = [f"| `{flag}` | {cells(says)} |" for flag, says in FLAGS.items()]
     return "\n".join([*head, *flags, *_models()]) + "\n"
+
+
+def pairs_table() -> str:
+    """Flags that are refused beside a feature."""
+    head = ["| beside | refused | why | instead |", "|---|---|---|---|"]
+    pairs = [
+        f"| {feature} | `{flag}` | {cells(says)} |"
+        for feature, flags in BESIDE.items()
+        for flag, says in flags.items()
+    ]
+    return "\n".join([*head, *pairs]) + "\n"
 
 
 def _models() -> Iterator[str]:
@@ -56,7 +74,7 @@ def cells(says: str) -> str:
 
 # Documents, the names of their places and what stands there.
 TABLES = {
-    "docs/refused.md": {"refusals": whole_table},
+    "docs/refused.md": {"refusals": whole_table, "pairs": pairs_table},
     "docs/flags.md": {"any-mode": any_mode_table, "layered": layered_table},
     "docs/models.md": {"refusals": models_table, "quantization": methods_table},
 }

@@ -4,7 +4,8 @@ The seams of `process_batch_result` call it before and after SGLang's own proces
 is one batch; the layered loop says itself what its steps held, before their results are processed.
 
 A request asks for its charges with `"custom_params": {"layered_report": true}` in its sampling parameters.
-SGLang's `customized_info` holds one value a key for every output token: what was charged since the last.
+SGLang's `customized_info` holds one value a key for every output token: what was charged since the last; of
+tokens that come together the first has it, the others 0.
 """
 
 import logging
@@ -24,6 +25,7 @@ from sglang_layered.metrics.traffic import TrafficFeed
 from sglang_layered.scheduler.metrics import instruments_of, is_first, show_mode
 from sglang_layered.scheduler.stream import Handlers, ResultsDue
 from sglang_layered.upstream.releases import serving
+from sglang_layered.upstream.room import rows_per_request
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,8 @@ class Observer:
         )
         has_meter = self._energy is not None and self._energy.has_meter
         is_charged = {EXPERT_BYTES: self._watch is not None, ENERGY_J: has_meter}
-        self._charges = Charges([key for key, is_there in is_charged.items() if is_there])
+        keys = [key for key, is_there in is_charged.items() if is_there]
+        self._charges = Charges(keys, rows_per_request(scheduler))
         self._charged = 0  # the newest step that was
         self._start_limits()
 
@@ -185,8 +188,10 @@ def _of_chunked_mode(batch: Any) -> tuple[Weighted, Weighted]:
 class Charges:
     """Amounts that are charged but not reported yet, kept on the requests; keys are those in `meta_info`."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], most_tokens: int = 1) -> None:
+        """A request gets `most_tokens` of a step, or fewer."""
         self._keys = tuple(keys)
+        self._others = [0] * (most_tokens - 1)
 
     def add(self, key: str, amount: float, shares: Sequence[tuple[Any, float]]) -> None:
         """Part `amount` among requests by their weights; only those that asked are told of it."""
@@ -199,7 +204,11 @@ class Charges:
                 due[key] += amount * weight / total
 
     def report(self, reqs: Iterable[Any]) -> None:
-        """Hand over what is due to each of these that gets a token from the results at hand."""
+        """Hand over what is due to each of these that gets a token from the results at hand.
+
+        SGLang hands on the values at the places of the tokens that it hands on. How many tokens a verified
+        step gives is not known yet: what is written behind them is written anew with the next ones.
+        """
         for req in reqs:
             if asked(req) and gets_token(req):
                 due = getattr(req, "layered_due", None) or dict.fromkeys(self._keys, 0.0)
@@ -208,7 +217,8 @@ class Charges:
                     req.customized_info = {}
                 for key, amount in due.items():
                     charged = round(amount) if key == EXPERT_BYTES else round(amount, 6)
-                    req.customized_info.setdefault(key, []).append(charged)
+                    values = req.customized_info.setdefault(key, [])
+                    values[len(req.output_ids) :] = [charged, *self._others]
 
 
 def asked(req: Any) -> bool:

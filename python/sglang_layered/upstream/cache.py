@@ -51,7 +51,11 @@ def session_values(tree_cache: Any, req_to_token: torch.Tensor) -> torch.Tensor:
 
 def guard_cache(scheduler: Any) -> None:
     """Let nothing keep the KV of a request in flight: the cache asks the layered loop's ledger first."""
-    requests.guard_keeping(scheduler.tree_cache, partial(_refuse_half_filled, scheduler))
+    cache = scheduler.tree_cache
+    requests.guard_keeping(cache, partial(_refuse_half_filled, scheduler))
+    sessions = session_slots_of(cache)
+    if sessions is not None and not scheduler.spec_algorithm.is_none():
+        requests.keep_what_is_written(cache, sessions)
 
 
 def _refuse_half_filled(scheduler: Any, req: Any) -> None:

@@ -74,10 +74,11 @@ class SpeculativeLauncher(StepLauncher):
         self, batch: ScheduleBatch, step: LayerGroupBatch, strategy: str | None
     ) -> GenerationBatchResult:
         """The worker's decode; in a fused step its forward runs the group of `step` as well."""
-        if strategy != FUSED:
-            return self._scheduler.run_batch(batch)
-        with answering(self._model_runner, partial(self._verified, step)):
-            result = self._scheduler.run_batch(batch)
+        with profiled_as(self._scheduler.profiler_manager, step.inflight.batch):
+            if strategy != FUSED:
+                return self._scheduler.run_batch(batch)
+            with answering(self._model_runner, partial(self._verified, step)):
+                result = self._scheduler.run_batch(batch)
         if self._shared is None:
             raise AssertionError("SGLang's worker decoded without asking its target model")
         return result
@@ -165,6 +166,17 @@ def _count_with_decode(scheduler: Any, stage: ScheduleBatch, batches: Sequence[S
             batch.launch_ts = time.monotonic()
         if scheduler.scripted_scheduler_hook is not None:
             scheduler.scripted_scheduler_hook.on_run_batch(batch)
+
+
+@contextmanager
+def profiled_as(profiler: Any, stage: ScheduleBatch) -> Iterator[None]:
+    """Inside, SGLang's profiler counts the batch that is run as one of the stage of this one."""
+    count = profiler._profile_batch_predicate
+    vars(profiler)["_profile_batch_predicate"] = lambda batch: count(stage)
+    try:
+        yield
+    finally:
+        del vars(profiler)["_profile_batch_predicate"]
 
 
 @contextmanager

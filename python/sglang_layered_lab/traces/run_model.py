@@ -12,6 +12,7 @@ from sglang_layered.auto.step_times import Amounts, StepTimes, amounts
 from sglang_layered.core.capability import Capability, capabilities_of
 from sglang_layered.core.pacing import DeviceRates, ModelSizes, Start, StepLoad, StepPolicy
 from sglang_layered.core.policy import GroupPolicy
+from sglang_layered.errors import BenchError
 from sglang_layered_lab.traces.trace import Trace, TracedStep
 
 PASSES = 3  # over the steps
@@ -46,7 +47,12 @@ class RunModel:
 
     @classmethod
     def of(cls, steps: Sequence[TracedStep], sizes: ModelSizes) -> "RunModel":
-        """Fit to a trace."""
+        """Fit to a trace.
+
+        Raises:
+            BenchError: requests had drafts: their tokens a step, and what is beside them, are not known here.
+        """
+        _refuse_drafts(steps)
         seen = [(amounts(sizes, each.load), max(each.duration_s, 1e-9)) for each in steps]
         times = learned(seen)
         times.settle(seen)
@@ -71,6 +77,18 @@ class RunModel:
         took_s = sum(each.duration_s for each in steps)
         factor = took_s / sum(self.step_s(each.load) for each in steps)
         return replace(self, times=self.times.scaled(factor), between_s=factor * self.between_s), factor
+
+
+def _refuse_drafts(steps: Sequence[TracedStep]) -> None:
+    for each, later in pairwise(steps):
+        if later.step != each.step + 1:
+            continue  # others lie between, as those of an encoder
+        gained = [tokens - each.decode.get(name, tokens) for name, tokens in later.decode.items()]
+        if max(gained, default=0) > 1:
+            raise BenchError(
+                f"step {later.step} of the trace gave a request {max(gained)} tokens, as drafts do, and a"
+                " replayed step gives one; record a trace without --speculative-algorithm"
+            )
 
 
 def ready_policy(policy: GroupPolicy, model: RunModel, trace: Trace) -> GroupPolicy:

@@ -77,6 +77,27 @@ def _session_would_keep(req: Any) -> bool:
     return is_turn and not isinstance(req.finished_reason, FINISH_ABORT)
 
 
+def keep_what_is_written(cache: Any, sessions: StreamingSession) -> None:
+    """With drafts, let the slot of a streaming session count the tokens whose KV is written, and no more.
+
+    The last token of a verified step is computed by the next one. SGLang counts it as written when a turn
+    ends with it, which holds where the next step was launched before the end was seen. Else, as always
+    without the overlap scheduler, the next turn would attend to what lay in that slot before. Upstream:
+    `StreamingSession.try_cache_finished_req`.
+    """
+    finished = cache.cache_finished_req
+
+    def cache_finished_req(req: Any, is_insert: bool = True, **kwargs: Any) -> None:
+        name = None if req.session is None else req.session.session_id
+        written = req.kv_committed_len
+        finished(req, is_insert=is_insert, **kwargs)
+        slot = sessions.slots.get(name)
+        if slot is not None:
+            slot.kv_committed_len = min(slot.kv_committed_len, written)
+
+    cache.cache_finished_req = cache_finished_req
+
+
 def slot_row(slot: SessionSlot) -> int | None:
     """The row in the pool of requests of what a streaming session keeps; None: it keeps nothing."""
     row: int | None = slot.req_pool_idx if slot.is_holding_kv else None

@@ -77,6 +77,11 @@ def _is_turn(req: Any) -> bool:
     return req.session is not None and bool(req.session.streaming)
 
 
+def keep_what_is_written(cache: Any, sessions: StreamingSession) -> None:
+    """With drafts, let the slot of a streaming session count the tokens whose KV is written, and no more."""
+    raise NotImplementedError(SESSIONS)
+
+
 def slot_row(slot: SessionSlot) -> int | None:
     """The row in the pool of requests of what a streaming session keeps; None: it keeps nothing."""
     if not slot.kv.holds_kv:
