@@ -33,8 +33,12 @@ make_venv() {
 install_packages() {
   [ -d .venv/lib/python3.11/site-packages/torch ] || check_disk
   echo "setup: installing $(grep -vc '^#' requirements.lock) pinned packages (about 8.6 GB on disk, a few minutes)"
-  .venv/bin/python -m pip install --no-deps --no-warn-script-location -r requirements.lock
+  .venv/bin/python -m pip install --no-deps --no-compile --no-warn-script-location -r requirements.lock
 }
+
+# pip would compile 34,000 files one after another, in two minutes. In a checkout Python compiles what it imports, once.
+# Who runs an image cannot write what it compiles.
+compile_all() { .venv/bin/python -m compileall -q -j 0 .venv/lib/python3.11/site-packages > /dev/null || true; }
 
 install_project() { .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .; }
 
@@ -42,7 +46,7 @@ apply_patches() {
   .venv/bin/sglang-layered patch apply && return
   echo "setup: .venv has an SGLang with other changes, such as an older patch set of ours; installing it anew"
   grep '^sglang==' requirements.lock > .venv/sglang.lock
-  .venv/bin/python -m pip install --force-reinstall --no-deps --no-warn-script-location -r .venv/sglang.lock
+  .venv/bin/python -m pip install --force-reinstall --no-deps --no-compile --no-warn-script-location -r .venv/sglang.lock
   .venv/bin/sglang-layered patch apply
 }
 
@@ -52,6 +56,7 @@ flock 9
 [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || make_venv
 if [ "${1:-}" = --packages-only ]; then
   install_packages
+  compile_all # some files are no Python, or another's: they are left out
   exit
 fi
 if [ "$(cat .venv/.setup-stamp 2>/dev/null)" != "$(stamp_now)" ]; then
@@ -59,7 +64,7 @@ if [ "$(cat .venv/.setup-stamp 2>/dev/null)" != "$(stamp_now)" ]; then
   install_packages
   install_project
   apply_patches
-  .venv/bin/python -m compileall -q .venv/lib/python3.11/site-packages/sglang/srt python kernels
+  .venv/bin/python -m compileall -q -j 0 .venv/lib/python3.11/site-packages/sglang python kernels
   stamp_now > .venv/.setup-stamp
 fi
 .venv/bin/sglang-layered patch verify

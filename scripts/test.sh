@@ -3,7 +3,9 @@
 # runtime that take long (servers of several ranks, kinds of weights and replicas, CUDA emulation, schedulers stepped a
 # second time without SGLang's overlap, monitoring, soak), with --all: both. Other arguments go to pytest, and it runs once.
 #
-# A job is one pytest; two run side by side, each takes the next one when it has ended one.
+# A job is one pytest, or the checks. Three run side by side, on two cores: what serves waits a third of its time, for
+# SGLang's own sleeps, clients and scrapes. One worker takes jobs from the front, where those with servers are: these
+# run one after another, for the sake of memory. The others take jobs from the back, where the longest are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,56 +16,62 @@ several=$(printf 'test/e2e/test_%s.py ' parallel released_checkpoints scale_out)
 # Both read the same emulated runs, which live as long as their pytest.
 emulated=$(printf 'test/cuda_emulation/test_%s.py ' equal_tokens stream_order)
 played=$(printf 'test/lab/test_%s.py ' quickstart_run reproduce) # on servers
-# The longest first, so that none runs alone at the end; the shared servers when those of e2e have ended.
+apart="test/models/test_families.py test/models/test_ranks.py" # of the other models
+runtime_served=("test/e2e $(printf -- '--ignore=%s ' $sharing $several)" "$sharing")
 runtime=(
-  "test/e2e $(printf -- '--ignore=%s ' $sharing $several)"
-  "test/runner"
-  "test/models"
   "test/unit test/kernels test/docker test/patches test/site"
-  "$sharing"
+  "$apart"
+  "test/models $(printf -- '--ignore=%s ' $apart)"
+  "test/runner"
+  "scripts/check"
 )
+lab_served=("$several" "test/monitoring test/soak $played")
 lab=(
-  "$several"
-  "test/monitoring test/soak $played"
-  "$emulated"
-  "test/cuda_emulation $(printf -- '--ignore=%s ' $emulated)"
-  "test/runner --without-overlap"
   "test/lab test/gpu $(printf -- '--ignore=%s ' $played)"
+  "test/cuda_emulation $(printf -- '--ignore=%s ' $emulated)"
+  "$emulated"
+  "test/runner --without-overlap"
 )
 case "${1:-}" in
-  "") jobs=("${runtime[@]}") ;;
-  --lab) jobs=("${lab[@]}") ;;
-  --all) jobs=("${runtime[@]}" "${lab[@]}") ;;
+  "") jobs=("${runtime_served[@]}" "${runtime[@]}") ;;
+  --lab) jobs=("${lab_served[@]}" "${lab[@]}" "scripts/check") ;;
+  --all) jobs=("${runtime_served[@]}" "${lab_served[@]}" "${lab[@]}" "${runtime[@]}") ;;
   *) jobs=("$*") ;;
 esac
 
-worker() { # runs jobs that nobody has taken, until none is left
+worker() { # runs the jobs that it is told of and that nobody has taken, in that order
   trap 'kill $! 2> /dev/null; exit 1' TERM
-  local failed=0 job begun
-  for job in "${!jobs[@]}"; do
+  local failed=0 job begun command
+  for job; do
     mkdir "$taken/$job" 2> /dev/null || continue
-    echo "test: pytest ${jobs[job]}"
+    command="pytest ${jobs[job]}"
+    [ "${jobs[job]}" != scripts/check ] || command=scripts/check
+    echo "test: $command"
     begun=$SECONDS
     # shellcheck disable=SC2086
-    .venv/bin/python -m pytest ${jobs[job]} > "$taken/$job/log" 2>&1 &
+    ${command/#pytest/.venv/bin/python -m pytest} > "$taken/$job/log" 2>&1 &
     wait $! || failed=1
-    echo "test: $((SECONDS - begun)) s: pytest ${jobs[job]}" >> "$taken/$job/log"
+    echo "test: $((SECONDS - begun)) s: $command" >> "$taken/$job/log"
     flock "$taken" cat "$taken/$job/log"
   done
   exit "$failed"
 }
 
 scripts/setup.sh
-scripts/check
-[ "${#jobs[@]}" -gt 1 ] || exec .venv/bin/python -m pytest "$@"
+if [ "${#jobs[@]}" = 1 ]; then
+  scripts/check
+  exec .venv/bin/python -m pytest "$@"
+fi
 taken=$(mktemp -d)
-failed=0
-worker &
-first=$!
-worker &
-second=$!
-trap 'kill "$first" "$second" 2> /dev/null || true; rm -rf "$taken"' EXIT
+failed=0 workers=()
+forth=("${!jobs[@]}") back=()
+for job in "${forth[@]}"; do back=("$job" "${back[@]}"); done
+for order in "${forth[*]}" "${back[*]}" "${back[*]}"; do
+  # shellcheck disable=SC2086
+  worker $order &
+  workers+=($!)
+done
+trap 'kill "${workers[@]}" 2> /dev/null || true; rm -rf "$taken"' EXIT
 trap 'exit 130' INT TERM
-wait "$first" || failed=1
-wait "$second" || failed=1
+for one in "${workers[@]}"; do wait "$one" || failed=1; done
 exit "$failed"

@@ -1,7 +1,9 @@
 """What every test folder shares: the tiny models, made once, and the marks."""
 
 import signal
+import ssl
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import settings
 from tiny_models import tiny_model, use_the_cpu
 
 use_the_cpu()
+# Nobody here speaks TLS, and every call of httpx makes a client that reads all certificates: 20 ms of a core.
+ssl.create_default_context = cache(ssl.create_default_context)
 settings.register_profile("untimed", deadline=None)  # machines are shared: a slow test is no wrong one
 settings.load_profile("untimed")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from sglang.kernels.ops.speculative.ngram_corpus import get_ngram_corpus_cls
 from sglang.srt.layers.attention import hybrid_linear_attn_backend
+from sglang.srt.managers import overlap_utils
 from sglang.srt.mem_cache.memory_pool import MambaPool
 from sglang_layered_kernels.cpu.draft_states import keep_accepted
 from torch.overrides import TorchFunctionMode
@@ -32,8 +33,14 @@ def _make_states(pool: MambaPool, **sizes: Any) -> None:
         MAKE_STATES(pool, **sizes)
 
 
+def _rows(indices: torch.Tensor, *buffers: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """These rows of each; SGLang gathers them in a Triton kernel, which its interpreter takes 20 ms for."""
+    return tuple(None if buffer is None else buffer[indices.long()] for buffer in buffers)
+
+
 def stand_in() -> None:
     """Let recurrent layers keep states behind drafts, and targets share their head with no wait for CUDA."""
+    overlap_utils.gather_spec_extras = _rows
     torch.cuda.synchronize = lambda device=None: None
     MambaPool.__init__ = _make_states  # type: ignore[method-assign]
     hybrid_linear_attn_backend.scatter_mamba_states_after_mtp_verify = keep_accepted

@@ -40,7 +40,8 @@ def prepare(device: str) -> None:
         import_module(module)
     pretend_memory(DEVICES[device])
     gc.collect()
-    gc.freeze()  # a fork's collections, one a capture session, then pass over what is here
+    gc.freeze()  # a fork's collections, two a capture session, then pass over what is here
+    gc.unfreeze = lambda: None  # which SGLang calls when it has captured
 
 
 def in_fork(case: dict[str, Any]) -> dict[str, Any]:

@@ -36,14 +36,14 @@ def serve_both(
         [*COMMON, *flags, *LAYERED, *listener],
         log_path=folder / "layered.log",
         env=servers.forked(),
-        grace_s=3,
+        grace_s=servers.GRACE_S,
     )
     stock = ServerProcess(
         model,
         [*COMMON, *flags],
         log_path=folder / "stock.log",
         env=servers.forked({"PYTHONPATH": str(release)}),
-        grace_s=3,
+        grace_s=servers.GRACE_S,
     )
     with ThreadPoolExecutor(2) as pool:
         try:

@@ -14,6 +14,7 @@ from sglang_layered_lab.serving import ServerProcess
 FORKED = Path(__file__).parent / "forked"
 # An idle SGLang scheduler polls at full speed unless told to sleep; up to five servers share two cores here.
 COMMON = (*EXACT, "--max-total-tokens", "40000", "--sleep-on-idle")
+GRACE_S = 0.5  # an idle SGLang looks for SIGTERM every five seconds, and here nobody looks at how it ends
 LAYERED = ("--prefill-mode", "layered", "--layered-group-tokens", "64")
 LAYERED += ("--layered-check-invariants", "strict", "--chunked-prefill-size", "8192")
 
@@ -57,5 +58,5 @@ def serve(
     folder.mkdir(parents=True, exist_ok=True)
     env = forked(env) if is_forked else env
     return ServerProcess(
-        model, [*COMMON, *flags], log_path=folder / "server.log", env=env, grace_s=3, **kwargs
+        model, [*COMMON, *flags], log_path=folder / "server.log", env=env, grace_s=GRACE_S, **kwargs
     )

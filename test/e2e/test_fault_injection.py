@@ -57,12 +57,12 @@ FAULTS: dict[str, tuple[str, Trigger]] = {
 
 def layered(folder: Path, model: Path, *flags: str, **env: str) -> ServerProcess:
     """A layered server; without SGLang's minute for CUDA core dumps when its scheduler is slow to end."""
-    env["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] = "false"
+    env = forked(env | {"SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "false"})
     return ServerProcess(model, [*FLAGS, *flags], log_path=folder / "server.log", env=env, grace_s=3)
 
 
 def faulty(folder: Path, model: Path, fault: str) -> ServerProcess:
-    server = layered(folder, model, **forked({"FAULT": fault}))
+    server = layered(folder, model, FAULT=fault)
     start = server.command.index("-m")
     server.command[start : start + 2] = [str(HERE / "faulty_server.py")]
     return server

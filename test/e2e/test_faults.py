@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 
 import httpx
 import pytest
 
+from servers import forked
 from workload import Ask, answers, output_tokens, prompt, read_steps
 
 pytestmark = pytest.mark.server
@@ -121,9 +123,8 @@ if __name__ == "__main__":
     engine.shutdown()
 """
     )
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=True
-    )
+    command, env = [sys.executable, str(script)], os.environ | forked()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True, env=env)
     line = next(line for line in done.stdout.splitlines() if line.startswith("ANSWERS "))
     expected = [output_tokens(answer) for answer in answers(stock_llama.url, asks)]
     assert line == f"ANSWERS {expected!s}"

@@ -27,9 +27,13 @@ def bfloat16(tiny_llama: Path, pristine_site: Path, tmp_path: Path) -> Iterator[
         yield Pair(*served)
 
 
-@pytest.fixture
-def streaming(tiny_qwen3_moe: Path, pristine_site: Path, tmp_path: Path) -> Iterator[Pair]:
-    with serve_both(tmp_path, tiny_qwen3_moe, pristine_site, SESSION_FLAGS) as served:
+@pytest.fixture(scope="module")
+def streaming(
+    tiny_qwen3_moe: Path, pristine_site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    with serve_both(
+        tmp_path_factory.mktemp("streaming"), tiny_qwen3_moe, pristine_site, SESSION_FLAGS
+    ) as served:
         yield Pair(*served)
 
 

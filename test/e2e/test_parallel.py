@@ -41,6 +41,12 @@ def of_the_release(
 
 
 @pytest.fixture(scope="module")
+def of_one_rank(stock_moe: Served) -> list[dict[str, Any]]:
+    """Answers of the release with one rank."""
+    return answers(stock_moe.url, staggered(7, tiny_model("qwen3_moe")))
+
+
+@pytest.fixture(scope="module")
 def ranks(
     of_the_release: object, tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
@@ -53,12 +59,12 @@ def ranks(
 
 
 def test_two_ranks_answer_as_one_and_as_the_release(
-    ranks: Served, stock_moe: Served, of_the_release: list[dict[str, Any]]
+    ranks: Served, of_one_rank: list[dict[str, Any]], of_the_release: list[dict[str, Any]]
 ) -> None:
     asks = staggered(7, tiny_model("qwen3_moe"))
     got = answers(ranks.url, asks)
     assert_equal_answers(asks, got, of_the_release)
-    assert_equal_answers(asks, got, answers(stock_moe.url, asks))
+    assert_equal_answers(asks, got, of_one_rank)
     assert any(step["kind"] == "layered" for step in read_steps(ranks.steps))
 
 
@@ -130,9 +136,9 @@ def staged(tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield Staged(server.base_url, folder)
 
 
-def test_two_stages_answer_as_one_rank(staged: Staged, stock_moe: Served) -> None:
+def test_two_stages_answer_as_one_rank(staged: Staged, of_one_rank: list[dict[str, Any]]) -> None:
     asks = staggered(7, tiny_model("qwen3_moe"))
-    assert_equal_answers(asks, answers(staged.url, asks), answers(stock_moe.url, asks))
+    assert_equal_answers(asks, answers(staged.url, asks), of_one_rank)
 
 
 def test_every_stage_counts_its_experts_and_one_the_tokens_and_joules(staged: Staged) -> None:
@@ -190,7 +196,9 @@ def test_a_cohort_follows_another_through_the_stages_and_waits_where_it_is_still
             end = step["group"][1]
 
 
-def test_hang_ups_leave_the_others_tokens_alone_over_two_stages(staged: Staged, stock_moe: Served) -> None:
+def test_hang_ups_leave_the_others_tokens_alone_over_two_stages(
+    staged: Staged, of_one_rank: list[dict[str, Any]]
+) -> None:
     asks = staggered(7, tiny_model("qwen3_moe"))
 
     async def disturbed() -> list[dict[str, Any]]:
@@ -199,4 +207,4 @@ def test_hang_ups_leave_the_others_tokens_alone_over_two_stages(staged: Staged, 
             assert (await client.get("/health_generate")).status_code == 200
         return got
 
-    assert_equal_answers(asks, asyncio.run(disturbed()), answers(stock_moe.url, asks))
+    assert_equal_answers(asks, asyncio.run(disturbed()), of_one_rank)

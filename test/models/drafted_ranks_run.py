@@ -1,8 +1,8 @@
-"""One of two ranks with EAGLE3's drafts and overlap; writes its tokens and which drafts were right as JSON.
+"""Two ranks with EAGLE3's drafts and overlap, each in a fork; writes tokens and which drafts were right as JSON.
 
 The rows that such a draft reads are sums over the ranks.
 
-python test/models/drafted_ranks_run.py RANK KIND PORT OUT.json
+python test/models/drafted_ranks_run.py OUT.json
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
 from drafts_on_cpu import stand_in  # noqa: E402
+from own_process import in_forks  # noqa: E402
 
 from family_checks import hugging_face, run  # noqa: E402
 from harness import Rank, SteppedScheduler  # noqa: E402
@@ -30,9 +32,10 @@ from speculative_run import (  # noqa: E402
     asked_for,
     let_drafts_overlap,
 )
+from sglang_layered_lab.serving import free_port  # noqa: E402
 
 
-def main(rank: int, port: int, out: Path) -> None:
+def found_on(rank: int, port: int) -> dict[str, Any]:
     stand_in()
     let_drafts_overlap()
     case = CASES["EAGLE3"]
@@ -56,8 +59,14 @@ def main(rank: int, port: int, out: Path) -> None:
         seen[way] = {"tokens": ran.tokens, "accepted": acceptance(stepped, ran.rids)}
     once = asked[: len(asked) // 2]
     seen["equal"] = hugging_face(case.target, once) * 2 == seen["groups"]["tokens"]
-    out.write_text(json.dumps(seen))
+    return seen
+
+
+def main(out: Path) -> None:
+    port = free_port()
+    ranks = {str(rank): partial(found_on, rank, port) for rank in range(2)}
+    out.write_text(json.dumps([*in_forks(ranks, at_once=True).values()]))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(Path(sys.argv[1]))

@@ -23,7 +23,7 @@ from sglang_layered.scheduler import stream
 
 NUM_OUTPUTS = 10
 GROUP_TOKENS = 64
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 256
 UNEVEN_GROUPS = 3
 LONGEST, BESIDE, LAST = 3, 0, 6  # of the prompts
 DEFINED = {
@@ -33,9 +33,9 @@ DEFINED = {
 
 
 def prompts(turn: int) -> list[list[int]]:
-    """Seven prompts of 1 to 1200 tokens, another seven in each turn; the fifth starts as the third."""
+    """Seven prompts of 1 to 600 tokens, another seven in each turn; the fifth starts as the third."""
     prefix = prompt(130, 1000 * turn + 5)
-    lengths = (12, 300, 0, 1200, 0, 1, 77)
+    lengths = (12, 300, 0, 600, 0, 1, 77)
     made = [prompt(length, 1000 * turn + index) for index, length in enumerate(lengths)]
     made[2] = prefix
     made[4] = prefix + prompt(90, 1000 * turn + 4)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come from a Triton kernel
+os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles how experts are chosen, for many seconds a family
 # Short convolutions keep their last inputs in bfloat16 by default, whatever the model's type: then the tokens
 # are not Hugging Face's, and depend on where a prompt is cut.
 os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"
@@ -125,7 +126,7 @@ def has_experts(arch: str, model: Path) -> bool:
 def use_references() -> None:
     """Put our references in the place of what SGLang gets wrong or lacks on a CPU."""
     qwen2_moe.fused_gate_sigmoid_mul_add = fused_gate_sigmoid_mul_add
-    RMSNormGated.forward = lambda norm, x, z=None: fused_rmsnorm_gated_cpu(x, norm.weight, z, norm.eps)
+    RMSNormGated.forward = FusedRMSNormGated.forward = gated_norm
     model_runner.adjust_config_with_unaligned_cpu_tp = with_vision_config(
         model_runner.adjust_config_with_unaligned_cpu_tp
     )
@@ -146,6 +147,11 @@ def use_references() -> None:
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
     use_kda_references()
+
+
+def gated_norm(norm: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """SGLang has a kernel with AMX; Triton's interpreter takes two thirds of Qwen3-Next's time for it."""
+    return fused_rmsnorm_gated_cpu(x, norm.weight, gate, norm.eps)
 
 
 def with_vision_config(adjust: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ use_references()
 # ruff: noqa: E402
 import pytest
 import torch
+from own_process import in_forks
 from sglang.srt.managers import mm_utils
 from tiny_models import tiny_model
 
@@ -227,8 +229,8 @@ def other_pictures(run: Run) -> list[list[int]]:
     return answers
 
 
-def main() -> None:
-    out, arch, flags = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+def found_of(arch: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """What is found with one scheduler."""
     model = tiny_model(arch)
     # First: once SGLang keeps states in further slots here, Hugging Face's model is no oracle any more.
     found: dict[str, Any] = {"hugging face": Pictures(model).hugging_face(model, PROMPTS, NUM_OUTPUTS)}
@@ -239,7 +241,13 @@ def main() -> None:
     found["encoder step"] = encoder_step(run)
     found["leaving"], found["dropped"] = leaving(run), dropped(run)
     run.stepped.drain()
-    out.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def main() -> None:
+    out, flags, *archs = sys.argv[1:]
+    found = in_forks({arch: partial(found_of, arch, json.loads(flags)) for arch in archs})
+    Path(out).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

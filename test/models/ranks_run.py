@@ -1,6 +1,6 @@
-"""One of two ranks, stepped like the other, or a rank alone; writes its tokens as JSON.
+"""Two ranks, stepped alike, or a rank alone, each in a fork; writes their tokens by kind as JSON.
 
-python test/models/ranks_run.py RANK alone|tp|ep|lora|asked PORT OUT.json
+python test/models/ranks_run.py OUT.json alone|tp|ep|lora|asked ...
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,9 @@ sys.path[:0] = [str(TESTS / "runner"), str(TESTS)]
 from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 
 use_the_cpu()
-if sys.argv[2] != "alone":
-    os.environ["SGLANG_NCCL_SO_PATH"] = "/nonexistent.so"  # SGLang then falls back to gloo
-    os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
 
 from lora_models import ATTENTION, EXPERTS, leave_memory_unpinned, make_adapter  # noqa: E402
+from own_process import in_forks  # noqa: E402
 from sglang.srt.lora.layers import FusedMoEWithLoRA  # noqa: E402
 from sglang.srt.lora.lora_registry import LoRARef  # noqa: E402
 from sglang_layered_kernels.cpu.expert_adapters import experts_with_adapters  # noqa: E402
@@ -38,7 +37,10 @@ from family_checks import (  # noqa: E402
 from harness import Rank, SteppedScheduler  # noqa: E402
 from prompts import prompt  # noqa: E402
 from sglang_layered.core.events import PolicyAnswered  # noqa: E402
+from sglang_layered_lab.serving import free_port  # noqa: E402
 
+# Without NCCL SGLang falls back to gloo.
+OVER_GLOO = {"SGLANG_NCCL_SO_PATH": "/nonexistent.so", "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 ADAPTERS = {"a": (4, ATTENTION), "b": (8, EXPERTS)}  # rank and modules
 ASKED = ("wishes:AtRandom", "flow-prefill", "fair-batching", "near-late", "staggered")
 ORDER = ("a", None, "b", "b", "b", "a", "a")  # of the prompts
@@ -139,22 +141,30 @@ def received_steps(stepped: SteppedScheduler, count: int) -> None:
         stepped.step()
 
 
-def main(rank: int, kind: str, port: int, out: Path) -> None:
+def found_on(rank: int, kind: str, port: int, folder: Path) -> dict[str, Any]:
+    if kind != "alone":
+        os.environ.update(OVER_GLOO)
     if kind == "asked":
-        out.write_text(json.dumps(asked(rank, port)))
-        return
+        return asked(rank, port)
     if kind == "lora":
-        out.write_text(json.dumps(adapted(rank, port, out.with_suffix(""))))
-        return
+        return adapted(rank, port, folder)
     stepped = start(rank, kind, port)
-    seen = {
+    return {
         "stock": run(stepped, prompts(0), layered_prefill=0).tokens,
         "groups": run(stepped, prompts(0), layered_prefill=1).tokens,
         "uneven": run(stepped, prompts(0), layered_num_groups=UNEVEN_GROUPS).tokens,
         "aborted and paused": aborted_and_paused(stepped),
     }
-    out.write_text(json.dumps(seen))
+
+
+def main(out: Path, *kinds: str) -> None:
+    found = {}
+    for kind in kinds:
+        ranks, port, folder = range(1 if kind == "alone" else 2), free_port(), out.with_suffix("") / kind
+        cases = {str(rank): partial(found_on, rank, kind, port, folder / str(rank)) for rank in ranks}
+        found[kind] = [*in_forks(cases, at_once=True).values()]
+    out.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -14,7 +14,7 @@ NUM_BACKGROUND = 26  # tokens of the request that decodes beside; it must outlas
 BACKGROUND = prompt(20, 70_001)
 PREFIX = prompt(130, 70_002)
 HITS, MISSES = "with a prefix", "without a prefix"
-ASKED = {HITS: PREFIX + prompt(60, 70_003), MISSES: prompt(90, 70_004), "in chunks": prompt(600, 70_005)}
+ASKED = {HITS: PREFIX + prompt(60, 70_003), MISSES: prompt(90, 70_004), "in chunks": prompt(300, 70_005)}
 FIRST_TURN, SECOND_TURN = prompt(70, 70_006), prompt(50, 70_007)
 
 

@@ -9,23 +9,29 @@ from typing import Any
 import pytest
 from own_process import found_by
 
+ARCHS = ("qwen3_vl_moe", "qwen3_5_moe")
 WAYS = ("groups", "uneven", "one layer a group", "sequential", "no cache")
 NUM_PICTURES = 4
 CHUNK_TOKENS = 512
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl_moe", "qwen3_5_moe"])
+@pytest.fixture(scope="module")
+def results(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What was found with one scheduler a family, each in a process of its own."""
+    out = tmp_path_factory.mktemp("images") / "found.json"
+    flags = {"disable_overlap_schedule": pytestconfig.getoption("--without-overlap")}
+    return found_by(Path(__file__).with_name("image_run.py"), out, json.dumps(flags), *ARCHS)
+
+
+@pytest.fixture(scope="module", params=ARCHS)
 def arch(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
-@pytest.fixture(scope="module")
-def found(arch: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What one process found with one scheduler."""
-    out = tmp_path_factory.mktemp("images") / "found.json"
-    flags = {"disable_overlap_schedule": pytestconfig.getoption("--without-overlap")}
-    return found_by(Path(__file__).with_name("image_run.py"), out, arch, json.dumps(flags))
+@pytest.fixture
+def found(arch: str, results: Any) -> Any:
+    return results[arch]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -109,9 +109,7 @@ def real_run(folder: Path) -> Iterator[Run]:
         traces = stack.enter_context(collector())
         modes = {**MODES, "layered": (*MODES["layered"], *traces.flags)}
         started: dict[str, ServerProcess] = {
-            mode: stack.enter_context(
-                serve(folder / mode, model, *flags, *METRICS, env=environment, is_forked=False)
-            )
+            mode: stack.enter_context(serve(folder / mode, model, *flags, *METRICS, env=environment))
             for mode, flags in modes.items()
         }
         urls = {mode: server.base_url for mode, server in started.items()}

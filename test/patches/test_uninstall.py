@@ -100,7 +100,9 @@ def environment(tmp_path: Path) -> Iterator[Environment]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(exist_ok=True)
     try:
-        subprocess.run(["cp", "-al", sys.prefix, str(folder)], check=True, timeout=600)
+        # Other tests may compile a module meanwhile: under another name, which is gone when it is done.
+        half_written = shutil.ignore_patterns("*.pyc.*")
+        shutil.copytree(sys.prefix, folder, symlinks=True, copy_function=os.link, ignore=half_written)
         yield Environment(folder, wheel)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

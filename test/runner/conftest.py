@@ -21,11 +21,19 @@ settings.register_profile(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without overlap only what steps a scheduler without it: the rest would run a second time as it is."""
+    """Without overlap only what steps a scheduler without it: the rest would run a second time as it is.
+
+    Nor what a mark says is the same then, and why: it steps one, but tests another thing.
+    """
     if config.getoption("--without-overlap"):
-        same = [item for item in items if "pytestconfig" not in getattr(item, "fixturenames", ())]
+        same = [item for item in items if is_same_without_overlap(item)]
         config.hook.pytest_deselected(items=same)
         items[:] = [item for item in items if item not in same]
+
+
+def is_same_without_overlap(item: pytest.Item) -> bool:
+    steps_one = "pytestconfig" in getattr(item, "fixturenames", ())
+    return not steps_one or item.get_closest_marker("same_without_overlap") is not None
 
 
 WATTS = 100.0  # of the replayed energy source

@@ -1,4 +1,4 @@
-"""Stock scheduling of a family with some algorithms, as JSON: OUT, ARCH, names in `drafted.ALGORITHMS`.
+"""Stock scheduling of families with some algorithms, as JSON: OUT, by family names in `drafted.ALGORITHMS`.
 
 A name may end in `+overlap`; or in `+blind`, and the draft gets no hidden states of a prompt but the last; or
 in `+lost`, and it gets none of the last either.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from drafted import close, drafted_scheduler, play  # first: it says how Triton'
 
 # isort: split
 import torch
+from own_process import in_forks
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
 
 
@@ -39,8 +41,8 @@ def without_states(how: str) -> Iterator[None]:
     EagleDraftWorker._draft_extend_for_prefill = extend
 
 
-def main() -> None:
-    out, arch, *names = sys.argv[1:]
+def play_all(arch: str, names: list[str]) -> dict[str, Any]:
+    """What was played with each algorithm on a family's model."""
     found: dict[str, Any] = {}
     for name in names:
         started_s = time.monotonic()
@@ -53,7 +55,13 @@ def main() -> None:
         close()
         length, took_s = played.acceptance_length, time.monotonic() - started_s
         print(f"{arch} {name}: {length:.3f} tokens a step, {took_s:.1f} s", file=sys.stderr)
-        Path(out).write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    out, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    plays = {arch: partial(play_all, arch, names) for arch, names in runs.items()}
+    out.write_text(json.dumps(in_forks(plays)))
 
 
 if __name__ == "__main__":

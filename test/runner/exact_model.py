@@ -18,40 +18,10 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
-PRIME = 2**31 - 1
-VOCAB = 1024
-FIRST_TOKEN = 3
+from exact_answers import PRIME, VOCAB, embed, expected_tokens, kv_value, mix, next_token
+
 NUM_OVERRUN = 2  # the overlap scheduler launches a finished request's next token before it knows
 EMPTY = -1
-
-
-def embed(token: Any, position: Any) -> Any:
-    return (token * 1_000_003 + position * 7_919 + 17) % PRIME
-
-
-def kv_value(hidden: Any, layer: int) -> Any:
-    return (hidden * 48_271 + layer * 7 + 1) % PRIME
-
-
-def mix(hidden: Any, residual: Any, attention: Any, layer: int) -> Any:
-    return (hidden * hidden + 3 * attention + residual + layer + 1) % PRIME
-
-
-def next_token(hidden: Any) -> Any:
-    return hidden % (VOCAB - FIRST_TOKEN) + FIRST_TOKEN
-
-
-def expected_tokens(prompt: Sequence[int], num_new_tokens: int, num_layers: int) -> list[int]:
-    """Oracle: token by token and layer by layer, with one running sum a layer for the KV cache."""
-    tokens, sums = list(prompt), [0] * num_layers
-    for position in range(len(prompt) + num_new_tokens - 1):
-        hidden, residual = embed(tokens[position], position), 0
-        for layer in range(num_layers):
-            sums[layer] += (position + 1) * kv_value(hidden, layer)
-            hidden, residual = mix(hidden, residual, sums[layer] % PRIME, layer), hidden
-        if position >= len(prompt) - 1:
-            tokens.append(next_token(hidden))
-    return tokens[len(prompt) :]
 
 
 def history_hashes(tokens: Sequence[int]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lora_served import ORDER, Run, prompts, same
 # isort: split
 # What is above chooses the CPU and Triton's interpreter before SGLang is imported.
 from lora_models import leave_memory_unpinned
+from own_process import in_forks
 from sglang.srt.lora import deepseek_mla_correction
 from sglang.srt.lora.layers import FusedMoEWithLoRA
 from sglang.srt.lora.lora_drainer import LoRADrainer
@@ -191,7 +193,7 @@ def evicting(run: Run) -> dict[str, Any]:
 
 def overtaken(run: Run) -> dict[str, Any]:
     """A short prompt overtakes a long one of another adapter; a third adapter does not fit beside both."""
-    asks = [(prompt(300, 81), "a"), (prompt(20, 82), "b"), (prompt(20, 83), "c")]
+    asks = [(prompt(250, 81), "a"), (prompt(20, 82), "b"), (prompt(20, 83), "c")]
     expected = [run.alone(*ask) for ask in asks]
     assert run.stepped.change({"layered_max_parked": 1})
     rids = [run.send(*asks[0])]
@@ -236,14 +238,20 @@ def played(run: Run, name: str) -> dict[str, Any]:
         setattr(Adapters, attribute, kept)
 
 
+def play(folder: Path, scenarios: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """What each scenario found on one scheduler."""
+    run = Run(folder, **flags)
+    return {name: played(run, name) for name in scenarios}
+
+
 def main() -> None:
-    """Write what each named scenario found into a file: OUT, flags as JSON, names."""
-    out, flags, *names = sys.argv[1:]
+    """Write what was found in each case into a file: OUT, and by name flags and scenarios, as JSON."""
+    out, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     leave_memory_unpinned()
     vars(deepseek_mla_correction).update(latent_adapters.FUNCTIONS)
     FusedMoEWithLoRA._forward_with_lora = experts_with_adapters
-    run = Run(Path(out).with_suffix(""), **json.loads(flags))
-    Path(out).write_text(json.dumps({name: played(run, name) for name in names}))
+    plays = {name: partial(play, out.with_suffix("") / name, **case) for name, case in cases.items()}
+    out.write_text(json.dumps(in_forks(plays)))
 
 
 if __name__ == "__main__":

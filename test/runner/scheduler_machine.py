@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from exact_model import FIRST_TOKEN, VOCAB
+from exact_answers import FIRST_TOKEN, VOCAB
 from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from wishes import AtRandom

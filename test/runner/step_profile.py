@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from tiny_models import quantized_model, tiny_model, use_the_cpu  # noqa: E402
 
 use_the_cpu()
 
+from own_process import in_forks  # noqa: E402
 from quantized_on_cpu import run_without_amx, use_ops  # noqa: E402
 
 import sglang_layered  # noqa: E402
@@ -30,6 +32,7 @@ from prompts import prompt  # noqa: E402
 
 FUNCTIONS = False
 NUM_LAYERS = 8  # of the tiny model
+CASES = {"rule": (False, None), "auto": (True, None), "rule, fp8-block": (False, "fp8-block")}
 OURS = str(Path(sglang_layered.__file__).parent)
 
 
@@ -75,12 +78,8 @@ def _quantized(method: str) -> Path:
     return quantized_model("qwen3_moe", method, num_layers=NUM_LAYERS)
 
 
-@click.command()
-@click.option("--auto/--rule", default=False, help="Policy auto with metrics, or the rule without.")
-@click.option("--weights", help="A method of quantization, such as fp8-block; without it floats.")
-@click.option("--json", "as_json", is_flag=True, help="Print counts by file as JSON.")
-def main(auto: bool, weights: str | None, as_json: bool) -> None:
-    """Print how many of our files and functions a middle step enters."""
+def served(auto: bool, weights: str | None) -> Counter[str]:
+    """The calls of a middle step of one server."""
     flags: dict[str, Any] = (
         dict(layered_policy="auto", slo_tbt_ms=1e-3) if auto else dict(layered_num_groups=4)
     )
@@ -96,10 +95,20 @@ def main(auto: bool, weights: str | None, as_json: bool) -> None:
     )
     stepped.loop.stream.remove(stepped.loop.report)  # nobody listens
     stepped.loop.is_heard = False
-    calls = middle_step(stepped)
-    if as_json:
-        print(json.dumps(dict(calls.most_common())))
+    return middle_step(stepped)
+
+
+@click.command()
+@click.option("--auto/--rule", default=False, help="Policy auto with metrics, or the rule without.")
+@click.option("--weights", help="A method of quantization, such as fp8-block; without it floats.")
+@click.option("--each", is_flag=True, help="Print counts by file of what the test asks for, as JSON.")
+def main(auto: bool, weights: str | None, each: bool) -> None:
+    """Print how many of our files and functions a middle step enters."""
+    if each:
+        cases = {name: partial(served, *case) for name, case in CASES.items()}
+        print(json.dumps(in_forks(cases)))
         return
+    calls = served(auto, weights)
     for name, count in calls.most_common():
         print(f"{count:5} {name}")
     print(f"{sum(calls.values()):5} calls in {len(calls)} files")

@@ -20,6 +20,9 @@ from sglang_layered.runner.decode_graphs.graphs import PROLOGUE, GraphedDecode, 
 from sglang_layered.runner.decode_graphs.paths import DecodePaths, EagerDecode
 from sglang_layered.upstream.graphs import StaticRows
 
+pytestmark = pytest.mark.same_without_overlap(
+    "rows of a replay; with overlap they are read later, when the next replay may have written over them"
+)
 NUM_LAYERS = 8
 SIZES = (1, 2, 4, 7)
 CUTS = st.tuples(st.integers(0, NUM_LAYERS - 1), st.integers(1, NUM_LAYERS)).filter(

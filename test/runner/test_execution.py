@@ -20,6 +20,8 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
 from sglang_layered.upstream.runner import layer_with_scratch, share_scratch
 
+pytestmark = pytest.mark.same_without_overlap("what a step launches, whatever is done with its results")
+
 
 class WrittenDown:
     """Stands for a second stream: writes down what was launched where."""

@@ -27,6 +27,10 @@ from sglang_layered.runner.flashinfer_group import (
 )
 from sglang_layered.upstream.runner import HybridAttention
 
+pytestmark = pytest.mark.same_without_overlap(
+    "what a step's attention computes, whenever its results are processed"
+)
+
 
 class Emulation:
     """The shared scheduler with group attention on emulated wrappers."""

@@ -16,41 +16,57 @@ SCRIPT = Path(__file__).with_name("lora_run.py")
 MANY = ["ways", "mixed/use", "leaving", "paused", "ended", "changed"]
 FEW = ["few", "drained", "evicting", "evicting/fetch", "overtaken"]
 WAYS = ["groups", "uneven", "one layer a group", "sequential"]
+# By fixture: scenarios, and flags of their scheduler.
+CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "many": (MANY, {"max_loras_per_batch": 4}),
+    "few": (FEW, {"max_loras_per_batch": 2}),
+    "experts": (
+        ["ways"],
+        {"max_loras_per_batch": 4, "kind": "experts", "enable_expert_traffic_metrics": True},
+    ),
+    "latent": (["ways", "leaving"], {"max_loras_per_batch": 4, "kind": "latent"}),
+}
+COMPUTED_ALIKE = "which adapters a module adds does not depend on when a step's results are processed"
 
 
+@pytest.fixture(scope="module")
 def found(
-    tmp_path_factory: pytest.TempPathFactory, without: bool, most: int, names: list[str], **flags: Any
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """What the scenarios found in a process of their own, with so many adapters at a time."""
-    out = tmp_path_factory.mktemp("lora") / "found.json"
-    flags |= {"disable_overlap_schedule": without, "max_loras_per_batch": most}
-    return found_by(SCRIPT, out, json.dumps(flags), *names)
+    """What the scenarios found that tests of this run ask for; each case in a process of its own."""
+    mine = [item for item in request.session.items if item.getparent(pytest.Module) is request.node]
+    asked = {name for item in mine for name in getattr(item, "fixturenames", ())}
+    own = {"disable_overlap_schedule": pytestconfig.getoption("--without-overlap")}
+    cases = {
+        name: {"scenarios": scenarios, "flags": flags | own}
+        for name, (scenarios, flags) in CASES.items()
+        if name in asked
+    }
+    return found_by(SCRIPT, tmp_path_factory.mktemp("lora") / "found.json", json.dumps(cases))
 
 
 @pytest.fixture(scope="module")
-def many(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def many(found: Any) -> Any:
     """All adapters at a time."""
-    return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 4, MANY)
+    return found["many"]
 
 
 @pytest.fixture(scope="module")
-def few(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def few(found: Any) -> Any:
     """Two adapters at a time, of three and none."""
-    return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 2, FEW)
+    return found["few"]
 
 
 @pytest.fixture(scope="module")
-def experts(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def experts(found: Any) -> Any:
     """Adapters of every expert, which on a CPU a reference adds; each row has its own in the joined rows."""
-    flags = {"kind": "experts", "enable_expert_traffic_metrics": True}
-    return found(tmp_path_factory, pytestconfig.getoption("--without-overlap"), 4, ["ways"], **flags)
+    return found["experts"]
 
 
 @pytest.fixture(scope="module")
-def latent(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def latent(found: Any) -> Any:
     """Latent attention: its module runs for prompt and decode rows by turns, within joined ones."""
-    without = pytestconfig.getoption("--without-overlap")
-    return found(tmp_path_factory, without, 4, ["ways", "leaving"], kind="latent")
+    return found["latent"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -61,6 +77,7 @@ def test_answers_with_mixed_adapters_are_those_of_stock_scheduling(many: Any, wa
     assert seen["layered"] > 10
 
 
+@pytest.mark.same_without_overlap(COMPUTED_ALIKE)
 @pytest.mark.parametrize("way", WAYS)
 def test_adapters_of_latent_attention_give_the_answers_of_stock_scheduling(latent: Any, way: str) -> None:
     assert latent["ways"]["different"], "the adapters change nothing"
@@ -69,10 +86,12 @@ def test_adapters_of_latent_attention_give_the_answers_of_stock_scheduling(laten
     assert all(latent["leaving"]["equal"])
 
 
+@pytest.mark.same_without_overlap(COMPUTED_ALIKE)
 def test_adapters_of_latent_attention_give_the_answers_of_hugging_face(latent: Any) -> None:
     assert_equal_hugging_face("deepseek_v3", latent["ways"]["answers"])
 
 
+@pytest.mark.same_without_overlap(COMPUTED_ALIKE)
 @pytest.mark.parametrize("way", WAYS)
 def test_adapters_of_experts_give_the_answers_of_stock_scheduling(experts: Any, way: str) -> None:
     assert experts["ways"]["different"], "the adapters change nothing"
@@ -80,6 +99,7 @@ def test_adapters_of_experts_give_the_answers_of_stock_scheduling(experts: Any, 
     assert experts["ways"][way]["layered"] > 10
 
 
+@pytest.mark.same_without_overlap(COMPUTED_ALIKE)
 def test_adapters_of_experts_give_the_answers_of_hugging_face(experts: Any) -> None:
     assert_equal_hugging_face("qwen3_moe", experts["ways"]["answers"])
 
