@@ -1,8 +1,8 @@
-"""What the patches of SGLang 0.5.23 call: seams, and two decorators that go around methods of SGLang's classes.
+"""What the patches of SGLang 0.5.23 call: seams, and two decorators that go around methods of its classes.
 
 A decorated class costs one inserted line whatever is done at its methods, and the patch set pins its file by
-hash, so that the methods are those which were read. One that is not there ends the import with its name: there
-is no start without it. Through SGLang's registry of hooks it would be a line in the log (docs/porting.md).
+hash, so that the methods are those which were read. One that is not there ends the import with its name.
+Through SGLang's registry of hooks it would be a line in the log (docs/porting.md).
 
 Without this module SGLang runs as released: each name is then a function that gives None, or the class it is
 given. So one is never taken away or changed: a patch set that needs other ones imports another module.

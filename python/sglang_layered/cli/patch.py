@@ -80,7 +80,9 @@ def status(root: Path, site: Site) -> str:
 
 @patch.command()
 @path_option("--site", required=True, help="A folder with an unpacked SGLang.")
-@click.option("--base", help="Compare with this release; default: itself, or the newest, by their patch sets.")
+@click.option(
+    "--base", help="Compare with this release; default: itself, or the newest, by their patch sets."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, also what is the same.")
 @click.pass_obj
 def port(root: Path, site: Path, base: str | None, as_json: bool) -> None:

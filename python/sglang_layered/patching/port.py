@@ -113,7 +113,8 @@ def all_uses(folder: Path, ours: Path = OURS, version: str | None = None) -> dic
     package = _package(folder, ours, version)
     found: dict[str, list[Use]] = {}
     for use in (*uses(ours, package), *followed(ours), *seams(folder)):
-        found.setdefault(use.symbol, []).append(use)
+        if not use.place.startswith(package_of(None)) or use.place.startswith(f"{package}/"):
+            found.setdefault(use.symbol, []).append(use)
     return dict(sorted(found.items()))
 
 
