@@ -248,7 +248,7 @@ REPORT = """
 import multiprocessing, sglang
 seams = sglang._layered_seams
 def tell():
-    its = getattr(seams, "__name__", None)
+    its = vars(seams).get("__name__")
     print(its or [seams.anything(1, 2), seams.offer_cpu_kernels(), seams.decorator(int)], flush=True)
 if __name__ == "__main__":
     tell()
