@@ -1,4 +1,4 @@
-"""scripts/setup.sh makes an environment of its own for each release that has a lock; nothing is installed here."""
+"""scripts/setup.sh makes an environment for each release that has a lock; nothing is installed here."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_a_release_has_an_environment_of_its_own(checkout: Path, release: str) -
         (("--packages",), "--packages is not known"),
     ],
 )
-def test_what_it_cannot_do_is_said_before_anything_is_made(checkout: Path, args: tuple[str], says: str) -> None:
+def test_what_it_cannot_do_is_said_before_anything_is_made(
+    checkout: Path, args: tuple[str], says: str
+) -> None:
     done = setup(checkout, *args)
     assert done.returncode == 1 and says in done.stderr
     assert not list(checkout.glob(".venv*"))
