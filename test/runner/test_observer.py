@@ -208,7 +208,7 @@ def test_mixed_chunks_of_stock_scheduling_are_hybrid_in_every_layer(
 
 
 def test_a_model_whose_experts_cannot_be_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "ranks_of_runner", lambda runner: runner.ps)  # 0.5.23 has them in the process
+    monkeypatch.setattr(serving, "ranks_of_runner", lambda runner: runner.ps)  # 0.5.23: the process's
 
     def runner(pp_size: int) -> SimpleNamespace:
         ps = SimpleNamespace(pp_size=pp_size, attn_tp_rank=0)
