@@ -199,7 +199,7 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
         f"{SPECULATING} does not work with --attention-backend torch_native: it verifies no drafts; use"
         " cpu_paged on a CPU, another backend on a GPU": lambda start: (
-            "torch_native" in start.server_args.get_attention_backends()
+            "torch_native" in start.attention_backends
         ),
         f"{SPECULATING} cannot serve {{args.model_path}} with this draft model: what it reads of images is"
         " not tested beside a cohort in this family; use NGRAM, or leave the flag out": lambda start: (

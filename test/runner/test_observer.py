@@ -18,6 +18,7 @@ from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.expert_watch import ExpertWatch
+from sglang_layered.upstream.releases import serving
 
 ASK = {"sampling": {"custom_params": {"layered_report": True}}}
 LAYERED = ("fused", "sequential")
@@ -206,7 +207,9 @@ def test_mixed_chunks_of_stock_scheduling_are_hybrid_in_every_layer(
     assert sum(map(sum, amounts.values())) == pytest.approx(sum(counted.values()), rel=0.1)
 
 
-def test_a_model_whose_experts_cannot_be_found_is_refused() -> None:
+def test_a_model_whose_experts_cannot_be_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "ranks_of_runner", lambda runner: runner.ps)  # 0.5.23: the process's
+
     def runner(pp_size: int) -> SimpleNamespace:
         ps = SimpleNamespace(pp_size=pp_size, attn_tp_rank=0)
         return SimpleNamespace(model=nn.Linear(2, 2), device="cpu", ps=ps)
