@@ -156,6 +156,7 @@ class WholeModel:
             spec_algorithm=SpeculativeAlgorithm.NONE,
             lora_ids=[None] * len(rows),
             rids=[str(row) for row in rows],
+            global_num_token_non_padded_cpu=len(slots),
         )
         runner._prepare_eager_forward_batch(batch)
         return batch

@@ -14,12 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.model_executor.forward_batch_info import (
+    CaptureHiddenMode,
+    ForwardBatch,
+    ForwardMode,
+    PPProxyTensors,
+)
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from torch import nn
 
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.upstream.aux_states import KeptEmbeds, with_aux_states
+from sglang_layered.upstream.aux_states import KeptEmbeds, keepers_of, with_aux_states
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges, attend, unfit
@@ -45,7 +50,9 @@ def ranges_of(model_runner: Any) -> LayerRanges:
         UnsupportedError: the model's layers cannot be run in ranges.
     """
     model = model_runner.model
-    if not boundaries.PROVES_STAGES and PipelineRanges.can_cut(model):
+    # Where rows are kept for a draft, `with_kept_rows` looks at what comes out of the last layer.
+    is_looked_at = boundaries.PROVES_STAGES and not keepers_of(model)
+    if PipelineRanges.can_cut(model) and not is_looked_at:
         return PipelineRanges(model)
     made: LayerRanges | None = vars(model).get("layered_ranges")
     if made is None:
@@ -84,6 +91,19 @@ def _found(model: nn.Module, probe: "Probe") -> LayerRanges:
     if layers is None:
         raise unfit(model, "SGLang has no pipeline parallelism for it, and it has no single list of layers")
     return ListRanges(model, layers, probe.whole)
+
+
+def stage_ranges(model_runner: Any) -> PipelineRanges:
+    """A pipeline stage's own layers, looked at as a whole model's are, with rows in the place of tokens.
+
+    Raises:
+        UnsupportedError: the model's layers cannot be run in ranges.
+    """
+    ranges = PipelineRanges(model_runner.model)
+    if boundaries.PROVES_STAGES:
+        with torch.no_grad(), _prompts(model_runner) as (asked, other):
+            Probe(model_runner, asked, other).prove_stage(ranges)
+    return ranges
 
 
 def with_kept_rows(model_runner: Any, ranges: LayerRanges) -> LayerRanges:
@@ -135,6 +155,30 @@ class Probe:
         differing = [layer for layer, difference in enumerate(cuts, start=1) if difference > most]
         layer = differing[-1] if differing else cuts.index(max(cuts)) + 1
         raise unfit(model, f"layer {layer} takes more from the layers before it than what they hand on")
+
+    def prove_stage(self, ranges: PipelineRanges) -> None:
+        """Refuse a stage whose layers give other rows, or logits, one by one than at once.
+
+        Raises:
+            UnsupportedError: they do.
+        """
+        first, end, has_head = ranges.first_layer, ranges.num_layers, ranges.has_head
+        rows = None if first == 0 else self._rows_like_a_stage_s()
+        given = None if rows is None else PPProxyTensors(
+            {name: part.clone() for name, part in rows.tensors.items()}  # norms add to them in place
+        )
+        self._want = _numbers(self._run(ranges, self._asked, first, end, given, last=has_head))
+        for layer in range(first, end):
+            rows = self._run(ranges, self._asked, layer, layer + 1, rows)
+        got = self._run(ranges, self._asked, end, end, rows, last=True) if has_head else rows
+        if self._difference(_numbers(got)) > self._most:
+            raise unfit(self._model_runner.model, "its layers give other rows one by one than at once")
+
+    def _rows_like_a_stage_s(self) -> PPProxyTensors:
+        shape = (NUM_TOKENS, self._model_runner.model_config.hidden_size)
+        steps = torch.arange(shape[0] * shape[1], device=self._model_runner.device).reshape(shape)
+        hidden = torch.sin(steps).to(self._model_runner.dtype)
+        return PPProxyTensors({"hidden_states": hidden, "residual": hidden.flip(0).clone()})
 
     def keeps_rows(self, ranges: LayerRanges) -> bool:
         """Whether a draft reads the same rows when layers run one by one."""
@@ -195,6 +239,13 @@ class Probe:
 
     def _difference(self, logits: torch.Tensor) -> float:
         return float((logits - self._want).norm() / self._want.norm())
+
+
+def _numbers(left: Any) -> torch.Tensor:
+    """Rows of a stage, or logits."""
+    if not isinstance(left, PPProxyTensors):
+        return torch.Tensor.float(left.next_token_logits)
+    return torch.cat([part.flatten().float() for part in left.tensors.values() if part is not None])
 
 
 @contextmanager
