@@ -33,15 +33,18 @@ from case_by_case import check_all  # noqa: E402
 from sglang_layered.core.plan import LayerGroup  # noqa: E402
 from sglang_layered.runner import layered_runner  # noqa: E402
 from sglang_layered.runner.layered_runner import GroupRunner, GroupStep  # noqa: E402
-from sglang_layered.runner.rows import hybrid_batch  # noqa: E402
-from sglang_layered.upstream.models import LayerCalls, LayerRanges  # noqa: E402
+from sglang_layered.runner.rows import hybrid_batch, join_rows  # noqa: E402
+from sglang_layered.upstream.models import LayerCalls, LayerRanges, attend  # noqa: E402
 from sglang_layered.upstream.probe import proved_ranges  # noqa: E402
 from sglang_layered.upstream.runner import HybridAttention  # noqa: E402
 from whole_model import WholeModel, close  # noqa: E402
 
 DECODES = ((1, 4), (2, 11), (3, 7))  # row of the table, tokens before
 PROMPTS = ((4, 0, 6), (5, 5, 9))  # row, tokens before, tokens
-FLAGS: dict[str, dict[str, Any]] = {}
+FLAGS: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"attention_backend": "triton", "moe_runner_backend": "triton"},
+    "exaone_moe": {"attention_backend": "triton"},
+}
 
 
 class CutRunner(GroupRunner):
@@ -123,6 +126,20 @@ class Cuts:
                 logits = self._prompt_alone(group.end, self.num_layers, left.parked)
         return {"prompt": logits.next_token_logits, "decode": left.decode_logits.next_token_logits}
 
+    def joined_cut(self, *cuts: int) -> torch.Tensor:
+        """Rows of both batches in all layers, by ranges; they are no logits."""
+        attention = self.runner._attention.bind(self.prompt, self.decode)
+        for batch, backend in ((self.prompt, attention.prompt_backend), (self.decode, self.whole.runner.attn_backend)):
+            backend.init_forward_metadata(batch)
+        rows, edges = hybrid_batch(self.prompt, self.decode), [*cuts, self.num_layers]
+        with self._afresh(), self.whole.running(rows), self.runner._split(self.prompt, self.decode):
+            with attend(attention, rows):
+                parts = [self.ranges.run(batch, 0, 0, None) for _, batch in self._batches()]
+                left = join_rows(*parts)
+                for start, end in zip([0, *cuts], edges, strict=True):
+                    left = self.ranges.run(rows, start, end, left)
+        return torch.cat([part.flatten() for part in left.tensors.values() if part is not None])
+
     def _prompt_alone(self, start: int, end: int, parked: PPProxyTensors | None) -> Any:
         """The prompt's rows through groups of their own, as a server runs them where nobody decodes."""
         if start == end:
@@ -168,6 +185,7 @@ def check(arch: str) -> dict[str, Any]:
         "alone": max(alone.values()),
         "in_two": max(in_two.values()),
         "joined": max(joined.values()),
+        "joined_cut": torch.equal(cuts.joined_cut(), cuts.joined_cut(*inner)),
         "worst": {"alone": max(alone, key=alone.get), "joined": max(joined, key=joined.get)},
     }
 

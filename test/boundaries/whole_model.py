@@ -24,7 +24,7 @@ from sglang.srt.runtime_context import SpawnRanks, publish, reset_context
 from sglang.srt.server_args import PortArgs, ServerArgs
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from sglang_layered.upstream.cpu_choice import CPU_ATTENTION, _make
+from sglang_layered.upstream.cpu_choice import _make
 from sglang_layered.upstream.models import attend
 from sglang_layered.upstream.recurrent import clear_states, has_states
 from sglang_layered.upstream.releases import forwarding
@@ -37,7 +37,8 @@ class WholeModel:
     """A model with a table of requests that tests fill themselves; row i has slots from ROOM * (i + 1)."""
 
     def __init__(self, model_path: Path, rank: int = 0, port: int | None = None, **flags: Any) -> None:
-        ATTENTION_BACKENDS.setdefault(CPU_ATTENTION, _make)
+        attention = flags.setdefault("attention_backend", "torch_native")
+        ATTENTION_BACKENDS[attention] = _make  # our attention under a name that SGLang takes for this model
         args = ServerArgs(
             model_path=str(model_path),
             skip_tokenizer_init=True,
@@ -47,7 +48,7 @@ class WholeModel:
             max_total_tokens=2000,
             max_running_requests=16,
             disable_cuda_graph=True,
-            **{"attention_backend": "torch_native"} | flags,
+            **flags,
         )
         publish(args, role="scheduler", ranks=SpawnRanks(world_rank=rank, gpu_id=0))
         initialize_moe_config()
@@ -67,8 +68,6 @@ class WholeModel:
         self.runner.alloc_memory_pool()
         self.runner.init_attention_backends()
         self.runner.init_cuda_graphs()
-        if flags.get("attention_backend") is None:
-            self.runner.attn_backend = _make(self.runner)
         self.model = self.runner.model
         self.is_recurrent = mambaish_config(config) is not None
 
