@@ -15,6 +15,7 @@ from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come from a Triton kernel
 os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"  # as the models
+os.environ["SGLANG_OPT_USE_BF16_ROUTER_GEMM"] = "0"
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "models"), str(TESTS)]
 
@@ -30,6 +31,7 @@ import torch  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
+from families_on_cpu import FLAGS, use_references  # noqa: E402
 from sglang_layered.core.plan import LayerGroup  # noqa: E402
 from sglang_layered.runner import layered_runner  # noqa: E402
 from sglang_layered.runner.layered_runner import GroupRunner, GroupStep  # noqa: E402
@@ -41,10 +43,8 @@ from whole_model import WholeModel, close  # noqa: E402
 
 DECODES = ((1, 4), (2, 11), (3, 7))  # row of the table, tokens before
 PROMPTS = ((4, 0, 6), (5, 5, 9))  # row, tokens before, tokens
-FLAGS: dict[str, dict[str, Any]] = {
-    "gpt_oss": {"attention_backend": "triton", "moe_runner_backend": "triton"},
-    "exaone_moe": {"attention_backend": "triton"},
-}
+# SGLang takes none but a few names of attention for these; ours stands behind the name.
+ATTENTION = dict.fromkeys(("gpt_oss", "exaone_moe", "gemma4", "gemma4_moe"), {"attention_backend": "triton"})
 
 
 class CutRunner(GroupRunner):
@@ -156,7 +156,7 @@ class Cuts:
 
 
 def check(arch: str) -> dict[str, Any]:
-    flags = dict(FLAGS.get(arch, {}))
+    flags = FLAGS.get(arch, {}) | ATTENTION.get(arch, {})
     if PORT is not None:
         flags["tp_size"] = 2
     cuts = Cuts(WholeModel(tiny_model(arch), RANK, None if PORT is None else int(PORT), **flags))
@@ -191,4 +191,5 @@ def check(arch: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    use_references()
     check_all(Path(sys.argv[1]), sys.argv[2:], check, close)

@@ -130,6 +130,9 @@ class WholeModel:
         runner, sizes = self.runner, [sum(pair) for pair in zip(prefixes, lengths, strict=True)]
         spans = list(zip(rows, prefixes, sizes, strict=True))
         table = runner.req_to_token_pool.req_to_token
+        if has_states(runner):
+            for row in rows:
+                runner.req_to_token_pool.req_index_to_mamba_index_mapping[row] = row + 1
         for row, _, size in spans:
             table[row, :size] = slots_of(row, 0, size).to(table.dtype)
         slots = torch.cat([slots_of(*span) for span in spans])
