@@ -18,6 +18,7 @@ from sglang.srt.layers.attention import minimax_sparse_backend
 from sglang.srt.layers.attention.linear import kda_backend
 from sglang.srt.layers.attention.linear.kernels import kda_triton
 from sglang.srt.layers.attention.mamba import mamba
+from sglang.srt.layers.attention.minimax_sparse_ops import minimax_sparse
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.topk import TopK
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
@@ -72,10 +73,11 @@ def use_references() -> None:
     )
     TopK.forward_native = scaled_afterwards(TopK.forward_native)
     for sparse in (block_sparse.minimax_sparse_prefill, block_sparse.minimax_sparse_decode):
-        setattr(minimax_sparse_backend, sparse.__name__, sparse)
+        for module in (minimax_sparse_backend, minimax_sparse):  # 0.5.23 imports them where it calls them
+            setattr(module, sparse.__name__, sparse)
     experts = UnquantizedFusedMoEMethod
     gemma4_causal.Gemma4Router.fuse_scale = fuse_scale
-    mamba.mamba_chunk_scan_combined = mamba2.mamba_chunk_scan_combined
+    mamba.mamba_chunk_scan_combined = chunk_scan
     mamba.selective_state_update = mamba2.selective_state_update
     mamba.causal_conv1d_fn_triton = causal_conv1d_fn_cpu
     mamba.causal_conv1d_update_triton = causal_conv1d_update_cpu
@@ -87,6 +89,12 @@ def use_references() -> None:
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.
     ernie4._is_npu = llama4._is_npu = True
     use_kda_references()
+
+
+def chunk_scan(*args: Any, return_track_states: bool = False, **kwargs: Any) -> tuple[Any, ...]:
+    """0.5.23 also asks for states on the way to its prefix cache, of which `no_buffer` keeps none."""
+    states = mamba2.mamba_chunk_scan_combined(*args, **kwargs)
+    return (*states, None) if return_track_states else states
 
 
 def with_vision_config(adjust: Callable[..., Any]) -> Callable[..., Any]:

@@ -142,7 +142,7 @@ class PipelineRanges(LayerRanges):
     def can_cut(model: nn.Module) -> bool:
         """Whether the model has the pipeline interface; a multimodal one may keep it from its own callers.
 
-        One whose bounds stand in two modules is none, as srt/models/kimi_linear.py.
+        One whose bounds stand in two modules is none, where nobody looks at its numbers: Kimi-Linear's.
         """
         grouped, stacks = _stages(model)
         takes_rows = "pp_proxy_tensors" in inspect.signature(model.forward).parameters
@@ -192,7 +192,15 @@ def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[tuple[nn.Modul
     """Attributes of the modules that know their pipeline group, and the modules that have layer bounds."""
     modules = list(model.modules())
     grouped = [vars(module) for module in modules if "pp_group" in vars(module)]
-    return grouped, [(module, names) for module in modules if (names := _bounds_of(vars(module)))]
+    bounded = [(module, names) for module in modules if (names := _bounds_of(vars(module)))]
+    if boundaries.PROVES_STAGES:  # a wrapper has a copy of its stack's bounds (srt/models/kimi_linear.py)
+        bounded = [(module, names) for module, names in bounded if has_layers(module)]
+    return grouped, bounded
+
+
+def has_layers(stack: nn.Module) -> bool:
+    """Whether it has a list of modules of its own."""
+    return any(isinstance(child, nn.ModuleList) for child in stack.children())
 
 
 def _asked_beside(stack: nn.Module) -> Kwargs | None:
