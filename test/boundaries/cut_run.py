@@ -30,11 +30,14 @@ if PORT is not None:
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
 
 import torch  # noqa: E402
+from sglang.srt.layers.layer_boundary.residual import batch as residual_batch  # noqa: E402
+from sglang.srt.layers.layer_boundary.residual.stream import OwedOutput, ResidualStream  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
 from families_on_cpu import FLAGS, use_references  # noqa: E402
 from sglang_layered.core.plan import LayerGroup  # noqa: E402
+from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.runner import layered_runner  # noqa: E402
 from sglang_layered.runner.layered_runner import GroupRunner, GroupStep  # noqa: E402
 from sglang_layered.runner.rows import hybrid_batch, join_rows  # noqa: E402
@@ -151,6 +154,38 @@ class Cuts:
             left = self.runner.run_layers(step, self.prompt)
         return left.parked if left.prompt_logits is None else left.prompt_logits
 
+    def owed(self, batch: ForwardBatch) -> list[int]:
+        """The inner cuts at which a layer hands a sum over ranks on to the next one, undone."""
+        found, export = [], residual_batch.to_pp
+
+        def noting(handed: Any, batch: ForwardBatch) -> Any:
+            found.append(isinstance(handed, OwedOutput))
+            return export(handed, batch)
+
+        residual_batch.to_pp = noting
+        self.alone(batch, *range(1, self.num_layers))
+        residual_batch.to_pp = export
+        return [cut for cut, is_owed in enumerate(found[1:], start=1) if is_owed and cut < self.num_layers]
+
+    def refusal(self) -> str:
+        """What a start says when sums are lost where layers are cut."""
+        export = ResidualStream.export
+
+        def partial_sums(stream: ResidualStream, hidden: Any, **kwargs: Any) -> Any:
+            if stream.pending is not None:
+                stream.pending.owed = None
+                hidden = stream.pending.value
+            return export(stream, hidden, **kwargs)
+
+        ResidualStream.export = partial_sums
+        try:
+            proved_ranges(self.whole.runner)
+        except UnsupportedError as error:
+            return str(error)
+        finally:
+            ResidualStream.export = export
+        return "served"
+
     def apart(self, name: str, logits: torch.Tensor) -> float:
         """The largest difference, by the largest of the logits."""
         want = self.want[name]
@@ -187,6 +222,8 @@ def check(arch: str) -> dict[str, Any]:
         "alone": max(alone.values()),
         "in_two": max(in_two.values()),
         "joined": max(joined.values()),
+        "owed": cuts.owed(cuts.prompt),
+        "without_sums": cuts.refusal(),
         "joined_cut": torch.equal(cuts.joined_cut(), cuts.joined_cut(*inner)),
         "worst": {"alone": max(alone, key=alone.get), "joined": max(joined, key=joined.get)},
     }
