@@ -1,7 +1,7 @@
 """On SGLang 0.5.23 every family, cut at every layer, gives the numbers of the whole model bit for bit.
 
-There a layer is made for its neighbours, and leaves its residual on the batch and a sum over ranks to the next
-layer. Without a server: the patches and the scheduler have tests of their own.
+There a layer is made for its neighbours, leaves its residual on the batch and a sum over ranks to the next
+layer. Without a server: patches and scheduler have tests of their own.
 """
 
 from __future__ import annotations
