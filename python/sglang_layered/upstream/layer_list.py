@@ -6,10 +6,9 @@ rows they are given, its first layer starts from them, and its last one ends the
 in its module's attribute dictionary, so nothing of the model is changed.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -22,108 +21,12 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from torch import nn
 
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.upstream.layer_flow import Flow, KeptFlow, Layer, Reached, StandIn, flow_of
 from sglang_layered.upstream.mixers import mixers_of
 from sglang_layered.upstream.models import Kwargs, LayerRanges, unfit
+from sglang_layered.upstream.releases import boundaries
 
-Call: TypeAlias = Callable[..., Any]
 Shadow: TypeAlias = tuple[dict[str, Any], str, Any]  # attributes of a module, a name, what it stands for
-
-
-class Reached(Exception):
-    """Ends a forward where a range ends: nothing after its last layer runs, whatever the model has there."""
-
-    def __init__(self, rows: dict[str, Any]) -> None:
-        super().__init__()
-        self.rows = rows
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """How rows pass from layer to layer.
-
-    `names` has for each value that a layer returns the argument that it is to the next layer, None for a
-    value that no layer takes. `is_tuple` is False for layers that return one tensor.
-    """
-
-    names: tuple[str | None, ...]
-    is_tuple: bool
-
-    def taken(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The rows among a layer's arguments."""
-        return {name: arguments.get(name) for name in self.names if name is not None}
-
-    def given(self, output: Any) -> dict[str, Any]:
-        """The rows in what a layer returned."""
-        values = _values(output)
-        return {name: value for name, value in zip(self.names, values, strict=True) if name is not None}
-
-    def output(self, rows: PPProxyTensors) -> Any:
-        """What a layer would have returned with these rows."""
-        values = tuple(None if name is None else rows[name] for name in self.names)
-        return values if self.is_tuple else values[0]
-
-
-class StandIn:
-    """Stands in the list where a layer stands; a loop may ask it for the layer's attributes."""
-
-    def __init__(self, layer: nn.Module, call: Call) -> None:
-        self._layer = layer
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the loop gets from this layer."""
-        return self._call(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
-
-
-class Layer:
-    """One layer, and what is called in its place while a range runs."""
-
-    def __init__(self, module: nn.Module, passing: Call) -> None:
-        self.module = module
-        self.passing = StandIn(module, passing)
-        self._signature = inspect.signature(module.forward)
-
-    def arguments(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        """The arguments of a call by name."""
-        return dict(self._signature.bind(*args, **kwargs).arguments)
-
-    def noting(self, calls: list[tuple[dict[str, Any], Any]]) -> StandIn:
-        """Runs, and notes arguments and result."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            calls.append((self.arguments(args, kwargs), self.module(*args, **kwargs)))
-            return calls[-1][1]
-
-        return StandIn(self.module, run)
-
-    def resumed(self, rows: PPProxyTensors) -> StandIn:
-        """Runs from the given rows, whatever the loop hands over."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            call = self._signature.bind(*args, **kwargs)
-            call.arguments.update(rows.tensors)
-            return self.module(*call.args, **call.kwargs)
-
-        return StandIn(self.module, run)
-
-    def entered(self, flow: Flow) -> StandIn:
-        """Ends the forward before this layer."""
-
-        def stop(*args: Any, **kwargs: Any) -> Any:
-            raise Reached(flow.taken(self.arguments(args, kwargs)))
-
-        return StandIn(self.module, stop)
-
-    def last(self, flow: Flow, run: Call) -> StandIn:
-        """Ends the forward after this layer, which `run` runs."""
-
-        def stop(*args: Any, **kwargs: Any) -> Any:
-            raise Reached(flow.given(run(*args, **kwargs)))
-
-        return StandIn(self.module, stop)
 
 
 class ListRanges(LayerRanges):
@@ -156,16 +59,20 @@ class ListRanges(LayerRanges):
             for module in modules
             if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
         ]
-        self._flow = self._seen(whole)
+        try:
+            handover = boundaries.handover(layers)
+        except NotImplementedError as why:
+            raise unfit(model, str(why)) from why
+        self._flow = self._seen(whole, handover)
 
     def _forward(
         self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
-        shadows = self._instead(self._range(layers, rows, last))
+        if rows is not None and batch.input_embeds is not None:
+            batch = replace(batch, input_embeds=None)  # multimodal models write what they embed into it
+        shadows = self._instead(self._range(batch, layers, rows, last))
         if rows is not None:
             shadows += self._unembedded(rows)
-            if batch.input_embeds is not None:
-                batch = replace(batch, input_embeds=None)  # multimodal models write what they embed into it
         with _shadowed(shadows):
             try:
                 # Some models count positions up in place (srt/models/gemma3_mm.py), once a forward.
@@ -173,19 +80,25 @@ class ListRanges(LayerRanges):
             except Reached as reached:
                 return PPProxyTensors(reached.rows)
 
-    def _range(self, layers: LayerGroup, rows: PPProxyTensors | None, last: bool) -> list[Any]:
+    def _range(
+        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool
+    ) -> list[Any]:
         """The model's list of layers for this range."""
-        start, end = layers.start, layers.end
+        start, end, flow = layers.start, layers.end, self._flow
         stack = self._modules.copy()
         if rows is not None:
-            self._output = self._flow.output(rows)
+            handed = partial(flow.entered, start, rows, batch)
+            self._output = flow.passed(rows)
             stack[:start] = self._passing[:start]
             if start < end:
-                stack[start] = self._layers[start].resumed(rows)
+                stack[start] = self._layers[start].resumed(handed)
+            elif start:
+                before = self._modules[start - 1]
+                stack[start - 1] = StandIn(before, lambda *args, **kwargs: flow.output(handed()))
         if not last:
             edge = max(end - 1, 0)
             layer = self._layers[edge]
-            stack[edge] = layer.last(self._flow, stack[edge]) if end else layer.entered(self._flow)
+            stack[edge] = layer.last(flow, batch, stack[edge]) if end else layer.entered(flow, batch)
         return stack
 
     def _pass(self, *args: Any, **kwargs: Any) -> Any:
@@ -203,21 +116,23 @@ class ListRanges(LayerRanges):
 
         return [(vars(each), "forward", partial(zeros, each.embedding_dim)) for each in self._embeddings]
 
-    def _seen(self, whole: Callable[[], int]) -> Flow:
+    def _seen(self, whole: Callable[[], int], handover: Any) -> Flow:
         """How rows were seen to pass."""
         calls: list[tuple[dict[str, Any], Any]] = []
         with _shadowed(self._instead([layer.noting(calls) for layer in self._layers])):
             num_rows = whole()
         if len(calls) != self.num_layers or self.num_layers == 1:
             raise unfit(self._model, f"{self.num_layers} layers are called {len(calls)} times")
-        flows = [_flow(before[1], after[0]) for before, after in pairwise(calls)]
+        flows = [flow_of(before[1], after[0]) for before, after in pairwise(calls)]
         for layer, flow in enumerate(flows, start=1):
             if flow != flows[0] or not any(flow.names):
                 raise unfit(self._model, f"layer {layer} does not take what the layer before returns")
             for name, value in flow.given(calls[layer - 1][1]).items():
-                if value.shape[0] != num_rows:
+                if isinstance(value, torch.Tensor) and value.shape[0] != num_rows:
                     raise unfit(self._model, f"{name} of layer {layer} has no row for each token")
-        return flows[0]
+        if handover is None:
+            return flows[0]
+        return KeptFlow(flows[0].names, flows[0].is_tuple, handover)
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList | None:
@@ -234,20 +149,6 @@ def find_layers(model: nn.Module) -> nn.ModuleList | None:
 def _attends(layer: nn.Module) -> bool:
     states = any(isinstance(module, (RadixAttention, RadixLinearAttention)) for module in layer.modules())
     return states or bool(mixers_of(layer))
-
-
-def _flow(output: Any, arguments: Mapping[str, Any]) -> Flow:
-    names = [
-        next((name for name, taken in arguments.items() if taken is value), None)
-        if isinstance(value, torch.Tensor)
-        else None
-        for value in _values(output)
-    ]
-    return Flow(tuple(names), isinstance(output, tuple))
-
-
-def _values(output: Any) -> tuple[Any, ...]:
-    return output if isinstance(output, tuple) else (output,)
 
 
 @contextmanager

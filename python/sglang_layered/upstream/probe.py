@@ -2,8 +2,9 @@
 
 For models that SGLang cannot cut into pipeline stages. Those that it can have an interface for just this,
 which SGLang uses itself; a list of layers promises nothing. Nor does a model that keeps rows of some layers
-for a draft: SGLang does not cut it then. Every process does it for its part of the
-weights, before "ready". KV goes to slots that no request has yet; tables are put back.
+for a draft: SGLang does not cut it then. Where layers are made for their neighbours (0.5.23) all are looked
+at. Every process does it for its part of the weights, before "ready". KV goes to slots that no request has
+yet; tables are put back.
 """
 
 import logging
@@ -13,21 +14,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
-from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.model_executor.forward_batch_info import (
+    CaptureHiddenMode,
+    ForwardBatch,
+    PPProxyTensors,
+)
+from torch import nn
 
 from sglang_layered.errors import UnsupportedError
-from sglang_layered.upstream.aux_states import KeptEmbeds, with_aux_states
+from sglang_layered.upstream.aux_states import KeptEmbeds, keepers_of, with_aux_states
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges, attend, unfit
+from sglang_layered.upstream.probe_prompts import NUM_TOKENS, two_prompts
 from sglang_layered.upstream.recurrent import clear_states, has_states
-from sglang_layered.upstream.releases import boundaries
+from sglang_layered.upstream.releases import boundaries, forwarding
 
 logger = logging.getLogger(__name__)
 
-NUM_TOKENS, NUM_OTHER_TOKENS = 5, 3
-ROWS = (0, 1)  # of the table of requests; 0 is SGLang's for padding
 # Norm of the logits' difference by that of the logits. The same kernels see the same shapes, so most models
 # show none at all; sums over ranks and atomic additions are rounded in another order. A layer that reads
 # another prompt's activations makes another sequence of them.
@@ -43,37 +47,59 @@ def ranges_of(model_runner: Any) -> LayerRanges:
         UnsupportedError: the model's layers cannot be run in ranges.
     """
     model = model_runner.model
-    if PipelineRanges.can_cut(model):
+    # Where rows are kept for a draft, `with_kept_rows` looks at what comes out of the last layer.
+    is_looked_at = boundaries.PROVES_STAGES and not keepers_of(model)
+    if PipelineRanges.can_cut(model) and not is_looked_at:
         return PipelineRanges(model)
-    made: ListRanges | None = vars(model).get("layered_ranges")
+    made: LayerRanges | None = vars(model).get("layered_ranges")
     if made is None:
         made = vars(model)["layered_ranges"] = proved_ranges(model_runner)
     return made
 
 
-def proved_ranges(model_runner: Any) -> ListRanges:
-    """The layers of a model with one list of them.
+def proved_ranges(model_runner: Any) -> LayerRanges:
+    """The layers of a model with pipeline stages, else with one list of them.
 
     Raises:
         UnsupportedError: it has no such list, or ranges of its layers give other numbers than all at once.
     """
-    boundaries.refuse_uncut_layers()
     began, model = time.perf_counter(), model_runner.model
-    layers = find_layers(model)
-    if layers is None:
-        raise unfit(model, "SGLang has no pipeline parallelism for it, and it has no single list of layers")
-    with torch.no_grad(), _prompts(model_runner) as (asked, other):
+    with torch.no_grad(), two_prompts(model_runner) as (asked, other):
         probe = Probe(model_runner, asked, other)
-        ranges = ListRanges(model, layers, probe.whole)
+        ranges = _found(model, probe)
         probe.prove(ranges)
     logger.info(
-        "Layered prefill runs the %d layers of %s as a list; %d tokens gave the same whole and layer by layer"
+        "Layered prefill runs the %d layers of %s as %s; %d tokens gave the same whole and layer by layer"
         " (%.2f s)",
         ranges.num_layers,
         type(model).__name__,
+        "a list" if isinstance(ranges, ListRanges) else "pipeline stages",
         NUM_TOKENS,
         time.perf_counter() - began,
     )
+    return ranges
+
+
+def _found(model: nn.Module, probe: "Probe") -> LayerRanges:
+    if PipelineRanges.can_cut(model):
+        probe.whole()
+        return PipelineRanges(model)
+    layers = find_layers(model)
+    if layers is None:
+        raise unfit(model, "SGLang has no pipeline parallelism for it, and it has no single list of layers")
+    return ListRanges(model, layers, probe.whole)
+
+
+def stage_ranges(model_runner: Any) -> PipelineRanges:
+    """A pipeline stage's own layers, looked at as a whole model's are, with rows in the place of tokens.
+
+    Raises:
+        UnsupportedError: the model's layers cannot be run in ranges.
+    """
+    ranges = PipelineRanges(model_runner.model)
+    if boundaries.PROVES_STAGES:
+        with torch.no_grad(), two_prompts(model_runner) as (asked, other):
+            Probe(model_runner, asked, other).prove_stage(ranges)
     return ranges
 
 
@@ -86,7 +112,7 @@ def with_kept_rows(model_runner: Any, ranges: LayerRanges) -> LayerRanges:
     model = model_runner.model
     keeping = with_aux_states(model, ranges)
     if keeping is not ranges:
-        with torch.no_grad(), _prompts(model_runner) as (asked, other):
+        with torch.no_grad(), two_prompts(model_runner) as (asked, other):
             asked.capture_hidden_mode = CaptureHiddenMode.FULL
             if not Probe(model_runner, asked, other).keeps_rows(keeping):
                 raise unfit(model, "a draft would read other rows than those of a whole forward")
@@ -109,7 +135,7 @@ class Probe:
         self._want = self._whole(self._asked)
         return NUM_TOKENS
 
-    def prove(self, ranges: ListRanges) -> None:
+    def prove(self, ranges: LayerRanges) -> None:
         """Refuse a model whose ranges give other numbers, with the layer where they begin.
 
         Raises:
@@ -127,6 +153,34 @@ class Probe:
         layer = differing[-1] if differing else cuts.index(max(cuts)) + 1
         raise unfit(model, f"layer {layer} takes more from the layers before it than what they hand on")
 
+    def prove_stage(self, ranges: PipelineRanges) -> None:
+        """Refuse a stage whose layers give other rows, or logits, one by one than at once.
+
+        Raises:
+            UnsupportedError: they do.
+        """
+        first, end, has_head = ranges.first_layer, ranges.num_layers, ranges.has_head
+        rows = None if first == 0 else self._rows_like_a_stage_s()
+        given = (
+            None
+            if rows is None
+            else PPProxyTensors(
+                {name: part.clone() for name, part in rows.tensors.items()}  # norms add to them in place
+            )
+        )
+        self._want = _numbers(self._run(ranges, self._asked, first, end, given, last=has_head))
+        for layer in range(first, end):
+            rows = self._run(ranges, self._asked, layer, layer + 1, rows)
+        got = self._run(ranges, self._asked, end, end, rows, last=True) if has_head else rows
+        if self._difference(_numbers(got)) > self._most:
+            raise unfit(self._model_runner.model, "its layers give other rows one by one than at once")
+
+    def _rows_like_a_stage_s(self) -> PPProxyTensors:
+        shape = (NUM_TOKENS, self._model_runner.model_config.hidden_size)
+        steps = torch.arange(shape[0] * shape[1], device=self._model_runner.device).reshape(shape)
+        hidden = torch.sin(steps).to(self._model_runner.dtype)
+        return PPProxyTensors({"hidden_states": hidden, "residual": hidden.flip(0).clone()})
+
     def keeps_rows(self, ranges: LayerRanges) -> bool:
         """Whether a draft reads the same rows when layers run one by one."""
         with self._attending(self._asked) as asked:
@@ -138,19 +192,19 @@ class Probe:
         output = self._run(ranges, self._asked, ranges.num_layers, ranges.num_layers, rows, last=True)
         return self._difference(output.hidden_states) <= self._most
 
-    def _layer_by_layer(self, ranges: ListRanges) -> torch.Tensor:
+    def _layer_by_layer(self, ranges: LayerRanges) -> torch.Tensor:
         asked, other = self._run(ranges, self._asked, 0, 0), self._run(ranges, self._other, 0, 0)
         for layer in range(ranges.num_layers):
             asked = self._run(ranges, self._asked, layer, layer + 1, asked)
             other = self._run(ranges, self._other, layer, layer + 1, other)
         return self._logits(ranges, ranges.num_layers, asked)
 
-    def _cut(self, ranges: ListRanges, layer: int) -> torch.Tensor:
+    def _cut(self, ranges: LayerRanges, layer: int) -> torch.Tensor:
         rows = self._run(ranges, self._asked, 0, layer)
         self._whole(self._other)
         return self._logits(ranges, layer, rows)
 
-    def _logits(self, ranges: ListRanges, start: int, rows: Any) -> torch.Tensor:
+    def _logits(self, ranges: LayerRanges, start: int, rows: Any) -> torch.Tensor:
         output = self._run(ranges, self._asked, start, ranges.num_layers, rows, last=True)
         return torch.Tensor.float(output.next_token_logits)
 
@@ -181,67 +235,15 @@ class Probe:
         if has_states(self._model_runner):
             clear_states(self._model_runner, batch)
         backend.init_forward_metadata(batch)
-        with attend(backend, batch):
+        with forwarding.settings_of(self._model_runner), attend(backend, batch):
             yield batch
 
     def _difference(self, logits: torch.Tensor) -> float:
         return float((logits - self._want).norm() / self._want.norm())
 
 
-@contextmanager
-def _prompts(model_runner: Any) -> Iterator[tuple[ForwardBatch, ForwardBatch]]:
-    """Two prompts with slots of their own, on pages after the one that SGLang has for padding."""
-    pool, page = model_runner.req_to_token_pool.req_to_token, model_runner.page_size
-    starts = (page, page + -(-NUM_TOKENS // page) * page)
-    slots = torch.arange(starts[0], starts[1] + NUM_OTHER_TOKENS, device=model_runner.device)
-    # Sliding-window layers have slots of their own, which a table finds.
-    mapping = getattr(model_runner.token_to_kv_pool_allocator, "full_to_swa_index_mapping", None)
-    tables: list[tuple[torch.Tensor, tuple[Any, ...]]] = [(pool, (slice(0, len(ROWS)), slice(0, NUM_TOKENS)))]
-    if mapping is not None:
-        tables.append((mapping, (slots,)))
-    kept = [table[place].clone() for table, place in tables]
-    if mapping is not None:
-        mapping[slots] = slots.to(mapping.dtype)
-    try:
-        asked = _prompt(model_runner, ROWS[0], starts[0], NUM_TOKENS)
-        yield asked, _prompt(model_runner, ROWS[1], starts[1], NUM_OTHER_TOKENS)
-    finally:
-        for (table, place), values in zip(tables, kept, strict=True):
-            table[place] = values
-
-
-def _prompt(model_runner: Any, row: int, slot: int, num_tokens: int) -> ForwardBatch:
-    """A prompt of distinct tokens without a prefix, as SGLang makes one for a request."""
-    device, vocab_size = model_runner.device, model_runner.model_config.vocab_size
-    slots = torch.arange(slot, slot + num_tokens, device=device)
-    model_runner.req_to_token_pool.req_to_token[row, :num_tokens] = slots
-    positions = torch.arange(num_tokens, device=device)
-    length = torch.tensor([num_tokens], device=device)
-    batch = ForwardBatch(
-        forward_mode=ForwardMode.EXTEND,
-        global_forward_mode=ForwardMode.EXTEND,
-        batch_size=1,
-        input_ids=(slots * 7 + 3) % vocab_size,
-        req_pool_indices=torch.tensor([row], device=device),
-        seq_lens=length,
-        seq_lens_cpu=length.cpu(),
-        orig_seq_lens=length.int(),
-        seq_lens_sum=num_tokens,
-        out_cache_loc=slots,
-        positions=positions,
-        mrope_positions=positions.repeat(3, 1) if model_runner.model_config.model_is_mrope else None,
-        extend_num_tokens=num_tokens,
-        extend_seq_lens=length.int(),
-        extend_prefix_lens=torch.zeros_like(length, dtype=torch.int32),
-        extend_start_loc=torch.zeros_like(length, dtype=torch.int32),
-        extend_seq_lens_cpu=[num_tokens],
-        extend_prefix_lens_cpu=[0],
-        extend_logprob_start_lens_cpu=[0],
-        capture_hidden_mode=CaptureHiddenMode.NULL,
-        spec_algorithm=SpeculativeAlgorithm.NONE,
-        lora_ids=[None],
-    )
-    model_runner._prepare_eager_forward_batch(batch)
-    if (adapters := Adapters.of(model_runner)) is not None:
-        adapters.prepare(batch)
-    return batch
+def _numbers(left: Any) -> torch.Tensor:
+    """Rows of a stage, or logits."""
+    if not isinstance(left, PPProxyTensors):
+        return torch.Tensor.float(left.next_token_logits)
+    return torch.cat([part.flatten().float() for part in left.tensors.values() if part is not None])
