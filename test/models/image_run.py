@@ -13,7 +13,8 @@ from typing import Any
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # SGLang compiles the encoder's rotary embedding: half a minute
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
-from family_run import RECURRENT, further_slots, use_references
+from families_on_cpu import RECURRENT, use_references
+from family_run import further_slots
 
 use_references()
 

@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from family_run import CHUNK_TOKENS, FLAGS, close, further_slots, use_references
+from families_on_cpu import FLAGS, use_references
+from family_run import CHUNK_TOKENS, close, further_slots
 
 use_references()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles small functions of its drafts, for minutes
 
-from family_run import FLAGS, RECURRENT, close, further_slots, use_references
+from families_on_cpu import FLAGS, RECURRENT, use_references
+from family_run import close, further_slots
 
 use_references()
 

@@ -15,6 +15,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTe
 from torch import nn
 
 from sglang_layered.errors import UnsupportedError
+from sglang_layered.upstream import layer_list
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.models import PipelineRanges
 
@@ -113,6 +114,67 @@ def test_a_loop_may_ask_a_layer_for_its_attributes() -> None:
     ranges_of(model).run(batch_of(TOKENS), 2, 3, ranges_of(model).run(batch_of(TOKENS), 0, 2, None))
     assert asked[-2:] == [0, 1], "of layers before the range as well"
     assert model.blocks is model.get_submodule("blocks"), "the list is the model's own again"
+
+
+class Keeping(Plain):
+    """Keeps what it adds on the batch, as layers of SGLang 0.5.23; the next layer takes it from there."""
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, batch: Any) -> torch.Tensor:
+        batch.kept = x if batch.kept is None else x + batch.kept
+        return batch.kept * (self.layer + 2) + positions[:, None]
+
+
+class KeepingModel(Model):
+    def __init__(self) -> None:
+        super().__init__(Keeping)
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> torch.Tensor:
+        x = input_ids[:, None] * torch.ones(1, 3, dtype=torch.float64)
+        forward_batch.kept = None
+        for block in self.blocks:
+            x = block(x, positions, forward_batch)
+        kept, forward_batch.kept = forward_batch.kept, None
+        return x + kept
+
+
+class Handover:
+    """As of SGLang 0.5.23: the first layer begins, the others go on."""
+
+    def enter(self, number: int, rows: PPProxyTensors, batch: Any) -> torch.Tensor:
+        batch.kept = rows.tensors.get("residual")
+        return rows["hidden_states"]
+
+    def leave(self, handed: torch.Tensor, batch: Any) -> dict[str, torch.Tensor]:
+        kept, batch.kept = batch.kept, None
+        return {"hidden_states": handed} | ({} if kept is None else {"residual": kept})
+
+
+@pytest.mark.parametrize("cuts", [(0, 5), (0, 1, 2, 3, 4, 5), (0, 2, 5)])
+def test_what_layers_keep_on_the_batch_goes_with_the_rows(
+    monkeypatch: pytest.MonkeyPatch, cuts: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(layer_list.boundaries, "handover", lambda layers: Handover())
+    model = KeepingModel()
+    batch, other = batch_of(TOKENS), batch_of(TOKENS + 1)
+    want = model(batch.input_ids, batch.positions, batch)
+    ranges = ranges_of(model)
+    rows, others = ranges.run(batch, 0, 0, None), ranges.run(other, 0, 0, None)
+    assert rows.tensors.keys() == {"hidden_states"}
+    for start, end in pairwise(cuts):
+        rows, others = ranges.run(batch, start, end, rows), ranges.run(other, start, end, others)
+        assert batch.kept is None and rows.tensors.keys() == {"hidden_states", "residual"}
+    assert torch.equal(ranges.run(batch, NUM_LAYERS, NUM_LAYERS, rows, last=True), want)
+    below = ranges.run(batch, 0, 3, None)
+    assert torch.equal(ranges.run(batch, 3, NUM_LAYERS, below, last=True), want), "as decode rows pass"
+
+
+def test_layers_that_cannot_be_entered_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(layers: nn.ModuleList) -> None:
+        raise NotImplementedError("layer 2 has no boundary")
+
+    monkeypatch.setattr(layer_list.boundaries, "handover", refuse)
+    with pytest.raises(UnsupportedError, match="cannot be run in ranges: layer 2 has no boundary"):
+        ranges_of(Model(Plain))
 
 
 class Sideways(Plain):

@@ -21,8 +21,8 @@ from sglang_layered.runner.rows import cut_rows, hybrid_batch, join_rows, num_ro
 from sglang_layered.upstream.aux_states import KeptEmbeds
 from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.lora import Adapters
-from sglang_layered.upstream.models import LayerCalls, PipelineRanges, attend
-from sglang_layered.upstream.probe import ranges_of, with_kept_rows
+from sglang_layered.upstream.models import LayerCalls, attend
+from sglang_layered.upstream.probe import ranges_of, stage_ranges, with_kept_rows
 from sglang_layered.upstream.releases import forwarding
 from sglang_layered.upstream.routed_experts import ExpertIds, with_ids, without_ids
 from sglang_layered.upstream.runner import (
@@ -282,7 +282,7 @@ class StageRunner(GroupRunner):
     """Runs ticks on one pipeline stage: decode rows through all its layers, prompt rows through one group."""
 
     def __init__(self, model_runner: Any) -> None:
-        super().__init__(model_runner, LayerCalls(model_runner, PipelineRanges(model_runner.model)))
+        super().__init__(model_runner, LayerCalls(model_runner, stage_ranges(model_runner)))
 
     def run(self, step: GroupStep) -> StageOutput:
         """Run a tick in which the stage has a group."""

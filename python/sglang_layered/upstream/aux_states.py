@@ -32,12 +32,17 @@ def with_aux_states(model: nn.Module, ranges: LayerRanges) -> LayerRanges:
     Raises:
         UnsupportedError: the model keeps something in a way that is not known here.
     """
-    keepers = [vars(part) for part in model.modules() if vars(part).get(KEEPS)]
+    keepers = keepers_of(model)
     if not keepers:
         return ranges
     if not isinstance(ranges, PipelineRanges):
         raise unfit(model, "a draft reads some layers' rows, which its list of layers does not hand on")
     return AuxStates(model, ranges, keepers)
+
+
+def keepers_of(model: nn.Module) -> list[Kwargs]:
+    """Attributes of the modules that expect kept rows of the stack of layers."""
+    return [vars(part) for part in model.modules() if vars(part).get(KEEPS)]
 
 
 class AuxStates(LayerRanges):

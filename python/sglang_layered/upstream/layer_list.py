@@ -24,6 +24,7 @@ from torch import nn
 from sglang_layered.core.plan import LayerGroup
 from sglang_layered.upstream.mixers import mixers_of
 from sglang_layered.upstream.models import Kwargs, LayerRanges, unfit
+from sglang_layered.upstream.releases import boundaries
 
 Call: TypeAlias = Callable[..., Any]
 Shadow: TypeAlias = tuple[dict[str, Any], str, Any]  # attributes of a module, a name, what it stands for
@@ -49,18 +50,52 @@ class Flow:
     is_tuple: bool
 
     def taken(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The rows among a layer's arguments."""
+        """What is handed over, among a layer's arguments."""
         return {name: arguments.get(name) for name in self.names if name is not None}
 
     def given(self, output: Any) -> dict[str, Any]:
-        """The rows in what a layer returned."""
+        """What is handed over, in what a layer returned."""
         values = _values(output)
         return {name: value for name, value in zip(self.names, values, strict=True) if name is not None}
 
-    def output(self, rows: PPProxyTensors) -> Any:
-        """What a layer would have returned with these rows."""
-        values = tuple(None if name is None else rows[name] for name in self.names)
+    def output(self, handed: Mapping[str, Any]) -> Any:
+        """What a layer would have returned with this."""
+        values = tuple(None if name is None else handed[name] for name in self.names)
         return values if self.is_tuple else values[0]
+
+    def passed(self, rows: PPProxyTensors) -> Any:
+        """What layers before a range return, which its first layer does not look at."""
+        return self.output(rows.tensors)
+
+    def left(self, handed: dict[str, Any], batch: ForwardBatch) -> dict[str, Any]:
+        """The rows in what is handed over."""
+        return handed
+
+    def entered(self, number: int, rows: PPProxyTensors, batch: ForwardBatch) -> dict[str, Any]:
+        """What is handed over to layer `number` for it to have these rows."""
+        return rows.tensors
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFlow(Flow):
+    """Of layers that hand one value over and keep what else is theirs on the batch (`handover`)."""
+
+    handover: Any
+
+    def passed(self, rows: PPProxyTensors) -> Any:
+        """Of the right shape; what else is on the batch is not theirs."""
+        return self.output(dict.fromkeys(filter(None, self.names), rows["hidden_states"]))
+
+    def left(self, handed: dict[str, Any], batch: ForwardBatch) -> dict[str, Any]:
+        """As a pipeline stage sends them."""
+        [value] = handed.values()
+        rows: dict[str, Any] = self.handover.leave(value, batch)
+        return rows
+
+    def entered(self, number: int, rows: PPProxyTensors, batch: ForwardBatch) -> dict[str, Any]:
+        """As a pipeline stage takes them; `number` may be behind the last layer."""
+        [name] = filter(None, self.names)
+        return {name: self.handover.enter(number, rows, batch)}
 
 
 class StandIn:
@@ -99,29 +134,29 @@ class Layer:
 
         return StandIn(self.module, run)
 
-    def resumed(self, rows: PPProxyTensors) -> StandIn:
-        """Runs from the given rows, whatever the loop hands over."""
+    def resumed(self, handed: Call) -> StandIn:
+        """Runs with what `handed` gives, whatever the loop hands over."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             call = self._signature.bind(*args, **kwargs)
-            call.arguments.update(rows.tensors)
+            call.arguments.update(handed())
             return self.module(*call.args, **call.kwargs)
 
         return StandIn(self.module, run)
 
-    def entered(self, flow: Flow) -> StandIn:
+    def entered(self, flow: Flow, batch: ForwardBatch) -> StandIn:
         """Ends the forward before this layer."""
 
         def stop(*args: Any, **kwargs: Any) -> Any:
-            raise Reached(flow.taken(self.arguments(args, kwargs)))
+            raise Reached(flow.left(flow.taken(self.arguments(args, kwargs)), batch))
 
         return StandIn(self.module, stop)
 
-    def last(self, flow: Flow, run: Call) -> StandIn:
+    def last(self, flow: Flow, batch: ForwardBatch, run: Call) -> StandIn:
         """Ends the forward after this layer, which `run` runs."""
 
         def stop(*args: Any, **kwargs: Any) -> Any:
-            raise Reached(flow.given(run(*args, **kwargs)))
+            raise Reached(flow.left(flow.given(run(*args, **kwargs)), batch))
 
         return StandIn(self.module, stop)
 
@@ -156,16 +191,20 @@ class ListRanges(LayerRanges):
             for module in modules
             if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
         ]
-        self._flow = self._seen(whole)
+        try:
+            handover = boundaries.handover(layers)
+        except NotImplementedError as why:
+            raise unfit(model, str(why)) from why
+        self._flow = self._seen(whole, handover)
 
     def _forward(
         self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool, kwargs: Kwargs
     ) -> Any:
-        shadows = self._instead(self._range(layers, rows, last))
+        if rows is not None and batch.input_embeds is not None:
+            batch = replace(batch, input_embeds=None)  # multimodal models write what they embed into it
+        shadows = self._instead(self._range(batch, layers, rows, last))
         if rows is not None:
             shadows += self._unembedded(rows)
-            if batch.input_embeds is not None:
-                batch = replace(batch, input_embeds=None)  # multimodal models write what they embed into it
         with _shadowed(shadows):
             try:
                 # Some models count positions up in place (srt/models/gemma3_mm.py), once a forward.
@@ -173,19 +212,25 @@ class ListRanges(LayerRanges):
             except Reached as reached:
                 return PPProxyTensors(reached.rows)
 
-    def _range(self, layers: LayerGroup, rows: PPProxyTensors | None, last: bool) -> list[Any]:
+    def _range(
+        self, batch: ForwardBatch, layers: LayerGroup, rows: PPProxyTensors | None, last: bool
+    ) -> list[Any]:
         """The model's list of layers for this range."""
-        start, end = layers.start, layers.end
+        start, end, flow = layers.start, layers.end, self._flow
         stack = self._modules.copy()
         if rows is not None:
-            self._output = self._flow.output(rows)
+            handed = partial(flow.entered, start, rows, batch)
+            self._output = flow.passed(rows)
             stack[:start] = self._passing[:start]
             if start < end:
-                stack[start] = self._layers[start].resumed(rows)
+                stack[start] = self._layers[start].resumed(handed)
+            elif start:
+                before = self._modules[start - 1]
+                stack[start - 1] = StandIn(before, lambda *args, **kwargs: flow.output(handed()))
         if not last:
             edge = max(end - 1, 0)
             layer = self._layers[edge]
-            stack[edge] = layer.last(self._flow, stack[edge]) if end else layer.entered(self._flow)
+            stack[edge] = layer.last(flow, batch, stack[edge]) if end else layer.entered(flow, batch)
         return stack
 
     def _pass(self, *args: Any, **kwargs: Any) -> Any:
@@ -203,7 +248,7 @@ class ListRanges(LayerRanges):
 
         return [(vars(each), "forward", partial(zeros, each.embedding_dim)) for each in self._embeddings]
 
-    def _seen(self, whole: Callable[[], int]) -> Flow:
+    def _seen(self, whole: Callable[[], int], handover: Any) -> Flow:
         """How rows were seen to pass."""
         calls: list[tuple[dict[str, Any], Any]] = []
         with _shadowed(self._instead([layer.noting(calls) for layer in self._layers])):
@@ -215,9 +260,11 @@ class ListRanges(LayerRanges):
             if flow != flows[0] or not any(flow.names):
                 raise unfit(self._model, f"layer {layer} does not take what the layer before returns")
             for name, value in flow.given(calls[layer - 1][1]).items():
-                if value.shape[0] != num_rows:
+                if isinstance(value, torch.Tensor) and value.shape[0] != num_rows:
                     raise unfit(self._model, f"{name} of layer {layer} has no row for each token")
-        return flows[0]
+        if handover is None:
+            return flows[0]
+        return KeptFlow(flows[0].names, flows[0].is_tuple, handover)
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList | None:
@@ -239,7 +286,7 @@ def _attends(layer: nn.Module) -> bool:
 def _flow(output: Any, arguments: Mapping[str, Any]) -> Flow:
     names = [
         next((name for name, taken in arguments.items() if taken is value), None)
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, boundaries.HANDED)
         else None
         for value in _values(output)
     ]

@@ -7,14 +7,13 @@ in srt/models, srt/layers/communicator.py, `ModelRunner._extend_forward_kwargs`.
 """
 
 import inspect
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
-from sglang.srt.distributed import get_pp_group, tensor_model_parallel_all_reduce
+from sglang.srt.distributed import tensor_model_parallel_all_reduce
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from torch import nn
@@ -29,8 +28,6 @@ from sglang_layered.upstream.releases import boundaries, forwarding
 Kwargs: TypeAlias = dict[str, Any]
 # What is written; the second pair lies behind properties of the first one's names (srt/models/qwen3_5.py).
 BOUNDS = (("start_layer", "end_layer"), ("_start_layer", "_end_layer"))
-# What srt/models/kimi_k3.py calls to ask whether it has the first layer; it has an attribute for the last.
-PROCESS_GROUP = get_pp_group.__name__
 
 
 def attend(backend: Any, batch: ForwardBatch | None) -> AbstractContextManager[None]:
@@ -117,18 +114,22 @@ class PipelineRanges(LayerRanges):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        boundaries.refuse_uncut_layers()
         self._model = model
         self._grouped, stacks = _stages(model)
         if not self.can_cut(model):
             raise unfit(model, "SGLang has no pipeline parallelism for it")
         self.stack, (self._start, self._end) = stacks[0]
         stack, self._stack = self.stack, vars(self.stack)
+        try:
+            self._with_ends = boundaries.with_ends(stack)
+        except NotImplementedError as why:
+            raise unfit(model, str(why)) from why
         self._deepstack = Deepstack.of(stack)
         self._asks_behind_the_last = asks_behind_the_last(stack)
         self.first_layer = self._stack[self._start]
         self.num_layers: int = self._stack[self._end]
         self._asked = _asked_beside(self.stack)
+        self._process_group = None if self._asked is None else self._asked[boundaries.PROCESS_GROUP]
         group = self._grouped[0]["pp_group"]
         self.has_head = group.is_last_rank
         self._stages = {
@@ -141,7 +142,7 @@ class PipelineRanges(LayerRanges):
     def can_cut(model: nn.Module) -> bool:
         """Whether the model has the pipeline interface; a multimodal one may keep it from its own callers.
 
-        One whose bounds stand in two modules is none, as srt/models/kimi_linear.py.
+        One whose bounds stand in two modules is none, where nobody looks at its numbers: Kimi-Linear's.
         """
         grouped, stacks = _stages(model)
         takes_rows = "pp_proxy_tensors" in inspect.signature(model.forward).parameters
@@ -166,17 +167,22 @@ class PipelineRanges(LayerRanges):
         groups = [attributes["pp_group"] for attributes in self._grouped]
         bounds = (self._stack[self._start], self._stack[self._end])
         virtual = self._stages[first, last]
+        ends = self._with_ends if start == self.num_layers else None
         try:
+            if ends is not None:
+                self._stack[ends[0]] = ends[1]
             # With no layers (start == end) the first stage still embeds, and the last one makes logits.
             self._stack[self._start], self._stack[self._end] = start, end
             for attributes in self._grouped:
                 attributes["pp_group"] = virtual
             if self._asked is not None:
-                self._asked[PROCESS_GROUP] = lambda: virtual
+                self._asked[boundaries.PROCESS_GROUP] = boundaries.process_group(virtual)
             yield
         finally:
+            if ends is not None:
+                del self._stack[ends[0]]
             if self._asked is not None:
-                self._asked[PROCESS_GROUP] = get_pp_group
+                self._asked[boundaries.PROCESS_GROUP] = self._process_group
             self._stack[self._start], self._stack[self._end] = bounds
             for attributes, group in zip(self._grouped, groups, strict=True):
                 attributes["pp_group"] = group
@@ -186,14 +192,22 @@ def _stages(model: nn.Module) -> tuple[list[dict[str, Any]], list[tuple[nn.Modul
     """Attributes of the modules that know their pipeline group, and the modules that have layer bounds."""
     modules = list(model.modules())
     grouped = [vars(module) for module in modules if "pp_group" in vars(module)]
-    return grouped, [(module, names) for module in modules if (names := _bounds_of(vars(module)))]
+    bounded = [(module, names) for module in modules if (names := _bounds_of(vars(module)))]
+    if boundaries.PROVES_STAGES:  # a wrapper has a copy of its stack's bounds (srt/models/kimi_linear.py)
+        bounded = [(module, names) for module, names in bounded if has_layers(module)]
+    return grouped, bounded
+
+
+def has_layers(stack: nn.Module) -> bool:
+    """Whether it has a list of modules of its own."""
+    return any(isinstance(child, nn.ModuleList) for child in stack.children())
 
 
 def _asked_beside(stack: nn.Module) -> Kwargs | None:
     """Where a stack finds the function by which it asks the process's group past its own, or None."""
     forward = inspect.unwrap(type(stack).forward)
-    asks = PROCESS_GROUP in forward.__code__.co_names
-    return vars(sys.modules[type(stack).__module__]) if asks else None
+    asks = boundaries.PROCESS_GROUP in forward.__code__.co_names
+    return forward.__globals__ if asks and boundaries.PROCESS_GROUP in forward.__globals__ else None
 
 
 def _bounds_of(attributes: Kwargs) -> tuple[str, str] | None:

@@ -3,16 +3,52 @@
 Upstream: srt/layers/communicator.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.distributed import get_pp_group
 from sglang.srt.layers.communicator import AttentionInputs, get_attn_tp_context
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.runtime_context import get_forward
+from torch import nn
+
+PROVES_STAGES = False
+"""Whether ranges of a model with pipeline stages are compared with the whole model while a server starts."""
+
+PROCESS_GROUP = get_pp_group.__name__
+"""What a stack of layers calls to ask past its own pipeline group (srt/models/kimi_k3.py)."""
+
+HANDED: tuple[type, ...] = (torch.Tensor,)
+"""What a layer may hand to the next one as its rows."""
 
 
-def refuse_uncut_layers() -> None:
-    """Layers hand rows and residual on, and any of them may be the last of a range."""
+def process_group(group: Any) -> Callable[[], Any]:
+    """What stands in the place of PROCESS_GROUP while this group is the process's."""
+    return lambda: group
+
+
+def with_ends(stack: nn.Module) -> tuple[str, list[Any]] | None:
+    """A stack's layers and one more by which a range behind the last is entered, and the stack's name for them.
+
+    None where ranges are entered without. It changes how layer 0 is entered with rows.
+
+    Raises:
+        NotImplementedError: with the reason why these layers cannot be run in ranges.
+    """
+    return None
+
+
+def handover(layers: nn.ModuleList) -> Any:
+    """How rows enter and leave the layers of a list that do not just take and return them; None: they do.
+
+    It has `enter(number, rows, batch)`, which gives what layer `number` takes (behind the last: what it would
+    have returned), and `leave(handed, batch)`, which gives the rows in what a layer returned or was given.
+
+    Raises:
+        NotImplementedError: with the reason why these layers cannot be run in ranges.
+    """
+    return None
 
 
 def give_rows(module: Any, rows: torch.Tensor, batch: ForwardBatch) -> None:

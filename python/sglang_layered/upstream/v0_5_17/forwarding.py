@@ -4,6 +4,7 @@ Upstream: srt/model_executor/, srt/managers/mm_utils.py.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -30,6 +31,11 @@ GRAPHS_MISSING: str | None = None
 
 num_shared_slots: Callable[[Any], int] = attrgetter("num_fused_shared_experts")
 """Of a TopKConfig: shared experts that are chosen with the others."""
+
+
+def settings_of(model_runner: Any) -> AbstractContextManager[Any]:
+    """Inside, settings are the model's own, as SGLang has them in a forward."""
+    return nullcontext()
 
 
 def is_encoded(item: Any) -> bool:

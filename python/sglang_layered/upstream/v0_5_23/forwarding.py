@@ -4,6 +4,7 @@ Upstream: srt/model_executor/, srt/managers/mm_schedule.py.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -14,6 +15,7 @@ from sglang.srt.model_executor.cuda_graph_buffer_registry import (
     build_decode_registry as build_decode_registry,
 )
 from sglang.srt.model_executor.runner import decode_cuda_graph_runner
+from sglang.srt.runtime_context import get_model
 
 CONTEXT_TAKES = ("forward_batch",)
 """Beside its context, what `forward_context` takes: `**dict.fromkeys(CONTEXT_TAKES, batch)`.
@@ -36,6 +38,14 @@ num_shared_slots: Callable[[Any], int] = attrgetter("shared_experts.num_shared_t
 
 # Rows are gathered from no other rank: `refuse_unfit_server` has seen to that.
 build_replay_fb_view = partial(decode_cuda_graph_runner.build_replay_fb_view, global_num_tokens_cpu=None)
+
+
+def settings_of(model_runner: Any) -> AbstractContextManager[Any]:
+    """Inside, settings are the model's own, as SGLang has them in a forward."""
+    settings: AbstractContextManager[Any] = get_model().override(
+        shared_experts=model_runner.model.shared_experts_config
+    )
+    return settings
 
 
 def is_encoded(item: Any) -> bool:
