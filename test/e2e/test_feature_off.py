@@ -28,7 +28,7 @@ def test_answers_and_step_trace_equal_the_release(stock_moe, off_moe) -> None:
         outputs.append(one_by_one(served.url))
         traces.append(read_steps(served.steps)[already:])
     assert outputs[0] == outputs[1]
-    assert len(traces[0]) > 6 * 20
+    assert len(traces[0]) >= 6 * 20  # 0.5.17 also runs the step that overlap launches behind the last token
     assert traces[0] == traces[1]
     assert all(step["overlap"] for step in traces[1]), "the release's default is the overlap scheduler"
 

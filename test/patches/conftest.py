@@ -21,6 +21,7 @@ from sglang_layered.patching.patch_set import (
     load_patches,
     remove,
     set_folder,
+    supported_versions,
 )
 from sglang_layered.patching.site import at_package, sha256
 from toy_sglang import HEADER, TOY_PRISTINE, TOY_SERIES, TOY_VERSION, Toy
@@ -28,7 +29,7 @@ from toy_sglang import HEADER, TOY_PRISTINE, TOY_SERIES, TOY_VERSION, Toy
 
 @dataclass(frozen=True)
 class RealSet:
-    """The patch set of the installed SGLang."""
+    """The patch set of a release."""
 
     folder: Path
     patches: tuple[Patch, ...]
@@ -60,25 +61,32 @@ def real_site() -> Site:
 
 @pytest.fixture(scope="session")
 def real_set(real_site: Site) -> RealSet:
-    folder = set_folder(default_root(), real_site.version)
+    return set_of(real_site.version)
+
+
+def set_of(version: str) -> RealSet:
+    folder = set_folder(default_root(), version)
     return RealSet(folder, load_patches(folder), load_manifest(folder))
 
 
 @pytest.fixture(scope="session")
 def pristine_sglang(real_site: Site, real_set: RealSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package folder with the touched files of the installed SGLang, pristine whatever they are now."""
-    package = tmp_path_factory.mktemp("pristine") / "sglang"
-    for path, hashes in real_set.manifest.files.items():
-        data = (real_site.package / path).read_bytes()
+    return pristine_copy(real_site, real_set, tmp_path_factory.mktemp("pristine"))
+
+
+def pristine_copy(site: Site, its: RealSet, folder: Path) -> Path:
+    """The files of a site that its patch set touches, as released."""
+    package = folder / "sglang"
+    for path, hashes in its.manifest.files.items():
+        data = (site.package / path).read_bytes()
         if sha256(data) == hashes.after:
-            data = remove(hunks_of(real_set.patches, path), data)
-        assert sha256(data) == hashes.before, (
-            f"{path} of the installed SGLang is neither pristine nor patched"
-        )
+            data = remove(hunks_of(its.patches, path), data)
+        assert sha256(data) == hashes.before, f"{path} of {site.package} is neither pristine nor patched"
         (package / path).parent.mkdir(parents=True, exist_ok=True)
         (package / path).write_bytes(data)
-    shutil.copy(real_site.package / "_version.py", package)
-    for info in real_site.package.parent.glob("sglang-*.dist-info"):
+    shutil.copy(site.package / "_version.py", package)
+    for info in site.package.parent.glob("sglang-*.dist-info"):
         (package.parent / info.name).mkdir()
         for name in ("METADATA", "RECORD"):
             shutil.copy(info / name, package.parent / info.name)
@@ -95,13 +103,29 @@ def sglang_copy(pristine_sglang: Path, tmp_path: Path) -> Site:
 @pytest.fixture(scope="session")
 def seam_file(pristine_sglang: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SeamFile]:
     """Parse one of the touched files of a patched copy, without importing it."""
-    site_packages = tmp_path_factory.mktemp("patched") / "site-packages"
-    shutil.copytree(pristine_sglang.parent, site_packages)
+    return patched_trees(pristine_sglang, tmp_path_factory.mktemp("patched"))
+
+
+def patched_trees(released: Path, folder: Path) -> Callable[[str], SeamFile]:
+    """Apply the patches to a copy of these pristine files; parse one of them when it is asked for."""
+    site_packages = folder / "site-packages"
+    shutil.copytree(released.parent, site_packages)
     apply(at_package(site_packages / "sglang"))
 
     @cache
     def parse(path: str) -> SeamFile:
-        patched, pristine = site_packages / "sglang" / path, pristine_sglang / path
+        patched, pristine = site_packages / "sglang" / path, released / path
         return SeamFile(ast.parse(patched.read_bytes()), ast.parse(pristine.read_bytes()))
 
     return parse
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Guards of another release's patches would look in the installed one for places that it has not got."""
+    version, guards = locate().version, {}
+    for each in supported_versions(default_root()):
+        guards[each] = {Path(patch.header["Guard"]).name for patch in set_of(each).patches}
+    others = set().union(*guards.values()) - guards.get(version, set())
+    for item in items:
+        if item.path.name in others and "seam_file" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(f"guards the patches of another SGLang than {version}"))

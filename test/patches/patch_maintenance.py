@@ -31,7 +31,7 @@ from sglang_layered.patching.patch_set import (
     set_folder,
     supported_versions,
 )
-from sglang_layered.patching.port import FILE, OURS, all_uses
+from sglang_layered.patching.port import FILE, OURS, all_uses, left_out
 from sglang_layered.patching.site import sha256
 from sglang_layered.patching.symbols import Release
 
@@ -74,7 +74,8 @@ def write_symbols(site: Site, folder: Path, ours: Path = OURS) -> Path:
     """Keep what our symbols are in this SGLang, patched or not; PatchError when it lacks some."""
     release, found = Release(site.package), all_uses(folder, ours)
     made = {symbol: release.fingerprint(symbol) for symbol in found}
-    missing = [f"{symbol} ({found[symbol][0].place})" for symbol, each in made.items() if each is None]
+    gone = {symbol for symbol, each in made.items() if each is None} - left_out(folder, ours).keys()
+    missing = [f"{symbol} ({found[symbol][0].place})" for symbol in sorted(gone)]
     if missing:
         raise PatchError("\n  ".join([f"SGLang {site.version} has not got what we use:", *missing]))
     lines = [f"{json.dumps(name)}: {json.dumps(each)}" for name, each in made.items() if each]

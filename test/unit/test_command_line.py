@@ -153,3 +153,11 @@ def test_the_version_is_that_of_the_installation(monkeypatch) -> None:
     assert run("--version").stdout == f"sglang-layered, version {sglang_layered.__version__}\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = sglang_layered.nothing
+
+
+def test_doctor_names_the_release_that_it_found_and_those_that_are_known() -> None:
+    found = {each.what: each for each in doctor.release()}
+    words = found["release"].state.split()
+    assert words[0] == "SGLang" and words[1] in ("0.5.17", "0.5.23")
+    assert words[-3:] == ["known:", "0.5.17,", "0.5.23"]
+    assert found["patch set"].state == f"of {words[1]}: applied and verified by hash"

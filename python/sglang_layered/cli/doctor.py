@@ -19,6 +19,7 @@ from sglang_layered.core.policy import TokenTargetPolicy
 from sglang_layered.core.view import SchedulerView
 from sglang_layered.energy.find import SOURCES_VARIABLE, find_sources
 from sglang_layered.errors import ConfigError, LayeredPrefillError
+from sglang_layered.patching import patch_set
 from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
 PACKAGES = ("sglang", "torch", "flashinfer-python", "sglang-kernel", "nvidia-ml-py", "prometheus-client")
@@ -51,12 +52,19 @@ def machine() -> Iterator[Finding]:
             yield Finding(name, version(name))
         except PackageNotFoundError:
             yield Finding(name, "missing", _remedy(name))
+    yield from release()
+    yield from energy()
+
+
+def release() -> Iterator[Finding]:
+    """Which release of SGLang is there, and whether its patches are in."""
     try:
-        patching.verify_patched()
-        yield Finding("patch set", "applied and verified by hash")
+        site, known = patching.locate(), patch_set.supported_versions(patch_set.default_root())
+        yield Finding("release", f"SGLang {site.version} in {site.package}; known: {', '.join(known)}")
+        patching.verify(site)
+        yield Finding("patch set", f"of {site.version}: applied and verified by hash")
     except LayeredPrefillError as error:
         yield Finding("patch set", str(error), "as said here; `sglang-layered patch status` shows each patch")
-    yield from energy()
 
 
 def _remedy(name: str) -> str:

@@ -80,7 +80,9 @@ def status(root: Path, site: Site) -> str:
 
 @patch.command()
 @path_option("--site", required=True, help="A folder with an unpacked SGLang.")
-@click.option("--base", help="The release that we are built on; default: the newest with a patch set.")
+@click.option(
+    "--base", help="Compare with this release; default: itself, or the newest, by their patch sets."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, also what is the same.")
 @click.pass_obj
 def port(root: Path, site: Path, base: str | None, as_json: bool) -> None:
@@ -88,7 +90,8 @@ def port(root: Path, site: Path, base: str | None, as_json: bool) -> None:
 
     Parses it and imports nothing. docs/porting.md goes on from there.
     """
-    report = porting.port(patching.locate(site=site), root, base or patch_set.supported_versions(root)[-1])
+    place = patching.locate(site=site)
+    report = porting.port(place, root, base or porting.base_of(root, place.version))
     click.echo(json.dumps(asdict(report), indent=1) if as_json else _text_of(report))
     raise SystemExit(0 if report.is_same else 1)
 
@@ -96,7 +99,7 @@ def port(root: Path, site: Path, base: str | None, as_json: bool) -> None:
 def _text_of(report: porting.PortReport) -> str:
     lines = [f"SGLang {report.version} against {report.base}, on which this package is built"]
     for entry in report.symbols:
-        if entry.change != "same":
+        if entry.change in porting.FOUND:
             more = f" and {len(entry.places) - 1} more" if len(entry.places) > 1 else ""
             moved = f", now in {entry.where}" if entry.where else ""
             lines.append(f"{entry.change:<18} {entry.symbol}{moved}  for {entry.places[0]}{more}")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import PatchError
 from sglang_layered.patching.engine import PatchStatus, status
-from sglang_layered.patching.patch_set import load_manifest, load_patches, set_folder
+from sglang_layered.patching.patch_set import load_manifest, load_patches, set_folder, supported_versions
 from sglang_layered.patching.site import Site
 from sglang_layered.patching.symbols import Fingerprint, Release, definitions, file_of, last_name
 
@@ -31,8 +31,9 @@ GUARDS = "upstream/guards.toml"
 PLACE = re.compile(r"[\w/]+\.py:[\w.]+")
 GETTERS = ("attrgetter", "methodcaller")  # of operator: a name of a member in quotes
 
-Change = Literal["same", "body changed", "signature changed", "moved", "gone", "new use"]
-ORDER: tuple[Change, ...] = ("gone", "moved", "signature changed", "body changed", "new use", "same")
+Change = Literal["same", "body changed", "signature changed", "moved", "gone", "new use", "left out"]
+FOUND: tuple[Change, ...] = ("gone", "moved", "signature changed", "body changed", "new use")  # to be read
+ORDER: tuple[Change, ...] = (*FOUND, "left out", "same")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class PortReport:
     def is_same(self) -> bool:
         """True when nothing is to be done."""
         fits = all(entry.text in ("applied", "fits") for entry in self.patches)
-        return fits and all(entry.change == "same" for entry in self.symbols)
+        return fits and not any(entry.change in FOUND for entry in self.symbols)
 
 
 def port(site: Site, root: Path, base: str, ours: Path = OURS) -> PortReport:
@@ -82,8 +83,8 @@ def port(site: Site, root: Path, base: str, ours: Path = OURS) -> PortReport:
     """
     folder = set_folder(root, base)
     known, release = read_symbols(folder), Release(site.package)
-    found = all_uses(folder, ours, site.version)
-    reports = [_compare(release, known.get(each[0].symbol), each) for each in found.values()]
+    found, absent = all_uses(folder, ours, site.version), left_out(folder, ours, site.version)
+    reports = [_compare(release, known.get(symbol), each, absent) for symbol, each in found.items()]
     reports.sort(key=lambda entry: ORDER.index(entry.change))
     return PortReport(site.version, base, tuple(reports), status(site, root).patches)
 
@@ -109,11 +110,30 @@ def all_uses(folder: Path, ours: Path = OURS, version: str | None = None) -> dic
 
     Of the packages of releases that of `version`, or of the patch set where there is none.
     """
-    package = next((each for each in map(package_of, (version, folder.name)) if (ours / each).is_dir()), "")
+    package = _package(folder, ours, version)
     found: dict[str, list[Use]] = {}
     for use in (*uses(ours, package), *followed(ours), *seams(folder)):
-        found.setdefault(use.symbol, []).append(use)
+        if not use.place.startswith(package_of(None)) or use.place.startswith(f"{package}/"):
+            found.setdefault(use.symbol, []).append(use)
     return dict(sorted(found.items()))
+
+
+def left_out(folder: Path, ours: Path = OURS, version: str | None = None) -> dict[str, str]:
+    """What the release has not got and our code for it does without, with the reason."""
+    package = _package(folder, ours, version)
+    tables = [each for each in read_guards(ours).get("absent", ()) if package_of(each["release"]) == package]
+    return {symbol: each["why"] for each in tables for symbol in each["symbols"]}
+
+
+def base_of(root: Path, version: str) -> str:
+    """What a release is compared with: what is kept of itself, or of the newest that has a patch set."""
+    versions = supported_versions(root)
+    return version if version in versions else versions[-1]
+
+
+def _package(folder: Path, ours: Path, version: str | None) -> str:
+    """Where the code for a release is, or where there is none that for the patch set's; empty: nowhere."""
+    return next((each for each in map(package_of, (version, folder.name)) if (ours / each).is_dir()), "")
 
 
 def package_of(version: str | None) -> str:
@@ -226,11 +246,15 @@ def _lines(path: Path) -> dict[str, int]:
     return {name: node.lineno for name, node in definitions(tree)}
 
 
-def _compare(release: Release, was: Fingerprint | None, found: list[Use]) -> SymbolReport:
+def _compare(
+    release: Release, was: Fingerprint | None, found: list[Use], absent: Mapping[str, str]
+) -> SymbolReport:
     symbol, where = found[0].symbol, None
     now = release.fingerprint(symbol)
     change: Change = "same"
-    if now is None:
+    if now is None and symbol in absent:
+        change = "left out"
+    elif now is None:
         if was != Fingerprint():  # an attribute's name alone is no trace
             where = release.elsewhere(symbol)
         change = "gone" if where is None else "moved"
@@ -239,5 +263,6 @@ def _compare(release: Release, was: Fingerprint | None, found: list[Use]) -> Sym
     elif was != now:
         change = "body changed" if was.signature == now.signature else "signature changed"
     places = tuple(dict.fromkeys(use.place for use in found))
-    why = "; ".join(dict.fromkeys(use.why for use in found if use.why))
+    reasons = [absent[symbol]] if change == "left out" else [use.why for use in found if use.why]
+    why = "; ".join(dict.fromkeys(reasons))
     return SymbolReport(symbol, change, places, where, why)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 SEAM = "layered_seams"
 MOST_STEPS = 4  # from a name to where it is defined
+COLLECTED = {"ServerArgs": "srt/arg_groups/fields/"}  # from 0.5.20 on its fields are those of classes there
 NOTHING = ast.Module([], [])  # defines a name without parameters and body
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Names = dict[str, ast.AST]  # what defines each
@@ -62,7 +63,7 @@ class Release:
         first, _, member = name.partition(".")
         file, node = self._at_top(file, first)
         if member:
-            node = self._member(file, node, member)
+            node = self._member(file, node, member) or self._collected(first, member)
         return None if node is None else _fingerprint(node)
 
     def elsewhere(self, symbol: str) -> str | None:
@@ -99,6 +100,16 @@ class Release:
         for base in owner.bases:
             found = found or self._member(*self._at_top(file, last_name(base)), name, depth + 1)
         return found
+
+    def _collected(self, owner: str, name: str) -> ast.AST | None:
+        """A field that a class gets from the classes of a folder."""
+        folder = COLLECTED.get(owner)
+        files = [path for path in self._texts if folder is not None and path.startswith(folder)]
+        return next((NOTHING for file in files if self._declares(file, name)), None)
+
+    def _declares(self, file: str, name: str) -> bool:
+        classes = [node for node in self._module(file)[0].values() if isinstance(node, ast.ClassDef)]
+        return any(name in self._members(node) for node in classes)
 
     def _read(self, file: str) -> tuple[Names, Imports]:
         for path in (file, f"{file.removesuffix('.py')}/__init__.py"):

@@ -13,6 +13,8 @@ from typing import Any
 from sglang.srt.configs.model_config import is_kimi_k3
 from sglang.srt.environ import envs
 
+from sglang_layered.upstream.releases import arguments
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,7 +25,7 @@ def asks_for_sums_in_place(model_config: Any) -> bool:
 
 def keep_sums_apart(server_args: Any) -> None:
     """Turn them off where nothing is said, in this process and those that it starts; the model asks once."""
-    if is_kimi_k3(server_args.get_model_config().hf_config) and not envs.SGLANG_K3_AR_FUSION.is_set():
+    if is_kimi_k3(arguments.model_config_of(server_args).hf_config) and not envs.SGLANG_K3_AR_FUSION.is_set():
         envs.SGLANG_K3_AR_FUSION.set(False)
         logger.warning(
             "Layered mode sets SGLANG_K3_AR_FUSION=0: sums over ranks in place, which SGLang has for Kimi-K3"
