@@ -37,6 +37,7 @@ from sglang_layered.listeners.dispatch import Listener
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.scheduler.observer import observe
+from sglang_layered.upstream.releases import RELEASE
 
 START = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_num_groups": 0}
 ON_CUDA = {"device": "cuda", "attention_backend": "triton"}  # the default there takes no float32
@@ -54,6 +55,17 @@ class Rank:
     def of_scheduler(self) -> tuple[Any, ...]:
         """The ranks that Scheduler takes: device, tensor, expert, pipeline, context, expert data, data."""
         return (self.tensor, self.tensor, self.expert, 0, 0, 0, None)
+
+
+def made_scheduler(args: ServerArgs, ports: PortArgs, rank: Rank) -> managers.Scheduler:
+    """SGLang's scheduler of this rank, as its process makes it once its arguments are published."""
+    if RELEASE == "0.5.17":
+        publish(args, role="scheduler")
+        return managers.Scheduler(args, ports, *rank.of_scheduler)
+    from sglang.srt.runtime_context import SpawnRanks  # from 0.5.21 on it asks the context for its rank
+
+    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=rank.tensor, dp_rank=None, gpu_id=rank.tensor))
+    return managers.Scheduler(args, ports)
 
 
 class Outbox:
@@ -86,11 +98,10 @@ class SteppedScheduler:
             random_seed=1,
             **defaults | flags,
         )
-        publish(args, role="scheduler")
         ports = PortArgs.init_new(args)
         if rank.port is not None:
             ports.nccl_port = rank.port
-        self.scheduler = managers.Scheduler(args, ports, *rank.of_scheduler)
+        self.scheduler = made_scheduler(args, ports, rank)
         self._enter_streams()
         self.tokenizer, self.detokenizer = Outbox(), Outbox()
         channels = self.scheduler.ipc_channels
