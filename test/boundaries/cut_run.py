@@ -1,6 +1,6 @@
-"""Runs tiny models of SGLang 0.5.23 whole and cut at every layer; writes how far the numbers are apart, as JSON.
+"""Runs tiny models of SGLang 0.5.23 whole and cut at every layer, and writes how far the numbers are apart.
 
-python test/boundaries/cut_run.py OUT.json [ARCH ...]; of two ranks each with RANK PORT in the environment.
+python test/boundaries/cut_run.py OUT.json [ARCH ...]; each of two ranks with RANK and PORT in the environment.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ if PORT is not None:
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
 
 import torch  # noqa: E402
+from sglang.srt.layers.layer_boundary.residual import batch as residual_batch  # noqa: E402
+from sglang.srt.layers.layer_boundary.residual.stream import OwedOutput, ResidualStream  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
 from families_on_cpu import FLAGS, use_references  # noqa: E402
 from sglang_layered.core.plan import LayerGroup  # noqa: E402
+from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.runner import layered_runner  # noqa: E402
 from sglang_layered.runner.layered_runner import GroupRunner, GroupStep  # noqa: E402
 from sglang_layered.runner.rows import hybrid_batch, join_rows  # noqa: E402
@@ -46,7 +49,9 @@ from whole_model import WholeModel, close  # noqa: E402
 DECODES = ((1, 4), (2, 11), (3, 7))  # row of the table, tokens before
 PROMPTS = ((4, 0, 6), (5, 5, 9))  # row, tokens before, tokens
 # SGLang takes none but a few names of attention for these; ours stands behind the name.
-ATTENTION = dict.fromkeys(("gpt_oss", "exaone_moe", "gemma4", "gemma4_moe"), {"attention_backend": "triton"})
+ATTENTION = {
+    arch: {"attention_backend": "triton"} for arch in ("gpt_oss", "exaone_moe", "gemma4", "gemma4_moe")
+}
 
 
 class CutRunner(GroupRunner):
@@ -131,15 +136,17 @@ class Cuts:
     def joined_cut(self, *cuts: int) -> torch.Tensor:
         """Rows of both batches in all layers, by ranges; they are no logits."""
         attention = self.runner._attention.bind(self.prompt, self.decode)
-        for batch, backend in ((self.prompt, attention.prompt_backend), (self.decode, self.whole.runner.attn_backend)):
+        for batch, backend in (
+            (self.prompt, attention.prompt_backend),
+            (self.decode, self.whole.runner.attn_backend),
+        ):
             backend.init_forward_metadata(batch)
         rows, edges = hybrid_batch(self.prompt, self.decode), [*cuts, self.num_layers]
-        with self._afresh(), self.whole.running(rows), self.runner._split(self.prompt, self.decode):
-            with attend(attention, rows):
-                parts = [self.ranges.run(batch, 0, 0, None) for _, batch in self._batches()]
-                left = join_rows(*parts)
-                for start, end in zip([0, *cuts], edges, strict=True):
-                    left = self.ranges.run(rows, start, end, left)
+        split = self.runner._split(self.prompt, self.decode)
+        with self._afresh(), self.whole.running(rows), split, attend(attention, rows):
+            left = join_rows(*(self.ranges.run(batch, 0, 0, None) for _, batch in self._batches()))
+            for start, end in zip([0, *cuts], edges, strict=True):
+                left = self.ranges.run(rows, start, end, left)
         return torch.cat([part.flatten() for part in left.tensors.values() if part is not None])
 
     def _prompt_alone(self, start: int, end: int, parked: PPProxyTensors | None) -> Any:
@@ -151,6 +158,38 @@ class Cuts:
             left = self.runner.run_layers(step, self.prompt)
         return left.parked if left.prompt_logits is None else left.prompt_logits
 
+    def owed(self, batch: ForwardBatch) -> list[int]:
+        """The inner cuts at which a layer hands a sum over ranks on to the next one, undone."""
+        found, export = [], residual_batch.to_pp
+
+        def noting(handed: Any, batch: ForwardBatch) -> Any:
+            found.append(isinstance(handed, OwedOutput))
+            return export(handed, batch)
+
+        residual_batch.to_pp = noting
+        self.alone(batch, *range(1, self.num_layers))
+        residual_batch.to_pp = export
+        return [cut for cut, is_owed in enumerate(found[1:], start=1) if is_owed and cut < self.num_layers]
+
+    def refusal(self) -> str:
+        """What a start says when sums are lost where layers are cut."""
+        export = ResidualStream.export
+
+        def partial_sums(stream: ResidualStream, hidden: Any, **kwargs: Any) -> Any:
+            if stream.pending is not None:
+                stream.pending.owed = None
+                hidden = stream.pending.value
+            return export(stream, hidden, **kwargs)
+
+        ResidualStream.export = partial_sums
+        try:
+            proved_ranges(self.whole.runner)
+        except UnsupportedError as error:
+            return str(error)
+        finally:
+            ResidualStream.export = export
+        return "served"
+
     def apart(self, name: str, logits: torch.Tensor) -> float:
         """The largest difference, by the largest of the logits."""
         want = self.want[name]
@@ -159,9 +198,10 @@ class Cuts:
 
 def check(arch: str) -> dict[str, Any]:
     flags = FLAGS.get(arch, {}) | ATTENTION.get(arch, {})
-    if PORT is not None:
-        flags["tp_size"] = 2
-    cuts = Cuts(WholeModel(tiny_model(arch), RANK, None if PORT is None else int(PORT), **flags))
+    port = None
+    if PORT is not None:  # ranks that meet where others have met wait for these
+        flags["tp_size"], port = 2, int(PORT) + sys.argv.index(arch)
+    cuts = Cuts(WholeModel(tiny_model(arch), RANK, port, **flags))
     inner = range(1, cuts.num_layers)
     again = max(cuts.apart(name, cuts._whole(batch)) for name, batch in cuts._batches())
     one_by_one = {name: cuts.apart(name, cuts.alone(batch, *inner)) for name, batch in cuts._batches()}
@@ -187,15 +227,19 @@ def check(arch: str) -> dict[str, Any]:
         "alone": max(alone.values()),
         "in_two": max(in_two.values()),
         "joined": max(joined.values()),
+        "owed": cuts.owed(cuts.prompt),
+        "without_sums": cuts.refusal(),
         "joined_cut": torch.equal(cuts.joined_cut(), cuts.joined_cut(*inner)),
         "worst": {"alone": max(alone, key=alone.get), "joined": max(joined, key=joined.get)},
     }
 
 
 def without_a_driver() -> None:
-    """SGLang asks torch's default device for its number, which is CUDA's without a driver as well (qwen3_next)."""
+    """Torch's default device, which Qwen3-Next's layers ask for, is CUDA's without a driver as well."""
     module_of = torch.get_device_module
-    torch.get_device_module = wraps(module_of)(lambda device=None: module_of("cpu" if device is None else device))
+    torch.get_device_module = wraps(module_of)(
+        lambda device=None: module_of("cpu" if device is None else device)
+    )
 
 
 if __name__ == "__main__":

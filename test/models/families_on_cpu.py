@@ -1,4 +1,4 @@
-"""What families need to run on a CPU: SGLang's flags, and our references for what it gets wrong or lacks there.
+"""What families need on a CPU: SGLang's flags, and our references for what it gets wrong or lacks there.
 
 The environment is set where the process begins: `TRITON_INTERPRET`, `SGLANG_MAMBA_CONV_DTYPE`.
 """

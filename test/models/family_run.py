@@ -30,11 +30,12 @@ from sglang.srt.server_args import ServerArgs  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
-from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
 from families_on_cpu import FEW_STATES, FLAGS, use_references  # noqa: E402
+from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
 from sglang_layered_lab.models.catalogue import ARCHS  # noqa: E402
+
 
 def further_slots() -> dict[str, Any]:
     """Flags with which states are kept in further slots on the way (extra_buffer), as on a GPU by default.

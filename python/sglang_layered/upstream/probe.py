@@ -17,10 +17,8 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import (
     CaptureHiddenMode,
     ForwardBatch,
-    ForwardMode,
     PPProxyTensors,
 )
-from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from torch import nn
 
 from sglang_layered.errors import UnsupportedError
@@ -28,13 +26,12 @@ from sglang_layered.upstream.aux_states import KeptEmbeds, keepers_of, with_aux_
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.lora import Adapters
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges, attend, unfit
+from sglang_layered.upstream.probe_prompts import NUM_TOKENS, two_prompts
 from sglang_layered.upstream.recurrent import clear_states, has_states
 from sglang_layered.upstream.releases import boundaries, forwarding
 
 logger = logging.getLogger(__name__)
 
-NUM_TOKENS, NUM_OTHER_TOKENS = 5, 3
-ROWS = (0, 1)  # of the table of requests; 0 is SGLang's for padding
 # Norm of the logits' difference by that of the logits. The same kernels see the same shapes, so most models
 # show none at all; sums over ranks and atomic additions are rounded in another order. A layer that reads
 # another prompt's activations makes another sequence of them.
@@ -67,7 +64,7 @@ def proved_ranges(model_runner: Any) -> LayerRanges:
         UnsupportedError: it has no such list, or ranges of its layers give other numbers than all at once.
     """
     began, model = time.perf_counter(), model_runner.model
-    with torch.no_grad(), _prompts(model_runner) as (asked, other):
+    with torch.no_grad(), two_prompts(model_runner) as (asked, other):
         probe = Probe(model_runner, asked, other)
         ranges = _found(model, probe)
         probe.prove(ranges)
@@ -101,7 +98,7 @@ def stage_ranges(model_runner: Any) -> PipelineRanges:
     """
     ranges = PipelineRanges(model_runner.model)
     if boundaries.PROVES_STAGES:
-        with torch.no_grad(), _prompts(model_runner) as (asked, other):
+        with torch.no_grad(), two_prompts(model_runner) as (asked, other):
             Probe(model_runner, asked, other).prove_stage(ranges)
     return ranges
 
@@ -115,7 +112,7 @@ def with_kept_rows(model_runner: Any, ranges: LayerRanges) -> LayerRanges:
     model = model_runner.model
     keeping = with_aux_states(model, ranges)
     if keeping is not ranges:
-        with torch.no_grad(), _prompts(model_runner) as (asked, other):
+        with torch.no_grad(), two_prompts(model_runner) as (asked, other):
             asked.capture_hidden_mode = CaptureHiddenMode.FULL
             if not Probe(model_runner, asked, other).keeps_rows(keeping):
                 raise unfit(model, "a draft would read other rows than those of a whole forward")
@@ -164,8 +161,12 @@ class Probe:
         """
         first, end, has_head = ranges.first_layer, ranges.num_layers, ranges.has_head
         rows = None if first == 0 else self._rows_like_a_stage_s()
-        given = None if rows is None else PPProxyTensors(
-            {name: part.clone() for name, part in rows.tensors.items()}  # norms add to them in place
+        given = (
+            None
+            if rows is None
+            else PPProxyTensors(
+                {name: part.clone() for name, part in rows.tensors.items()}  # norms add to them in place
+            )
         )
         self._want = _numbers(self._run(ranges, self._asked, first, end, given, last=has_head))
         for layer in range(first, end):
@@ -246,62 +247,3 @@ def _numbers(left: Any) -> torch.Tensor:
     if not isinstance(left, PPProxyTensors):
         return torch.Tensor.float(left.next_token_logits)
     return torch.cat([part.flatten().float() for part in left.tensors.values() if part is not None])
-
-
-@contextmanager
-def _prompts(model_runner: Any) -> Iterator[tuple[ForwardBatch, ForwardBatch]]:
-    """Two prompts with slots of their own, on pages after the one that SGLang has for padding."""
-    pool, page = model_runner.req_to_token_pool.req_to_token, model_runner.page_size
-    starts = (page, page + -(-NUM_TOKENS // page) * page)
-    slots = torch.arange(starts[0], starts[1] + NUM_OTHER_TOKENS, device=model_runner.device)
-    # Sliding-window layers have slots of their own, which a table finds.
-    mapping = getattr(model_runner.token_to_kv_pool_allocator, "full_to_swa_index_mapping", None)
-    tables: list[tuple[torch.Tensor, tuple[Any, ...]]] = [(pool, (slice(0, len(ROWS)), slice(0, NUM_TOKENS)))]
-    if mapping is not None:
-        tables.append((mapping, (slots,)))
-    kept = [table[place].clone() for table, place in tables]
-    if mapping is not None:
-        mapping[slots] = slots.to(mapping.dtype)
-    try:
-        asked = _prompt(model_runner, ROWS[0], starts[0], NUM_TOKENS)
-        yield asked, _prompt(model_runner, ROWS[1], starts[1], NUM_OTHER_TOKENS)
-    finally:
-        for (table, place), values in zip(tables, kept, strict=True):
-            table[place] = values
-
-
-def _prompt(model_runner: Any, row: int, slot: int, num_tokens: int) -> ForwardBatch:
-    """A prompt of distinct tokens without a prefix, as SGLang makes one for a request."""
-    device, vocab_size = model_runner.device, model_runner.model_config.vocab_size
-    slots = torch.arange(slot, slot + num_tokens, device=device)
-    model_runner.req_to_token_pool.req_to_token[row, :num_tokens] = slots
-    positions = torch.arange(num_tokens, device=device)
-    length = torch.tensor([num_tokens], device=device)
-    batch = ForwardBatch(
-        forward_mode=ForwardMode.EXTEND,
-        global_forward_mode=ForwardMode.EXTEND,
-        batch_size=1,
-        input_ids=(slots * 7 + 3) % vocab_size,
-        req_pool_indices=torch.tensor([row], device=device),
-        seq_lens=length,
-        seq_lens_cpu=length.cpu(),
-        orig_seq_lens=length.int(),
-        seq_lens_sum=num_tokens,
-        out_cache_loc=slots,
-        positions=positions,
-        mrope_positions=positions.repeat(3, 1) if model_runner.model_config.model_is_mrope else None,
-        extend_num_tokens=num_tokens,
-        extend_seq_lens=length.int(),
-        extend_prefix_lens=torch.zeros_like(length, dtype=torch.int32),
-        extend_start_loc=torch.zeros_like(length, dtype=torch.int32),
-        extend_seq_lens_cpu=[num_tokens],
-        extend_prefix_lens_cpu=[0],
-        extend_logprob_start_lens_cpu=[0],
-        capture_hidden_mode=CaptureHiddenMode.NULL,
-        spec_algorithm=SpeculativeAlgorithm.NONE,
-        lora_ids=[None],
-    )
-    model_runner._prepare_eager_forward_batch(batch)
-    if (adapters := Adapters.of(model_runner)) is not None:
-        adapters.prepare(batch)
-    return batch

@@ -29,7 +29,7 @@ def process_group(group: Any) -> Callable[[], Any]:
 
 
 def with_ends(stack: nn.Module) -> tuple[str, list[Any]] | None:
-    """A stack's layers and one more by which a range behind the last is entered, and the stack's name for them.
+    """The name that a stack has for its layers, and these with one more to enter by behind the last.
 
     None where ranges are entered without. It changes how layer 0 is entered with rows.
 

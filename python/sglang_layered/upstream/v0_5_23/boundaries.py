@@ -1,8 +1,8 @@
 """SGLang 0.5.23's layers: their residual lies on the batch, and each knows its neighbour when it is made.
 
 A range enters and leaves as a pipeline stage does: by `from_pp` of its first layer, and by `to_pp`, which
-completes every sum that is owed and takes the stream off the batch. A stage differs in two things: none begins
-with rows at layer 0, and none has no layer at all. Upstream: srt/layers/layer_boundary/.
+completes every sum that is owed and takes the stream off the batch. No stage begins with rows at layer 0, and
+none is without layers: for these two ranges there is a way in here. Upstream: srt/layers/layer_boundary/.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -57,7 +57,7 @@ def process_group(group: Any) -> Callable[[], Any]:
 
 
 def with_ends(stack: nn.Module) -> tuple[str, list[Any]] | None:
-    """A stack's layers and one more by which a range behind the last is entered, and the stack's name for them.
+    """The name that a stack has for its layers, and these with one more to enter by behind the last.
 
     None where ranges are entered without. It changes how layer 0 is entered with rows.
 
