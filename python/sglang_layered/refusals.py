@@ -54,12 +54,6 @@ def _cuts_blindly(start: Start) -> bool:
     return len(served_layer_shapes(start.model_config)) != num_layers
 
 
-def _attends_natively(start: Start) -> bool:
-    from sglang_layered.upstream.releases import arguments
-
-    return "torch_native" in arguments.attention_backends_of(start.server_args)
-
-
 def _has_tree_of_states(start: Start) -> bool:
     """NGRAM's width is in the same field."""
     args = start.server_args
@@ -204,7 +198,9 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         f"{SPECULATING} does not work with {ATTENTION}: decode rows run apart from the prompt's;"
         f" {BACKENDS}": lambda start: start.config.group_attention != "backends",
         f"{SPECULATING} does not work with --attention-backend torch_native: it verifies no drafts; use"
-        " cpu_paged on a CPU, another backend on a GPU": _attends_natively,
+        " cpu_paged on a CPU, another backend on a GPU": lambda start: (
+            "torch_native" in start.attention_backends
+        ),
         f"{SPECULATING} cannot serve {{args.model_path}} with this draft model: what it reads of images is"
         " not tested beside a cohort in this family; use NGRAM, or leave the flag out": lambda start: (
             has_untold_images(start.model_config, start.server_args.speculative_algorithm)

@@ -103,9 +103,11 @@ def _check(server_args: Any) -> None:
     from sglang_layered.patching import verify_patched
     from sglang_layered.refusals import refuse
     from sglang_layered.upstream.fused_sums import keep_sums_apart
+    from sglang_layered.upstream.plugins import refuse_replaced_places
 
     verify_patched()
     if config.is_layered:
+        refuse_replaced_places()
         config.check_layered_flags()
         _check_files(config, may_write=server_args.node_rank == 0)  # tensor rank 0, which writes, runs there
     refuse(config, server_args)

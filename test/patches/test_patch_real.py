@@ -54,9 +54,9 @@ def test_refresh_gives_the_manifest_in_the_repository(sglang_copy, real_set, tmp
 
 
 def test_refresh_refuses_files_that_the_installer_did_not_record(sglang_copy):
-    path = sglang_copy.package / "srt/server_args.py"
+    path = sglang_copy.package / "srt/managers/scheduler.py"
     path.write_bytes(path.read_bytes() + b"\n")
-    with pytest.raises(PatchError, match=r"srt/server_args\.py is not pristine"):
+    with pytest.raises(PatchError, match=r"srt/managers/scheduler\.py is not pristine"):
         refresh(sglang_copy, default_root())
 
 
@@ -85,13 +85,15 @@ def test_the_file_that_the_others_import_from_is_written_first_and_taken_back_la
     assert revert(sglang_copy)[-1] == "__init__.py"
 
 
-def test_files_patched_by_another_version_of_ours_are_said_to_be(sglang_copy):
+def test_files_patched_by_another_version_of_ours_are_said_to_be(sglang_copy, real_set):
     apply(sglang_copy)
-    path = sglang_copy.package / "srt/server_args.py"
+    [checks] = [patch for patch in real_set.patches if b"seams.check_server_args" in patch.diff]
+    [loop] = [patch for patch in real_set.patches if b"seams.run_event_loop" in patch.diff]
+    path = sglang_copy.package / checks.hunks[-1].path
     path.write_text(path.read_text().replace("layered_seams.check_server_args", "layered_seams.check"))
     for action in (apply, revert, verify):
         with pytest.raises(PatchError, match=r"by another version of sglang-layered.*\n.*\nReinstall it"):
             action(sglang_copy)
     texts = {entry.name: entry.text for entry in status(sglang_copy).patches}
-    assert "lines of another version of sglang-layered" in texts["0003-validation-seam.patch"]
-    assert texts["0004-event-loop-seam.patch"] == "applied"
+    assert "lines of another version of sglang-layered" in texts[checks.name]
+    assert texts[loop.name] == "applied"

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sglang.srt import runtime_context
 from sglang.srt.managers import scheduler as managers
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -26,7 +27,6 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReqInput,
 )
 from sglang.srt.managers.schedule_policy import SchedulePolicy
-from sglang.srt.runtime_context import publish
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
 from sglang.srt.utils import is_cuda
@@ -37,7 +37,6 @@ from sglang_layered.listeners.dispatch import Listener
 from sglang_layered.scheduler.base_loop import BaseLoop
 from sglang_layered.scheduler.loop import LayeredLoop
 from sglang_layered.scheduler.observer import observe
-from sglang_layered.upstream.releases import RELEASE
 
 START = {"layered_prefill": 1, "layered_group_tokens": 64, "layered_num_groups": 0}
 ON_CUDA = {"device": "cuda", "attention_backend": "triton"}  # the default there takes no float32
@@ -53,19 +52,14 @@ class Rank:
 
     @property
     def of_scheduler(self) -> tuple[Any, ...]:
-        """The ranks that Scheduler takes: device, tensor, expert, pipeline, context, expert data, data."""
-        return (self.tensor, self.tensor, self.expert, 0, 0, 0, None)
+        """What 0.5.17's Scheduler takes: device, tensor, expert, pipeline, context, expert data, data."""
+        return () if self.published else (self.tensor, self.tensor, self.expert, 0, 0, 0, None)
 
-
-def made_scheduler(args: ServerArgs, ports: PortArgs, rank: Rank) -> managers.Scheduler:
-    """SGLang's scheduler of this rank, as its process makes it once its arguments are published."""
-    if RELEASE == "0.5.17":
-        publish(args, role="scheduler")
-        return managers.Scheduler(args, ports, *rank.of_scheduler)
-    from sglang.srt.runtime_context import SpawnRanks  # from 0.5.21 on it asks the context for its rank
-
-    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=rank.tensor, dp_rank=None, gpu_id=rank.tensor))
-    return managers.Scheduler(args, ports)
+    @property
+    def published(self) -> dict[str, Any]:
+        """What 0.5.23 publishes of them with the arguments; experts follow from sizes."""
+        spawned = getattr(runtime_context, "SpawnRanks", None)
+        return {} if spawned is None else {"ranks": spawned(self.tensor, gpu_id=self.tensor)}
 
 
 class Outbox:
@@ -98,10 +92,11 @@ class SteppedScheduler:
             random_seed=1,
             **defaults | flags,
         )
+        runtime_context.publish(args, role="scheduler", **rank.published)
         ports = PortArgs.init_new(args)
         if rank.port is not None:
             ports.nccl_port = rank.port
-        self.scheduler = made_scheduler(args, ports, rank)
+        self.scheduler = managers.Scheduler(args, ports, *rank.of_scheduler)
         self._enter_streams()
         self.tokenizer, self.detokenizer = Outbox(), Outbox()
         channels = self.scheduler.ipc_channels
@@ -210,6 +205,19 @@ class SteppedScheduler:
         for batch, result in scheduler.result_queue:
             scheduler.process_batch_result(batch, result)
         scheduler.result_queue, scheduler.last_batch = queue, None
+
+    def step_late(self) -> None:
+        """A step in which SGLang looks who is late; 0.5.23 does so where it takes requests in."""
+        poll = getattr(self.scheduler, "_poll_timeout_aborts", None)
+        if poll is not None:
+            self.scheduler.process_input_requests(poll())
+        self.step()
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens in the prefix cache; 0.5.23 also counts what its tree has beside them."""
+        size = self.scheduler.tree_cache.total_size()
+        return int(size if isinstance(size, int) else size[0])
 
     def step_until(self, condition: Any, limit: int = 400) -> None:
         """Step until `condition()` holds."""

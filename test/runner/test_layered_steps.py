@@ -77,7 +77,7 @@ def test_no_prefix_hit_on_a_cohort_in_flight(stepped: SteppedScheduler) -> None:
     first = stepped.send(tokens, 3)
     stepped.step(2)
     assert stepped.next_group is not None
-    assert stepped.scheduler.tree_cache.total_size() < 100
+    assert stepped.num_cached < 100
     second = stepped.send(tokens, 3)
     stepped.step_until(lambda: stepped.reqs[first].output_ids)
     third = stepped.send(tokens, 3)
@@ -263,7 +263,7 @@ def test_timeouts_while_a_cohort_is_in_flight(stepped: SteppedScheduler, overdue
         times.forward_entry_time = times.wait_queue_entry_time = time.perf_counter() - 1000
     name = "WAITING" if overdue == "waiting" else "RUNNING"
     with getattr(envs, f"SGLANG_REQ_{name}_TIMEOUT").override(500):
-        stepped.step()
+        stepped.step_late()
     assert (stepped.next_group is None) == (overdue != "waiting")
     stepped.step_until(stepped.scheduler.is_fully_idle)
     gone = {message.rid for message in stepped.tokenizer.sent}
