@@ -14,6 +14,7 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from torch import nn
 
 from exact_model import ExactModel, ExactStack, RowLog
+from release_differences import settings_like
 from sglang_layered.core.events import CohortDropped, Event, RequestsLeft
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.runner.layered_runner import StageRunner
@@ -55,6 +56,7 @@ class ExactStage(ExactModel):
         self.num_layers = whole.num_layers
         for shared in ("log", "tags", "values", "weights", "tokens", "histories"):
             setattr(self, shared, getattr(whole, shared))
+        vars(self).update(settings_like(whole))
 
 
 class RankView:
