@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sglang.srt.server_args import ServerArgs
 
-from server_doors import LAYERED, check
+from server_doors import LAYERED, check, judge
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, LayeredPrefillError, UnsupportedError
 from sglang_layered.flag_fields import flag_name
@@ -247,7 +247,7 @@ def test_group_attention_on_another_backend_is_refused(tiny_qwen3_moe: Path, kin
 def test_a_value_that_argparse_never_saw_is_refused(tiny_qwen3_moe: Path) -> None:
     args = ServerArgs(model_path=str(tiny_qwen3_moe), device="cpu", prefill_mode="sideways")
     with pytest.raises(LayeredPrefillError, match="--prefill-mode sideways"):
-        args.check_server_args()
+        judge(args)
 
 
 def test_a_refusal_from_the_command_line_is_one_line(tiny_qwen3_moe: Path) -> None:
