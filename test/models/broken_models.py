@@ -14,6 +14,7 @@ from torch import nn
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.layer_list import find_layers
 from sglang_layered.upstream.probe import proved_ranges
+from sglang_layered.upstream.releases import boundaries
 
 Forward = Callable[..., Any]
 
@@ -28,13 +29,14 @@ def probe_findings(model_runner: Any) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "changed": [name for name in before if not torch.equal(before[name], after[name])],
-        "layer 3 looks at its neighbour": _refusal(model_runner, layers[2], layers[3]),
-        "layer 5 looks at layer 1": _refusal(model_runner, layers[1], layers[5]),
-        "layer 4 looks at layer 5": _refusal(model_runner, layers[5], layers[4]),
+        "layer 3 looks at its neighbour": refusal(model_runner, layers[2], layers[3]),
+        "layer 5 looks at layer 1": refusal(model_runner, layers[1], layers[5]),
+        "layer 4 looks at layer 5": refusal(model_runner, layers[5], layers[4]),
     }
 
 
-def _refusal(model_runner: Any, seen: nn.Module, looking: nn.Module) -> str:
+def refusal(model_runner: Any, seen: nn.Module, looking: nn.Module) -> str:
+    """What a start says of a model with a layer that looks at another one."""
     with looking_at(seen, looking):
         try:
             proved_ranges(model_runner)
@@ -56,7 +58,8 @@ def looking_at(seen: nn.Module, looking: nn.Module) -> Iterator[None]:
         hidden = output[0] if isinstance(output, tuple) else output
         if kept:
             num_rows = min(hidden.shape[0], kept[0].shape[0])
-            hidden = hidden.clone()
+            if not boundaries.PROVES_STAGES:  # else the batch has to know this very tensor
+                hidden = hidden.clone()
             hidden[:num_rows] += 0.5 * kept[0][:num_rows]
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

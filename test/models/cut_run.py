@@ -1,6 +1,6 @@
 """Runs tiny models of SGLang 0.5.23 whole and cut at every layer, and writes how far the numbers are apart.
 
-python test/boundaries/cut_run.py OUT.json [ARCH ...]; each of two ranks with RANK and PORT in the environment.
+python test/models/cut_run.py OUT.json [ARCH ...]; each of two ranks with RANK and PORT in the environment.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come f
 os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"  # as the models
 os.environ["SGLANG_OPT_USE_BF16_ROUTER_GEMM"] = "0"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # SGLang compiles small functions, for a minute
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / "models"), str(TESTS)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_models import tiny_model, use_the_cpu  # noqa: E402
 
@@ -33,7 +32,9 @@ import torch  # noqa: E402
 from sglang.srt.layers.layer_boundary.residual import batch as residual_batch  # noqa: E402
 from sglang.srt.layers.layer_boundary.residual.stream import OwedOutput, ResidualStream  # noqa: E402
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors  # noqa: E402
+from torch import nn  # noqa: E402
 
+from broken_models import refusal  # noqa: E402
 from case_by_case import check_all  # noqa: E402
 from families_on_cpu import FLAGS, use_references  # noqa: E402
 from sglang_layered.core.plan import LayerGroup  # noqa: E402
@@ -41,7 +42,7 @@ from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.runner import layered_runner  # noqa: E402
 from sglang_layered.runner.layered_runner import GroupRunner, GroupStep  # noqa: E402
 from sglang_layered.runner.rows import hybrid_batch, join_rows  # noqa: E402
-from sglang_layered.upstream.models import LayerCalls, LayerRanges, attend  # noqa: E402
+from sglang_layered.upstream.models import LayerCalls, LayerRanges, PipelineRanges, attend  # noqa: E402
 from sglang_layered.upstream.probe import proved_ranges  # noqa: E402
 from sglang_layered.upstream.runner import HybridAttention  # noqa: E402
 from whole_model import WholeModel, close  # noqa: E402
@@ -171,7 +172,17 @@ class Cuts:
         residual_batch.to_pp = export
         return [cut for cut, is_owed in enumerate(found[1:], start=1) if is_owed and cut < self.num_layers]
 
-    def refusal(self) -> str:
+    def aside(self) -> str:
+        """What a start says of a model whose layer 3 looks at its neighbour."""
+        stack = self.ranges.stack if isinstance(self.ranges, PipelineRanges) else self.whole.model
+        layers = next(
+            module
+            for module in stack.modules()
+            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers
+        )
+        return refusal(self.whole.runner, layers[2], layers[3])
+
+    def without_sums(self) -> str:
         """What a start says when sums are lost where layers are cut."""
         export = ResidualStream.export
 
@@ -228,7 +239,8 @@ def check(arch: str) -> dict[str, Any]:
         "in_two": max(in_two.values()),
         "joined": max(joined.values()),
         "owed": cuts.owed(cuts.prompt),
-        "without_sums": cuts.refusal(),
+        "without_sums": cuts.without_sums(),
+        "aside": cuts.aside(),
         "joined_cut": torch.equal(cuts.joined_cut(), cuts.joined_cut(*inner)),
         "worst": {"alone": max(alone, key=alone.get), "joined": max(joined, key=joined.get)},
     }
