@@ -7,8 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sglang.srt import distributed, utils
+from sglang.srt.arg_groups import overrides
+from sglang.srt.model_executor.model_runner_components import kv_pool_runtime
+from sglang.srt.runtime_context import get_parallel
 
-from sglang_layered.upstream.releases import boundaries
+from sglang_layered.upstream.releases import boundaries, forwarding
+
+get_pp_group = getattr(distributed, "get_pp_group", None)
 
 
 @contextmanager
@@ -25,7 +31,32 @@ def settings_like(served: Any) -> dict[str, Any]:
     return {name: getattr(served, name)} if hasattr(served, name) else {}
 
 
-def resolve(server_args: Any) -> None:
-    """As a server does before it checks its arguments; 0.5.17 does it where it makes them."""
-    if hasattr(server_args, "resolve_once"):
-        server_args.resolve_once()
+def with_native_kernels(patch: pytest.MonkeyPatch) -> None:
+    """As on a CPU with Intel's AMX."""
+    for module in (utils, utils.common, overrides):
+        if hasattr(module, "cpu_has_amx_support"):
+            patch.setattr(module, "cpu_has_amx_support", lambda: True)
+
+
+def _asks_group(
+    self: Any, input_ids: Any, positions: Any, batch: Any, pp_proxy_tensors: Any = None
+) -> tuple[bool, bool]:
+    return get_pp_group().is_first_rank, self.pp_group.is_last_rank
+
+
+def _asks_context(
+    self: Any, input_ids: Any, positions: Any, batch: Any, pp_proxy_tensors: Any = None
+) -> tuple[bool, bool]:
+    return get_parallel().pp_group.is_first_rank, self.pp_group.is_last_rank
+
+
+asks_the_process = _asks_context if get_pp_group is None else _asks_group
+"""A model's forward: whether the process's pipeline group has the first layer, and its own the last."""
+
+LAYERED_GRAPHS = pytest.mark.skipif(
+    forwarding.GRAPHS_MISSING is not None, reason=str(forwarding.GRAPHS_MISSING)
+)
+KV_SIZED_LATE = pytest.mark.skipif(
+    not hasattr(kv_pool_runtime, "get_world_group"),
+    reason="SGLang's own sizing is fed by hand here, with what it reads in 0.5.17",
+)
