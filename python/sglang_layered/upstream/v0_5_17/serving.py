@@ -19,6 +19,9 @@ It is of the end of reads of the request pool; without one SGLang waits for the 
 
 READ_DONE = "war_fastpath_read_done_event"
 
+GIVES_ADAPTERS_BACK = False
+"""Whether the tokenizer process counts an adapter as free again however its request ends."""
+
 note_launch: Callable[[Any, Sequence[ScheduleBatch]], None] | None = None
 """What SGLang counts of a launch, before it is stamped; nothing here that `begin_launch` does not."""
 

@@ -21,6 +21,9 @@ It is of the end of reads of the request pool; without one SGLang waits for the 
 
 READ_DONE = "shared_read_done_event"
 
+GIVES_ADAPTERS_BACK = True
+"""Whether the tokenizer process counts an adapter as free again however its request ends."""
+
 
 def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
     """What SGLang counts of a launch beside what `begin_launch` does; of a prompt once, at its first group.
