@@ -13,7 +13,11 @@ from sglang_layered.files import check_writable
 from sglang_layered.flag_fields import flag_name
 from sglang_layered.listeners.dispatch import check_listeners
 from sglang_layered.models.images import refused_media
-from sglang_layered.upstream.cpu_choice import check_cpu_attention, offer_cpu_attention, register_cpu_attention
+from sglang_layered.upstream.cpu_choice import (
+    check_cpu_attention,
+    offer_cpu_attention,
+    register_cpu_attention,
+)
 from sglang_layered.upstream.releases import arguments
 
 logger = logging.getLogger(__name__)

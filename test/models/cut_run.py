@@ -20,7 +20,7 @@ os.environ["SGLANG_OPT_USE_BF16_ROUTER_GEMM"] = "0"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # SGLang compiles small functions, for a minute
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny_models import tiny_model, use_the_cpu  # noqa: E402
+from tiny_models import tiny_model, use_the_cpu
 
 use_the_cpu()
 RANK, PORT = int(os.environ.get("RANK", "0")), os.environ.get("PORT")

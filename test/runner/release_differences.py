@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from sglang.srt import distributed, utils
 from sglang.srt.arg_groups import overrides
 from sglang.srt.model_executor.model_runner_components import kv_pool_runtime
@@ -60,3 +61,44 @@ KV_SIZED_LATE = pytest.mark.skipif(
     not hasattr(kv_pool_runtime, "get_world_group"),
     reason="SGLang's own sizing is fed by hand here, with what it reads in 0.5.17",
 )
+
+
+def keep_more(slot: Any, req: Any, num_tokens: int) -> None:
+    """Let a session's slot say that it keeps so many tokens more of its turn in flight."""
+    if slot.kv is req.kv:
+        req.prefix_len += num_tokens
+    else:
+        slot.kv.kv_allocated_len += num_tokens
+
+
+@contextmanager
+def in_tree(tree_cache: Any, slot: int) -> Iterator[None]:
+    """Inside, the prefix tree holds this KV slot."""
+    if hasattr(tree_cache, "claim_kv_row"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tree_cache, "all_values_flatten", lambda: torch.tensor([slot]))
+            yield
+        return
+    node = next(iter(tree_cache.inner.root_node.children.values()))
+    value, node.value = node.value, node.value.new_tensor([slot, *node.value[1:].tolist()])
+    yield
+    node.value = value
+
+
+def ways_to_keep(tree_cache: Any, req: Any) -> list[Callable[[], Any]]:
+    """All by which SGLang keeps KV of a turn of a streaming session beyond it."""
+    if hasattr(tree_cache, "claim_kv_row"):
+        return [
+            lambda: tree_cache.checkpoint(req, up_to=req.extend_end),
+            lambda: tree_cache.claim_kv_row(req),
+        ]
+    return [
+        lambda: tree_cache.cache_unfinished_req(req),
+        lambda: tree_cache.cache_finished_req(req, is_insert=True),
+        lambda: tree_cache.cache_finished_req(req, is_insert=False),  # its session would save it all the same
+    ]
+
+
+def length_of(match: Any) -> int:
+    """Tokens of a prefix that was found."""
+    return int(match.device_prefix_len) if hasattr(match, "device_prefix_len") else len(match.device_indices)

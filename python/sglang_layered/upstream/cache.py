@@ -40,9 +40,7 @@ tree_values: Callable[[Any], torch.Tensor] = requests.tree_values
 """KV slots that the prefix tree holds, one entry a token."""
 
 
-def session_values(
-    tree_cache: Any, req_to_token: torch.Tensor, inflight: Sequence[Any] = ()
-) -> torch.Tensor:
+def session_values(tree_cache: Any, req_to_token: torch.Tensor, inflight: Sequence[Any] = ()) -> torch.Tensor:
     """KV slots that the streaming sessions' slots hold; what these requests compute in them is left out."""
     sessions = session_slots_of(tree_cache)
     held = [] if sessions is None else [(requests.slot_row(slot), slot) for slot in sessions.slots.values()]
