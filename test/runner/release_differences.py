@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,3 +103,15 @@ def ways_to_keep(tree_cache: Any, req: Any) -> list[Callable[[], Any]]:
 def length_of(match: Any) -> int:
     """Tokens of a prefix that was found."""
     return int(match.device_prefix_len) if hasattr(match, "device_prefix_len") else len(match.device_indices)
+
+
+def in_row(row: int | None) -> dict[str, Any]:
+    """What of a request says its row in the pool of requests."""
+    return {"req_pool_idx": row, "kv": SimpleNamespace(req_pool_idx=row)}
+
+
+def of_stages(num_stages: int, rank: int = 0) -> AbstractContextManager[Any]:
+    """Inside, this process is one of so many pipeline stages; in 0.5.17 each object says so itself."""
+    if get_pp_group is not None:
+        return nullcontext()
+    return get_parallel().override(pp_size=num_stages, pp_rank=rank)

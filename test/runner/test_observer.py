@@ -14,6 +14,7 @@ from torch import nn
 
 from harness import SteppedScheduler
 from prompts import prompt
+from release_differences import of_stages
 from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
@@ -214,5 +215,6 @@ def test_a_model_whose_experts_cannot_be_found_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="--enable-expert-traffic-metrics: no layer"):
         ExpertWatch.install(runner(pp_size=1))
     of_a_stage = runner(pp_size=2)
-    ExpertWatch.install(of_a_stage)
+    with of_stages(2):
+        ExpertWatch.install(of_a_stage)
     assert of_a_stage.layered_expert_watch is None

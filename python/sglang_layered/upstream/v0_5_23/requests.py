@@ -98,9 +98,9 @@ def goes_on_from(slot: SessionSlot) -> bool:
 def give_turn_back(sessions: StreamingSession, req: Any) -> None:
     """Free what a later turn has allocated behind what its session had before it.
 
-    All that is free again is computed anew, also chunks that were done: if the turn ends while it waits SGLang
-    would take them for the conversation's. Or the slot is gone, as in `v0_5_17`, where the turn has moved on
-    what the next one would start from.
+    Chunks that were done are computed anew, too: if the turn ends while it waits, SGLang would take them for
+    the conversation's. Or the slot is gone, and the next turn computes the whole conversation: where windows
+    have moved, or recurrent layers have states.
     """
     name, kv = req.session.session_id, req.kv
     [last] = req.session.req_nodes.values()
