@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,8 +111,20 @@ def in_row(row: int | None) -> dict[str, Any]:
     return {"req_pool_idx": row, "kv": SimpleNamespace(req_pool_idx=row)}
 
 
-def of_stages(num_stages: int, rank: int = 0) -> AbstractContextManager[Any]:
-    """Inside, this process is one of so many pipeline stages; in 0.5.17 each object says so itself."""
-    if get_pp_group is not None:
-        return nullcontext()
-    return get_parallel().override(pp_size=num_stages, pp_rank=rank)
+@contextmanager
+def as_stage(owner: Any, rank: int, num_stages: int) -> Iterator[None]:
+    """Inside, this is one of so many pipeline stages; from 0.5.21 on the process says it, before its `owner`."""
+    if get_pp_group is None:
+        with get_parallel().override(pp_rank=rank, pp_size=num_stages):
+            yield
+        return
+    kept, owner.ps = owner.ps, replace(owner.ps, pp_rank=rank, pp_size=num_stages)
+    try:
+        yield
+    finally:
+        owner.ps = kept
+
+
+def as_received(message: dict[str, Any]) -> Any:
+    """What `_pp_recv_dict_from_prev_stage` gives: 0.5.23 with an event of the transfer."""
+    return (message, None) if get_pp_group is None else message

@@ -106,3 +106,8 @@ def tell_aborted(scheduler: Any, req: Any) -> None:
     """Tell the tokenizer process that a request is over, with its reason."""
     end = AbortReq(finished_reason=req.finished_reason.to_json(), rid=req.rid)
     scheduler.ipc_channels.send_to_tokenizer.send_output(end, req)
+
+
+def wait_for_rows(scheduler: Any) -> None:
+    """On the forward stream: wait for what a forward of a pipeline stage starts from."""
+    scheduler.forward_stream.wait_stream(scheduler.schedule_stream)

@@ -113,3 +113,8 @@ def forget_aborted(scheduler: Any, req: Any) -> None:
 def tell_aborted(scheduler: Any, req: Any) -> None:
     """Tell the tokenizer process that a request is over, with its reason."""
     scheduler.send_abort_output(_make_abort_req(req, finished_reason=req.finished_reason.to_json()), req)
+
+
+def wait_for_rows(scheduler: Any) -> None:
+    """On the forward stream: wait for what a forward of a pipeline stage starts from, received rows included."""
+    scheduler._pp_wait_forward_dependencies()
