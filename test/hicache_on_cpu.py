@@ -58,7 +58,7 @@ def copy_by_index(
 
 def stand_in() -> LazyLoads:
     """What needs CUDA, replaced."""
-    common._cuda_host_register = lambda buffer: None
+    common._cuda_host_register = lambda *_: None
     mha.transfer_kv_direct = copy_by_index
     for module in (base, mha):
         module.HICACHE_HOST_MEMORY_RESERVE_BYTES = -(8 << 30)  # reserve nothing

@@ -72,7 +72,7 @@ def scheduler_class(scheduler_class: Any) -> Any:
 
 
 def runner_class(runner_class: Any) -> Any:
-    """`ModelRunner`: ours before and after its CUDA graphs.
+    """`ModelRunner`: ours before and after its CUDA graphs, and among the attention backends that it knows.
 
     Raises:
         AttributeError: it lacks that method.
@@ -86,4 +86,5 @@ def runner_class(runner_class: Any) -> Any:
         seams.after_graphs(model_runner)
 
     runner_class.init_cuda_graphs = prepare
+    seams.register_cpu_attention()
     return runner_class

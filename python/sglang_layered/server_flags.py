@@ -13,7 +13,11 @@ from sglang_layered.files import check_writable
 from sglang_layered.flag_fields import flag_name
 from sglang_layered.listeners.dispatch import check_listeners
 from sglang_layered.models.images import refused_media
-from sglang_layered.upstream.cpu_choice import check_cpu_attention, offer_cpu_attention
+from sglang_layered.upstream.cpu_choice import (
+    check_cpu_attention,
+    offer_cpu_attention,
+    register_cpu_attention,
+)
 from sglang_layered.upstream.releases import arguments
 
 logger = logging.getLogger(__name__)
@@ -25,7 +29,7 @@ SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 def add_fields(cls: Any) -> Any:
     """The class that SGLang takes its flags from, with every flag of ours.
 
-    Upstream file: srt/server_args.py. On 0.5.23 ours have no heading, and cpu_paged is not offered.
+    Upstream file: srt/server_args.py. On 0.5.23 ours have no heading.
     """
     types = get_type_hints(LayeredConfig)
     flags = [
@@ -44,7 +48,8 @@ def add_fields(cls: Any) -> Any:
     cls = arguments.with_fields(cls, flags)
     if arguments.IS_ONE_CLASS:
         cls.add_cli_args = staticmethod(under_heading(cls.add_cli_args))
-        offer_cpu_attention(cls)
+        register_cpu_attention()
+    offer_cpu_attention(cls)
     return cls
 
 

@@ -21,6 +21,7 @@ from harness import SteppedScheduler, listen
 from left_empty import left_empty
 from pipeline_liveness import PipelineLiveness, StageTurns
 from prompts import prompt
+from release_differences import as_stage, settings_like, unproved_ranges
 from sglang_layered.config import LayeredConfig
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.scheduler import pipeline
@@ -35,7 +36,7 @@ HOOKED = (
     "_pp_send_dict_to_next_stage",
     "_pp_recv_dict_from_prev_stage",
 )
-REPLACED = ("ps", "request_receiver", "result_queue", "load_inquirer")
+REPLACED = ("request_receiver", "result_queue", "load_inquirer")
 
 
 class ExactPipeline(ExactScheduler):
@@ -146,8 +147,9 @@ def exact_pipeline(stepped: SteppedScheduler, cuts: tuple[int, ...], **flags: An
         try:
             with _last_rank_of(scheduler, PipelineStages(cuts)) as model:
                 config = replace(LayeredConfig.from_server_args(scheduler.server_args), **flags)
-                loop = PipelineLoop(scheduler, config)
-                loop._launcher = VirtualStages(scheduler, model, loop.stages)
+                with unproved_ranges():
+                    loop = PipelineLoop(scheduler, config)
+                    loop._launcher = VirtualStages(scheduler, model, loop.stages)
                 listen(loop, stepped)
                 listen(loop, model.log)
                 stepped.loop = scheduler.layered_loop = loop
@@ -170,12 +172,13 @@ def _last_rank_of(scheduler: Any, stages: PipelineStages) -> Iterator[ExactModel
     model = ExactModel(stages.num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
     model.log = StageLog(stages.num_layers)
     model.log.cuts = stages.cuts
+    vars(model).update(settings_like(runner.model))
     runner.model, runner.attn_backend = model, ExactAttention(model, runner.req_to_token_pool)
     runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
-    scheduler.ps = replace(scheduler.ps, pp_rank=num_stages - 1, pp_size=num_stages)
     pipeline.pipeline_stages = lambda _: stages
     try:
-        yield model
+        with as_stage(scheduler, num_stages - 1, num_stages):
+            yield model
     finally:
         for name in HOOKED:
             vars(scheduler).pop(name, None)

@@ -11,6 +11,7 @@ from exact_model import ExactAttention, ExactModel
 from exact_scheduler import ExactScheduler
 from harness import SteppedScheduler, listen
 from left_empty import left_empty
+from release_differences import settings_like, unproved_ranges
 from sglang_layered.config import LayeredConfig
 from sglang_layered.scheduler.loop import LayeredLoop
 
@@ -26,12 +27,14 @@ def exact_scheduler(stepped: SteppedScheduler, num_layers: int, **flags: Any) ->
         saved = (runner.model, runner.attn_backend, scheduler.result_queue, stepped.num_layers)
         max_total = scheduler.invariant_checker.max_total_num_tokens
         model = ExactModel(num_layers, scheduler.token_to_kv_pool_allocator.size + scheduler.page_size)
+        vars(model).update(settings_like(runner.model))
         runner.model = model
         runner.attn_backend = ExactAttention(model, runner.req_to_token_pool)
         runner._get_attention_backend = lambda **_: ExactAttention(model, runner.req_to_token_pool)
         try:
             config = replace(LayeredConfig.from_server_args(scheduler.server_args), **flags)
-            _attach(stepped, LayeredLoop(scheduler, config))
+            with unproved_ranges():
+                _attach(stepped, LayeredLoop(scheduler, config))
             listen(stepped.loop, stepped)
             yield ExactScheduler(stepped, model)
         finally:

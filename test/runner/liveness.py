@@ -8,6 +8,8 @@ from typing import Any
 
 from sglang.srt.runtime_context import get_parallel
 
+from sglang_layered.upstream.cache import session_slots_of
+
 MOST_STEPS = 3  # with the overlap scheduler a result is known a step late
 MARGIN = 64  # KV slots that SGLang's admission may want beyond what the requests need
 
@@ -127,9 +129,10 @@ def assert_whole(scheduler: Any, stuck: set[str], running_batches: Sequence[Any]
     """No slot and no row is lost; only sessions that SGLang never closes may hold some."""
     allocator, cache = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
     rows = scheduler.req_to_token_pool
+    held, sessions = scheduler.pool_stats_observer, session_slots_of(cache)
     free = allocator.available_size() + cache.evictable_size()
-    assert free + cache.protected_size() + cache.session_held_tokens() == allocator.size
-    assert rows.available_size() + cache.session_held_req_count() == rows.size
+    assert free + cache.protected_size() + held.session_held_tokens() == allocator.size
+    assert rows.available_size() + held.session_held_req_count() == rows.size
     assert stuck or free == allocator.size
-    assert set(cache.slots) <= stuck, (set(cache.slots), stuck)
+    assert sessions is not None and set(sessions.slots) <= stuck, (sessions, stuck)
     assert not any(batch.batch_is_full for batch in running_batches), "an idle scheduler would admit nobody"

@@ -234,7 +234,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(steps=THEN)
     def flush_cache(self, steps: int) -> None:
         if self.exact.scheduler.flush_cache(empty_cache=False):
-            assert not self.exact.live
+            live = set(self.exact.live)
+            waiting = {req.rid for req in self.exact.scheduler.waiting_queue}
+            # SGLang 0.5.23 flushes in a pause though some wait: they hold nothing.
+            assert not live or (live <= waiting and self.exact.scheduler._engine_paused)
         self.then(steps)
 
     @rule(

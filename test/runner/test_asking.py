@@ -21,6 +21,7 @@ from sglang_layered.core import bounds
 from sglang_layered.core.events import PolicyAnswered
 from sglang_layered.core.questions import SloClass, Snapshot
 from sglang_layered.scheduler import asking, rank_clock
+from sglang_layered.upstream.releases import requests
 from wishes import Wishes, in_force
 
 
@@ -263,7 +264,7 @@ def test_what_is_known_of_a_request_goes_with_it_to_another_slot(exact: ExactSch
     with in_force(exact.stepped, policy):
         other = exact.send(prompt(20, 5), 3)
         exact.finish(other)
-        slot = exact.stepped.reqs[rid].req_pool_idx
+        slot = requests.pool_row(exact.stepped.reqs[rid])
         exact.pause("retract")
         exact.stepped.resume()
         taken = exact.scheduler.req_to_token_pool.free_slots.pop(
@@ -271,7 +272,7 @@ def test_what_is_known_of_a_request_goes_with_it_to_another_slot(exact: ExactSch
         )
         exact.step(4)
         exact.scheduler.req_to_token_pool.free_slots.append(taken)
-        assert exact.stepped.reqs[rid].req_pool_idx != slot
+        assert requests.pool_row(exact.stepped.reqs[rid]) != slot
         exact.finish(exact.send(prompt(20, 6), 3))
     shown = [view.running for view in views if len(view.running) == 1]
     assert all(view.tbt_s[0] == 1e3 for view in shown)

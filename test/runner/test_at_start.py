@@ -14,6 +14,7 @@ from sglang.srt.model_executor.model_runner_components import kv_pool_runtime
 from fake_graphs import fake_graphs
 from harness import SteppedScheduler, listen
 from prompts import alone, prompt
+from release_differences import KV_SIZED_LATE
 from sglang_layered.config import LayeredConfig
 from sglang_layered.runner import at_start
 from sglang_layered.runner.decode_graphs import paths
@@ -159,6 +160,7 @@ class Sized:
         )
 
 
+@KV_SIZED_LATE
 def test_a_kv_cache_sized_after_the_captures_leaves_room_for_prompts_without_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_kv_cache_sized_after_the_captures_leaves_room_for_prompts_without_gra
     assert sized.kv_gib() == pytest.approx(20 - 12.5)
 
 
+@KV_SIZED_LATE
 def test_a_fraction_that_leaves_enough_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     sized = Sized(monkeypatch, fraction=0.8, free_gib=20.0)
     keep_room_for_prompts(sized.runner)

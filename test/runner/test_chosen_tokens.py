@@ -89,11 +89,11 @@ def test_attention_modules_get_their_rows_of_everything() -> None:
     )
     args = SimpleNamespace(enable_lora=False)
     runner = SimpleNamespace(model=model, attn_backend=None, server_args=args, lora_manager=None)
-    prompt = SimpleNamespace(input_ids=torch.zeros(3), add=100)
+    prompt = SimpleNamespace(input_ids=torch.zeros(3), add=100, moe_num_token_non_padded=None)
     positions, scaling = torch.arange(5.0), torch.arange(1.0, 6).unsqueeze(1)
     by_row: dict[str, Any] = {"prev_topk_indices": CHOICE, "llama_4_scaling": scaling}
     added = torch.tensor([100] * 3 + [200] * 2).unsqueeze(1) + positions.unsqueeze(1) + 7
-    with SplitAttention(runner, None).bound(prompt, SimpleNamespace(add=200)):  # type: ignore[arg-type]
+    with SplitAttention(runner, None).bound(prompt, SimpleNamespace(add=200, moe_num_token_non_padded=None)):  # type: ignore[arg-type]
         for module in (model["a"]["self_attn"], model["b"]["self_attn"][0]):
             rows, choice = module.forward(positions, ROWS, None, layer=7, **by_row)
             assert torch.equal(rows, (ROWS + added) * scaling) and torch.equal(choice, CHOICE)
@@ -111,7 +111,7 @@ class Indexing:
 
 @pytest.mark.parametrize("has_values", [True, False])
 def test_an_indexers_rows_are_cut_along(has_values: bool) -> None:
-    prompt = SimpleNamespace(input_ids=torch.zeros(3), add=100)
+    prompt = SimpleNamespace(input_ids=torch.zeros(3), add=100, moe_num_token_non_padded=None)
     attention = HybridAttention(Indexing(), Indexing()).bind(prompt, SimpleNamespace(add=200))  # type: ignore[arg-type]
     index = {"idx_q": ROWS * 2, "idx_k": ROWS * 3, "idx_v": ROWS * 5 if has_values else None}
     indexed, attended = attention.forward(ROWS, ROWS, ROWS, None, None, **index)  # type: ignore[arg-type]

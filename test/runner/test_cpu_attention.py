@@ -9,22 +9,25 @@ from typing import Any
 import pytest
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
-from sglang.srt.utils import is_cuda
+from sglang.srt.utils import is_cuda, support_triton
 from sglang_layered_kernels.cpu.experts import gated_silu, gated_situ
 from tiny_models import tiny_model
 
 from harness import SteppedScheduler
+from release_differences import with_native_kernels
 from server_doors import LAYERED, check
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream import cpu_experts
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION, check_cpu_attention
+from sglang_layered.upstream.releases import arguments
 
 OURS = ("--attention-backend", CPU_ATTENTION)
 STOCK = ("--attention-backend", "torch_native")
 
 
 def test_it_is_the_default_of_layered_mode_and_stock_stays_stock(tiny_qwen3_moe: Path) -> None:
-    assert check(tiny_qwen3_moe, *LAYERED).get_attention_backends() == (CPU_ATTENTION, CPU_ATTENTION)
+    backends = arguments.attention_backends_of(check(tiny_qwen3_moe, *LAYERED))
+    assert backends == (CPU_ATTENTION, CPU_ATTENTION)
     assert check(tiny_qwen3_moe).attention_backend == "torch_native"
 
 
@@ -40,11 +43,7 @@ def test_it_can_be_had_in_chunked_mode_and_another_in_layered_mode(tiny_qwen3_mo
 def test_native_kernels_stay_the_default_where_they_are(
     tiny_qwen3_moe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sglang.srt import utils
-    from sglang.srt.arg_groups import overrides
-
-    monkeypatch.setattr(utils, "cpu_has_amx_support", lambda: True)
-    monkeypatch.setattr(overrides, "cpu_has_amx_support", lambda: True)
+    with_native_kernels(monkeypatch)
     assert check(tiny_qwen3_moe, *LAYERED).attention_backend == "intel_amx"
     assert check(tiny_qwen3_moe, *LAYERED, *OURS).attention_backend == CPU_ATTENTION
 
@@ -72,12 +71,13 @@ def test_it_is_the_default_of_layered_mode_with_drafts_too(tiny_qwen3_moe: Path)
         check(tiny_qwen3_moe, *LAYERED, *STOCK, *drafts)
 
 
-def test_on_a_gpu_the_flag_is_refused() -> None:
-    args = SimpleNamespace(device="cuda", get_attention_backends=lambda: (CPU_ATTENTION,) * 2)
+def test_on_a_gpu_the_flag_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = SimpleNamespace(device="cuda")
+    monkeypatch.setattr(arguments, "attention_backends_of", lambda _: (CPU_ATTENTION,) * 2)
     says = "--attention-backend cpu_paged: .*the device is cuda; leave the flag out"
     with pytest.raises(UnsupportedError, match=says):
         check_cpu_attention(args)
-    args.get_attention_backends = lambda: ("triton", "triton")
+    monkeypatch.setattr(arguments, "attention_backends_of", lambda _: ("triton", "triton"))
     check_cpu_attention(args)
 
 
@@ -90,7 +90,7 @@ def test_sglang_takes_no_triton_for_it() -> None:
     cpu_attention._keep_triton_out()
     for module in (allocation, forward_batch_info):
         assert not module.support_triton(CPU_ATTENTION)
-        assert module.support_triton("flashinfer")
+        assert module.support_triton("flashinfer") is support_triton("flashinfer")
         assert not module.support_triton("torch_native")
 
 

@@ -12,6 +12,7 @@ from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCuda
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
+from release_differences import LAYERED_GRAPHS
 from sglang_layered.runner.decode_graphs import paths
 from sglang_layered.runner.decode_graphs.paths import DecodePaths
 from sglang_layered.upstream.graph_attention import GraphAttention
@@ -25,6 +26,7 @@ def stock_runner(**changes: Any) -> Any:
     return stock
 
 
+@LAYERED_GRAPHS
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -113,6 +115,7 @@ def test_attention_of_the_graphs_leaves_the_stock_backend_alone() -> None:
     ]
 
 
+@LAYERED_GRAPHS
 def test_sglang_still_has_what_the_recorder_uses() -> None:
     """The capture stream of the stock runner, and the hook of its graph backend."""
     assert "self.stream = graph_capture_context.stream" in inspect.getsource(DecodeCudaGraphRunner.capture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.scheduler.batch import LayerGroupBatch
 from sglang_layered.upstream import launch
 from sglang_layered.upstream.launch import StepLauncher
+from sglang_layered.upstream.releases import serving
 
 Batch = tuple[str, tuple[str, ...]]
 
@@ -76,6 +78,9 @@ class Adapter:
     def maybe_prepare_mlp_sync_batch(self, batch: Any, need_sync: bool | None = None) -> Any:
         self._note(batch)
         return batch
+
+    def maybe_convert_decode_to_extend(self, batch: Any) -> Any:
+        return batch  # SGLang 0.5.23 asks it, too
 
     def prepare_for_forward(self, batch: Any, *, chunked_req: Any) -> Any:
         self._note(batch)
@@ -148,7 +153,7 @@ def test_a_prompt_is_busy_from_its_first_group_on(
     monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=tick))
     monkeypatch.setattr(
         "sglang.srt.managers.scheduler.time",
-        SimpleNamespace(monotonic=tick, perf_counter=lambda: clock.now_s),
+        SimpleNamespace(**{**vars(time), "monotonic": tick, "perf_counter": lambda: clock.now_s}),
     )
     stepped.send(prompt(10, 1), 60)
     stepped.step(3)
@@ -226,10 +231,10 @@ def test_the_scheduler_waits_for_the_prompt_too(
     scheduler, execution = stepped.scheduler, stepped.loop._execution
     if not scheduler.enable_overlap:
         pytest.skip(reason="without overlap the scheduler has no stream of its own")
-    runner, decode_alone = scheduler.tp_worker.model_runner, execution._runner.decode_alone
+    worker, decode_alone = scheduler.tp_worker, execution._runner.decode_alone
 
     def decode_early(batch: Any) -> Any:
-        runner.war_fastpath_read_done_event = object()
+        setattr(serving.reader_of(worker), serving.READ_DONE, object())
         return decode_alone(batch)
 
     waits = Waits()
@@ -246,5 +251,5 @@ def test_the_scheduler_waits_for_the_prompt_too(
         patch.setattr(scheduler, "forward_stream", SimpleNamespace(wait_stream=lambda stream: None))
         stepped.step()
     assert waits.on == [waits_for]
-    assert runner.war_fastpath_read_done_event is None
+    assert getattr(serving.reader_of(worker), serving.READ_DONE) is None
     stepped.drain()

@@ -9,6 +9,7 @@ from exact_scheduler import ExactScheduler
 from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
+from release_differences import in_tree, keep_more, ways_to_keep
 from sglang_layered.core.events import DropReason
 from sglang_layered.errors import InvariantError
 from sglang_layered.upstream import room
@@ -40,8 +41,8 @@ def check(exact: ExactScheduler) -> None:
 
 def test_the_places_that_keep_kv_hold_what_is_computed(exact: ExactScheduler) -> None:
     partial = set(in_flight(exact))
-    scheduler = exact.scheduler
-    held = session_values(scheduler.tree_cache, scheduler.req_to_token_pool.req_to_token)
+    scheduler, [inflight] = exact.scheduler, exact.stepped.loop.cohorts.inflight
+    held = session_values(scheduler.tree_cache, scheduler.req_to_token_pool.req_to_token, inflight.reqs)
     assert len(held) >= 103 and not partial & set(held.tolist())
     exact.settle()
     exact.finish(exact.send(prompt(50, 3), 2))
@@ -55,11 +56,11 @@ def test_a_half_filled_slot_in_a_session_is_found(exact: ExactScheduler) -> None
     check(exact)
     sessions = session_slots_of(exact.scheduler.tree_cache)
     assert sessions is not None
-    [slot] = sessions.slots.values()
-    slot.kv.kv_allocated_len += 1
+    [slot], [inflight] = sessions.slots.values(), exact.stepped.loop.cohorts.inflight
+    keep_more(slot, inflight.reqs[0], 1)
     with pytest.raises(InvariantError, match="streaming session's slot"):
         check(exact)
-    slot.kv.kv_allocated_len -= 1
+    keep_more(slot, inflight.reqs[0], -1)
     exact.settle()
 
 
@@ -77,13 +78,9 @@ def test_a_half_filled_slot_in_the_free_list_is_found(exact: ExactScheduler) -> 
 def test_a_half_filled_slot_in_the_prefix_tree_is_found(exact: ExactScheduler) -> None:
     exact.finish(exact.send(prompt(50, 3), 2))
     partial = in_flight(exact)
-    root = exact.scheduler.tree_cache.inner.root_node
-    node = next(iter(root.children.values()))
-    value = node.value
-    node.value = value.new_tensor([partial[0], *value[1:].tolist()])
-    with pytest.raises(InvariantError, match="in the prefix cache"):
+    found = pytest.raises(InvariantError, match="in the prefix cache")
+    with in_tree(exact.scheduler.tree_cache, partial[0]), found:
         check(exact)
-    node.value = value
     exact.settle()
 
 
@@ -100,12 +97,7 @@ def turn_in_flight(exact: ExactScheduler) -> Any:
 
 def test_nothing_keeps_a_request_in_flight(exact: ExactScheduler) -> None:
     cache, req = exact.scheduler.tree_cache, turn_in_flight(exact)
-    keeps = (
-        lambda: cache.cache_unfinished_req(req),
-        lambda: cache.cache_finished_req(req, is_insert=True),
-        lambda: cache.cache_finished_req(req, is_insert=False),  # its session would save it all the same
-    )
-    for keep in keeps:
+    for keep in ways_to_keep(cache, req):
         with pytest.raises(InvariantError, match=f"KV of request {req.rid} would be kept"):
             keep()
     exact.settle()

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from sglang.srt.distributed import get_pp_group, parallel_state
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from torch import nn
 
+import release_differences
+from release_differences import asks_the_process
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream import layer_list
 from sglang_layered.upstream.layer_list import ListRanges, find_layers
 from sglang_layered.upstream.models import PipelineRanges
+from sglang_layered.upstream.releases import boundaries
 
 NUM_LAYERS, NUM_TOKENS = 5, 4
 TOKENS = torch.tensor([3, 1, 4, 1])
@@ -225,16 +227,15 @@ class Asking(nn.Module):
         super().__init__()
         self.pp_group = SimpleNamespace(is_first_rank=True, is_last_rank=True)
         self.start_layer, self.end_layer = 0, NUM_LAYERS
+        self.layers = nn.ModuleList(nn.Identity() for _ in range(NUM_LAYERS))
 
-    def forward(
-        self, input_ids: Any, positions: Any, batch: Any, pp_proxy_tensors: Any = None
-    ) -> tuple[bool, bool]:
-        return get_pp_group().is_first_rank, self.pp_group.is_last_rank
+    forward = asks_the_process
 
 
 def test_a_model_that_asks_the_process_for_its_group_is_told_of_its_range() -> None:
+    asked = getattr(release_differences, boundaries.PROCESS_GROUP)
     ranges, batch = PipelineRanges(Asking()), SimpleNamespace(input_ids=None, positions=None)
     assert ranges.run(batch, 0, 0, None, last=True) == (True, True)  # type: ignore[arg-type]
     rows = PPProxyTensors({})
     assert ranges.run(batch, 2, NUM_LAYERS, rows, last=True) == (False, True)  # type: ignore[arg-type]
-    assert get_pp_group is parallel_state.get_pp_group
+    assert getattr(release_differences, boundaries.PROCESS_GROUP) is asked, "it is the process's own again"

@@ -11,6 +11,11 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 from sglang_layered.upstream.lora import METHODS, STOCK, ForgetfulManager, give_back_what_is_left_behind
+from sglang_layered.upstream.releases import serving
+
+pytestmark = pytest.mark.skipif(
+    serving.GIVES_ADAPTERS_BACK, reason="SGLang gives them back itself in this release"
+)
 
 
 class Manager(ForgetfulManager):

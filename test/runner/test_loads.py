@@ -12,6 +12,7 @@ from sglang.srt.observability.metrics_collector import QueueCount
 
 from harness import SteppedScheduler
 from prompts import prompt
+from release_differences import in_row
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.scheduler.batch import InFlightCohort
@@ -47,7 +48,7 @@ def test_dispatch_by_load_sees_a_cohort(stepped: SteppedScheduler) -> None:
     other = SimpleNamespace(
         dp_rank=1, timestamp=1.0, num_running_reqs=2, num_waiting_reqs=0, num_total_tokens=9
     )
-    budget = DPBudget(dp_size=2)
+    budget = DPBudget(2)
     budget.update_budget([ours, other])
     assert budget.dispatch(LoadBalanceMethod.TOTAL_REQUESTS) == 1
 
@@ -95,7 +96,7 @@ def test_the_gauge_counts_by_priority_and_a_count_that_is_logged_again_once(
     stepped: SteppedScheduler,
 ) -> None:
     urgent, usual = (
-        SimpleNamespace(priority=priority, req_pool_idx=1, finished=lambda: False) for priority in (5, 0)
+        SimpleNamespace(priority=priority, **in_row(1), finished=lambda: False) for priority in (5, 0)
     )
     last = SimpleNamespace(forward_mode=SimpleNamespace(is_extend=lambda: True), reqs=[urgent, usual])
     collector = Collector()
@@ -117,7 +118,7 @@ def test_the_gauge_counts_by_priority_and_a_count_that_is_logged_again_once(
 
 
 def request(name: str, *, slot: int | None = 1, finished: bool = False) -> Any:
-    return SimpleNamespace(rid=name, req_pool_idx=slot, finished=lambda: finished, to_finish=None)
+    return SimpleNamespace(rid=name, **in_row(slot), finished=lambda: finished, to_finish=None)
 
 
 def test_stages_count_prompts_of_all_ticks_that_are_in_no_micro_batch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from harness import SteppedScheduler
 from prompts import prompt
+from release_differences import as_stage
 from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
@@ -207,15 +209,17 @@ def test_mixed_chunks_of_stock_scheduling_are_hybrid_in_every_layer(
     assert sum(map(sum, amounts.values())) == pytest.approx(sum(counted.values()), rel=0.1)
 
 
-def test_a_model_whose_experts_cannot_be_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "ranks_of_runner", lambda runner: runner.ps)  # 0.5.23: the process's
+@dataclass
+class Ranks:
+    pp_rank: int = 0
+    pp_size: int = 1
+    attn_tp_rank: int = 0
 
-    def runner(pp_size: int) -> SimpleNamespace:
-        ps = SimpleNamespace(pp_size=pp_size, attn_tp_rank=0)
-        return SimpleNamespace(model=nn.Linear(2, 2), device="cpu", ps=ps)
 
+def test_a_model_whose_experts_cannot_be_found_is_refused() -> None:
+    runner = SimpleNamespace(model=nn.Linear(2, 2), device="cpu", ps=Ranks())
     with pytest.raises(UnsupportedError, match="--enable-expert-traffic-metrics: no layer"):
-        ExpertWatch.install(runner(pp_size=1))
-    of_a_stage = runner(pp_size=2)
-    ExpertWatch.install(of_a_stage)
-    assert of_a_stage.layered_expert_watch is None
+        ExpertWatch.install(runner)
+    with as_stage(runner, 0, 2):
+        ExpertWatch.install(runner)
+    assert runner.layered_expert_watch is None

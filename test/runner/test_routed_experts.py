@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.mem_cache.pool_host import common
 from sglang.srt.state_capturer import routed_experts
 from sglang.srt.state_capturer.base import BaseHostCache
 from sglang.srt.state_capturer.routed_experts import RoutedExpertsCapturer, set_global_experts_capturer
@@ -113,6 +114,7 @@ def make_capturer(scheduler: Any, patch: pytest.MonkeyPatch) -> RoutedExpertsCap
         with pytest.MonkeyPatch.context() as inner:
             if not torch.cuda.is_available():
                 inner.setattr(torch, "zeros", lambda *size, pin_memory, **kinds: zeros(*size, **kinds))
+                inner.setattr(common, "_cuda_host_register", lambda *_: None)
             init(cache, *sizes, **named)
 
     patch.setattr(BaseHostCache, "__init__", made)

@@ -21,6 +21,7 @@ from exact_scheduler import ExactScheduler
 from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
+from release_differences import length_of
 
 DEPTHS_AND_GROUPS = [(1, 1), (4, 2), (4, 4), (7, 1), (7, 2), (7, 3), (7, 7)]
 
@@ -121,8 +122,8 @@ def test_keeps_partial_kv_out_of_prefix_cache(exact: ExactScheduler) -> None:
     exact.send(tokens, 4)
 
     def num_cached() -> int:
-        cache = exact.scheduler.tree_cache
-        return len(cache.match_prefix(MatchPrefixParams(key=RadixKey(array("q", tokens)))).device_indices)
+        key = RadixKey(array("q", tokens))
+        return length_of(exact.scheduler.tree_cache.match_prefix(MatchPrefixParams(key=key)))
 
     for _ in range(6):
         exact.step()

@@ -19,6 +19,7 @@ from sglang.srt.managers.tokenizer_control_mixin import TokenizerControlMixin
 
 from harness import SteppedScheduler
 from prompts import alone, prompt
+from release_differences import ways_to_keep
 from sglang_layered import seams
 from sglang_layered.core.events import CohortDropped, ModeChanged
 from sglang_layered.core.plan import LayerGroupPlan
@@ -163,7 +164,7 @@ def keep_too_early(stepped: SteppedScheduler, victim: str, monkeypatch: pytest.M
 
     def update(running: Any) -> None:
         monkeypatch.undo()
-        scheduler.tree_cache.cache_unfinished_req(stepped.reqs[victim])
+        ways_to_keep(scheduler.tree_cache, stepped.reqs[victim])[0]()
 
     monkeypatch.setattr(scheduler, "update_running_batch", update)
 

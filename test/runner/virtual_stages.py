@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +13,7 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from torch import nn
 
 from exact_model import ExactModel, ExactStack, RowLog
+from release_differences import as_received, as_stage, settings_like
 from sglang_layered.core.events import CohortDropped, Event, RequestsLeft
 from sglang_layered.core.stages import PipelineStages
 from sglang_layered.runner.layered_runner import StageRunner
@@ -55,15 +55,15 @@ class ExactStage(ExactModel):
         self.num_layers = whole.num_layers
         for shared in ("log", "tags", "values", "weights", "tokens", "histories"):
             setattr(self, shared, getattr(whole, shared))
+        vars(self).update(settings_like(whole))
 
 
 class RankView:
-    """The scheduler as a stage's launcher sees it: all is the real one's but the rank."""
+    """The scheduler as a stage's launcher sees it: all is the real one's but its group."""
 
     def __init__(self, scheduler: Any, rank: int, num_ranks: int) -> None:
         ours = {
             "_scheduler": scheduler,
-            "ps": replace(scheduler.ps, pp_rank=rank),
             "pp_group": SimpleNamespace(is_last_rank=rank == num_ranks - 1),
         }
         self.__dict__.update(ours)
@@ -83,7 +83,7 @@ class VirtualStages:
         self._models, self._launchers = [], []
         for rank, layers in enumerate(stages.layers):
             self._models.append(ExactStage(whole, layers.start, layers.end))
-            with self._model(rank):
+            with self._model(rank), as_stage(scheduler, rank, len(stages.layers)):
                 view = RankView(scheduler, rank, len(stages.layers))
                 self._launchers.append(StageLauncher(view, StageRunner(self._runner)))
 
@@ -133,7 +133,7 @@ class Ticks:
         self._is_over = False
         scheduler.request_receiver = SimpleNamespace(recv_requests=self._stand)
         scheduler._pp_send_dict_to_next_stage = self._send
-        scheduler._pp_recv_dict_from_prev_stage = self._ring.popleft
+        scheduler._pp_recv_dict_from_prev_stage = lambda: as_received(self._ring.popleft())
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._wait()
@@ -157,14 +157,14 @@ class Ticks:
             error, self._error = self._error, None
             raise error
 
-    def _stand(self) -> list[Any]:
+    def _stand(self, **_: Any) -> list[Any]:
         self._stands.release()
         self._go.acquire()
         if self._is_over:
             raise _Stop
         return []
 
-    def _send(self, tensors: dict[str, Any], *, msg_type: str, async_send: bool) -> list[Any]:
+    def _send(self, tensors: dict[str, Any], *, msg_type: str, async_send: bool, **_: Any) -> list[Any]:
         assert (msg_type, async_send) == ("output", True), msg_type
         self._ring.append(tensors)
         return []

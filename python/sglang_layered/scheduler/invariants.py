@@ -84,7 +84,8 @@ class InvariantChecker:
             pages = self._pages(windows[windows > 0])  # 0: has left the window
             _check_apart(pages, _free_pages(allocator.swa_attn_allocator), "window pages", "in the free list")
         # By slots: a turn goes on in the page in which its session's slot ends.
-        kept = session_values(scheduler.tree_cache, scheduler.req_to_token_pool.req_to_token)
+        inflight = [req for item in self._cohorts.inflight for req in item.reqs]
+        kept = session_values(scheduler.tree_cache, scheduler.req_to_token_pool.req_to_token, inflight)
         _check_apart(set(partial.tolist()), set(kept.tolist()), "KV slots", "in a streaming session's slot")
 
     def _pages(self, slots: torch.Tensor) -> set[int]:

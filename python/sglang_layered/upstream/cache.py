@@ -4,7 +4,7 @@ Sliding-window models have one tree for both pools; its nodes name the slots of 
 of the window are mapped. A half-filled slot must be in none of these places, and `guard_cache` is their gate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,18 +33,18 @@ def goes_on_from_slot(sessions: StreamingSession, req: Any) -> bool:
     if not in_streaming_session(req):
         return False
     slot = sessions.slots.get(req.session.session_id)
-    return slot is not None and requests.slot_row(slot) is not None
+    return slot is not None and requests.goes_on_from(slot)
 
 
 tree_values: Callable[[Any], torch.Tensor] = requests.tree_values
 """KV slots that the prefix tree holds, one entry a token."""
 
 
-def session_values(tree_cache: Any, req_to_token: torch.Tensor) -> torch.Tensor:
-    """KV slots that the streaming sessions' slots hold, those of a turn in flight left out."""
+def session_values(tree_cache: Any, req_to_token: torch.Tensor, inflight: Sequence[Any] = ()) -> torch.Tensor:
+    """KV slots that the streaming sessions' slots hold; what these requests compute in them is left out."""
     sessions = session_slots_of(tree_cache)
     held = [] if sessions is None else [(requests.slot_row(slot), slot) for slot in sessions.slots.values()]
-    ends = {row: slot.kv.kv_allocated_len for row, slot in held if row is not None}
+    ends = {row: requests.slot_end(slot, inflight) for row, slot in held if row is not None}
     rows = [req_to_token[row, :end].to(torch.int64) for row, end in ends.items()]
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 

@@ -1,11 +1,10 @@
 """Makes our attention for CPUs one of SGLang's attention backends, and layered mode's default there.
 
-Upstream: srt/layers/attention/attention_registry.py; srt/server_args.py `ServerArgs._handle_cpu_backends`;
-srt/arg_groups/overrides.py `_attention_backend_platform_fallbacks`, `register_model_override`. Runs in every
-process that imports SGLang's flags, so the backend itself is imported only when a server is made with it.
+Upstream: srt/layers/attention/attention_registry.py; srt/arg_groups/overrides.py `register_model_override`.
+Runs in every process that imports SGLang's flags, so the backend itself is imported only when a server is
+made with it.
 """
 
-from functools import wraps
 from typing import Any
 
 from sglang_layered.errors import UnsupportedError
@@ -13,44 +12,30 @@ from sglang_layered.upstream.releases import arguments
 
 CPU_ATTENTION = "cpu_paged"
 # SGLang asks these for one of three names; they have no default.
-ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM")
+ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM")
 
 
-def offer_cpu_attention(server_args_class: Any) -> None:
-    """Let `--attention-backend` name it, and layered mode take it where SGLang would take `torch_native`.
-
-    Up to where SGLang would fall back to `torch_native` it resolves the flags of such a server as if none was
-    given: many families accept a few of its names only, and none is accepted by all of them.
-    """
-    from sglang.srt.arg_groups import overrides
-    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
-    from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
-
-    if CPU_ATTENTION not in ATTENTION_BACKEND_CHOICES:
-        add_attention_backend_choices([CPU_ATTENTION])
-    ATTENTION_BACKENDS[CPU_ATTENTION] = _make
-    choose, fall_back = (
-        server_args_class._handle_cpu_backends,
-        overrides._attention_backend_platform_fallbacks,
-    )
-
-    @wraps(choose)
-    def choose_ours(self: Any) -> None:
-        self._takes_cpu_attention = self.device == "cpu" and _is_wanted(self)
-        choose(self)
-        if self._takes_cpu_attention:
-            self.attention_backend = None
-
-    @wraps(fall_back)
-    def fall_back_to_ours(view: Any) -> dict[str, Any]:
-        return {"attention_backend": CPU_ATTENTION} if _takes_ours(view) else fall_back(view)
-
-    server_args_class._handle_cpu_backends = choose_ours
-    overrides._attention_backend_platform_fallbacks = fall_back_to_ours
+def offer_cpu_attention(flags_class: Any) -> None:
+    """Let `--attention-backend` name it, and layered mode take it where SGLang would take `torch_native`."""
+    arguments.take_attention_on_cpus(flags_class, CPU_ATTENTION, _begin, _takes_ours)
     for architecture in ASK_FOR_A_NAME:
-        overrides.register_model_override(architecture)(
+        arguments.register_model_override(architecture)(
             lambda args, config: {"attention_backend": "triton"} if _takes_ours(args) else {}
         )
+
+
+def register_cpu_attention() -> None:
+    """Let SGLang make it, in the process that runs the model."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    ATTENTION_BACKENDS[CPU_ATTENTION] = _make
+
+
+def _begin(server_args: Any) -> bool:
+    """Say, before SGLang looks at attention backends, whether these arguments take ours."""
+    takes = arguments.resolved(server_args).device == "cpu" and _is_wanted(server_args)
+    server_args._takes_cpu_attention = takes
+    return takes
 
 
 def _takes_ours(server_args: Any) -> bool:
@@ -85,7 +70,7 @@ def _make(model_runner: Any) -> Any:
     from sglang_layered.upstream.cpu_attention import CpuAttention
     from sglang_layered.upstream.cpu_experts import take_experts
 
-    if model_runner.server_args.speculative_algorithm is not None:
+    if arguments.resolved(model_runner.server_args).speculative_algorithm is not None:
         from sglang_layered.upstream.cpu_drafts import take_drafts
 
         take_drafts()

@@ -13,6 +13,7 @@ from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
 from sglang_layered.upstream.cpu_attention import CpuAttention
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION
+from sglang_layered.upstream.releases import forwarding
 
 
 class DraftStepAttention(CpuAttention):
@@ -62,10 +63,13 @@ def take_drafts() -> None:
         return
 
     @wraps(create)
-    def create_known(factory: Any, flag: str, known: dict[str, Callable[[], Any]], error: str) -> Any:
+    def create_known(
+        factory: Any, flag: str, known: dict[str, Callable[[], Any]], error: str, **how: Any
+    ) -> Any:
         is_of_steps = known["triton"] == factory._create_triton_decode_backend
-        ours = partial(_steps if is_of_steps else _extends, factory)
-        return create(factory, flag, {**known, CPU_ATTENTION: ours}, error)
+        make = partial(_steps if is_of_steps else _extends, factory)
+        named = (lambda: (CPU_ATTENTION, make())) if forwarding.DRAFT_ATTENTION_IS_NAMED else make
+        return create(factory, flag, {**known, CPU_ATTENTION: named}, error, **how)
 
     DraftBackendFactory._create_backend = create_known
 

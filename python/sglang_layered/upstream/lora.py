@@ -19,7 +19,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-from sglang_layered.upstream.releases import arguments
+from sglang_layered.upstream.releases import arguments, serving
 
 # What of a backend is of one batch.
 STATE = (
@@ -117,8 +117,8 @@ class EndsByOutputs:
 
     @classmethod
     def install(cls, scheduler: Any) -> None:
-        """Put it in place, if there are adapters; SGLang's class is frozen."""
-        if arguments.resolved(scheduler.server_args).enable_lora:
+        """Put it in place, if there are adapters that need it; SGLang's class is frozen."""
+        if arguments.resolved(scheduler.server_args).enable_lora and not serving.GIVES_ADAPTERS_BACK:
             object.__setattr__(scheduler.ipc_channels, "send_to_tokenizer", cls(scheduler))
 
     def __getattr__(self, name: str) -> Any:
@@ -211,11 +211,13 @@ STOCK = {name: vars(TokenizerManager)[name] for name in METHODS if name in vars(
 
 
 def give_back_what_is_left_behind() -> None:
-    """Put the methods in place; each process that answers clients makes its manager after that.
+    """Put the methods in place where SGLang needs them, before a process that answers clients has a manager.
 
     Raises:
         NotImplementedError: this release forgets requests in a way that nobody has read.
     """
+    if serving.GIVES_ADAPTERS_BACK:
+        return
     missing = [name for name in METHODS if name not in STOCK]
     if missing:
         raise NotImplementedError(

@@ -201,7 +201,7 @@ def launch_apart(
     `turn` is the micro-batch's index, its tick and what the stage before has sent.
     """
     with scheduler.forward_stream_ctx:
-        scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
+        serving.wait_for_rows(scheduler)
         result, outputs = launcher.launch(*turn)
         event = scheduler.device_module.Event()
         event.record(scheduler.device_module.current_stream())

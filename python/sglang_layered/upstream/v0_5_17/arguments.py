@@ -3,7 +3,8 @@
 It is imported while SGLang defines that class, and so imports nothing of it. Upstream: srt/server_args.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 
@@ -63,3 +64,41 @@ def with_fields(cls: Any, flags: Iterable[tuple[str, Any, Any, dict[str, Any]]])
         cls.__annotations__[name] = A[kind, Arg(**settings), NS("schedule")]
         setattr(cls, name, default)
     return cls
+
+
+def register_model_override(architecture: str) -> Any:
+    """Decorate what says of arguments and a model's config which of the former are others for it."""
+    from sglang.srt.arg_groups import overrides
+
+    return overrides.register_model_override(architecture)
+
+
+def take_attention_on_cpus(
+    flags_class: Any, name: str, begin: Callable[[Any], bool], takes: Callable[[Any], bool]
+) -> None:
+    """Let attention backend `name` be given, and be what a CPU's arguments have of which `begin` is true.
+
+    Up to where SGLang would fall back to `torch_native` it resolves the flags of such a server as if none was
+    given: many families accept a few of its names only, and none is accepted by all of them. `takes` says
+    later what `begin` said. Upstream: `ServerArgs._handle_cpu_backends`, srt/arg_groups/overrides.py.
+    """
+    from sglang.srt.arg_groups import overrides
+    from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+
+    if name not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([name])
+    choose, fall_back = flags_class._handle_cpu_backends, overrides._attention_backend_platform_fallbacks
+
+    @wraps(choose)
+    def choose_ours(self: Any) -> None:
+        takes_ours = begin(self)
+        choose(self)
+        if takes_ours:
+            self.attention_backend = None
+
+    @wraps(fall_back)
+    def fall_back_to_ours(view: Any) -> dict[str, Any]:
+        return {"attention_backend": name} if takes(view) else fall_back(view)
+
+    flags_class._handle_cpu_backends = choose_ours
+    overrides._attention_backend_platform_fallbacks = fall_back_to_ours

@@ -104,6 +104,17 @@ def slot_row(slot: SessionSlot) -> int | None:
     return row
 
 
+def slot_end(slot: SessionSlot, inflight: Sequence[Req]) -> int:
+    """Tokens that a slot keeps: what these requests compute in it is not among them."""
+    end: int = slot.kv.kv_allocated_len  # a turn in flight has a count of its own
+    return end
+
+
+def goes_on_from(slot: SessionSlot) -> bool:
+    """True where a turn in flight goes on from what earlier ones left in this slot."""
+    return slot_row(slot) is not None
+
+
 def give_turn_back(sessions: StreamingSession, req: Any) -> None:
     """Free what a later turn has allocated behind its session's slot; the slot is as before the turn.
 

@@ -19,6 +19,9 @@ It is of the end of reads of the request pool; without one SGLang waits for the 
 
 READ_DONE = "war_fastpath_read_done_event"
 
+GIVES_ADAPTERS_BACK = False
+"""Whether the tokenizer process counts an adapter as free again however its request ends."""
+
 note_launch: Callable[[Any, Sequence[ScheduleBatch]], None] | None = None
 """What SGLang counts of a launch, before it is stamped; nothing here that `begin_launch` does not."""
 
@@ -103,3 +106,8 @@ def tell_aborted(scheduler: Any, req: Any) -> None:
     """Tell the tokenizer process that a request is over, with its reason."""
     end = AbortReq(finished_reason=req.finished_reason.to_json(), rid=req.rid)
     scheduler.ipc_channels.send_to_tokenizer.send_output(end, req)
+
+
+def wait_for_rows(scheduler: Any) -> None:
+    """On the forward stream: wait for what a forward of a pipeline stage starts from."""
+    scheduler.forward_stream.wait_stream(scheduler.schedule_stream)

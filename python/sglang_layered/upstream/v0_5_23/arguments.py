@@ -5,11 +5,11 @@ It is imported while SGLang defines them, so it imports modules and takes names 
 Upstream: srt/server_args.py, srt/arg_groups/overrides.py, srt/arg_groups/model_override_base.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sglang.srt import runtime_context
-from sglang.srt.arg_groups import model_override_base, overrides
+from sglang.srt.arg_groups import choices, model_override_base, overrides, resolution_hooks
 from sglang.srt.arg_groups.arg_utils import A, Arg
 
 
@@ -92,3 +92,34 @@ def with_fields(cls: Any, flags: Iterable[tuple[str, Any, Any, dict[str, Any]]])
         made[name], defaults[name] = A[kind, Arg(**settings)], default
     body = {"__annotations__": made, "__module__": cls.__module__, "__doc__": cls.__doc__, **defaults}
     return type(cls)(cls.__name__, (cls,), body)
+
+
+def register_model_override(architecture: str) -> Any:
+    """Decorate what says of arguments and a model's config which of the former are others for it."""
+    return model_override_base.register_model_override(architecture)
+
+
+def take_attention_on_cpus(
+    flags_class: Any, name: str, begin: Callable[[Any], bool], takes: Callable[[Any], bool]
+) -> None:
+    """Let attention backend `name` be given, and be what a CPU's arguments have of which `begin` is true.
+
+    Until it has looked at the model SGLang resolves the flags of such a server as if none was given: many
+    families accept a few of its names only, and none is accepted by all of them. `takes` says later what
+    `begin` said. Upstream: srt/arg_groups/resolution_hooks.py.
+    """
+    if name not in choices.ATTENTION_BACKEND_CHOICES:
+        choices.add_attention_backend_choices([name])
+
+    @resolution_hooks.register_resolution_hook("handle_cpu_backends")
+    def leave_it_open(server_args: Any, previous: Callable[[Any], None]) -> None:
+        takes_ours = begin(server_args)
+        previous(server_args)
+        if takes_ours:
+            decide(server_args, attention_backend=None)
+
+    @resolution_hooks.register_resolution_hook("handle_attention_backend_compatibility")
+    def take_ours(server_args: Any, previous: Callable[[Any], None]) -> None:
+        if takes(server_args):
+            decide(server_args, attention_backend=name)
+        previous(server_args)

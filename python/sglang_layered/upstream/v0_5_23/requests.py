@@ -1,6 +1,7 @@
 """SGLang 0.5.23's requests and batches, and where their KV is kept and given back.
 
-What a request holds is its `kv`, which a streaming session's turn borrows from the session's slot. Upstream:
+What a request holds is its `kv`. Every turn of a streaming session borrows it from the session's slot, the
+first one from the allocation of its first chunk on: what it computes lies in the slot at once. Upstream:
 srt/managers/schedule_batch.py, srt/mem_cache/common.py, srt/session/streaming_session.py.
 """
 
@@ -12,9 +13,6 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 from sglang.srt.mem_cache.common import match_kv_cache, release_kv_cache
 from sglang.srt.session.streaming_session import SessionSlot, StreamingSession
-
-SESSIONS = "turns of streaming sessions in flight are not carried to SGLang 0.5.23 yet; leave sessions out"
-
 
 pool_row: Callable[[Req], int | None] = attrgetter("kv.req_pool_idx")
 """A request's row in the pool of requests; None before it has one."""
@@ -36,8 +34,12 @@ def extend_lens(batch: ScheduleBatch) -> list[int] | None:
 
 def look_up_prefix(tree_cache: Any, req: Req) -> int:
     """Tokens of a waiting prompt in the prefix cache."""
-    if _is_turn(req):  # SGLang would lend it the slot's KV, as if it was admitted
-        raise NotImplementedError(SESSIONS)
+    sessions = tree_cache.session if _is_turn(req) else None
+    if sessions is not None and sessions.will_lend_record(req):  # a match would lend it
+        most = req._compute_max_prefix_len(len(req.origin_input_ids) + len(req.output_ids))
+        return min(sessions.slots[req.session.session_id].kv.kv_committed_len, most)
+    if sessions is not None and req.to_finish is not None:  # and here take it out of its session
+        return 0
     match_kv_cache(req, tree_cache)
     length: int = req.num_matched_prefix_tokens
     return length
@@ -84,21 +86,55 @@ def keep_what_is_written(cache: Any, sessions: StreamingSession) -> None:
 
 def slot_row(slot: SessionSlot) -> int | None:
     """The row in the pool of requests of what a streaming session keeps; None: it keeps nothing."""
-    if not slot.kv.holds_kv:
-        return None
-    raise NotImplementedError(SESSIONS)  # a turn in flight may have borrowed it
+    return pool_row(slot)
+
+
+def slot_end(slot: SessionSlot, inflight: Sequence[Req]) -> int:
+    """Tokens that a slot keeps: what these requests compute in it is not among them."""
+    ends = [prefix_len(req) for req in inflight if req.kv is slot.kv]
+    return min([*ends, slot.kv.kv_allocated_len])
+
+
+def goes_on_from(slot: SessionSlot) -> bool:
+    """True where a turn in flight goes on from what earlier ones left in this slot."""
+    return slot.kv.holds_kv and not slot.publishes_prompt
 
 
 def give_turn_back(sessions: StreamingSession, req: Any) -> None:
-    """Free what a later turn has allocated behind its session's slot; the slot is as before the turn."""
-    raise NotImplementedError(SESSIONS)
+    """Free what a later turn has allocated behind what its session had before it.
+
+    Chunks that were done are computed anew, too: if the turn ends while it waits, SGLang would take them for
+    the conversation's. Or the slot is gone, and the next turn computes the whole conversation: where windows
+    have moved, or recurrent layers have states.
+    """
+    name, kv = req.session.session_id, req.kv
+    [last] = req.session.req_nodes.values()
+    # Of the last token of an answer there is KV with the overlap scheduler only; it is computed again.
+    start = req.session.committed_origin_len + len(last.req.output_ids) - 1
+    if kv.holds_mamba or kv.max_evicted_seqlen > kv.cache_protected_len:
+        sessions.release_session(name)
+    else:
+        sessions._free_tail(kv, min(start, kv.kv_allocated_len))
+    req.detach_kv()
 
 
 def release_retracted(req: Req, tree_cache: Any) -> None:
-    """Give the slots of a request back that is to wait again."""
-    if _is_turn(req):
-        raise NotImplementedError(SESSIONS)
-    release_unkept(req, tree_cache)
+    """Give the slots of a request back that is to wait again.
+
+    SGLang's release would keep a turn in its slot, whatever is filled of it, and the next turn would go on
+    from there. So a first turn has its KV back, as one that was aborted, and is released as a request without
+    a session.
+    """
+    sessions, session = tree_cache.session, req.session
+    slot = sessions.borrowed_slot(req)
+    if slot is not None:
+        del sessions.slots[session.session_id]
+        req.lock, slot.lock = slot.lock, None
+    req.session = None
+    try:
+        release_unkept(req, tree_cache)
+    finally:
+        req.session = session
 
 
 def tree_values(tree_cache: Any) -> torch.Tensor:

@@ -21,6 +21,9 @@ It is of the end of reads of the request pool; without one SGLang waits for the 
 
 READ_DONE = "shared_read_done_event"
 
+GIVES_ADAPTERS_BACK = True
+"""Whether the tokenizer process counts an adapter as free again however its request ends."""
+
 
 def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
     """What SGLang counts of a launch beside what `begin_launch` does; of a prompt once, at its first group.
@@ -110,3 +113,8 @@ def forget_aborted(scheduler: Any, req: Any) -> None:
 def tell_aborted(scheduler: Any, req: Any) -> None:
     """Tell the tokenizer process that a request is over, with its reason."""
     scheduler.send_abort_output(_make_abort_req(req, finished_reason=req.finished_reason.to_json()), req)
+
+
+def wait_for_rows(scheduler: Any) -> None:
+    """On the forward stream: wait for what a forward of a pipeline stage starts from, received rows included."""
+    scheduler._pp_wait_forward_dependencies()
