@@ -1,4 +1,4 @@
-"""Two ranks with EAGLE3's drafts and overlap, each in a fork; writes tokens and which drafts were right as JSON.
+"""Two ranks with EAGLE3's drafts and overlap, each in a fork; writes tokens and right drafts as JSON.
 
 The rows that such a draft reads are sums over the ranks.
 
@@ -24,6 +24,7 @@ from own_process import in_forks  # noqa: E402
 
 from family_checks import hugging_face, run  # noqa: E402
 from harness import Rank, SteppedScheduler  # noqa: E402
+from sglang_layered_lab.serving import free_port  # noqa: E402
 from speculative_run import (  # noqa: E402
     CASES,
     CHUNK_TOKENS,
@@ -32,7 +33,6 @@ from speculative_run import (  # noqa: E402
     asked_for,
     let_drafts_overlap,
 )
-from sglang_layered_lab.serving import free_port  # noqa: E402
 
 
 def found_on(rank: int, port: int) -> dict[str, Any]:

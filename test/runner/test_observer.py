@@ -20,7 +20,6 @@ from sglang_layered.core.choice import StrategyChoice
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.runner.execution import Execution
 from sglang_layered.runner.expert_watch import ExpertWatch
-from sglang_layered.upstream.releases import serving
 
 ASK = {"sampling": {"custom_params": {"layered_report": True}}}
 LAYERED = ("fused", "sequential")
