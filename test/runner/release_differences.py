@@ -113,7 +113,7 @@ def in_row(row: int | None) -> dict[str, Any]:
 
 @contextmanager
 def as_stage(owner: Any, rank: int, num_stages: int) -> Iterator[None]:
-    """Inside, this is one of so many pipeline stages; from 0.5.21 on the process says it, before its `owner`."""
+    """Inside, this is one of so many stages; from 0.5.21 on the process says it, before its `owner`."""
     if get_pp_group is None:
         with get_parallel().override(pp_rank=rank, pp_size=num_stages):
             yield
