@@ -11,6 +11,7 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.releases import arguments
 
 CPU_ATTENTION = "cpu_paged"
+TAKES_OURS = "_takes_cpu_attention"  # an attribute of ours on the arguments, which travels to every process
 # SGLang asks these for one of three names; they have no default.
 ASK_FOR_A_NAME = ("Exaone4ForCausalLM", "ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM")
 
@@ -34,12 +35,12 @@ def register_cpu_attention() -> None:
 def _begin(server_args: Any) -> bool:
     """Say, before SGLang looks at attention backends, whether these arguments take ours."""
     takes = arguments.resolved(server_args).device == "cpu" and _is_wanted(server_args)
-    server_args._takes_cpu_attention = takes
+    setattr(server_args, TAKES_OURS, takes)
     return takes
 
 
 def _takes_ours(server_args: Any) -> bool:
-    return getattr(server_args, "_takes_cpu_attention", False)
+    return getattr(server_args, TAKES_OURS, False)
 
 
 def _is_wanted(server_args: Any) -> bool:
