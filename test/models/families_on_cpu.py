@@ -1,29 +1,44 @@
 """What families need on a CPU: SGLang's flags, and our references for what it gets wrong or lacks there.
 
-The environment is set where the process begins: `TRITON_INTERPRET`, `SGLANG_MAMBA_CONV_DTYPE`.
+It sets the environment, so it is imported before SGLang.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
-import torch
-from sglang.kernels.ops.attention.fla.fused_norm_gate import FusedRMSNormGated
-from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated
-from sglang.srt.layers import attn_residual
-from sglang.srt.layers.attention import minimax_sparse_backend
-from sglang.srt.layers.attention.linear import kda_backend
-from sglang.srt.layers.attention.linear.kernels import kda_triton
-from sglang.srt.layers.attention.mamba import mamba
-from sglang.srt.layers.attention.minimax_sparse_ops import minimax_sparse
-from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
-from sglang.srt.layers.moe.topk import TopK
-from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
-from sglang.srt.model_executor import model_runner
-from sglang.srt.models import (
+os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come from a Triton kernel
+os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles how experts are chosen, for many seconds a family
+# Short convolutions keep their last inputs in bfloat16 by default, whatever the model is: then tokens are not
+# Hugging Face's, and depend on where a prompt is cut.
+os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"
+os.environ["SGLANG_OPT_USE_BF16_ROUTER_GEMM"] = "0"  # so MiniMax-M3's routers
+sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
+
+from tiny_models import use_the_cpu  # noqa: E402
+
+use_the_cpu()
+
+import torch  # noqa: E402
+from sglang.kernels.ops.attention.fla.fused_norm_gate import FusedRMSNormGated  # noqa: E402
+from sglang.kernels.ops.attention.fla.layernorm_gated import RMSNorm as RMSNormGated  # noqa: E402
+from sglang.srt.layers import attn_residual  # noqa: E402
+from sglang.srt.layers.attention import minimax_sparse_backend  # noqa: E402
+from sglang.srt.layers.attention.linear import kda_backend  # noqa: E402
+from sglang.srt.layers.attention.linear.kernels import kda_triton  # noqa: E402
+from sglang.srt.layers.attention.mamba import mamba  # noqa: E402
+from sglang.srt.layers.attention.minimax_sparse_ops import minimax_sparse  # noqa: E402
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput  # noqa: E402
+from sglang.srt.layers.moe.topk import TopK  # noqa: E402
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
+from sglang.srt.model_executor import model_runner  # noqa: E402
+from sglang.srt.models import (  # noqa: E402
     ernie4,
     gemma4_causal,
     kimi_k3,
@@ -33,15 +48,15 @@ from sglang.srt.models import (
     llama4,
     qwen2_moe,
 )
-from sglang_layered_kernels.cpu import block_sparse, kimi_delta, mamba2
-from sglang_layered_kernels.cpu.gated_delta import (
+from sglang_layered_kernels.cpu import block_sparse, kimi_delta, mamba2  # noqa: E402
+from sglang_layered_kernels.cpu.gated_delta import (  # noqa: E402
     causal_conv1d_fn_cpu,
     causal_conv1d_update_cpu,
     fused_rmsnorm_gated_cpu,
 )
-from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product
-from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add
-from transformers import PretrainedConfig
+from sglang_layered_kernels.cpu.plain_experts import plain_experts, wide_product  # noqa: E402
+from sglang_layered_kernels.cpu.shared_expert import fused_gate_sigmoid_mul_add  # noqa: E402
+from transformers import PretrainedConfig  # noqa: E402
 
 CPU_OPERATORS = torch.library.Library("aten", "IMPL")
 

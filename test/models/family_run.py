@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"  # the slots of sliding-window pools come from a Triton kernel
-os.environ["TORCH_COMPILE_DISABLE"] = "1"  # SGLang compiles how experts are chosen, for many seconds a family
-# Short convolutions keep their last inputs in bfloat16 by default, whatever the model's type: then the tokens
-# are not Hugging Face's, and depend on where a prompt is cut.
-os.environ["SGLANG_MAMBA_CONV_DTYPE"] = "float32"
-os.environ["SGLANG_OPT_USE_BF16_ROUTER_GEMM"] = "0"  # so MiniMax-M3's routers
 sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).parents[1])]
 
-from tiny_models import tiny_model, use_the_cpu  # noqa: E402
+from families_on_cpu import FEW_STATES, FLAGS, use_references  # noqa: E402
 
-use_the_cpu()
-
+# isort: split
 import click  # noqa: E402
 from lora_models import leave_memory_unpinned  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
@@ -28,10 +20,10 @@ from sglang.srt.distributed.parallel_state import (  # noqa: E402
 )
 from sglang.srt.runtime_context import reset_context  # noqa: E402
 from sglang.srt.server_args import ServerArgs  # noqa: E402
+from tiny_models import tiny_model  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
-from families_on_cpu import FEW_STATES, FLAGS, use_references  # noqa: E402
 from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
 from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
