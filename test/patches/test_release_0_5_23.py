@@ -187,12 +187,12 @@ def test_a_first_turn_that_waits_again_has_its_kv_and_its_lock_back(requests: Mo
 
 
 @pytest.mark.parametrize(
-    ("kv", "tails"), [({}, [22]), ({"max_evicted_seqlen": 5}, []), ({"holds_mamba": 1}, [])]
+    ("kv", "tails"), [({}, [22]), ({"max_evicted_seqlen": 5}, []), ({"holds_mamba": True}, [])]
 )
 def test_a_later_turn_leaves_what_its_session_had(
     requests: ModuleType, kv: dict[str, Any], tails: list[int]
 ) -> None:
-    """20 tokens of the last prompt and the first two of its answer; or nothing, where the turn has moved on."""
+    """20 tokens of the last prompt and the first two of its answer; or nothing, where it has moved on."""
     req, sessions = turn(**kv), Sessions()
     requests.give_turn_back(sessions, req)
     assert sessions.tails == tails and bool(sessions.slots) is bool(tails)
