@@ -33,8 +33,17 @@ def loaded(concern: str, **modules: Any) -> Iterator[ModuleType]:
     sys.modules.pop(f"{PACKAGE}.{concern}", None)
 
 
+HOOKS: dict[str, Any] = {}
+
+
+def registered(step: str) -> Any:
+    return lambda hook: HOOKS.setdefault(step, hook)
+
+
 @pytest.fixture
 def arguments() -> Iterator[ModuleType]:
+    HOOKS.clear()
+
     def result(record: Any, name: str) -> Any:
         return record.decided.get(name, getattr(record, name)) or record.fallback.get(name)
 
@@ -50,6 +59,8 @@ def arguments() -> Iterator[ModuleType]:
         runtime_context=context,
         arg_groups__model_override_base=base,
         arg_groups__overrides=overrides,
+        arg_groups__choices=MagicMock(),
+        arg_groups__resolution_hooks=SimpleNamespace(register_resolution_hook=registered),
     ) as module:
         yield module
 
@@ -82,6 +93,19 @@ def test_what_we_decide_is_declared_on_the_record(arguments: ModuleType) -> None
     typed = record()
     arguments.decide(arguments.resolved(typed), page_size=16)
     arguments.overrides.declare_resolution.assert_called_once_with(typed, "layered prefill", page_size=16)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_our_attention_is_taken_once_the_model_was_looked_at(arguments: ModuleType, is_ours: bool) -> None:
+    typed, order = record(), list[str]()
+    arguments.take_attention_on_cpus(None, "ours", lambda record: is_ours, lambda record: is_ours)
+    declared = arguments.overrides.declare_resolution
+    declared.side_effect = lambda record, source, attention_backend: order.append(str(attention_backend))
+    HOOKS["handle_cpu_backends"](typed, lambda record: order.append("SGLang's choice"))
+    HOOKS["handle_attention_backend_compatibility"](typed, lambda record: order.append("its checks"))
+    assert order == (
+        ["SGLang's choice", "None", "ours", "its checks"] if is_ours else ["SGLang's choice", "its checks"]
+    )
 
 
 @pytest.fixture
@@ -130,11 +154,55 @@ def test_a_request_has_its_places_in_its_kv(requests: ModuleType) -> None:
     assert got == [3, 4, 8, 24]
 
 
-def test_sessions_in_flight_are_refused_by_name(requests: ModuleType) -> None:
-    turn = request(session=SimpleNamespace(streaming=True))
-    for ask in (requests.release_retracted, requests.give_turn_back):
-        with pytest.raises(NotImplementedError, match=r"0\.5\.23"):
-            ask(turn, Cache())
+class Sessions:
+    """As SGLang's: `slots`, of which a turn has borrowed one."""
+
+    def __init__(self, **slot: Any) -> None:
+        self.slots = {"s": SimpleNamespace(**slot)}
+        self.tails: list[int] = []
+
+    def borrowed_slot(self, req: Any) -> Any:
+        return self.slots.get("s")
+
+    def _free_tail(self, kv: Any, length: int) -> None:
+        self.tails.append(length)
+
+    def release_session(self, name: str) -> None:
+        del self.slots[name]
+
+
+def turn(**kv: Any) -> Any:
+    last = SimpleNamespace(req=SimpleNamespace(output_ids=[1, 2, 3]))
+    session = SimpleNamespace(session_id="s", committed_origin_len=20, req_nodes={"r": last})
+    plain = {"holds_mamba": False, "max_evicted_seqlen": 0, "cache_protected_len": 0}
+    record = SimpleNamespace(**plain | {"kv_allocated_len": 90} | kv)
+    return request(session=session, kv=record, lock=None, detach_kv=MagicMock(), prefix_len=22)
+
+
+def test_a_first_turn_that_waits_again_has_its_kv_and_its_lock_back(requests: ModuleType) -> None:
+    req, sessions = turn(), Sessions(lock="lock")
+    requests.release_retracted(req, SimpleNamespace(session=sessions))
+    assert not sessions.slots and req.lock == "lock" and req.session.session_id == "s"
+    requests.release_kv_cache.assert_called_once()
+
+
+@pytest.mark.parametrize(
+    ("kv", "tails"), [({}, [22]), ({"max_evicted_seqlen": 5}, []), ({"holds_mamba": True}, [])]
+)
+def test_a_later_turn_leaves_what_its_session_had(
+    requests: ModuleType, kv: dict[str, Any], tails: list[int]
+) -> None:
+    """20 tokens of the last prompt and the first two of its answer; or nothing, where it has moved on."""
+    req, sessions = turn(**kv), Sessions()
+    requests.give_turn_back(sessions, req)
+    assert sessions.tails == tails and bool(sessions.slots) is bool(tails)
+    req.detach_kv.assert_called_once()
+
+
+def test_a_slot_keeps_nothing_of_what_is_computed_in_it(requests: ModuleType) -> None:
+    req = turn()
+    slot = SimpleNamespace(kv=req.kv)
+    assert requests.slot_end(slot, []) == 90 and requests.slot_end(slot, [turn(), req]) == 22
 
 
 @pytest.fixture

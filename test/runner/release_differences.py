@@ -15,7 +15,7 @@ from sglang.srt.arg_groups import overrides
 from sglang.srt.model_executor.model_runner_components import kv_pool_runtime
 from sglang.srt.runtime_context import get_parallel
 
-from sglang_layered.upstream.releases import boundaries, forwarding
+from sglang_layered.upstream.releases import arguments, boundaries, forwarding, serving
 
 get_pp_group = getattr(distributed, "get_pp_group", None)
 
@@ -58,6 +58,9 @@ asks_the_process = _asks_context if get_pp_group is None else _asks_group
 
 LAYERED_GRAPHS = pytest.mark.skipif(
     forwarding.GRAPHS_MISSING is not None, reason=str(forwarding.GRAPHS_MISSING)
+)
+OWN_HEADING = pytest.mark.skipif(
+    not arguments.IS_ONE_CLASS, reason="in this release our flags have no heading of their own"
 )
 KV_SIZED_LATE = pytest.mark.skipif(
     not hasattr(kv_pool_runtime, "get_world_group"),
@@ -111,11 +114,19 @@ def in_row(row: int | None) -> dict[str, Any]:
     return {"req_pool_idx": row, "kv": SimpleNamespace(req_pool_idx=row)}
 
 
+@pytest.fixture
+def ranks_of_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that stands in says its ranks itself, as that of 0.5.17."""
+    monkeypatch.setattr(serving, "ranks_of", lambda stand_in: stand_in.ps)
+    monkeypatch.setattr(serving, "note_launch", None)
+
+
 @contextmanager
 def as_stage(owner: Any, rank: int, num_stages: int) -> Iterator[None]:
-    """Inside, this is one of so many stages; from 0.5.21 on the process says it, before its `owner`."""
+    """Inside, this is one of so many pipeline stages. In 0.5.17 `owner` says it, later the process."""
     if get_pp_group is None:
-        with get_parallel().override(pp_rank=rank, pp_size=num_stages):
+        group = SimpleNamespace(world_size=num_stages, rank_in_group=rank)
+        with get_parallel().override(pp_rank=rank, pp_size=num_stages, pp_group=group):
             yield
         return
     kept, owner.ps = owner.ps, replace(owner.ps, pp_rank=rank, pp_size=num_stages)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lora_models import leave_memory_unpinned
+from sglang.srt.lora.backend import chunked_backend
 from sglang.srt.lora.backend.base_backend import BaseLoRABackend
 from sglang.srt.lora.backend.lora_registry import get_backend_from_name
 from sglang.srt.lora.lora_manager import LoRAManager
@@ -15,6 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMo
 
 from sglang_layered.runner.rows import hybrid_batch
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.releases import forwarding
 
 SLOTS = {None: 0, "a": 1, "b": 2, "c": 3}
 PROMPTS = {"lens": [70, 3, 300], "adapters": ["b", None, "a"]}
@@ -26,6 +28,7 @@ def manager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """SGLang's manager, with all adapters in its pool and buffers that only a prefill graph may fill."""
     leave_memory_unpinned(monkeypatch.setattr)
     args = SimpleNamespace(max_lora_chunk_size=16)
+    monkeypatch.setattr(chunked_backend, "get_lora", lambda: args, raising=False)  # asked by 0.5.23
     backend = get_backend_from_name(request.param)(
         max_loras_per_batch=len(SLOTS), device=torch.device("cpu"), server_args=args
     )
@@ -59,8 +62,8 @@ def batch(mode: ForwardMode, lens: list[int], names: list[Any], **fields: Any) -
         seq_lens_cpu=per_request,
         seq_lens_sum=num_rows,
         out_cache_loc=rows,
-        num_token_non_padded_cpu=num_rows,
         lora_ids=names,
+        **dict.fromkeys(forwarding.COUNTS, num_rows),
         **fields,
     )
 

@@ -9,6 +9,7 @@ import torch
 
 from harness import SteppedScheduler
 from prompts import prompt
+from release_differences import ranks_of_stand_ins as ranks_of_stand_ins
 from sglang_layered.errors import InvariantError
 from sglang_layered.scheduler.invariants import RankCheck, describe
 
@@ -18,7 +19,7 @@ def two_ranks() -> SimpleNamespace:
 
 
 @pytest.fixture
-def other_rank(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def other_rank(monkeypatch: pytest.MonkeyPatch, ranks_of_stand_ins: None) -> list[int]:
     """Digests that the other rank sends, one a step; 0 stands for the same as this rank's."""
     sent: list[int] = []
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sglang.srt.managers import tokenizer_manager
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.server_args import ServerArgs
 from tiny_models import tiny_model
@@ -205,11 +206,12 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("kind", "flags"), ANSWERS)
 def test_layered_mode_answers_what_is_no_text_with_an_error_of_sglang(
-    kind: str, flags: tuple[str, ...]
+    kind: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = ANSWERS[kind, flags]
     args = check(tiny_model("qwen3_vl_moe"), *flags)
     nothing = {"image_data": None, "video_data": None, "audio_data": None}
+    monkeypatch.setattr(tokenizer_manager, "get_mm", lambda: args, raising=False)  # what 0.5.23 publishes
     judge = partial(TokenizerManager._validate_mm_limits, SimpleNamespace(server_args=args))
     judge(SimpleNamespace(**nothing))
     request = SimpleNamespace(**nothing | {f"{kind}_data": ["data"]})

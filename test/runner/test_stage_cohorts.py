@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from release_differences import ranks_of_stand_ins as ranks_of_stand_ins
 from sglang_layered.core.events import DropReason
 from sglang_layered.core.plan import LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
@@ -64,7 +65,7 @@ def running() -> list[Any]:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+def kept(monkeypatch: pytest.MonkeyPatch, ranks_of_stand_ins: None) -> Kept:
     kept = Kept()
     monkeypatch.setattr(module, "abort_requests", lambda _, reqs: kept.ended.extend(req.rid for req in reqs))
     monkeypatch.setattr(module, "cut_cohort", cut)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from release_differences import ranks_of_stand_ins as ranks_of_stand_ins
 from sglang_layered.core.cohort import Cohort
 from sglang_layered.core.plan import LayerGroup, LayerGroupPlan
 from sglang_layered.core.stages import PipelineStages
@@ -90,7 +91,7 @@ class Runner:
 
 
 @pytest.fixture
-def scheduler(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+def scheduler(monkeypatch: pytest.MonkeyPatch, ranks_of_stand_ins: None) -> Scheduler:
     def prepare(self: StageLauncher, made: Any) -> Any:
         return SimpleNamespace(
             is_prefill_only=made.reqs[0].rid == "scored",

@@ -100,6 +100,7 @@ class TickResult:
 
     parts: list[tuple[ScheduleBatch, GenerationBatchResult]]
     skipped_output_comm: bool = False
+    logits_output: None = None  # SGLang 0.5.23 looks for masks of sampling in it
 
 
 def works_of(cohorts: Sequence[InFlightCohort], stages: PipelineStages) -> tuple[GroupWork, ...]:

@@ -30,10 +30,7 @@ GRAPHS_MISSING: str | None = None
 """Why layered steps have no CUDA graphs on this release."""
 
 DRAFT_ATTENTION_IS_NAMED = False
-"""Whether what makes attention of a draft gives the backend's name before it.
-
-Upstream: srt/speculative/draft_utils.py.
-"""
+"""Whether what makes a draft's attention gives its name before it (srt/speculative/draft_utils.py)."""
 
 num_shared_slots: Callable[[Any], int] = attrgetter("num_fused_shared_experts")
 """Of a TopKConfig: shared experts that are chosen with the others."""

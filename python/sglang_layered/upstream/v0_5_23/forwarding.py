@@ -34,10 +34,7 @@ GRAPHS_MISSING = "layered CUDA graphs are not carried to SGLang 0.5.23 yet"
 """Why layered steps have no CUDA graphs on this release."""
 
 DRAFT_ATTENTION_IS_NAMED = True
-"""Whether what makes attention of a draft gives the backend's name before it.
-
-Upstream: srt/speculative/draft_utils.py.
-"""
+"""Whether what makes a draft's attention gives its name before it (srt/speculative/draft_utils.py)."""
 
 num_shared_slots: Callable[[Any], int] = attrgetter("shared_experts.num_shared_topk_slots")
 """Of a TopKConfig: shared experts that are chosen with the others."""

@@ -116,5 +116,5 @@ def tell_aborted(scheduler: Any, req: Any) -> None:
 
 
 def wait_for_rows(scheduler: Any) -> None:
-    """On the forward stream: wait for what a forward of a stage starts from, received rows included."""
+    """On the forward stream: wait for what a pipeline stage starts from, also for rows on their way."""
     scheduler._pp_wait_forward_dependencies()
