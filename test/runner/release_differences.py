@@ -14,10 +14,13 @@ from sglang.srt import distributed, utils
 from sglang.srt.arg_groups import overrides
 from sglang.srt.model_executor.model_runner_components import kv_pool_runtime
 from sglang.srt.runtime_context import get_parallel
+from sglang.srt.server_args import ServerArgs
 
 from sglang_layered.upstream.releases import arguments, boundaries, forwarding, serving
 
 get_pp_group = getattr(distributed, "get_pp_group", None)
+MARKS_EMPTY_ONES_FULL = get_pp_group is not None
+"""Whether SGLang marks a running batch full that is empty, where the next prompt has no room."""
 
 
 @contextmanager
@@ -126,7 +129,7 @@ def as_stage(owner: Any, rank: int, num_stages: int) -> Iterator[None]:
     """Inside, this is one of so many pipeline stages. In 0.5.17 `owner` says it, later the process."""
     if get_pp_group is None:
         group = SimpleNamespace(world_size=num_stages, rank_in_group=rank)
-        with get_parallel().override(pp_rank=rank, pp_size=num_stages, pp_group=group):
+        with get_parallel().override(pp_rank=rank, pp_size=num_stages, pp_group=group, attn_tp_rank=0):
             yield
         return
     kept, owner.ps = owner.ps, replace(owner.ps, pp_rank=rank, pp_size=num_stages)
@@ -139,3 +142,11 @@ def as_stage(owner: Any, rank: int, num_stages: int) -> Iterator[None]:
 def as_received(message: dict[str, Any]) -> Any:
     """What `_pp_recv_dict_from_prev_stage` gives: 0.5.23 with an event of the transfer."""
     return (message, None) if get_pp_group is None else message
+
+
+def let_states_be_kept(patch: pytest.MonkeyPatch) -> None:
+    """Take the arguments of recurrent layers on any device, which SGLang has kernels for on GPUs only."""
+    if hasattr(ServerArgs, "_validate_mamba_extra_buffer"):
+        patch.setattr(ServerArgs, "_validate_mamba_extra_buffer", lambda *args: None)
+    else:
+        patch.setattr("sglang.srt.arg_groups.mamba_hook.validate_mamba_extra_buffer", lambda *_, **__: None)

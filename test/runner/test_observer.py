@@ -217,7 +217,8 @@ class Ranks:
 
 def test_a_model_whose_experts_cannot_be_found_is_refused() -> None:
     runner = SimpleNamespace(model=nn.Linear(2, 2), device="cpu", ps=Ranks())
-    with pytest.raises(UnsupportedError, match="--enable-expert-traffic-metrics: no layer"):
+    says = "--enable-expert-traffic-metrics: no layer"
+    with as_stage(runner, 0, 1), pytest.raises(UnsupportedError, match=says):
         ExpertWatch.install(runner)
     with as_stage(runner, 0, 2):
         ExpertWatch.install(runner)

@@ -73,6 +73,18 @@ def test_nobody_overtakes_twice_between_two_groups(exact: ExactScheduler) -> Non
     assert exact.launched(long) >= 1
 
 
+def test_nobody_overtakes_again_where_those_that_did_are_aborted(exact: ExactScheduler) -> None:
+    long, short = behind_a_long_one(exact)
+    assert exact.stepped.change({"layered_num_groups": 3})
+    for seed in range(3):
+        exact.step()
+        assert [rids for rids, _ in cohorts(exact)] == [(long,), (short,)]
+        exact.abort(short)
+        short = exact.send(prompt(30, 20 + seed), 2)
+        exact.step()
+        assert cohorts(exact) == [((long,), seed + 2)]
+
+
 def test_short_and_long_prompts_share_no_cohort(exact: ExactScheduler) -> None:
     exact.send(prompt(10, 1), 60)
     exact.step(3)

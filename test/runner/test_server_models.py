@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from sglang.srt.managers import tokenizer_manager
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
-from sglang.srt.server_args import ServerArgs
 from tiny_models import tiny_model
 
+from release_differences import let_states_be_kept
 from server_doors import LAYERED, check
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import UnsupportedError
@@ -169,7 +169,7 @@ def test_drafts_of_what_was_compared_are_served(arch: str, flags: str, message: 
 
 
 def test_slots_that_states_take_late_are_refused_with_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ServerArgs, "_validate_mamba_extra_buffer", lambda *args: None)
+    let_states_be_kept(monkeypatch)
     lazy = ("--mamba-radix-cache-strategy", "extra_buffer_lazy")
     check(tiny_model("qwen3_next"), *LAYERED, *lazy)
     with pytest.raises(UnsupportedError, match=r"work with .* extra_buffer_lazy: .*; use extra_buffer"):

@@ -69,7 +69,8 @@ class Scheduler(SimpleNamespace):
     def update_cache_from_scheduler(self, batch: Any, result: Any) -> None:
         self.told.append(("cache", batch))
 
-    def _relay_forward_payload(self, indices: Any, result: Any) -> None:
+    def _relay_forward_payload(self, *given: Any) -> None:
+        *_, result = given  # 0.5.23 has the batch before the indices
         self.told.append(("relay", result.next_token_ids.tolist()))
 
     def _pp_prepare_tensor_dict(self, result: Any, batch: Any) -> dict[str, Any]:

@@ -98,7 +98,6 @@ class Overtaking:
             return
         batch, self._unmerged = self._unmerged, None
         merge(self._scheduler, batch)
-        self._cohorts.inflight[-1].has_run = False
         self.note_last()
 
     def completed(self, batch: ScheduleBatch) -> None:
@@ -146,6 +145,7 @@ class Overtaking:
     def _park(self, item: InFlightCohort) -> None:
         """Graphs of a group's layers leave a cohort's rows in their own memory, where the next one's come."""
         item.num_overtaken += 1
+        item.has_run = False  # before it has, nobody else overtakes it, also where these are aborted
         if self._graphs_hold_rows and item.parked is not None:
             with forward_stream(self._scheduler):
                 item.parked = keep_rows(item.parked, torch.clone)
