@@ -77,6 +77,8 @@ def runner_class(runner_class: Any) -> Any:
     Raises:
         AttributeError: it lacks that method.
     """
+    from sglang_layered.upstream.cpu_choice import register_cpu_attention
+
     init_cuda_graphs = runner_class.init_cuda_graphs
 
     @wraps(init_cuda_graphs)
@@ -86,5 +88,5 @@ def runner_class(runner_class: Any) -> Any:
         seams.after_graphs(model_runner)
 
     runner_class.init_cuda_graphs = prepare
-    seams.register_cpu_attention()
+    register_cpu_attention()
     return runner_class

@@ -26,13 +26,6 @@ def server_args_fields(cls: Any) -> Any:
     return add_fields(cls)
 
 
-def register_cpu_attention() -> None:
-    """`ModelRunner` (0.5.23; before, with the flags): let it make our attention for CPUs."""
-    from sglang_layered.upstream import cpu_choice
-
-    cpu_choice.register_cpu_attention()
-
-
 def check_server_args(server_args: Any) -> None:
     """`ServerArgs.check_server_args`: refuse bad flags; in layered mode also what it cannot serve."""
     from sglang_layered.server_flags import check
