@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ ON_CUDA = cuda_driver_available()
 EXACT = ("--dtype", "float32", "--random-seed", "1", "--skip-server-warmup")
 EXACT += ("--attention-backend", "triton") if ON_CUDA else ()
 HEAD_SIZE_ON_CUDA = 64
-MODELS = Path(__file__).resolve().parent.parent / "out" / "test-models"
+# What one version of transformers writes another may refuse, as that of SGLang 0.5.23 and that of 0.5.17 do.
+MODELS = Path(__file__).resolve().parent.parent / "out" / "test-models" / version("transformers")
 
 
 def tiny_model(arch: str) -> Path:
