@@ -1,39 +1,17 @@
 """Fixtures of the patch tests: the real files made pristine, their syntax trees, and a toy SGLang."""
 
-import ast
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from patch_maintenance import refresh
-from seam_trees import SeamFile
-from sglang_layered.patching import Site, apply, locate
-from sglang_layered.patching.patch_set import (
-    Manifest,
-    Patch,
-    default_root,
-    hunks_of,
-    load_manifest,
-    load_patches,
-    remove,
-    set_folder,
-    supported_versions,
-)
-from sglang_layered.patching.site import at_package, sha256
+from seam_trees import RealSet, SeamFile, patched_trees, pristine_copy, set_of
+from sglang_layered.patching import Site, locate
+from sglang_layered.patching.patch_set import default_root, supported_versions
+from sglang_layered.patching.site import at_package
 from toy_sglang import HEADER, TOY_PRISTINE, TOY_SERIES, TOY_VERSION, Toy
-
-
-@dataclass(frozen=True)
-class RealSet:
-    """The patch set of a release."""
-
-    folder: Path
-    patches: tuple[Patch, ...]
-    manifest: Manifest
 
 
 @pytest.fixture
@@ -64,33 +42,10 @@ def real_set(real_site: Site) -> RealSet:
     return set_of(real_site.version)
 
 
-def set_of(version: str) -> RealSet:
-    folder = set_folder(default_root(), version)
-    return RealSet(folder, load_patches(folder), load_manifest(folder))
-
-
 @pytest.fixture(scope="session")
 def pristine_sglang(real_site: Site, real_set: RealSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package folder with the touched files of the installed SGLang, pristine whatever they are now."""
     return pristine_copy(real_site, real_set, tmp_path_factory.mktemp("pristine"))
-
-
-def pristine_copy(site: Site, its: RealSet, folder: Path) -> Path:
-    """The files of a site that its patch set touches, as released."""
-    package = folder / "sglang"
-    for path, hashes in its.manifest.files.items():
-        data = (site.package / path).read_bytes()
-        if sha256(data) == hashes.after:
-            data = remove(hunks_of(its.patches, path), data)
-        assert sha256(data) == hashes.before, f"{path} of {site.package} is neither pristine nor patched"
-        (package / path).parent.mkdir(parents=True, exist_ok=True)
-        (package / path).write_bytes(data)
-    shutil.copy(site.package / "_version.py", package)
-    for info in site.package.parent.glob("sglang-*.dist-info"):
-        (package.parent / info.name).mkdir()
-        for name in ("METADATA", "RECORD"):
-            shutil.copy(info / name, package.parent / info.name)
-    return package
 
 
 @pytest.fixture
@@ -104,20 +59,6 @@ def sglang_copy(pristine_sglang: Path, tmp_path: Path) -> Site:
 def seam_file(pristine_sglang: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SeamFile]:
     """Parse one of the touched files of a patched copy, without importing it."""
     return patched_trees(pristine_sglang, tmp_path_factory.mktemp("patched"))
-
-
-def patched_trees(released: Path, folder: Path) -> Callable[[str], SeamFile]:
-    """Apply the patches to a copy of these pristine files; parse one of them when it is asked for."""
-    site_packages = folder / "site-packages"
-    shutil.copytree(released.parent, site_packages)
-    apply(at_package(site_packages / "sglang"))
-
-    @cache
-    def parse(path: str) -> SeamFile:
-        patched, pristine = site_packages / "sglang" / path, released / path
-        return SeamFile(ast.parse(patched.read_bytes()), ast.parse(pristine.read_bytes()))
-
-    return parse
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 import sglang_layered
-from conftest import RealSet, patched_trees, pristine_copy, set_of
 from patch_maintenance import refresh
-from seam_trees import SeamFile, index_of
+from seam_trees import RealSet, SeamFile, index_of, patched_trees, pristine_copy, set_of
 from sglang_layered import class_seams, seams
 from sglang_layered.patching import Site, apply, locate, revert, verify
 from sglang_layered.patching.site import at_package
