@@ -8,7 +8,6 @@ before. So its guesses change where one of them is wrong: a hidden state of anot
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,94 +16,16 @@ from safetensors.torch import load_file
 
 from sglang_layered.errors import ModelRecipeError
 from sglang_layered_lab.models.checkpoint import random_tensor, write_file, write_json
-from sglang_layered_lab.models.draftable import LAYER_GAIN, average_columns, averaging_of, embedding_of, rms
+from sglang_layered_lab.models.draft_target import FINAL_RMS, Target, Weights
+from sglang_layered_lab.models.draftable import LAYER_GAIN, rms
 from sglang_layered_lab.models.make import MARKER, partial_folder, put_in_place, record_of_ours
 from sglang_layered_lab.models.tensors import MATRIX_GAIN, TensorSpec
 
 DRAFT_MARKER, MADE_BY, FORMAT = "draft.json", "sglang-layered make-draft", 1
-FINAL_RMS = 0.15  # of a target's rows behind the last layer, about
-LATENT_HEAD_SIZE = 32  # of values, in models with latent attention
 LEAK = 0.1  # of the average that a layer's own attention averages once more: guesses become a little worse
 AVERAGED = 0.8  # of the average that EAGLE3's layer makes anew, out of all hidden states
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
-
-Weights = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A target's config.json and weights; all its matrices are [outputs, inputs]."""
-
-    whole_config: Mapping[str, Any]
-    weights: Weights
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The language model's part of config.json."""
-        text: Mapping[str, Any] = self.whole_config.get("text_config", self.whole_config)
-        return text
-
-    @property
-    def hidden_size(self) -> int:
-        """Columns of a row."""
-        return int(self.config["hidden_size"])
-
-    @property
-    def head_size(self) -> int:
-        """Columns of a head of a draft's layer, as many as of a value of the target's."""
-        return LATENT_HEAD_SIZE if "kv_lora_rank" in self.config else int(self.config["head_dim"])
-
-    @property
-    def num_heads(self) -> int:
-        """Heads of a draft's layer, as wide as a row together."""
-        return self.hidden_size // self.head_size
-
-    @property
-    def averaging(self) -> str:
-        """Beginning of the names of the attention that averages."""
-        return averaging_of(self.weights)
-
-    @property
-    def embedding(self) -> torch.Tensor:
-        """The embeddings [tokens, hidden]."""
-        return self.weights[embedding_of(self.weights)]
-
-    def below(self, prefix: str, place: str) -> Weights:
-        """Copies of the weights whose names begin with `prefix`, named by `place` instead."""
-        return {
-            place + name.removeprefix(prefix): weight.clone()
-            for name, weight in self.weights.items()
-            if name.startswith(prefix)
-        }
-
-    def next_row(self) -> torch.Tensor:
-        """What makes a row [hidden] of an embedding and a row, both normed, side by side: the token's row."""
-        embedding, average = self.columns()
-        return torch.cat([embedding * rms(self.embedding), average * (FINAL_RMS / 2)], dim=1)
-
-    def columns(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two matrices that keep a row's embedding, and its average."""
-        average = average_columns(self.hidden_size)
-        keeps_average = torch.zeros(self.hidden_size)
-        keeps_average[average] = 1
-        return torch.diag(1 - keeps_average), torch.diag(keeps_average)
-
-    def averaging_heads(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values [heads * size, hidden] and output [hidden, heads * size]."""
-        if "kv_lora_rank" in self.config:
-            values = self._latent_values()
-        else:
-            values = self.weights[f"{self.averaging}v_proj.weight"].unflatten(0, (-1, self.head_size))
-        values = values.repeat_interleave(self.num_heads // len(values), 0).flatten(0, 1)
-        return values, self.weights[f"{self.averaging}o_proj.weight"]
-
-    def _latent_values(self) -> torch.Tensor:
-        """As [heads, size, hidden], with one factor for the norm in between of all rows."""
-        rank, values = self.config["kv_lora_rank"], self.config["v_head_dim"]
-        down = self.weights[f"{self.averaging}kv_a_proj_with_mqa.weight"][:rank]
-        up = self.weights[f"{self.averaging}kv_b_proj.weight"].unflatten(0, (self.num_heads, -1))
-        return up[:, -values:] @ down / MATRIX_GAIN
 
 
 def make_draft(kind: str, target: Path, out: Path, *, force: bool = False) -> bool:
@@ -205,21 +126,33 @@ def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
 
 
 def _mtp_of_deepseek(target: Target) -> tuple[dict[str, Any], Weights]:
-    """DeepSeek's: behind the target's last layer, with embeddings and head of its own."""
+    """DeepSeek's: with latent attention, which averages as the target's does, of embeddings mostly."""
     embedding, average = target.columns()
-    ones, num_layers = torch.ones(target.hidden_size), int(target.config["num_hidden_layers"])
-    layer = f"model.layers.{num_layers}."
-    weights = target.below(f"model.layers.{num_layers - 1}.", layer)
+    fields, layer, weights = _mtp_behind(target)
     weights |= target.below(target.averaging, f"{layer}self_attn.")
     down = f"{layer}self_attn.kv_a_proj_with_mqa.weight"
     weights[down] = weights[down] @ (embedding + LEAK * average)
     weights[f"{layer}self_attn.o_proj.weight"] /= 2
+    return fields, weights
+
+
+def _mtp_of_glm(target: Target) -> tuple[dict[str, Any], Weights]:
+    """GLM-4.x-MoE's."""
+    fields, layer, weights = _mtp_behind(target)
+    return fields, weights | _averaging_again(target, f"{layer}self_attn.")
+
+
+def _mtp_behind(target: Target) -> tuple[dict[str, Any], str, Weights]:
+    """A layer behind the target's last one and as it, with embeddings and head of its own; and its name."""
+    ones, num_layers = torch.ones(target.hidden_size), int(target.config["num_hidden_layers"])
+    layer = f"model.layers.{num_layers}."
+    weights = target.below(f"model.layers.{num_layers - 1}.", layer)
     weights[f"{layer}eh_proj.weight"] = target.next_row()
     for name in ("enorm", "hnorm", "shared_head.norm"):
         weights[f"{layer}{name}.weight"] = ones.clone()
     weights[f"{layer}embed_tokens.weight"] = target.embedding.clone()
     weights[f"{layer}shared_head.head.weight"] = target.weights["lm_head.weight"].clone()
-    return {"num_nextn_predict_layers": 1}, weights
+    return {"num_nextn_predict_layers": 1}, layer, weights
 
 
 def _mtp_of_qwen(target: Target) -> tuple[dict[str, Any], Weights]:
@@ -290,6 +223,7 @@ def _llama_config(target: Target, architecture: str, num_halves: int = 1) -> dic
 Layer = Callable[[Target], tuple[dict[str, Any], Weights]]
 MTP: Mapping[str, Layer] = {
     "deepseek_v3": _mtp_of_deepseek,
+    "glm4_moe": _mtp_of_glm,
     "qwen3_next": _mtp_of_qwen,
     "qwen3_5_moe": _mtp_of_qwen,
     "nemotron_h": _mtp_of_nemotron,
