@@ -41,7 +41,9 @@ def prepare(device: str) -> None:
     pretend_memory(DEVICES[device])
     gc.collect()
     gc.freeze()  # a fork's collections, two a capture session, then pass over what is here
-    gc.unfreeze = lambda: None  # which SGLang calls when it has captured
+    # SGLang freezes before it captures and thaws then. It must not thaw what is here, nor may what a fork has
+    # itself stay frozen: that would never be freed.
+    gc.freeze = gc.unfreeze = lambda: None
 
 
 def in_fork(case: dict[str, Any]) -> dict[str, Any]:
