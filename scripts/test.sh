@@ -5,7 +5,7 @@
 #
 # A job is one pytest, or the checks. Three run side by side, on two cores: what serves waits a third of its time, for
 # SGLang's own sleeps, clients and scrapes. One worker takes jobs from the front, where those with servers are: these
-# run one after another, for the sake of memory. The others take jobs from the back, where the longest are.
+# run one after another, for the sake of memory. The others take jobs from the back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,11 +25,12 @@ runtime=(
   "test/runner"
   "scripts/check"
 )
-lab_served=("$several" "test/monitoring test/soak $played")
+lab_served=("$several")
 lab=(
   "test/lab test/gpu $(printf -- '--ignore=%s ' $played)"
   "test/cuda_emulation $(printf -- '--ignore=%s ' $emulated)"
   "$emulated"
+  "test/monitoring test/soak $played" # a server or two at a time; last it would run alone
   "test/runner --without-overlap"
 )
 case "${1:-}" in
