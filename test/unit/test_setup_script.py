@@ -52,7 +52,7 @@ def test_a_release_has_an_environment_of_its_own(checkout: Path, release: str) -
     done = setup(checkout, *args)
     ran = [line.removeprefix("ran: ") for line in done.stdout.splitlines() if line.startswith("ran: ")]
     assert done.returncode == 0, done.stderr
-    assert ran[0] == f"python -m pip install --no-deps --no-warn-script-location -r {lock}"
+    assert ran[0].startswith("python -m pip install --no-deps ") and ran[0].endswith(f" -r {lock}")
     assert ran[2::2] == ["sglang-layered patch apply", "sglang-layered patch verify"]
     assert {path.name for path in checkout.glob(".venv*")} == {folder}
     assert "pip install" not in setup(checkout, *args).stdout, "nothing has changed since"
