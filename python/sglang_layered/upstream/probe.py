@@ -160,14 +160,9 @@ class Probe:
             UnsupportedError: they do.
         """
         first, end, has_head = ranges.first_layer, ranges.num_layers, ranges.has_head
+        # Norms add to rows in place, so each of the two runs has its own.
+        given = None if first == 0 else self._rows_like_a_stage_s()
         rows = None if first == 0 else self._rows_like_a_stage_s()
-        given = (
-            None
-            if rows is None
-            else PPProxyTensors(
-                {name: part.clone() for name, part in rows.tensors.items()}  # norms add to them in place
-            )
-        )
         self._want = _numbers(self._run(ranges, self._asked, first, end, given, last=has_head))
         for layer in range(first, end):
             rows = self._run(ranges, self._asked, layer, layer + 1, rows)

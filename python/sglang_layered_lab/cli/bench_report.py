@@ -1,5 +1,6 @@
 """`sglang-layered report`, also `bench report`, and `bench plot`: options and what was written."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,15 @@ folders_argument = click.argument(
 )
 baseline_option = click.option(
     "--baseline", metavar="ARM", help="Compare with this arm.  [default: the first]"
+)
+# Where a command writes the one page that it makes; a default goes with it.
+page_option = partial(
+    click.option,
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="The page; or a folder, which gets it as index.html.",
 )
 
 
@@ -48,14 +58,7 @@ def plot(folders: tuple[Path, ...], out: Path | None, form: "Format", baseline: 
 @click.argument(
     "records", metavar="RECORD...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
 )
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("report.html"),
-    show_default=True,
-    help="The page; or a folder, which gets it as index.html.",
-)
+@page_option(default=Path("report.html"))
 @baseline_option
 def report(records: tuple[Path, ...], out: Path, baseline: str | None) -> None:
     """Write one HTML page of these RECORDs that needs no other file: pictures, tables, losses shown.

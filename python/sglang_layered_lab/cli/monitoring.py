@@ -12,6 +12,7 @@ import click
 from sglang_layered.cli.groups import WholeGroup
 from sglang_layered.errors import ConfigError, LabError
 from sglang_layered.files import check_output
+from sglang_layered_lab.cli.bench_report import page_option
 
 SCRAPED = ("server", "router", "alertmanager")
 RULES = ("recording", "alerts")
@@ -65,14 +66,7 @@ def rules() -> None:
 @monitoring.command()
 @click.option("--prometheus", "url", metavar="URL", default="http://127.0.0.1:9090", show_default=True)
 @click.option("--range", "span", default="15m", show_default=True, help="How far back, as 15m or 1h30m.")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("dashboard.html"),
-    show_default=True,
-    help="The page; or a folder, which gets it as index.html.",
-)
+@page_option(default=Path("dashboard.html"))
 @click.option("--instance", default=".*", show_default=True, help="Only these servers.")
 @click.option("--model", default=".*", show_default=True, help="Only these models.")
 @click.option("--mode", default=".*", show_default=True, help="Only these prefill modes.")

@@ -29,25 +29,12 @@ def process_group(group: Any) -> Callable[[], Any]:
 
 
 def with_ends(stack: nn.Module) -> tuple[str, list[Any]] | None:
-    """The name that a stack has for its layers, and these with one more to enter by behind the last.
-
-    None where ranges are entered without. It changes how layer 0 is entered with rows.
-
-    Raises:
-        NotImplementedError: with the reason why these layers cannot be run in ranges.
-    """
+    """None: a range behind the last layer is entered as any other. Else as of 0.5.23."""
     return None
 
 
 def handover(layers: nn.ModuleList) -> Any:
-    """How rows enter and leave the layers of a list that do not just take and return them; None: they do.
-
-    It has `enter(number, rows, batch)`, which gives what layer `number` takes (behind the last: what it would
-    have returned), and `leave(handed, batch)`, which gives the rows in what a layer returned or was given.
-
-    Raises:
-        NotImplementedError: with the reason why these layers cannot be run in ranges.
-    """
+    """None: layers of a list take rows and return them. Else as of 0.5.23."""
     return None
 
 
