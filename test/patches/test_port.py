@@ -186,7 +186,7 @@ def test_the_command_prints_and_its_exit_status_says_whether_all_is_the_same(
 ) -> None:
     run = CliRunner().invoke
     same = run(patch, [*PATCHES, "port", "--site", str(real_site.package.parent), "--json"])
-    assert {entry["change"] for entry in json.loads(same.output)["symbols"]} <= {"same", "left out"}
+    assert {entry["change"] for entry in json.loads(same.stdout)["symbols"]} <= {"same", "left out"}
     assert same.exit_code == 0
     other = unpacked(tmp_path, {}, "0.0.1")
     done = run(patch, [*PATCHES, "port", "--site", str(other.package.parent)])
