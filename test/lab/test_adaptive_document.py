@@ -24,7 +24,8 @@ from sglang_layered_lab.traces.trace import Trace, read_trace
 REPO = Path(__file__).resolve().parents[2]
 RECORDS = REPO / "results" / "auto"
 NUM_LAYERS = 8
-OLDER = ("never-worse",)  # in bfloat16 on a machine that has it
+LATER = {"never-worse": "2026-12-01"}  # in bfloat16 on a machine that has it
+MEANS = ("ttft_mean", "tpot_mean", "e2e_mean")
 DUELS = (512, 2048, 6000)
 AUTO, LIMIT_S = "auto-320", 0.32  # of bursts and ramp
 REPLAYED = ((None, "mean"), (0.5, "p50"), (0.99, "p99"))
@@ -37,7 +38,7 @@ def text() -> str:
 
 @cache
 def sweep(name: str) -> SweepResult:
-    return SweepResult.read(RECORDS / f"2026-11-{22 if name in OLDER else 28}-2cores-{name}")
+    return SweepResult.read(RECORDS / f"{LATER.get(name, '2026-11-28')}-2cores-{name}")
 
 
 def said_of_duel(tokens: int) -> list[str]:
@@ -173,18 +174,25 @@ def said_of_changing_load(name: str) -> list[str]:
 
 
 def said_of_default() -> list[str]:
-    found = sweep("never-worse")
-    lines = []
-    for point in found.points:
-        for metric in ("ttft_mean", "tpot_mean", "e2e_mean", "tbt_p99"):
-            over = ratio(found, metric, "auto", "default", point)
-            assert over is not None
-            lines.append(shown(over))
-    return lines
+    found, metrics = sweep("never-worse"), (*MEANS, "tbt_p99")
+    pairs = [(metric, point) for point in found.points for metric in metrics]
+    over = [ratio(found, metric, "auto", "default", point) for metric, point in pairs]
+    return [shown(each) for each in over if each is not None]
+
+
+def said_of_overtaking() -> list[str]:
+    """The least and the most of each figure over the points, with overtaking over without."""
+    found, lines = sweep("never-worse"), list[str]()
+    for metric in MEANS:
+        over = [ratio(found, metric, "auto-overtaking", "auto", point) for point in found.points]
+        ratios = [(each.value, each.interval) for each in over if each is not None and each.interval]
+        assert all(interval.low < 1 < interval.high for _, interval in ratios)
+        lines.append(f"{metric[:-5].upper()} {min(ratios)[0]:.2f} to {max(ratios)[0]:.2f}")
+    ramp = SweepResult.read(RECORDS / "2026-12-01-2cores-ramp")
+    return [*lines, *map(shown, filter(None, [ratio(ramp, MEANS[0], f"{AUTO}-overtaking", AUTO, {})]))]
 
 
 def said_without_overlap() -> list[str]:
-    """Of the models in the record's order, every figure of auto over the default's."""
     found = sweep("never-worse-no-overlap")
     lines = []
     for name, metric in (
@@ -274,6 +282,7 @@ def test_what_auto_held_in_the_duels(tokens: int) -> None:
         said_of_cold_start,
         said_of_the_machine,
         said_of_default,
+        said_of_overtaking,
         said_without_overlap,
         said_of_replay,
         said_of_noisy_replay,
