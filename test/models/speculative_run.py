@@ -81,6 +81,7 @@ CASES = {
     "EAGLE": Case("EAGLE", kind="eagle", flags=BRANCHES),
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
     "EAGLE of GLM's MTP": Case("EAGLE", "glm4_moe", "mtp"),
+    "EAGLE of MiMo's MTP": Case("EAGLE", "mimo", "mtp"),
     "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
     "NGRAM of Qwen3-Next": Case("NGRAM", "qwen3_next", flags=TREE),

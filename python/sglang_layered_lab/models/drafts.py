@@ -142,6 +142,18 @@ def _mtp_of_glm(target: Target) -> tuple[dict[str, Any], Weights]:
     return fields, weights | _averaging_again(target, f"{layer}self_attn.")
 
 
+def _mtp_of_mimo(target: Target) -> tuple[dict[str, Any], Weights]:
+    """MiMo's: a layer of Qwen2 on a row and an embedding, in this order."""
+    layer = "model.mtp_layers.0."
+    weights = target.below(target.averaging.removesuffix("self_attn."), layer)
+    weights |= _averaging_again(target, f"{layer}self_attn.")
+    embedding, row = target.next_row().chunk(2, dim=1)
+    weights[f"{layer}input_proj.weight"] = torch.cat([row, embedding], dim=1)
+    for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+        weights[f"{layer}{name}.weight"] = torch.ones(target.hidden_size)
+    return {"num_nextn_predict_layers": 1}, weights
+
+
 def _mtp_behind(target: Target) -> tuple[dict[str, Any], str, Weights]:
     """A layer behind the target's last one and as it, with embeddings and head of its own; and its name."""
     ones, num_layers = torch.ones(target.hidden_size), int(target.config["num_hidden_layers"])
@@ -223,7 +235,9 @@ def _llama_config(target: Target, architecture: str, num_halves: int = 1) -> dic
 Layer = Callable[[Target], tuple[dict[str, Any], Weights]]
 MTP: Mapping[str, Layer] = {
     "deepseek_v3": _mtp_of_deepseek,
+    "deepseek_v32": _mtp_of_deepseek,
     "glm4_moe": _mtp_of_glm,
+    "qwen2": _mtp_of_mimo,
     "qwen3_next": _mtp_of_qwen,
     "qwen3_5_moe": _mtp_of_qwen,
     "nemotron_h": _mtp_of_nemotron,
