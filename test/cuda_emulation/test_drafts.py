@@ -29,10 +29,13 @@ CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "EAGLE, dsa": ((NUM_CHOSEN, False, 1), "dsa", DSA | CHAIN),
     # GLM-5.2: all steps of a draft attend to what the verified step, or the prompt, chose for its last row.
     "EAGLE, dsa, shared choices": ((NUM_CHOSEN, True, 4), "dsa", DSA | LONG_CHAIN),
+    # The same where prompts attend to all tokens, with expanded keys, and so do drafts.
+    "EAGLE, dsa, all tokens": ((512, True, 4), "dsa", {"page_size": 64} | LONG_CHAIN),
 }
 SPARSE = [name for name, (_, attention, _) in CASES.items() if attention == "dsa"]
 FAULTS = {
-    "scheduler_does_not_wait_for_the_forward": r"req_to_token: write on schedule .* after read on forward",
+    "EAGLE, fa3": "scheduler_does_not_wait_for_the_forward",
+    "EAGLE, dsa, shared choices": "drafts_go_on_from_no_choice",
 }
 
 
@@ -50,12 +53,12 @@ def models(name: str) -> tuple[Path, Path | None]:
 def found_of(name: str, workers: Workers) -> dict[str, Any]:
     """The result of a case; it runs once, however many tests ask."""
     (_, attention, flags), (target, draft) = CASES[name], models(name)
-    algorithm, faults = name.partition(",")[0], FAULTS if name == "EAGLE, fa3" else ()
+    algorithm, faults = name.partition(",")[0], [FAULTS[name]] if name in FAULTS else []
     flags = {"attention_backend": attention, "page_size": 1, "cuda_graph_bs_decode": [1, 4], **flags}
     flags["speculative_algorithm"] = algorithm
     if draft is not None:
         flags["speculative_draft_model_path"] = str(draft)
-    case = {"kind": "drafts", "model": str(target), "flags": flags, "faults": [*faults]}
+    case = {"kind": "drafts", "model": str(target), "flags": flags, "faults": faults}
     result = workers.on("h100").ask(case)
     assert "error" not in result, result["error"] + "\n" + result["log"]
     return result
@@ -65,7 +68,8 @@ def test_tokens_and_right_drafts_are_those_of_requests_alone(found: dict[str, An
     alone, beside = found["alone"], found["beside"]
     assert found["overlap"]
     assert beside["tokens"] == [tokens for run in alone for tokens in run["tokens"]]
-    assert beside["drafts"] == [drafts for run in alone for drafts in run["drafts"]]
+    for what in ("drafts", "guesses"):
+        assert beside[what] == [seen for run in alone for seen in run[what]], what
     num_verified, num_right = map(sum, zip(*beside["drafts"], strict=True))
     assert num_right > num_verified / 4, "drafts that are never right show nothing"
 
@@ -97,7 +101,16 @@ def test_what_streams_share_is_ordered(found: dict[str, Any]) -> None:
     assert found["beside"]["num_accesses"] > 0
 
 
-def test_a_missing_wait_is_found(found: dict[str, Any]) -> None:
+def test_a_missing_wait_is_found(workers: Workers) -> None:
     """The order of streams is told in steps with drafts, too."""
-    for name, run in found["faults"].items():
-        assert any(re.match(FAULTS[name], violation) for violation in run["violations"]), name
+    [run] = found_of("EAGLE, fa3", workers)["faults"].values()
+    expected = r"req_to_token: write on schedule .* after read on forward"
+    assert any(re.match(expected, violation) for violation in run["violations"])
+
+
+def test_a_lost_choice_is_found(workers: Workers) -> None:
+    """By what the first draft behind the prompt guesses; tokens are those of the target."""
+    found = found_of("EAGLE, dsa, shared choices", workers)
+    [run] = found["faults"].values()
+    assert run["tokens"] == found["beside"]["tokens"]
+    assert run["guesses"] != found["beside"]["guesses"]
