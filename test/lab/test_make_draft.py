@@ -96,7 +96,9 @@ def test_an_mtp_layer_is_of_the_targets_family(target: Path, tmp_path: Path) -> 
     make_draft("mtp", target, tmp_path / "mtp")
     before, after = (load_file(path / "model.safetensors") for path in (target, tmp_path / "mtp"))
     added = [name for name in after if name not in before]
-    assert added and all(name.startswith((f"model.layers.{NUM_LAYERS}.", "model.mtp_", "mtp.")) for name in added)
+    assert added and all(
+        name.startswith((f"model.layers.{NUM_LAYERS}.", "model.mtp_", "mtp.")) for name in added
+    )
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
