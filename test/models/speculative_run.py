@@ -43,6 +43,7 @@ GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+SEVERAL = {"enable_multi_layer_eagle": True}  # SGLang sets it for MiMo-V2
 BRANCHES = {"speculative_num_steps": 3, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 6}
 
 
@@ -82,6 +83,7 @@ CASES = {
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
     "EAGLE of GLM's MTP": Case("EAGLE", "glm4_moe", "mtp"),
     "EAGLE of MiMo's MTP": Case("EAGLE", "mimo", "mtp"),
+    "EAGLE of MiMo-V2's MTP layers": Case("EAGLE", "gpt_oss", "mtp-layers", CHAIN | SEVERAL),
     "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
     "NGRAM of Qwen3-Next": Case("NGRAM", "qwen3_next", flags=TREE),
