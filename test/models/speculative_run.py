@@ -33,6 +33,7 @@ from recurrent_checks import check_states, found_again  # noqa: E402
 from sglang_layered.core.choice import StepShape, StrategyChoice  # noqa: E402
 from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.upstream import aux_states  # noqa: E402
+from sglang_layered.upstream.speculation import num_draft_layers  # noqa: E402
 from storm import storm  # noqa: E402
 
 APART = "one layer a group, apart"
@@ -105,6 +106,7 @@ class Seen:
     strategies: dict[str, list[str]]
     expert_bytes: dict[str, tuple[int, int]]  # that the server counted, and that its layers chose
     kept_alive: dict[str, int]  # steps whose tensors SGLang's ring of two took, and all steps
+    num_draft_layers: int  # that a cohort's last step is said to run, too
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
@@ -163,6 +165,7 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         strategies={name: strategies_of(one) for name, one in runs.items()},
         expert_bytes=expert_bytes,
         kept_alive=kept_alive,
+        num_draft_layers=num_draft_layers(stepped.scheduler),
     )
     if case.is_thorough and not case.is_recurrent:
         seen.right_turns = right_turns(stepped, NUM_BACKGROUND)
