@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from emulated_graphs import GRAPHS
 from emulated_streams import recorded
 from faults import planted
+from harness import SteppedScheduler
 from memory_watch import WATCH
 from scenario import Emulated
 from scenario_requests import LONG, SHORT
-from sglang_layered.core.events import StepDone
+from sglang_layered.core.events import DropReason, StepDone
 
 Guesses = dict[str, list[list[int]]]  # by request
 NUM_DECODED = 20  # tokens of a request that must outlast the long prompt, several a step
@@ -32,6 +34,7 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
     }
     name_relayed(emulated)
     result["beside"] = beside(emulated, guesses)
+    result["dropped"] = [played(emulated, ASKED, guesses, drop_before(group)) for group in case["drops"]]
     for name in case["faults"]:
         with planted(name, emulated):
             result["faults"][name] = beside(emulated, guesses)
@@ -81,13 +84,29 @@ def beside(emulated: Emulated, guesses: Guesses) -> dict[str, Any]:
     }
 
 
-def played(emulated: Emulated, asked: list[tuple[list[int], int]], guesses: Guesses) -> dict[str, Any]:
+def drop_before(group: int) -> Callable[[SteppedScheduler], None]:
+    """The prompt in flight starts again."""
+
+    def drop(stepped: SteppedScheduler) -> None:
+        stepped.step_until(lambda: stepped.next_group == group)
+        stepped.loop.drop(DropReason.PAUSED)
+
+    return drop
+
+
+def played(
+    emulated: Emulated,
+    asked: list[tuple[list[int], int]],
+    guesses: Guesses,
+    then: Callable[[SteppedScheduler], None] = lambda stepped: None,
+) -> dict[str, Any]:
     """Answers; of each request its verified steps, right drafts and guesses; ways of the layered steps."""
     stepped = emulated.stepped
     *running, last = asked
     rids = [stepped.send(*request) for request in running]
     stepped.step_until(lambda: stepped.scheduler.running_batch.batch_size() == len(rids))
     rids.append(stepped.send(*last))
+    then(stepped)
     tokens = stepped.finish(*rids)
     reqs = [stepped.reqs[rid] for rid in rids]
     steps = [event for event in stepped.events if isinstance(event, StepDone)]

@@ -37,6 +37,7 @@ FAULTS = {
     "EAGLE, fa3": "scheduler_does_not_wait_for_the_forward",
     "EAGLE, dsa, shared choices": "drafts_go_on_from_no_choice",
 }
+DROPS = {"EAGLE, dsa, shared choices": [1]}  # groups before which the long prompt starts again
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -58,7 +59,8 @@ def found_of(name: str, workers: Workers) -> dict[str, Any]:
     flags["speculative_algorithm"] = algorithm
     if draft is not None:
         flags["speculative_draft_model_path"] = str(draft)
-    case = {"kind": "drafts", "model": str(target), "flags": flags, "faults": faults}
+    case = {"kind": "drafts", "model": str(target), "flags": flags}
+    case |= {"faults": faults, "drops": DROPS.get(name, [])}
     result = workers.on("h100").ask(case)
     assert "error" not in result, result["error"] + "\n" + result["log"]
     return result
@@ -72,6 +74,15 @@ def test_tokens_and_right_drafts_are_those_of_requests_alone(found: dict[str, An
         assert beside[what] == [seen for run in alone for seen in run[what]], what
     num_verified, num_right = map(sum, zip(*beside["drafts"], strict=True))
     assert num_right > num_verified / 4, "drafts that are never right show nothing"
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_a_prompt_that_starts_again_is_drafted_for_as_alone(workers: Workers, name: str) -> None:
+    found = found_of(name, workers)
+    assert len(found["dropped"]) == len(DROPS[name])
+    for run in found["dropped"]:
+        for what in ("tokens", "drafts", "guesses"):
+            assert run[what] == found["beside"][what], what
 
 
 @pytest.mark.parametrize("name", SPARSE)
