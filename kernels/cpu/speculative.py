@@ -219,10 +219,12 @@ def rotate_input_ids_cpu(
     """Shift each request's tokens by one to the front, in place, and put a new one behind the last.
 
     `input_ids` [tokens] of all requests, of which each has `extend_seq_lens` [requests] from its
-    `extend_start_loc` on; `topk_index` [requests] or [requests, 1] the new ones. With `select_index` [requests]
-    a new token goes there instead: behind a request's last right draft.
+    `extend_start_loc` on; `topk_index` [requests] or [requests, 1] the new ones. With `select_index`
+    [requests] a new token goes there instead: behind a request's last right draft.
     """
-    rows = zip(extend_start_loc.tolist(), extend_seq_lens.tolist(), topk_index.flatten().tolist(), strict=True)
+    rows = zip(
+        extend_start_loc.tolist(), extend_seq_lens.tolist(), topk_index.flatten().tolist(), strict=True
+    )
     for index, (start, length, token) in enumerate(rows):
         if length == 0:
             continue

@@ -217,7 +217,5 @@ def test_tokens_move_by_one(at: list[int] | None, expected: list[int]) -> None:
     """Of a request of three tokens, one of two, and one that is not touched."""
     tokens = torch.tensor([10, 11, 12, 20, 21, 30])
     starts, lengths, new = torch.tensor([0, 3, 5]), torch.tensor([3, 2, 0]), torch.tensor([[50], [60], [70]])
-    speculative.rotate_input_ids_cpu(
-        tokens, starts, lengths, new, None if at is None else torch.tensor(at)
-    )
+    speculative.rotate_input_ids_cpu(tokens, starts, lengths, new, None if at is None else torch.tensor(at))
     assert tokens.tolist() == expected
