@@ -15,7 +15,7 @@ from sglang_layered.errors import ModelRecipeError
 from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
 if TYPE_CHECKING:
-    from sglang_layered_lab.models.recipe import Recipe
+    from sglang_layered_lab.models.recipe import FamilyRecipe, Recipe
 
 ON_CUDA = cuda_driver_available()
 # Servers whose greedy tokens are compared. On CUDA the default attention takes nothing wider than 16 bits.
@@ -83,6 +83,28 @@ def sparse_model(num_chosen: int, is_interleaved: bool, choosing: int) -> Path:
     `is_interleaved`: the indexer's rotary embedding turns pairs of neighbours, as in GLM-5. Layer 0 and every
     `choosing`-th from layer 1 on have an indexer, the others take its choice over, as in GLM-5.2.
     """
+    recipe, name = _sparse_recipe(num_chosen, is_interleaved, choosing)
+    return _made(replace(recipe, arch="deepseek_v32"), name)
+
+
+def drafted_sparse_model(num_chosen: int, is_interleaved: bool, choosing: int) -> Path:
+    """A sparse model that its own MTP layer can guess.
+
+    With `choosing` above 1, as in GLM-5.2, all steps of a draft attend to what its first one chose.
+    """
+    from sglang_layered_lab.models.drafts import make_draft
+
+    recipe, name = _sparse_recipe(num_chosen, is_interleaved, choosing)
+    architecture, fields = "DeepseekV32ForCausalLM", dict(recipe.fields)
+    if choosing > 1:
+        architecture, fields = "GlmMoeDsaForCausalLM", fields | {"index_share_for_mtp_iteration": True}
+    named = {"model_type": "deepseek_v32", "architecture": architecture, "fields": fields}
+    target = _made(replace(recipe, draftable=True, **named), f"{name}-draftable")
+    make_draft("mtp", target, target.with_name(f"{target.name}-mtp"))
+    return target.with_name(f"{target.name}-mtp")
+
+
+def _sparse_recipe(num_chosen: int, is_interleaved: bool, choosing: int) -> tuple[FamilyRecipe, str]:
     from sglang_layered_lab.models.catalogue import FAMILIES
 
     latent = FAMILIES["deepseek_v3"]
@@ -90,9 +112,8 @@ def sparse_model(num_chosen: int, is_interleaved: bool, choosing: int) -> Path:
     fields |= {"index_topk": num_chosen, "index_n_heads": 4, "index_head_dim": 128}
     fields |= {"indexer_rope_interleave": True} if is_interleaved else {}
     fields |= {"index_topk_freq": choosing} if choosing > 1 else {}
-    recipe = replace(latent, arch="deepseek_v32", fields=fields)
     name = f"deepseek_v32-{num_chosen}{'-interleaved' if is_interleaved else ''}"
-    return _made(recipe, f"{name}-shared-{choosing}" if choosing > 1 else name)
+    return replace(latent, fields=fields), f"{name}-shared-{choosing}" if choosing > 1 else name
 
 
 def _made(recipe: Recipe, name: str) -> Path:

@@ -15,6 +15,7 @@ from sglang_layered_kernels.cpu.speculative import (
     build_tree_kernel_efficient_cpu,
     fill_accept_out_cache_loc_cpu,
     fill_bonus_tokens_cpu,
+    rotate_input_ids_cpu,
     verify_tree_greedy_cpu,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "copy_all_layer_kv_cache_cpu",
     "fill_accept_out_cache_loc_cpu",
     "fill_bonus_tokens_cpu",
+    "rotate_input_ids_cpu",
     "verify_tree_greedy_cpu",
 ]
 

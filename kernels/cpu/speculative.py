@@ -209,6 +209,30 @@ def fill_bonus_tokens_cpu(
     bonus_tokens.copy_(rows.gather(1, last)[:, 0])
 
 
+def rotate_input_ids_cpu(
+    input_ids: torch.Tensor,
+    extend_start_loc: torch.Tensor,
+    extend_seq_lens: torch.Tensor,
+    topk_index: torch.Tensor,
+    select_index: torch.Tensor | None,
+) -> None:
+    """Shift each request's tokens by one to the front, in place, and put a new one behind the last.
+
+    `input_ids` [tokens] of all requests, of which each has `extend_seq_lens` [requests] from its
+    `extend_start_loc` on; `topk_index` [requests] or [requests, 1] the new ones. With `select_index`
+    [requests] a new token goes there instead: behind a request's last right draft.
+    """
+    rows = zip(
+        extend_start_loc.tolist(), extend_seq_lens.tolist(), topk_index.flatten().tolist(), strict=True
+    )
+    for index, (start, length, token) in enumerate(rows):
+        if length == 0:
+            continue
+        mine = input_ids[start : start + length]
+        mine[:-1] = mine[1:].clone()
+        input_ids[start + length - 1 if select_index is None else int(select_index[index])] = token
+
+
 def among(node: int, siblings: list[int]) -> Iterator[int]:
     """A node (-1: none) and those that follow it among the children of one parent."""
     while node >= 0:

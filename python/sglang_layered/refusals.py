@@ -14,8 +14,8 @@ from sglang_layered.core.policy import BALANCED_POLICY
 from sglang_layered.errors import UnsupportedError
 from sglang_layered.models.refused import (
     chooses_blocks,
-    has_indexer,
     has_untested_drafts,
+    has_untested_sparse_drafts,
     has_untold_images,
 )
 from sglang_layered.refused_flags import (
@@ -205,10 +205,12 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " not tested beside a cohort in this family; use NGRAM, or leave the flag out": lambda start: (
             has_untold_images(start.model_config, start.server_args.speculative_algorithm)
         ),
-        f"{SPECULATING} cannot serve {{args.model_path}}: drafts that go on from what an indexer chose are"
-        " not tested beside a cohort; leave the flag out": lambda start: (
-            has_indexer(start.model_config) or chooses_blocks(start.model_config)
-        ),
+        f"{SPECULATING} cannot serve {{args.model_path}} with {{args.speculative_algorithm}}: behind an"
+        " indexer SGLang verifies chains of drafts, and those of the model's own MTP layer alone are tested"
+        " beside a cohort; use EAGLE without --speculative-draft-model-path, or leave the flag"
+        " out": lambda start: has_untested_sparse_drafts(start.model_config, start.server_args),
+        f"{SPECULATING} cannot serve {{args.model_path}}: drafts that attend to blocks of tokens are not"
+        " tested beside a cohort; leave the flag out": lambda start: chooses_blocks(start.model_config),
         f"{SPECULATING} does not work with --mamba-radix-cache-strategy extra_buffer_lazy: slots that it"
         " takes for states on the way are not tested beside a cohort; use extra_buffer": lambda start: (
             start.server_args.mamba_radix_cache_strategy == "extra_buffer_lazy" and start.is_recurrent

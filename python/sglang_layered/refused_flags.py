@@ -80,8 +80,6 @@ SPECULATION: Mapping[str, str] = {
     " leave one of the two out",
     "--speculative-adaptive": "it exchanges attention backends while a cohort is in flight, which is not"
     " tested; leave the flag out",
-    "--enable-multi-layer-eagle": "drafts of several layers are not tested beside a cohort; leave the flag"
-    " out",
     "--layered-graph-granularity": "decode rows run in SGLang's own graphs, apart from the prompt's; leave"
     " the flag out",
     "--layered-graph-group-rows": "decode rows run apart from the prompt's; leave the flag out",

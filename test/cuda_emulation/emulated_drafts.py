@@ -13,6 +13,7 @@ from drafts_on_cpu import load_ngram_corpus
 from sglang_layered_kernels.cpu import speculative as trees
 
 from emulated_kernels import register
+from emulated_sparse_drafts import emulate_sparse_drafts
 from memory_watch import as_kernel
 
 WHOLE_MASK, ONLY_TREE = 0, 1  # SGLang's TreeMaskMode
@@ -25,6 +26,7 @@ def emulate_drafts(algorithm: str) -> None:
     register("sgl_kernel", {"build_tree_kernel_efficient": build_trees, "verify_tree_greedy": follow_targets})
     # Of tensors on a CPU it would ask for an operator of other builds.
     ngram.reconstruct_indices_from_tree_mask = links_of_masks
+    emulate_sparse_drafts()
     if algorithm == "NGRAM":
         load_ngram_corpus()
 

@@ -130,6 +130,19 @@ def pool_is_said_to_be_read_too_early(emulated: Emulated, patch: pytest.MonkeyPa
     patch.setattr(execution, "run", say_and_run)
 
 
+def drafts_go_on_from_no_choice(emulated: Emulated, patch: pytest.MonkeyPatch) -> None:
+    """The first draft behind a prompt attends to a slot that is nobody's, whatever the prompt chose."""
+    drafts = emulated.stepped.scheduler.draft_worker.draft_worker
+    extend = drafts._draft_extend_for_prefill
+
+    def lose_choice(*args: Any) -> Any:
+        draft = extend(*args)
+        draft.dsa_topk_indices.zero_()
+        return draft
+
+    patch.setattr(drafts, "_draft_extend_for_prefill", lose_choice)
+
+
 FAULTS: dict[str, tuple[str, Plant]] = {
     plant.__name__: (execution, plant)
     for execution, plant in (
@@ -143,6 +156,7 @@ FAULTS: dict[str, tuple[str, Plant]] = {
         ("fused", static_rows_move),
         ("fused", graphs_are_not_planned),
         ("fused", tokens_are_not_copied_in),
+        ("sequential", drafts_go_on_from_no_choice),
         ("fused", plan_has_a_row_too_few),  # last: the scheduler does not survive it
     )
 }

@@ -7,36 +7,60 @@ prompt's group behind them on the same stream.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import drafted_model
+from tiny_models import drafted_model, drafted_sparse_model
 
 from workers import Workers
 
+NUM_CHOSEN = 32  # tokens that a row attends to, of up to 324
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
-# name: kind of draft, attention, SGLang's flags
-CASES: dict[str, tuple[str | None, str, dict[str, Any]]] = {
+LONG_CHAIN = {"speculative_num_steps": 5, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 6}
+DSA = {"page_size": 64, "chunked_prefill_size": 128}
+# name: kind of draft or what a sparse model is made of, attention, SGLang's flags
+CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "EAGLE, fa3": ("eagle", "fa3", CHAIN),
     "NGRAM, flashinfer": (None, "flashinfer", TREE),
     "EAGLE, triton": ("eagle", "triton", CHAIN),
+    # DeepSeek-V3.2: each row of a draft chooses its tokens; prompts in three chunks.
+    "EAGLE, dsa": ((NUM_CHOSEN, False, 1), "dsa", DSA | CHAIN),
+    # GLM-5.2: all steps of a draft attend to what the verified step, or the prompt, chose for its last row.
+    "EAGLE, dsa, shared choices": ((NUM_CHOSEN, True, 4), "dsa", DSA | LONG_CHAIN),
+    # The same where prompts attend to all tokens, with expanded keys, and so do drafts.
+    "EAGLE, dsa, all tokens": ((512, True, 4), "dsa", {"page_size": 64} | LONG_CHAIN),
 }
+SPARSE = [name for name, (_, attention, _) in CASES.items() if attention == "dsa"]
 FAULTS = {
-    "scheduler_does_not_wait_for_the_forward": r"req_to_token: write on schedule .* after read on forward",
+    "EAGLE, fa3": "scheduler_does_not_wait_for_the_forward",
+    "EAGLE, dsa, shared choices": "drafts_go_on_from_no_choice",
 }
+DROPS = {"EAGLE, dsa, shared choices": [1]}  # groups before which the long prompt starts again
 
 
 @pytest.fixture(scope="module", params=CASES)
 def found(request: pytest.FixtureRequest, workers: Workers) -> dict[str, Any]:
-    kind, attention, flags = CASES[request.param]
-    target, draft = drafted_model("qwen3_moe", kind)
-    algorithm, faults = request.param.partition(",")[0], FAULTS if request.param == "EAGLE, fa3" else ()
+    return found_of(request.param, workers)
+
+
+def models(name: str) -> tuple[Path, Path | None]:
+    """Target and draft of a case; one with an MTP layer is both."""
+    kind, attention, _ = CASES[name]
+    return (drafted_sparse_model(*kind), None) if attention == "dsa" else drafted_model("qwen3_moe", kind)
+
+
+def found_of(name: str, workers: Workers) -> dict[str, Any]:
+    """The result of a case; it runs once, however many tests ask."""
+    (_, attention, flags), (target, draft) = CASES[name], models(name)
+    algorithm, faults = name.partition(",")[0], [FAULTS[name]] if name in FAULTS else []
     flags = {"attention_backend": attention, "page_size": 1, "cuda_graph_bs_decode": [1, 4], **flags}
     flags["speculative_algorithm"] = algorithm
     if draft is not None:
         flags["speculative_draft_model_path"] = str(draft)
-    case = {"kind": "drafts", "model": str(target), "flags": flags, "faults": [*faults]}
+    case = {"kind": "drafts", "model": str(target), "flags": flags}
+    case |= {"faults": faults, "drops": DROPS.get(name, [])}
     result = workers.on("h100").ask(case)
     assert "error" not in result, result["error"] + "\n" + result["log"]
     return result
@@ -46,9 +70,32 @@ def test_tokens_and_right_drafts_are_those_of_requests_alone(found: dict[str, An
     alone, beside = found["alone"], found["beside"]
     assert found["overlap"]
     assert beside["tokens"] == [tokens for run in alone for tokens in run["tokens"]]
-    assert beside["drafts"] == [drafts for run in alone for drafts in run["drafts"]]
+    for what in ("drafts", "guesses"):
+        assert beside[what] == [seen for run in alone for seen in run[what]], what
     num_verified, num_right = map(sum, zip(*beside["drafts"], strict=True))
     assert num_right > num_verified / 4, "drafts that are never right show nothing"
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_a_prompt_that_starts_again_is_drafted_for_as_alone(workers: Workers, name: str) -> None:
+    found = found_of(name, workers)
+    assert len(found["dropped"]) == len(DROPS[name])
+    for run in found["dropped"]:
+        for what in ("tokens", "drafts", "guesses"):
+            assert run[what] == found["beside"][what], what
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_behind_an_indexer_tokens_are_those_without_drafts(workers: Workers, name: str) -> None:
+    flags = {"attention_backend": "dsa"} | DSA
+    case = {"kind": "side by side", "model": str(models(name)[0]), "flags": flags, "ways": []}
+    plain = workers.on("h100").ask(case)
+    assert "error" not in plain, plain["error"] + "\n" + plain["log"]
+    drafted = [tokens for run in found_of(name, workers)["alone"] for tokens in run["tokens"]]
+    assert len(plain["alone"]) == len(drafted)
+    for expected, tokens in zip(plain["alone"], drafted, strict=True):
+        num_both = min(len(expected), len(tokens))
+        assert num_both >= 4 and tokens[:num_both] == expected[:num_both]
 
 
 def test_steps_are_sequential_and_replay_what_was_captured_before_the_server_was_ready(
@@ -65,7 +112,16 @@ def test_what_streams_share_is_ordered(found: dict[str, Any]) -> None:
     assert found["beside"]["num_accesses"] > 0
 
 
-def test_a_missing_wait_is_found(found: dict[str, Any]) -> None:
+def test_a_missing_wait_is_found(workers: Workers) -> None:
     """The order of streams is told in steps with drafts, too."""
-    for name, run in found["faults"].items():
-        assert any(re.match(FAULTS[name], violation) for violation in run["violations"]), name
+    [run] = found_of("EAGLE, fa3", workers)["faults"].values()
+    expected = r"req_to_token: write on schedule .* after read on forward"
+    assert any(re.match(expected, violation) for violation in run["violations"])
+
+
+def test_a_lost_choice_is_found(workers: Workers) -> None:
+    """By what the first draft behind the prompt guesses; tokens are those of the target."""
+    found = found_of("EAGLE, dsa, shared choices", workers)
+    [run] = found["faults"].values()
+    assert run["tokens"] == found["beside"]["tokens"]
+    assert run["guesses"] != found["beside"]["guesses"]

@@ -206,3 +206,16 @@ def test_slots_of_drafts_and_of_accepted_ones() -> None:
     tokens = torch.tensor([[11, 12, 13], [21, 22, 23]], dtype=torch.int32)
     speculative.fill_bonus_tokens_cpu(tokens, torch.tensor([2, 1], dtype=torch.int32), bonus, 3)
     assert bonus.tolist() == [12, 21]
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [(None, [11, 12, 50, 21, 60, 30]), ([1, 3, 5], [11, 50, 12, 60, 21, 30])],
+    ids=["behind the last", "behind a draft"],
+)
+def test_tokens_move_by_one(at: list[int] | None, expected: list[int]) -> None:
+    """Of a request of three tokens, one of two, and one that is not touched."""
+    tokens = torch.tensor([10, 11, 12, 20, 21, 30])
+    starts, lengths, new = torch.tensor([0, 3, 5]), torch.tensor([3, 2, 0]), torch.tensor([[50], [60], [70]])
+    speculative.rotate_input_ids_cpu(tokens, starts, lengths, new, None if at is None else torch.tensor(at))
+    assert tokens.tolist() == expected

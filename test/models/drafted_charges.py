@@ -48,5 +48,6 @@ def charged(stepped: SteppedScheduler, num_outputs: int) -> Charged:
 
 
 def counted(stepped: SteppedScheduler) -> int:
-    """Bytes of experts that the server has counted."""
-    return sum(stepped.scheduler.layered_observer.state()["expert_traffic"]["load_bytes"].values())
+    """Bytes of experts that the server has counted; none of a dense model."""
+    observer = getattr(stepped.scheduler, "layered_observer", None)
+    return 0 if observer is None else sum(observer.state()["expert_traffic"]["load_bytes"].values())

@@ -72,6 +72,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "nemotron_h": RECURRENT | {"moe_runner_backend": "triton"},
     "lfm2_moe": RECURRENT,
     "lfm2": RECURRENT,
+    "mimo": {"enable_expert_traffic_metrics": False},  # dense
     "gpt_oss": {"moe_runner_backend": "triton"},
     "llama4": {"disable_hybrid_swa_memory": True},
     "gemma4": {"disable_hybrid_swa_memory": True},

@@ -34,6 +34,7 @@ FAMILIES_SHOWN: Mapping[str, tuple[str, str]] = {
     ),
     "llama": ("Llama", "dense"),
     "qwen3": ("Qwen3", "dense"),
+    "mimo": ("MiMo", "dense, biases"),
     "gemma2": ("Gemma 2", "dense, sliding and full attention, soft caps, tied embeddings"),
     "gemma3": ("Gemma 3", "dense, 5 sliding layers to 1 full, tied embeddings"),
     "gemma3_mm": ("Gemma 3, multimodal, text", "a vision encoder, positions counted from 1"),

@@ -33,6 +33,7 @@ from recurrent_checks import check_states, found_again  # noqa: E402
 from sglang_layered.core.choice import StepShape, StrategyChoice  # noqa: E402
 from sglang_layered.errors import UnsupportedError  # noqa: E402
 from sglang_layered.upstream import aux_states  # noqa: E402
+from sglang_layered.upstream.speculation import num_draft_layers  # noqa: E402
 from storm import storm  # noqa: E402
 
 APART = "one layer a group, apart"
@@ -43,6 +44,7 @@ GROUP_TOKENS, CHUNK_TOKENS, UNEVEN_GROUPS, LONGEST = 64, 128, 3, 3
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
+SEVERAL = {"enable_multi_layer_eagle": True}  # SGLang sets it for MiMo-V2
 BRANCHES = {"speculative_num_steps": 3, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 6}
 
 
@@ -81,6 +83,8 @@ CASES = {
     "EAGLE": Case("EAGLE", kind="eagle", flags=BRANCHES),
     "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
     "EAGLE of GLM's MTP": Case("EAGLE", "glm4_moe", "mtp"),
+    "EAGLE of MiMo's MTP": Case("EAGLE", "mimo", "mtp"),
+    "EAGLE of MiMo-V2's MTP layers": Case("EAGLE", "gpt_oss", "mtp-layers", CHAIN | SEVERAL),
     "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
     "NGRAM of Qwen3-Next": Case("NGRAM", "qwen3_next", flags=TREE),
@@ -102,6 +106,7 @@ class Seen:
     strategies: dict[str, list[str]]
     expert_bytes: dict[str, tuple[int, int]]  # that the server counted, and that its layers chose
     kept_alive: dict[str, int]  # steps whose tensors SGLang's ring of two took, and all steps
+    num_draft_layers: int  # that a cohort's last step is said to run, too
     events: dict[str, bool] = field(default_factory=dict)
     storm: dict[str, Any] = field(default_factory=dict)
     log_probabilities: list[list[float]] = field(default_factory=list)
@@ -160,6 +165,7 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         strategies={name: strategies_of(one) for name, one in runs.items()},
         expert_bytes=expert_bytes,
         kept_alive=kept_alive,
+        num_draft_layers=num_draft_layers(stepped.scheduler),
     )
     if case.is_thorough and not case.is_recurrent:
         seen.right_turns = right_turns(stepped, NUM_BACKGROUND)

@@ -10,7 +10,7 @@ from own_process import found_by
 
 PLAIN = (
     *("NGRAM", "STANDALONE", "EAGLE", "EAGLE of MTP", "EAGLE of GLM's MTP"),
-    *("EAGLE3", "EAGLE3 of GPT-OSS"),
+    *("EAGLE of MiMo's MTP", "EAGLE of MiMo-V2's MTP layers", "EAGLE3", "EAGLE3 of GPT-OSS"),
 )
 # Beside recurrent layers, whose states a verified step takes back.
 WITH_STATES = (
@@ -23,6 +23,7 @@ ALGORITHMS = (*PLAIN, *WITH_STATES)
 RECURRENT = ("EAGLE of Qwen3.5's MTP", "EAGLE of Nemotron-H's MTP")
 THOROUGH = ("NGRAM", "EAGLE3", *RECURRENT)
 IMAGES = "EAGLE of Qwen3.5's MTP"  # whose embeddings only the prompt's rows have: steps are sequential
+DENSE = ("EAGLE of MiMo's MTP",)
 LAYERED = "one layer a group"  # and short prompts overtake
 APART = "one layer a group, apart"
 
@@ -78,7 +79,7 @@ def test_a_corpus_is_used_beside_cohorts_too(results: dict[str, Any], name: str)
         assert num_right > num_steps / 4
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in DENSE])
 def test_experts_are_read_once_for_drafts_and_prompts(results: dict[str, Any], name: str) -> None:
     """NGRAM drafts other tokens in the second of two runs, and so chooses other experts."""
     for seen in ways(results, name):
@@ -86,6 +87,13 @@ def test_experts_are_read_once_for_drafts_and_prompts(results: dict[str, Any], n
             assert counted == chosen > 0, way
         if name not in ("NGRAM", IMAGES):
             assert seen["expert_bytes"][LAYERED][0] < seen["expert_bytes"][APART][0]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_last_step_is_said_to_run_the_drafts_layers(results: dict[str, Any], name: str) -> None:
+    """Each of MiMo-V2's is a model of its own."""
+    expected = 0 if name.startswith("NGRAM") else 3 if name == "EAGLE of MiMo-V2's MTP layers" else 1
+    assert {seen["num_draft_layers"] for seen in ways(results, name)} == {expected}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

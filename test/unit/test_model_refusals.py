@@ -15,6 +15,7 @@ from model_folders import LATENT, QWEN3_MOE, RECURRENT, SIZES, model_folder, rec
 from sglang_layered.models.refused import (
     MODELS,
     SERVED_RECURRENT,
+    has_untested_sparse_drafts,
     model_refusal,
     parked_choice_bytes,
     parked_sizes,
@@ -152,6 +153,31 @@ def test_an_indexer_is_served_on_the_kernels_that_tokens_were_compared_on(
         dsa_decode_backend=kernels[1],
     )
     assert (untried_sparse_attention(model_config, args) is not None) is is_refused
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "draft", "is_refused"),
+    [
+        ("EAGLE", None, False),
+        ("EAGLE", "the model", False),
+        ("EAGLE", "another", True),
+        ("EAGLE3", "another", True),
+        ("STANDALONE", "another", True),
+        ("NGRAM", None, True),  # SGLang would verify its trees as chains
+    ],
+)
+def test_behind_an_indexer_drafts_of_the_models_own_layer_are_served(
+    tmp_path: Path, algorithm: str, draft: str | None, is_refused: bool
+) -> None:
+    from sglang.srt.configs.model_config import ModelConfig
+
+    args = SimpleNamespace(
+        model_path="the model", speculative_algorithm=algorithm, speculative_draft_model_path=draft
+    )
+    model_config = ModelConfig(str(model_folder(tmp_path / "sparse", SIZES | INDEXER)))
+    assert has_untested_sparse_drafts(model_config, args) is is_refused
+    plain = ModelConfig(str(model_folder(tmp_path / "plain", QWEN3_MOE)))
+    assert not has_untested_sparse_drafts(plain, args)
 
 
 @pytest.mark.parametrize("ratio", [None, 2.0])

@@ -200,3 +200,13 @@ def untried_sparse_attention(model_config: Any, server_args: Any) -> str | None:
     if kernels == SPARSE_KERNELS:
         return None
     return "--dsa-prefill-backend {} and --dsa-decode-backend {}".format(*kernels)
+
+
+def has_untested_sparse_drafts(model_config: Any, server_args: Any) -> bool:
+    """Whether a model with an indexer is drafted for by anything but its own MTP layer.
+
+    SGLang names the model itself as the draft's path where none is given.
+    """
+    is_own = server_args.speculative_draft_model_path in (None, server_args.model_path)
+    is_mtp = server_args.speculative_algorithm == "EAGLE" and is_own
+    return has_indexer(model_config) and not is_mtp

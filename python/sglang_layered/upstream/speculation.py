@@ -36,10 +36,9 @@ def num_draft_layers(scheduler: Any) -> int:
     drafts = getattr(scheduler.draft_worker, "draft_worker", None)
     if drafts is None:
         return 0
-    pool = drafts.draft_runner.token_to_kv_pool
-    # Beside recurrent layers SGLang keeps the KV of attention in a pool within.
-    num_layers: int = getattr(pool, "full_kv_pool", pool).layer_num
-    return num_layers
+    pools = [runner.token_to_kv_pool for runner in drafts.draft_runners]
+    # Beside recurrent layers SGLang keeps the KV of attention in a pool within, and counts no layers itself.
+    return sum((pool if hasattr(pool, "layer_num") else pool.full_kv_pool).layer_num for pool in pools)
 
 
 class SpeculativeLauncher(StepLauncher):

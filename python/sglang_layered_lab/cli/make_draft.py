@@ -8,9 +8,10 @@ import click
 @click.command("make-draft")
 @click.option(
     "--kind",
-    type=click.Choice(("standalone", "eagle", "eagle3", "mtp")),
+    type=click.Choice(("standalone", "eagle", "eagle3", "mtp", "mtp-layers")),
     required=True,
-    help="What --speculative-algorithm takes it for; mtp: a whole model with one layer more, for EAGLE.",
+    help="What --speculative-algorithm takes it for; mtp: a whole model with one layer more, for EAGLE;"
+    " mtp-layers: three of MiMo-V2's, for EAGLE and --enable-multi-layer-eagle.",
 )
 @click.option(
     "--target",

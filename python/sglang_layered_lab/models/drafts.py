@@ -26,6 +26,7 @@ LEAK = 0.1  # of the average that a layer's own attention averages once more: gu
 AVERAGED = 0.8  # of the average that EAGLE3's layer makes anew, out of all hidden states
 SHARPNESS = 1.4  # of heads that attend to their own row
 AUXILIARY_STATES = 3
+NUM_MTP_LAYERS, WINDOW = 3, 64  # of MiMo-V2's kind, and how many tokens they attend to
 
 
 def make_draft(kind: str, target: Path, out: Path, *, force: bool = False) -> bool:
@@ -116,6 +117,36 @@ def _eagle3(target: Target) -> tuple[dict[str, Any], Weights]:
     return config | {"draft_vocab_size": config["vocab_size"]}, weights
 
 
+def _mtp_layers(target: Target) -> tuple[dict[str, Any], Weights]:
+    """MiMo-V2's: a layer for each of the next tokens, on a target's row and the token before its own one.
+
+    They attend to a window. What they have of embeddings and head SGLang takes from the target.
+    """
+    embedding, average = target.columns()
+    values, output = target.averaging_heads()
+    weights: Weights = {}
+    for number in range(NUM_MTP_LAYERS):
+        layer = f"model.mtp.layers.{number}."
+        weights |= _llama_layer(layer, values @ (embedding + LEAK * average), output / 2)
+        weights[f"{layer}self_attn.q_proj.weight"].zero_()
+        weights[f"{layer}pre_mlp_layernorm.weight"] = weights.pop(f"{layer}post_attention_layernorm.weight")
+        weights[f"{layer}eh_proj.weight"] = target.next_row()
+        for name in ("enorm", "hnorm", "final_layernorm"):
+            weights[f"{layer}{name}.weight"] = torch.ones(target.hidden_size)
+    config = _llama_config(target, "MiMoV2FlashForCausalLM")
+    return config | {
+        "num_nextn_predict_layers": NUM_MTP_LAYERS,
+        "swa_num_attention_heads": target.num_heads,
+        "swa_num_key_value_heads": target.num_heads,
+        "swa_head_dim": target.head_size,
+        "swa_rope_theta": 10000.0,
+        "sliding_window_size": WINDOW,
+        "attention_bias": False,
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "hybrid_layer_pattern": [1],
+    }, weights
+
+
 def _mtp(target: Target) -> tuple[dict[str, Any], Weights]:
     """A layer for the token after the next, of the target's family and in the target's folder."""
     layer = MTP.get(str(target.whole_config["model_type"]))
@@ -140,6 +171,18 @@ def _mtp_of_glm(target: Target) -> tuple[dict[str, Any], Weights]:
     """GLM-4.x-MoE's."""
     fields, layer, weights = _mtp_behind(target)
     return fields, weights | _averaging_again(target, f"{layer}self_attn.")
+
+
+def _mtp_of_mimo(target: Target) -> tuple[dict[str, Any], Weights]:
+    """MiMo's: a layer of Qwen2 on a row and an embedding, in this order."""
+    layer = "model.mtp_layers.0."
+    weights = target.below(target.averaging.removesuffix("self_attn."), layer)
+    weights |= _averaging_again(target, f"{layer}self_attn.")
+    embedding, row = target.next_row().chunk(2, dim=1)
+    weights[f"{layer}input_proj.weight"] = torch.cat([row, embedding], dim=1)
+    for name in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+        weights[f"{layer}{name}.weight"] = torch.ones(target.hidden_size)
+    return {"num_nextn_predict_layers": 1}, weights
 
 
 def _mtp_behind(target: Target) -> tuple[dict[str, Any], str, Weights]:
@@ -223,9 +266,17 @@ def _llama_config(target: Target, architecture: str, num_halves: int = 1) -> dic
 Layer = Callable[[Target], tuple[dict[str, Any], Weights]]
 MTP: Mapping[str, Layer] = {
     "deepseek_v3": _mtp_of_deepseek,
+    "deepseek_v32": _mtp_of_deepseek,
     "glm4_moe": _mtp_of_glm,
+    "qwen2": _mtp_of_mimo,
     "qwen3_next": _mtp_of_qwen,
     "qwen3_5_moe": _mtp_of_qwen,
     "nemotron_h": _mtp_of_nemotron,
 }
-DRAFTS: Mapping[str, Layer] = {"standalone": _standalone, "eagle": _eagle, "eagle3": _eagle3, "mtp": _mtp}
+DRAFTS: Mapping[str, Layer] = {
+    "standalone": _standalone,
+    "eagle": _eagle,
+    "eagle3": _eagle3,
+    "mtp": _mtp,
+    "mtp-layers": _mtp_layers,
+}

@@ -16,7 +16,9 @@ QUANTIZATIONS = (
 )
 
 # Families whose tokens `make-model` can make guessable: one of each kind of draft.
-DRAFTABLE = ("qwen3_moe", "deepseek_v3", "glm4_moe", "gpt_oss", "qwen3_next", "qwen3_5_moe", "nemotron_h")
+DRAFTABLE = (
+    *("qwen3_moe", "deepseek_v3", "glm4_moe", "mimo", "gpt_oss", "qwen3_next", "qwen3_5_moe", "nemotron_h"),
+)
 
 # Goes up when the same recipe gives other bytes than before, so that old folders are not taken for new ones.
 RECIPE_FORMAT = 1

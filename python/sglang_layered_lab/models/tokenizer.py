@@ -61,5 +61,7 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": recipe.max_position_tokens,
     }
+    if getattr(recipe, "model_type", "") == "qwen2":  # transformers' class of its tokenizer would add one
+        config["unk_token"] = None
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(VISION_TEMPLATE if named else CHAT_TEMPLATE, folder / CHAT_TEMPLATE.name)

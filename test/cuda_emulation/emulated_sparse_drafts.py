@@ -1,0 +1,131 @@
+"""The kernels of sparse attention that only drafts need, in plain torch: plans of their rows, and a norm.
+
+A request has as many rows as it has drafts to verify. Each row sees one token more than the one before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from emulated_kernels import normed
+from memory_watch import as_kernel
+
+
+def emulate_sparse_drafts() -> None:
+    """Put them where SGLang calls the kernels."""
+    import sglang.kernels.ops.attention.dsa_metadata as metadata
+    import sglang.kernels.ops.attention.fused_metadata_copy as copies
+    import sglang.srt.models.deepseek_nextn as draft
+
+    metadata.fused_dsa_target_verify_metadata = plan_verify
+    metadata.fused_dsa_draft_extend_metadata = plan_draft_extend
+    copies.fused_metadata_copy_cuda = copies.fused_metadata_copy_multi_cuda = not_there
+    draft.fused_eh_norm = norm_both
+
+
+PLANNED = (
+    "cache_seqlens",
+    "cu_seqlens_k",
+    "page_table_1",
+    "seqlens_expanded",
+    "dsa_cache_seqlens",
+    "dsa_cu_seqlens_k",
+    "real_page_table",
+)
+
+
+@as_kernel(*PLANNED)
+def _plan(
+    seq_lens: Any,
+    req_pool_indices: Any,
+    req_to_token: Any,
+    cache_seqlens: Any,
+    cu_seqlens_k: Any,
+    page_table_1: Any,
+    seqlens_expanded: Any,
+    dsa_cache_seqlens: Any,
+    dsa_cu_seqlens_k: Any,
+    real_page_table: Any,
+    num_requests: int,
+    num_drafts: int,
+    num_chosen: int,
+    page_size: int,
+) -> None:
+    """`seq_lens` [requests] with the drafts; `num_drafts` rows of each request see the last tokens of it.
+
+    In place, as captured kernels need it: lengths of requests, and of rows how many tokens each sees, all of
+    them and at most `num_chosen`; and the slots of the tokens, by row.
+    """
+    num_rows = num_requests * num_drafts
+    assert len(seq_lens) == len(req_pool_indices) == num_requests
+    cache_seqlens[:num_requests].copy_(seq_lens)
+    visible = seq_lens.repeat_interleave(num_drafts) - torch.arange(num_drafts - 1, -1, -1).repeat(
+        num_requests
+    )
+    seqlens_expanded[:num_rows].copy_(visible.clamp(min=0))
+    dsa_cache_seqlens[:num_rows].copy_(seqlens_expanded[:num_rows].clamp(max=num_chosen))
+    for bounds, lengths in (
+        (cu_seqlens_k, cache_seqlens[:num_requests]),
+        (dsa_cu_seqlens_k, dsa_cache_seqlens[:num_rows]),
+    ):
+        bounds[0] = 0
+        bounds[1 : len(lengths) + 1].copy_(torch.cumsum(lengths, 0))
+    width = page_table_1.shape[1]
+    table = req_to_token[req_pool_indices.repeat_interleave(num_drafts), :width]
+    page_table_1[:num_rows].copy_(table)
+    real_page_table[:num_rows].copy_(table[:, ::page_size] // page_size)
+
+
+def plan_verify(
+    *,
+    seq_lens: Any,
+    bs: int,
+    max_seqlen_k: int,
+    dsa_index_topk: int,
+    real_page_size: int,
+    next_n: int,
+    paged_mqa_ctx_lens_2d: Any = None,
+    **tables: Any,
+) -> None:
+    """The drafts are behind `seq_lens`."""
+    assert paged_mqa_ctx_lens_2d is None, "a plan of Blackwell's"
+    assert max_seqlen_k == tables["page_table_1"].shape[1]
+    sizes = {"num_requests": bs, "num_drafts": next_n}
+    chosen = {"num_chosen": dsa_index_topk, "page_size": real_page_size}
+    _plan(seq_lens=seq_lens + next_n, **tables, **sizes, **chosen)
+
+
+def plan_draft_extend(
+    *,
+    seq_lens: Any,
+    extend_seq_lens: Any,
+    bs: int,
+    total_len: int,
+    max_seqlen_k: int,
+    dsa_index_topk: int,
+    real_page_size: int,
+    max_extend_len: int,
+    max_total_len: int,
+    static_extend_len: bool,
+    **tables: Any,
+) -> None:
+    """The drafts are the last tokens of `seq_lens`."""
+    assert static_extend_len and total_len == bs * max_extend_len == max_total_len
+    assert extend_seq_lens.tolist() == [max_extend_len] * bs
+    assert max_seqlen_k == tables["page_table_1"].shape[1]
+    sizes = {"num_requests": bs, "num_drafts": max_extend_len}
+    chosen = {"num_chosen": dsa_index_topk, "page_size": real_page_size}
+    _plan(seq_lens=seq_lens, **tables, **sizes, **chosen)
+
+
+def not_there(*args: Any) -> None:
+    """SGLang then copies a plan tensor by tensor, to each step of a draft."""
+    raise ImportError("a kernel that copies plans")
+
+
+@as_kernel()
+def norm_both(embeds: Any, hidden: Any, embeds_weight: Any, hidden_weight: Any, eps: float) -> torch.Tensor:
+    """Two kinds of rows, each normed, side by side."""
+    return torch.cat([normed(embeds, embeds_weight, eps), normed(hidden, hidden_weight, eps)], dim=-1)
