@@ -19,7 +19,11 @@ ASKED = [*((tokens, NUM_DECODED) for tokens, _ in SHORT), *LONG]
 
 
 def check(case: dict[str, Any]) -> dict[str, Any]:
-    """Tokens and drafts of each request alone and beside a cohort, and what runs with faults show."""
+    """Tokens and drafts of each request alone and beside a cohort, and what runs with faults show.
+
+    Where it is asked for also beside a cohort in steps that verify with the group's rows in one forward, as
+    servers without graphs do: `fused`.
+    """
     emulated = Emulated.start(Path(case["model"]), **case["flags"])
     result: dict[str, Any] = {
         "overlap": emulated.stepped.scheduler.enable_overlap,
@@ -30,6 +34,9 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
     }
     name_relayed(emulated)
     result["beside"] = beside(emulated)
+    if case["fuses"]:
+        emulated.use("fused")
+        result["fused"] = beside(emulated)
     for name in case["faults"]:
         with planted(name, emulated):
             result["faults"][name] = beside(emulated)

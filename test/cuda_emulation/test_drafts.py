@@ -1,7 +1,7 @@
 """On SGLang's CUDA branches drafts beside a cohort are as often right as alone, and tokens equal.
 
 Steps are as on a GPU: overlap as SGLang resolves it, drafts and their verification by its graphs, and the
-prompt's group behind them on the same stream.
+prompt's group behind them on the same stream. Chains and trees of drafts, pages of one token and of several.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ from workers import Workers
 
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
-# name: kind of draft, attention, SGLang's flags
-CASES: dict[str, tuple[str | None, str, dict[str, Any]]] = {
-    "EAGLE, fa3": ("eagle", "fa3", CHAIN),
-    "NGRAM, flashinfer": (None, "flashinfer", TREE),
-    "EAGLE, triton": ("eagle", "triton", CHAIN),
+BRANCHES = {"speculative_num_steps": 3, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 6}
+# name: kind of draft, attention, tokens of a page, SGLang's flags. Branches that share the last page of a
+# request have copies of it each.
+CASES: dict[str, tuple[str | None, str, int, dict[str, Any]]] = {
+    "EAGLE, fa3": ("eagle", "fa3", 1, CHAIN),
+    "EAGLE, fa3, trees": ("eagle", "fa3", 16, BRANCHES),
+    "NGRAM, flashinfer, trees": (None, "flashinfer", 16, TREE),
+    "EAGLE, triton": ("eagle", "triton", 64, CHAIN),
+    "EAGLE, triton, trees": ("eagle", "triton", 1, BRANCHES),
 }
+FUSES = ("EAGLE, fa3, trees", "NGRAM, flashinfer, trees")
 FAULTS = {
     "scheduler_does_not_wait_for_the_forward": r"req_to_token: write on schedule .* after read on forward",
 }
@@ -29,14 +34,15 @@ FAULTS = {
 
 @pytest.fixture(scope="module", params=CASES)
 def found(request: pytest.FixtureRequest, workers: Workers) -> dict[str, Any]:
-    kind, attention, flags = CASES[request.param]
+    kind, attention, page_size, flags = CASES[request.param]
     target, draft = drafted_model("qwen3_moe", kind)
     algorithm, faults = request.param.partition(",")[0], FAULTS if request.param == "EAGLE, fa3" else ()
-    flags = {"attention_backend": attention, "page_size": 1, "cuda_graph_bs_decode": [1, 4], **flags}
+    flags = {"attention_backend": attention, "page_size": page_size, "cuda_graph_bs_decode": [1, 4], **flags}
     flags["speculative_algorithm"] = algorithm
     if draft is not None:
         flags["speculative_draft_model_path"] = str(draft)
     case = {"kind": "drafts", "model": str(target), "flags": flags, "faults": [*faults]}
+    case["fuses"] = request.param in FUSES
     result = workers.on("h100").ask(case)
     assert "error" not in result, result["error"] + "\n" + result["log"]
     return result
@@ -58,6 +64,16 @@ def test_steps_are_sequential_and_replay_what_was_captured_before_the_server_was
     assert beside["layered_steps"].keys() == {"sequential"} and beside["layered_steps"]["sequential"] >= 4
     assert beside["num_replays"] > 0 and beside["mismatches"] == []
     assert found["num_captures"] == found["num_captures_when_ready"] > 0
+
+
+def test_drafts_and_prompts_in_one_forward_give_the_same(found: dict[str, Any]) -> None:
+    """Servers whose drafts no graph verifies run such steps."""
+    if "fused" not in found:
+        return
+    fused, beside = found["fused"], found["beside"]
+    assert fused["layered_steps"] == {"fused": beside["layered_steps"]["sequential"]}
+    assert (fused["tokens"], fused["drafts"]) == (beside["tokens"], beside["drafts"])
+    assert fused["mismatches"] == fused["violations"] == []
 
 
 def test_what_streams_share_is_ordered(found: dict[str, Any]) -> None:

@@ -199,6 +199,11 @@ class LayeredRunner(GroupRunner):
         self._capture_groups()
 
     @property
+    def verifies_by_graphs(self) -> bool:
+        """True where SGLang has CUDA graphs of decode steps, which verify drafts whole."""
+        return self.decode_paths.stock is not None
+
+    @property
     def not_concurrent(self) -> str | None:
         """Why prompt and decode rows cannot run at the same time, or None."""
         if share_scratch(self._prompt_backend, self._model_runner.attn_backend):
