@@ -39,7 +39,7 @@ NOT_EMULATED = {"sinks": None, "softcap": 0.0, "window_size": (-1, -1)}
 
 @as_kernel("out")
 def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Output [rows, heads, dim]; with `return_softmax_lse` the log-sum-exp of the scores [heads, rows], too."""
+    """Output [rows, heads, dim]; with `return_softmax_lse` also log-sum-exp of the scores [heads, rows]."""
     given = SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
     call = given.arguments

@@ -14,7 +14,7 @@ SEEDS = count(60_000)
 
 @dataclass
 class Paged:
-    """Whether tokens, and how many drafts were right, are those of requests alone; what was cached of each."""
+    """Whether tokens and right drafts are those of requests alone; how many tokens of each were cached."""
 
     tokens: dict[str, bool] = field(default_factory=dict)
     drafts: dict[str, bool] = field(default_factory=dict)

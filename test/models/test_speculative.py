@@ -135,7 +135,7 @@ def test_answers_keep_to_their_grammars(results: dict[str, Any], name: str) -> N
 
 
 def test_pages_of_several_tokens_are_found_again_and_given_back(results: dict[str, Any]) -> None:
-    """Prefixes about a page's edge, cohorts that some leave before each of their groups, short prompts first."""
+    """Prefixes about a page's edge, cohorts that one leaves before each group, short prompts first."""
     seen = found(results, "EAGLE3")["with overlap"]["pages"]
     assert all(seen["tokens"].values()), seen["tokens"]
     assert all(seen["drafts"].values()), seen["drafts"]

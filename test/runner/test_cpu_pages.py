@@ -13,7 +13,7 @@ requests.allocate_pages_by_torch()
 
 
 class Pool:
-    """SGLang's allocator, and beside it requests that take their slots one by one, a page when one is full."""
+    """SGLang's allocator, and requests that take their slots one by one, a page when one is full."""
 
     def __init__(self, num_pages: int, page: int) -> None:
         self.page, self.slots = page, list[list[int]]()
@@ -46,11 +46,12 @@ def test_slots_are_those_of_requests_that_take_them_one_by_one(page: int, turns:
     pool.slots = [[] for _ in turns[0]]
     for more in turns:
         before, after, last = pool.sizes(more)
-        got = pool.real.alloc_extend(before, before, after, after, last, sum(more))
-        assert got.tolist() == pool.grown(more)
+        expected = pool.grown(more)
+        assert pool.real.alloc_extend(before, before, after, after, last, sum(more)).tolist() == expected
         one = [1] * len(more)
         _, after, last = pool.sizes(one)
-        assert pool.real.alloc_decode(after, after, last).tolist() == pool.grown(one)
+        expected = pool.grown(one)
+        assert pool.real.alloc_decode(after, after, last).tolist() == expected
 
 
 def test_with_too_few_pages_there_is_none() -> None:
