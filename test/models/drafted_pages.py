@@ -46,7 +46,7 @@ class _Pages:
 
     def _alone(self, tokens: list[int], num_outputs: int = NUM_OUTPUTS) -> tuple[list[int], tuple[int, int]]:
         """What SGLang's own scheduling answers with nothing cached."""
-        self._stepped.drain()
+        self._rest()
         assert self._stepped.change({"layered_prefill": 0})
         rid = self._stepped.send(tokens, num_outputs)
         [answer] = self._stepped.finish(rid)
@@ -54,13 +54,20 @@ class _Pages:
         self._stepped.drain()
         return answer, drafts
 
+    def _rest(self) -> None:
+        """Who decodes is ended, and all pages are there again, those behind its drafts, too."""
+        if self._background:
+            self._stepped.abort(self._background)
+        self._background = ""
+        self._stepped.drain()
+
     def _drafts(self, rid: str) -> tuple[int, int]:
         req = self._stepped.reqs[rid]
         return req.spec_verify_ct, req.spec_num_correct_drafts
 
     def _begin(self) -> None:
         """Somebody decodes, and nothing of prompts to come is cached."""
-        self._stepped.drain()
+        self._rest()
         assert self._stepped.change(self._groups)
         self._background = self._stepped.send(prompt(20, next(SEEDS)), self._num_background)
         self._stepped.step(3)
@@ -105,7 +112,7 @@ class _Pages:
         last = self._stepped.send(leaves, NUM_OUTPUTS)
         self._stepped.step_until(lambda: self._stepped.next_group == group)
         self._stepped.abort(last)
-        self._stepped.drain()
+        self._rest()
 
     def _overtake(self) -> None:
         """Short prompts go before a long one in flight; all start with the same pages."""
@@ -120,5 +127,5 @@ class _Pages:
         rids += [self._stepped.send(tokens, NUM_OUTPUTS) for tokens in short]
         for what, rid, expected in zip(("overtaken", "short", "short, too"), rids, alone, strict=True):
             self._note(what, rid, expected)
-        self._stepped.drain()
+        self._rest()
         assert self._stepped.change({"layered_max_parked": 0})
