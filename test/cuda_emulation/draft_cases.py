@@ -22,7 +22,11 @@ ASKED = [(tokens, NUM_DECODED) for tokens, _ in SHORT + LONG]
 
 
 def check(case: dict[str, Any]) -> dict[str, Any]:
-    """Tokens and drafts of each request alone and beside a cohort, and what runs with faults show."""
+    """Tokens and drafts of each request alone and beside a cohort, and what runs with faults show.
+
+    Where it is asked for also beside a cohort in steps that verify with the group's rows in one forward, as
+    servers without graphs do: `fused`.
+    """
     emulated = Emulated.start(Path(case["model"]), **case["flags"])
     guesses = note_guesses(emulated)
     result: dict[str, Any] = {
@@ -35,6 +39,9 @@ def check(case: dict[str, Any]) -> dict[str, Any]:
     name_relayed(emulated)
     result["beside"] = beside(emulated, guesses)
     result["dropped"] = [played(emulated, ASKED, guesses, drop_before(group)) for group in case["drops"]]
+    if case["fuses"]:
+        emulated.use("fused")
+        result["fused"] = beside(emulated, guesses)
     for name in case["faults"]:
         with planted(name, emulated):
             result["faults"][name] = beside(emulated, guesses)

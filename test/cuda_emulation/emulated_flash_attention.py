@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from flashinfer_emulation import attend
 
+from emulated_flashinfer import log_sum, merge
 from memory_watch import as_kernel
 
 
@@ -26,6 +27,7 @@ def emulate_flash_attention() -> None:
         1 + 4 * batch_size, dtype=torch.int32
     )
     backend.normal_decode_set_metadata = set_decode_metadata
+    backend.merge_state_v2 = as_kernel()(merge)
     for module in (kernels, ops, backend):
         module.flash_attn_with_kvcache = flash_attn_with_kvcache
         module.flash_attn_varlen_func = flash_attn_varlen_func
@@ -36,7 +38,8 @@ NOT_EMULATED = {"sinks": None, "softcap": 0.0, "window_size": (-1, -1)}
 
 
 @as_kernel("out")
-def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> torch.Tensor:
+def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Output [rows, heads, dim]; with `return_softmax_lse` also log-sum-exp of the scores [heads, rows]."""
     given = SIGNATURE.bind(*args, **kwargs)
     given.apply_defaults()
     call = given.arguments
@@ -49,10 +52,14 @@ def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> torch.Tensor:
     check_tables(pages, lengths, starts, q.shape[0])
     shape = (*q.shape[:2], values.shape[-1])
     out = q.new_empty(shape) if call.get("out") is None else call["out"].view(shape)
+    sums = torch.full(q.shape[:2], float("-inf"))
     bounds = starts.tolist()
     for index, length in enumerate(lengths.tolist()):
         rows = slice(bounds[index], bounds[index + 1])
         if rows.start == rows.stop:
+            continue
+        if length == 0:  # what comes before a tree of drafts may all be on the tree's pages
+            out[rows] = 0
             continue
         slots = slots_of(pages[index], length, keys.shape[1])
         seen, seen_values = (cache.flatten(0, 1)[slots] for cache in (keys, values))
@@ -60,7 +67,9 @@ def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> torch.Tensor:
         if call.get("qv") is not None:  # scores of latent attention: on the keys and on the values, too
             mine, seen = torch.cat([mine, call["qv"][rows]], -1), torch.cat([seen, seen_values], -1)
         out[rows] = attend_wide(mine, seen, seen_values, call["softmax_scale"], call["causal"])
-    return out
+        if call["return_softmax_lse"]:
+            sums[rows] = log_sum(mine.float(), seen.float(), call["softmax_scale"], call["causal"])
+    return (out, sums.T) if call["return_softmax_lse"] else out
 
 
 @as_kernel("out")

@@ -209,11 +209,12 @@ def _attend_pages(
         is_causal = causal and mask is None
         attended = attend(wide, seen, values, causal=is_causal, sm_scale=sm_scale, window_left=-1, seen=tree)
         out[mine] = attended.to(q.dtype)
-        lse[mine] = _log_sum(wide, seen, sm_scale, causal)
+        lse[mine] = log_sum(wide, seen, sm_scale, causal)
     return out, lse
 
 
-def _log_sum(q: torch.Tensor, k: torch.Tensor, sm_scale: float, causal: bool) -> torch.Tensor:
+def log_sum(q: torch.Tensor, k: torch.Tensor, sm_scale: float, causal: bool) -> torch.Tensor:
+    """Of the scores, [rows, heads]."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = torch.einsum("qhd,khd->qhk", q, k) * sm_scale
     if causal:

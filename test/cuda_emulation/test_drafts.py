@@ -1,7 +1,7 @@
 """On SGLang's CUDA branches drafts beside a cohort are as often right as alone, and tokens equal.
 
 Steps are as on a GPU: overlap as SGLang resolves it, drafts and their verification by its graphs, and the
-prompt's group behind them on the same stream.
+prompt's group behind them on the same stream. Chains and trees of drafts, pages of one token and of several.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ NUM_CHOSEN = 32  # tokens that a row attends to, of up to 324
 CHAIN = {"speculative_num_steps": 3, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 4}
 TREE = {"speculative_num_draft_tokens": 4, "speculative_ngram_max_bfs_breadth": 2}
 LONG_CHAIN = {"speculative_num_steps": 5, "speculative_eagle_topk": 1, "speculative_num_draft_tokens": 6}
-DSA = {"page_size": 64, "chunked_prefill_size": 128}
-# name: kind of draft or what a sparse model is made of, attention, SGLang's flags
-CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "EAGLE, fa3": ("eagle", "fa3", CHAIN),
-    "NGRAM, flashinfer": (None, "flashinfer", TREE),
-    "EAGLE, triton": ("eagle", "triton", CHAIN),
+BRANCHES = {"speculative_num_steps": 3, "speculative_eagle_topk": 2, "speculative_num_draft_tokens": 6}
+CHUNKS = {"chunked_prefill_size": 128}
+# name: kind of draft or what a sparse model is made of, attention, tokens of a page, SGLang's flags. Branches
+# that share the last page of a request have copies of it each.
+CASES: dict[str, tuple[Any, str, int, dict[str, Any]]] = {
+    "EAGLE, fa3": ("eagle", "fa3", 1, CHAIN),
+    "EAGLE, fa3, trees": ("eagle", "fa3", 16, BRANCHES),
+    "NGRAM, flashinfer, trees": (None, "flashinfer", 16, TREE),
+    "EAGLE, triton": ("eagle", "triton", 64, CHAIN),
+    "EAGLE, triton, trees": ("eagle", "triton", 1, BRANCHES),
     # DeepSeek-V3.2: each row of a draft chooses its tokens; prompts in three chunks.
-    "EAGLE, dsa": ((NUM_CHOSEN, False, 1), "dsa", DSA | CHAIN),
+    "EAGLE, dsa": ((NUM_CHOSEN, False, 1), "dsa", 64, CHUNKS | CHAIN),
     # GLM-5.2: all steps of a draft attend to what the verified step, or the prompt, chose for its last row.
-    "EAGLE, dsa, shared choices": ((NUM_CHOSEN, True, 4), "dsa", DSA | LONG_CHAIN),
+    "EAGLE, dsa, shared choices": ((NUM_CHOSEN, True, 4), "dsa", 64, CHUNKS | LONG_CHAIN),
     # The same where prompts attend to all tokens, with expanded keys, and so do drafts.
-    "EAGLE, dsa, all tokens": ((512, True, 4), "dsa", {"page_size": 64} | LONG_CHAIN),
+    "EAGLE, dsa, all tokens": ((512, True, 4), "dsa", 64, LONG_CHAIN),
 }
-SPARSE = [name for name, (_, attention, _) in CASES.items() if attention == "dsa"]
+SPARSE = [name for name, (_, attention, *_) in CASES.items() if attention == "dsa"]
+FUSES = ("EAGLE, fa3, trees", "NGRAM, flashinfer, trees")
 FAULTS = {
     "EAGLE, fa3": "scheduler_does_not_wait_for_the_forward",
     "EAGLE, dsa, shared choices": "drafts_go_on_from_no_choice",
@@ -47,20 +52,20 @@ def found(request: pytest.FixtureRequest, workers: Workers) -> dict[str, Any]:
 
 def models(name: str) -> tuple[Path, Path | None]:
     """Target and draft of a case; one with an MTP layer is both."""
-    kind, attention, _ = CASES[name]
+    kind, attention, *_ = CASES[name]
     return (drafted_sparse_model(*kind), None) if attention == "dsa" else drafted_model("qwen3_moe", kind)
 
 
 def found_of(name: str, workers: Workers) -> dict[str, Any]:
     """The result of a case; it runs once, however many tests ask."""
-    (_, attention, flags), (target, draft) = CASES[name], models(name)
+    (_, attention, page_size, flags), (target, draft) = CASES[name], models(name)
     algorithm, faults = name.partition(",")[0], [FAULTS[name]] if name in FAULTS else []
-    flags = {"attention_backend": attention, "page_size": 1, "cuda_graph_bs_decode": [1, 4], **flags}
+    flags = {"attention_backend": attention, "page_size": page_size, "cuda_graph_bs_decode": [1, 4], **flags}
     flags["speculative_algorithm"] = algorithm
     if draft is not None:
         flags["speculative_draft_model_path"] = str(draft)
     case = {"kind": "drafts", "model": str(target), "flags": flags}
-    case |= {"faults": faults, "drops": DROPS.get(name, [])}
+    case |= {"faults": faults, "drops": DROPS.get(name, []), "fuses": name in FUSES}
     result = workers.on("h100").ask(case)
     assert "error" not in result, result["error"] + "\n" + result["log"]
     return result
@@ -87,7 +92,7 @@ def test_a_prompt_that_starts_again_is_drafted_for_as_alone(workers: Workers, na
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_behind_an_indexer_tokens_are_those_without_drafts(workers: Workers, name: str) -> None:
-    flags = {"attention_backend": "dsa"} | DSA
+    flags = {"attention_backend": "dsa", "page_size": 64} | CHUNKS
     case = {"kind": "side by side", "model": str(models(name)[0]), "flags": flags, "ways": []}
     plain = workers.on("h100").ask(case)
     assert "error" not in plain, plain["error"] + "\n" + plain["log"]
@@ -105,6 +110,16 @@ def test_steps_are_sequential_and_replay_what_was_captured_before_the_server_was
     assert beside["layered_steps"].keys() == {"sequential"} and beside["layered_steps"]["sequential"] >= 4
     assert beside["num_replays"] > 0 and beside["mismatches"] == []
     assert found["num_captures"] == found["num_captures_when_ready"] > 0
+
+
+def test_drafts_and_prompts_in_one_forward_give_the_same(found: dict[str, Any]) -> None:
+    """Servers whose drafts no graph verifies run such steps."""
+    if "fused" not in found:
+        return
+    fused, beside = found["fused"], found["beside"]
+    assert fused["layered_steps"] == {"fused": beside["layered_steps"]["sequential"]}
+    assert (fused["tokens"], fused["drafts"]) == (beside["tokens"], beside["drafts"])
+    assert fused["mismatches"] == fused["violations"] == []
 
 
 def test_what_streams_share_is_ordered(found: dict[str, Any]) -> None:

@@ -24,7 +24,9 @@ from tiny_models import drafted_model  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
 from drafted_charges import charged, counted  # noqa: E402
+from drafted_grammars import check_grammars  # noqa: E402
 from drafted_images import ImageRun, answers_of_hugging_face  # noqa: E402
+from drafted_pages import check_pages  # noqa: E402
 from drafted_sessions import right_turns  # noqa: E402
 from family_checks import ExpertOracle, Run, chunks_of, hugging_face, run, sequential  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
@@ -57,6 +59,7 @@ class Case:
     kind: str | None = None
     flags: dict[str, Any] = field(default_factory=lambda: CHAIN)
     is_thorough: bool = False  # without overlap too, and with everything that may happen to requests
+    page_size: int = 1  # of the KV pool, with overlap
 
     @property
     def is_recurrent(self) -> bool:
@@ -81,11 +84,11 @@ CASES = {
     "NGRAM": Case("NGRAM", flags=TREE, is_thorough=True),
     "STANDALONE": Case("STANDALONE", kind="standalone"),
     "EAGLE": Case("EAGLE", kind="eagle", flags=BRANCHES),
-    "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp"),
+    "EAGLE of MTP": Case("EAGLE", "deepseek_v3", "mtp", page_size=64),
     "EAGLE of GLM's MTP": Case("EAGLE", "glm4_moe", "mtp"),
     "EAGLE of MiMo's MTP": Case("EAGLE", "mimo", "mtp"),
     "EAGLE of MiMo-V2's MTP layers": Case("EAGLE", "gpt_oss", "mtp-layers", CHAIN | SEVERAL),
-    "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True),
+    "EAGLE3": Case("EAGLE3", kind="eagle3", is_thorough=True, page_size=16),
     "EAGLE3 of GPT-OSS": Case("EAGLE3", "gpt_oss", "eagle3"),
     "NGRAM of Qwen3-Next": Case("NGRAM", "qwen3_next", flags=TREE),
     "EAGLE of Qwen3-Next's MTP": Case("EAGLE", "qwen3_next", "mtp"),
@@ -114,6 +117,8 @@ class Seen:
     right_turns: list[list[bool]] = field(default_factory=list)
     images: dict[str, Any] = field(default_factory=dict)
     found_again: dict[str, int | bool] = field(default_factory=dict)
+    grammars: dict[str, Any] = field(default_factory=dict)
+    pages: dict[str, Any] = field(default_factory=dict)
 
 
 def asked_for() -> list[list[int]]:
@@ -125,6 +130,7 @@ def asked_for() -> list[list[int]]:
 
 def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
     flags = {"disable_overlap_schedule": not overlap} | case.speculates
+    flags["page_size"] = case.page_size if overlap else 1
     if overlap and case.is_recurrent:
         # A state is kept for the prefix cache where a verified step passes a multiple of this many tokens.
         flags |= further_slots() | {"mamba_track_interval": TRACKED_TOKENS}
@@ -180,6 +186,9 @@ def check(case: Case, expected: list[list[int]], *, overlap: bool) -> Seen:
         seen.storm = asdict(storm(stepped))
         seen.log_probabilities = log_probabilities(stepped)
         seen.charged = asdict(charged(stepped, NUM_BACKGROUND // 3))
+        seen.grammars = asdict(check_grammars(stepped))
+        if case.page_size > 1:
+            seen.pages = asdict(check_pages(stepped, case.page_size, NUM_BACKGROUND))
         if case.is_recurrent:
             seen.found_again = found_again(stepped, NUM_BACKGROUND)
         if case.has_images:

@@ -133,6 +133,23 @@ def test_charges_come_with_the_tokens_of_verified_steps(results: dict[str, Any],
     assert 0.8 * charged["counted"] < charged["handed_on"] <= charged["counted"]
 
 
+@pytest.mark.parametrize("name", THOROUGH)
+def test_answers_keep_to_their_grammars(results: dict[str, Any], name: str) -> None:
+    seen = found(results, name)["with overlap"]["grammars"]
+    assert set(seen["legal"].values()) == {True}
+    for way in ("groups", "retracted"):
+        assert seen["tokens"][way] == seen["tokens"]["stock"], way
+    assert sum(num_right for _, num_right in seen["drafts"]["groups"]) > 0
+
+
+def test_pages_of_several_tokens_are_found_again_and_given_back(results: dict[str, Any]) -> None:
+    """Prefixes about a page's edge, cohorts that one leaves before each group, short prompts first."""
+    seen = found(results, "EAGLE3")["with overlap"]["pages"]
+    assert all(seen["tokens"].values()), seen["tokens"]
+    assert all(seen["drafts"].values()), seen["drafts"]
+    assert set(seen["cached_tokens"].values()) == {0, 16}
+
+
 @pytest.mark.parametrize("name", ["NGRAM", "EAGLE3"])
 def test_turns_of_sessions_go_on_from_what_is_written(results: dict[str, Any], name: str) -> None:
     """The KV of an answer's last token may not be: without overlap SGLang 0.5.17 takes it for written."""

@@ -81,11 +81,12 @@ class Execution:
         Raises:
             UnsupportedError: prompt and decode rows cannot run at the same time.
         """
-        if verifies and (device != "cpu" or runner.keeps_embeds):
+        if verifies and (runner.verifies_apart or runner.keeps_embeds):
             logger.info(
                 "Speculative decoding: layered steps run as --layered-execution sequential, in which drafts"
-                " are verified by SGLang's own steps; prompts beside them in one forward run on CPUs only,"
-                " and not where drafts are told of images"
+                " are verified by SGLang's own steps; prompts beside them in one forward run only where no"
+                " CUDA graph verifies (on a CPU, or with --disable-cuda-graph), and not behind an indexer or"
+                " where drafts are told of images"
             )
             return cls(runner, StrategyChoice("sequential"))
         wanted = config.layered_execution

@@ -14,6 +14,7 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang.srt.utils.device_timer import device_timer_ctx
 
 from sglang_layered.core.plan import LayerGroup
+from sglang_layered.models.refused import has_indexer
 from sglang_layered.runner.decode_graphs.paths import DecodePaths
 from sglang_layered.runner.flashinfer_group import make_group_attention
 from sglang_layered.runner.group_graphs import GroupGraphs, make_group_graphs
@@ -197,6 +198,11 @@ class LayeredRunner(GroupRunner):
         )  # which the prompt's rows have and drafts' have not
         self.decode_paths = DecodePaths(model_runner, self._calls)
         self._capture_groups()
+
+    @property
+    def verifies_apart(self) -> bool:
+        """True where SGLang's CUDA graphs verify drafts, whole, or an indexer chooses what verified rows see."""
+        return self.decode_paths.stock is not None or has_indexer(self._model_runner.model_config)
 
     @property
     def not_concurrent(self) -> str | None:

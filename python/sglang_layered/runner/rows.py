@@ -76,7 +76,10 @@ def hybrid_batch(prompt: ForwardBatch, decode: ForwardBatch) -> ForwardBatch:
         positions=torch.cat([prompt.positions, decode.positions]),
         req_pool_indices=torch.cat([prompt.req_pool_indices, decode.req_pool_indices]),
         seq_lens=torch.cat([prompt.seq_lens, decode.seq_lens]),
-        seq_lens_cpu=_join(prompt.seq_lens_cpu, decode.seq_lens_cpu),
+        # On a GPU drafts are verified without lengths on the host.
+        seq_lens_cpu=(
+            None if decode.seq_lens_cpu is None else _join(prompt.seq_lens_cpu, decode.seq_lens_cpu)
+        ),
         seq_lens_sum=None,
         orig_seq_lens=_join(prompt.orig_seq_lens, decode.orig_seq_lens),
         # Three positions a row (time, height, width), [3, rows]; a multimodal model takes them instead.

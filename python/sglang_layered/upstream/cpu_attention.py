@@ -22,6 +22,7 @@ from sglang_layered_kernels.cpu.paged_attention import Weighing, attend, attend_
 from sglang_layered_kernels.cpu.slots import Reader, Slots, as_run, in_runs
 
 from sglang_layered.upstream.cpu_choice import CPU_ATTENTION
+from sglang_layered.upstream.releases import requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,7 @@ def _keep_triton_out() -> None:
     for module in (forward_batch_info, mrope, allocation):
         module.support_triton = _support_triton
     allocation.get_last_loc = allocation.get_last_loc_torch
+    requests.allocate_pages_by_torch()
 
 
 def _support_triton(backend: str) -> bool:

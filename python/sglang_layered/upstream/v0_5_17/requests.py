@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import match_prefix_for_req
+from sglang.srt.mem_cache.allocator import paged
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 from sglang.srt.session.streaming_session import SessionSlot, StreamingSession
@@ -165,3 +166,38 @@ def _values_on_device(root: Any) -> torch.Tensor:
         if node.value is not None:
             found.append(node.value)
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def allocate_pages_by_torch() -> None:
+    """Let SGLang find slots on pages of several tokens by its own code in torch: a CPU has no Triton."""
+    paged.alloc_extend_kernel, paged.alloc_decode_kernel = _Launched(_extend), _Launched(_decode)
+
+
+class _Launched:
+    """A function that is called as a Triton kernel is launched."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self._function
+
+
+def _extend(
+    prefix_lens: torch.Tensor,
+    seq_lens: torch.Tensor,
+    last_loc: torch.Tensor,
+    free_pages: torch.Tensor,
+    out: torch.Tensor,
+    _: int,
+    page_size: int,
+) -> None:
+    """Write the slots of these requests' next tokens; with too few pages nothing: SGLang then finds so."""
+    num_pages = (-(-seq_lens // page_size) + -prefix_lens // page_size).sum()
+    if num_pages <= len(free_pages):
+        paged.alloc_extend_naive(prefix_lens, seq_lens, last_loc, free_pages, out, page_size, out.device)
+
+
+def _decode(seq_lens: torch.Tensor, *others: Any) -> None:
+    """One more token of each."""
+    _extend(seq_lens - 1, seq_lens, *others)

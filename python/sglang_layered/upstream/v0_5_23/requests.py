@@ -144,3 +144,7 @@ def tree_values(tree_cache: Any) -> torch.Tensor:
     """KV slots that the prefix tree holds, one entry a token; of nodes whose KV is on the host none."""
     values: torch.Tensor = tree_cache.all_values_flatten()
     return values
+
+
+def allocate_pages_by_torch() -> None:
+    """SGLang does where a device has no Triton."""
