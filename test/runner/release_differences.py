@@ -62,9 +62,7 @@ asks_the_process = _asks_context if get_pp_group is None else _asks_group
 LAYERED_GRAPHS = pytest.mark.skipif(
     forwarding.GRAPHS_MISSING is not None, reason=str(forwarding.GRAPHS_MISSING)
 )
-OWN_HEADING = pytest.mark.skipif(
-    not arguments.IS_ONE_CLASS, reason="in this release our flags have no heading of their own"
-)
+OF_0_5_23 = pytest.mark.skipif(arguments.IS_ONE_CLASS, reason="SGLang 0.5.17 has no such flag or value")
 KV_SIZED_LATE = pytest.mark.skipif(
     not hasattr(kv_pool_runtime, "get_world_group"),
     reason="SGLang's own sizing is fed by hand here, with what it reads in 0.5.17",

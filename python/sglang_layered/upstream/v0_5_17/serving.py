@@ -26,6 +26,14 @@ note_launch: Callable[[Any, Sequence[ScheduleBatch]], None] | None = None
 """What SGLang counts of a launch, before it is stamped; nothing here that `begin_launch` does not."""
 
 
+copy_rest: Callable[[Any, ScheduleBatch, Any], None] | None = None
+"""Nothing: requests get tokens and what goes with their log-probabilities."""
+
+
+def refuse_requests(scheduler: Any) -> None:
+    """Nothing that `refusals.py` does not refuse by its flag."""
+
+
 def ranks_of(scheduler: Any) -> Any:
     """Sizes and ranks: `tp_size`, `pp_rank`, `attn_tp_rank` and the like."""
     return scheduler.ps

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.managers.scheduler import _make_abort_req
+from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
 from sglang.srt.runtime_context import get_parallel
 
 reader_of: Callable[[Any], Any] = attrgetter("last_shared_read_runner")
@@ -23,6 +23,32 @@ READ_DONE = "shared_read_done_event"
 
 GIVES_ADAPTERS_BACK = True
 """Whether the tokenizer process counts an adapter as free again however its request ends."""
+
+
+copy_rest: Callable[[Any, ScheduleBatch, Any], None] | None = Scheduler._copy_auxiliary_output_to_cpu
+"""Without overlap: start the copy of what requests asked for beside tokens, as masks of their sampling."""
+
+
+class _NoBeams:
+    """SGLang's coordinator of beam searches, which takes no new one."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coordinator, name)
+
+    def validate_and_init(self, req: Any, recv_req: Any) -> str:
+        """Why SGLang answers a beam search with 400. Its rows in a decode batch are more than its requests."""
+        return (
+            "Beam search is not tested beside a cohort of --prefill-mode layered; leave beam_width out, or use"
+            " a server in another mode."
+        )
+
+
+def refuse_requests(scheduler: Any) -> None:
+    """Let requests be answered with 400 that a layered server cannot serve."""
+    scheduler.beam_coordinator = _NoBeams(scheduler.beam_coordinator)
 
 
 def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
@@ -77,7 +103,7 @@ def tend_requests(scheduler: Any, inflight: Any) -> None:
     What waits or runs too long ends where requests are taken in: there SGLang also looks at `inflight`, its
     last batch.
     """
-    scheduler._process_hicache_events()
+    collect_events(scheduler)
     if scheduler.grammar_manager.has_waiting_grammars():
         for req in scheduler.grammar_manager.get_ready_grammar_requests():
             scheduler._add_request_to_queue(req)
