@@ -29,6 +29,12 @@ copy_rest: Callable[[Any, ScheduleBatch, Any], None] | None = Scheduler._copy_au
 """Without overlap: start the copy of what requests asked for beside tokens, as masks of their sampling."""
 
 
+NO_MASKS = (
+    "return_sampling_mask is not tested over the pipeline stages of --prefill-mode layered; leave it out, or use"
+    " a server in another mode."
+)
+
+
 class _NoBeams:
     """SGLang's coordinator of beam searches, which takes no new one."""
 
@@ -48,7 +54,17 @@ class _NoBeams:
 
 def refuse_requests(scheduler: Any) -> None:
     """Let requests be answered with 400 that a layered server cannot serve."""
-    scheduler.beam_coordinator = _NoBeams(scheduler.beam_coordinator)
+    if not isinstance(scheduler.beam_coordinator, _NoBeams):
+        scheduler.beam_coordinator = _NoBeams(scheduler.beam_coordinator)
+    add = type(scheduler)._add_request_to_queue.__get__(scheduler)  # of the class: a second loop adds no second
+
+    def add_unless_masked(req: Any, is_retracted: bool = False) -> None:
+        if req.return_sampling_mask and ranks_of(scheduler).pp_size > 1:
+            scheduler._reject_sampling_mask_request(req, NO_MASKS)
+        else:
+            add(req, is_retracted)
+
+    scheduler._add_request_to_queue = add_unless_masked
 
 
 def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
