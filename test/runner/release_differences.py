@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,12 @@ def ways_to_keep(tree_cache: Any, req: Any) -> list[Callable[[], Any]]:
         lambda: tree_cache.cache_finished_req(req, is_insert=True),
         lambda: tree_cache.cache_finished_req(req, is_insert=False),  # its session would save it all the same
     ]
+
+
+def embeddings_of_images() -> Any:
+    """SGLang's cache of what its encoder has made of images."""
+    module = "mm_utils" if arguments.IS_ONE_CLASS else "mm_schedule"
+    return import_module(f"sglang.srt.managers.{module}").embedding_cache
 
 
 def length_of(match: Any) -> int:

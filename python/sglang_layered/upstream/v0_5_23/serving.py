@@ -5,7 +5,7 @@ Upstream: srt/managers/scheduler.py.
 
 import time
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
@@ -98,9 +98,8 @@ def num_replicas_of(scheduler: Any) -> int:
     return num_ranks
 
 
-def take_in(scheduler: Any) -> None:
-    """Receive requests and dispatch them; requests that ran too long are aborted there."""
-    scheduler.ingest_requests()
+take_in: Callable[[Any], Any] = methodcaller("ingest_requests")
+"""Receive requests and dispatch them; requests that ran too long are aborted there."""
 
 
 def note_idle(scheduler: Any) -> None:
@@ -125,12 +124,11 @@ def tend_requests(scheduler: Any, inflight: Any) -> None:
             scheduler._add_request_to_queue(req)
 
 
-def collect_events(scheduler: Any) -> None:
-    """Take in which writes and loads of the hierarchical cache have ended, before a batch is chosen.
+collect_events: Callable[[Any], Any] = methodcaller("_process_hicache_events")
+"""Take in which writes and loads of the hierarchical cache have ended, before a batch is chosen.
 
-    Until then SGLang keeps their nodes locked. Every tensor rank must call it in the same step.
-    """
-    scheduler._process_hicache_events()
+Until then SGLang keeps their nodes locked. Every tensor rank must call it in the same step.
+"""
 
 
 def end_late_ones(scheduler: Any) -> None:
