@@ -26,7 +26,9 @@ class LazyLoads:
         pool_class, event_class = mha.MHATokenToKVPoolHost, cache_controller.LayerLoadingEvent
         load, init, loads = pool_class.load_to_device_per_layer, event_class.__init__, self
 
-        def put_off(pool: Any, device: Any, host: Any, slots: Any, layer: int, backend: str, **more: Any) -> None:
+        def put_off(
+            pool: Any, device: Any, host: Any, slots: Any, layer: int, backend: str, **more: Any
+        ) -> None:
             loads.pending[layer] = lambda: load(pool, device, host, slots, layer, backend, **more)
             loads.num_put_off += 1
 

@@ -72,8 +72,8 @@ FLAGS: Mapping[str, str] = {
 """What layered mode does not work with: the reason, and after a semicolon the remedy."""
 
 LORA: Mapping[str, str] = {
-    "--lora-backend": "triton_v2 keeps which rows have which adapter in objects of its own, and a layered step"
-    " exchanges that for each kind of its rows; use 'csgmv' or 'triton'",
+    "--lora-backend": "triton_v2 keeps which rows have which adapter in objects of its own, which a layered"
+    " step would have to exchange for each kind of its rows; use 'csgmv' or 'triton'",
     "--enable-lora-overlap-loading": "a stream of its own writes adapters beside a cohort, which is not"
     " tested; leave the flag out",
     "--pp-size": "a cohort passes a stage beside the decode rows of other micro-batches, whose adapters are"

@@ -169,9 +169,7 @@ def test_a_slot_counts_what_is_written_of_a_drafted_turn(requests: ModuleType) -
     sessions: Any = KeepsTurns()
     for _ in range(2):
         requests.keep_what_is_written(None, sessions)
-    turn = SimpleNamespace(
-        session=SimpleNamespace(session_id="s"), kv=SimpleNamespace(kv_committed_len=29)
-    )
+    turn = SimpleNamespace(session=SimpleNamespace(session_id="s"), kv=SimpleNamespace(kv_committed_len=29))
     assert sessions.try_cache_finished_req(turn)
     assert sessions.slots["s"].kv.kv_committed_len == 29
     plain = SimpleNamespace(session=None, kv=SimpleNamespace(kv_committed_len=29))

@@ -27,7 +27,7 @@ note_launch: Callable[[Any, Sequence[ScheduleBatch]], None] | None = None
 
 
 copy_rest: Callable[[Any, ScheduleBatch, Any], None] | None = None
-"""Nothing: requests get tokens and what goes with their log-probabilities."""
+"""Nothing: this release has no observers of sampling."""
 
 
 def refuse_requests(scheduler: Any) -> None:

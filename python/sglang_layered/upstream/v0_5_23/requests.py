@@ -83,8 +83,8 @@ def keep_what_is_written(cache: Any, sessions: StreamingSession) -> None:
     """With drafts, let the slot of a streaming session count the tokens whose KV is written, and no more.
 
     The last token of a verified step is computed by the next one, and slots for further drafts lie behind it:
-    SGLang counts it as written when a turn ends with it, as 0.5.17 does. What is not counted is computed again
-    by the next turn. Upstream: `StreamingSession.try_cache_finished_req`.
+    SGLang counts it as written when a turn ends with it, as 0.5.17 does. What is not counted the next turn
+    computes. Upstream: `StreamingSession.try_cache_finished_req`.
     """
     finished = type(sessions).try_cache_finished_req.__get__(sessions)
 

@@ -24,14 +24,12 @@ READ_DONE = "shared_read_done_event"
 GIVES_ADAPTERS_BACK = True
 """Whether the tokenizer process counts an adapter as free again however its request ends."""
 
-
 copy_rest: Callable[[Any, ScheduleBatch, Any], None] | None = Scheduler._copy_auxiliary_output_to_cpu
-"""Without overlap: start the copy of what requests asked for beside tokens, as masks of their sampling."""
-
+"""Without overlap: start the copy of what an observer of sampling has found."""
 
 NO_MASKS = (
-    "return_sampling_mask is not tested over the pipeline stages of --prefill-mode layered; leave it out, or use"
-    " a server in another mode."
+    "return_sampling_mask is not tested over the pipeline stages of --prefill-mode layered; leave it out, or"
+    " use a server in another mode."
 )
 
 
@@ -45,10 +43,10 @@ class _NoBeams:
         return getattr(self._coordinator, name)
 
     def validate_and_init(self, req: Any, recv_req: Any) -> str:
-        """Why SGLang answers a beam search with 400. Its rows in a decode batch are more than its requests."""
+        """Why a beam search is answered with 400: it has more rows in a decode batch than requests."""
         return (
-            "Beam search is not tested beside a cohort of --prefill-mode layered; leave beam_width out, or use"
-            " a server in another mode."
+            "Beam search is not tested beside a cohort of --prefill-mode layered; leave beam_width out, or"
+            " use a server in another mode."
         )
 
 
@@ -56,7 +54,9 @@ def refuse_requests(scheduler: Any) -> None:
     """Let requests be answered with 400 that a layered server cannot serve."""
     if not isinstance(scheduler.beam_coordinator, _NoBeams):
         scheduler.beam_coordinator = _NoBeams(scheduler.beam_coordinator)
-    add = type(scheduler)._add_request_to_queue.__get__(scheduler)  # of the class: a second loop adds no second
+    add = type(scheduler)._add_request_to_queue.__get__(
+        scheduler
+    )  # of the class: a second loop adds no second
 
     def add_unless_masked(req: Any, is_retracted: bool = False) -> None:
         if req.return_sampling_mask and ranks_of(scheduler).pp_size > 1:
