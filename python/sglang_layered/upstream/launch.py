@@ -170,7 +170,7 @@ class StepLauncher:
             return
         result.next_token_ids = sample(self._model_runner, forward, result.logits_output)
         serving.relay(scheduler, batch, indices, result)
-        serving.copy_to_host(scheduler, batch, result)
+        serving.copy_to_host(scheduler, result, batch)
 
 
 def forward_of(

@@ -95,7 +95,7 @@ def relay(scheduler: Any, batch: ScheduleBatch, indices: torch.Tensor, result: A
     scheduler._relay_forward_payload(indices, result)
 
 
-def copy_to_host(scheduler: Any, batch: ScheduleBatch, result: Any) -> None:
+def copy_to_host(scheduler: Any, result: Any, batch: ScheduleBatch) -> None:
     """Start the copy of a result to the host, beside the next forward."""
     scheduler.copy_stream.wait_stream(scheduler.forward_stream)
     with scheduler.copy_stream_ctx:

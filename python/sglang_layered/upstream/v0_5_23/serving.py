@@ -140,9 +140,8 @@ def relay(scheduler: Any, batch: ScheduleBatch, indices: torch.Tensor, result: A
     scheduler._relay_forward_payload(batch, indices, result)
 
 
-def copy_to_host(scheduler: Any, batch: ScheduleBatch, result: Any) -> None:
-    """Start the copy of a result to the host, beside the next forward, in SGLang's way."""
-    scheduler._copy_result_to_cpu(result, batch)
+copy_to_host: Callable[[Any, Any, ScheduleBatch], None] = Scheduler._copy_result_to_cpu
+"""Start the copy of a result to the host, beside the next forward, in SGLang's way."""
 
 
 def forget_aborted(scheduler: Any, req: Any) -> None:
