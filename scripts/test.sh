@@ -2,12 +2,19 @@
 # Sets everything up, then: checks, and the tests of the runtime. With --lab: instead tests of the lab and those of the
 # runtime that take long (servers of several ranks, kinds of weights and replicas, CUDA emulation, schedulers stepped a
 # second time without SGLang's overlap, monitoring, soak), with --all: both. Other arguments go to pytest, and it runs once.
+# With --sglang 0.5.23 before them: in that release's environment; without others what shows that it is served as well.
 #
 # A job is one pytest, or the checks. Three run side by side, on two cores: what serves waits a third of its time, for
 # SGLang's own sleeps, clients and scrapes. One worker takes jobs from the front, where those with servers are: these
 # run one after another, for the sake of memory. The others take jobs from the back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+release=() python=.venv/bin/python
+if [ "${1:-}" = --sglang ]; then
+  release=("$1" "$2") python=.venv-$2/bin/python
+  shift 2
+fi
 
 # Servers that are shared live as long as their pytest: those of five configurations are in one job, so that more
 # servers at once never fill the memory.
@@ -33,8 +40,15 @@ lab=(
   "test/monitoring test/soak $played" # a server or two at a time; last it would run alone
   "test/runner --without-overlap"
 )
-case "${1:-}" in
+carried=( # by a release beside the default
+  "test/e2e/test_equality.py test/e2e/test_faults.py test/e2e/test_feature_off.py"
+  "test/models/test_cuts.py test/models/test_speculative.py"
+  "test/patches"
+  "test/runner"
+)
+case "${release[*]:+carried}${1:-}" in
   "") jobs=("${runtime_served[@]}" "${runtime[@]}") ;;
+  carried) jobs=("${carried[@]}") ;;
   --lab) jobs=("${lab_served[@]}" "${lab[@]}" "scripts/check") ;;
   --all) jobs=("${runtime_served[@]}" "${lab_served[@]}" "${lab[@]}" "${runtime[@]}") ;;
   *) jobs=("$*") ;;
@@ -50,7 +64,7 @@ worker() { # runs the jobs that it is told of and that nobody has taken, in that
     echo "test: $command"
     begun=$SECONDS
     # shellcheck disable=SC2086
-    ${command/#pytest/.venv/bin/python -m pytest} > "$taken/$job/log" 2>&1 &
+    ${command/#pytest/"$python" -m pytest} > "$taken/$job/log" 2>&1 &
     wait $! || failed=1
     echo "test: $((SECONDS - begun)) s: $command" >> "$taken/$job/log"
     flock "$taken" cat "$taken/$job/log"
@@ -58,10 +72,10 @@ worker() { # runs the jobs that it is told of and that nobody has taken, in that
   exit "$failed"
 }
 
-scripts/setup.sh
+scripts/setup.sh "${release[@]}"
 if [ "${#jobs[@]}" = 1 ]; then
-  scripts/check
-  exec .venv/bin/python -m pytest "$@"
+  [ -n "${release[*]}" ] || scripts/check
+  exec "$python" -m pytest "$@"
 fi
 taken=$(mktemp -d)
 failed=0 workers=()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,11 +50,10 @@ def stand_in() -> None:
 def load_ngram_corpus() -> None:
     """Compile and load what NGRAM looks drafts up in, which SGLang does only when a server starts.
 
-    GCC 12 needs a header that one of its files does not include. Only here: PyTorch's own compilers take no
-    options in CXX.
+    Its compiler is set only here: PyTorch's own kernels have theirs.
     """
     before = os.environ.get("CXX")
-    os.environ["CXX"] = f"{before or 'c++'} -include cstddef"
+    os.environ["CXX"] = str(Path(__file__).with_name("c++-with-cstddef"))
     try:
         get_ngram_corpus_cls()
     finally:

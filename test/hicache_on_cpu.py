@@ -26,8 +26,10 @@ class LazyLoads:
         pool_class, event_class = mha.MHATokenToKVPoolHost, cache_controller.LayerLoadingEvent
         load, init, loads = pool_class.load_to_device_per_layer, event_class.__init__, self
 
-        def put_off(pool: Any, device: Any, host: Any, slots: Any, layer: int, backend: str) -> None:
-            loads.pending[layer] = lambda: load(pool, device, host, slots, layer, backend)
+        def put_off(
+            pool: Any, device: Any, host: Any, slots: Any, layer: int, backend: str, **more: Any
+        ) -> None:
+            loads.pending[layer] = lambda: load(pool, device, host, slots, layer, backend, **more)
             loads.num_put_off += 1
 
         def made(event: Any, num_layers: int) -> None:

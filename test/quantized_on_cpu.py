@@ -6,6 +6,8 @@ is for a process that serves tiny models and ends: nothing is put back.
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -67,6 +69,8 @@ def _leave_as_loaded(module: Any, *args: Any, **kwargs: Any) -> None:
 
 def _let_gpt_oss_compute_in_float32() -> None:
     """SGLang sets bfloat16 for MXFP4, which its kernels need; equal tokens need float32."""
+    if find_spec("sglang.srt.arg_groups.model_overrides"):  # 0.5.23 registers each family's in its own module
+        import_module("sglang.srt.arg_groups.model_overrides.gpt_oss")
     [stock] = [
         provider
         for provider in overrides._MODEL_OVERRIDE_FNS["GptOssForCausalLM"]

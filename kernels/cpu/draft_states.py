@@ -109,6 +109,7 @@ def keep_accepted(
     nodes: torch.Tensor,
     tracked_slots: torch.Tensor | None,
     tracked_nodes: torch.Tensor | None,
+    src_indices_raw: torch.Tensor | None = None,
 ) -> None:
     """Make the states behind one node of each request its own, in all layers.
 
@@ -116,18 +117,20 @@ def keep_accepted(
 
     Args:
         caches: SGLang's `MambaPool.SpeculativeState`; tensors are [layers, slots, ...], and
-            [layers, places, nodes, ...] those behind drafts, a request's place is its number.
+            [layers, places, nodes, ...] those behind drafts.
         slots: [requests].
         nodes: [requests], the last accepted one; -1: leave the slot alone.
         tracked_slots: [requests], further slots, from which the prefix cache takes states.
         tracked_nodes: [requests], as `nodes`, for these.
+        src_indices_raw: [requests], places; None: a request's place is its number.
     """
+    places = range(len(slots)) if src_indices_raw is None else src_indices_raw.tolist()
     parts = [(caches.temporal, caches.intermediate_ssm)]
     parts += zip(caches.conv, caches.intermediate_conv_window, strict=True)
     for where, which in ((slots, nodes), (tracked_slots, tracked_nodes)):
         if where is None or which is None:
             continue
-        for request, (slot, node) in enumerate(zip(where.tolist(), which.tolist(), strict=True)):
+        for place, slot, node in zip(places, where.tolist(), which.tolist(), strict=True):
             if node >= 0:
                 for states, kept in parts:
-                    states[:, slot] = kept[:, request, node]
+                    states[:, slot] = kept[:, place, node]

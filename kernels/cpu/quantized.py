@@ -135,6 +135,7 @@ class QuantizedOps:
         alpha: float | None,
         limit: float | None,
         is_vnni: bool,
+        activation: str = "silu",
     ) -> torch.Tensor:
         """The routed experts of a layer: gate and up (`w13`), an activation, down (`w2`), weighted sums.
 
@@ -156,13 +157,16 @@ class QuantizedOps:
             alpha: of GPT-OSS's activation; None for SiLU.
             limit: where GPT-OSS's activation is cut off.
             is_vnni: whether the weights have the native op's layout; they never have.
+            activation: of a layer without `alpha`.
 
         Returns:
             [rows, hidden] in the dtype of `x`.
 
         Raises:
-            CpuKernelError: weights that are not quantized.
+            CpuKernelError: weights that are not quantized, or another activation than SiLU.
         """
+        if alpha is None and activation != "silu":
+            raise CpuKernelError(f"fused_experts_cpu: activation {activation} has no reference")
         if method not in tuple(Method):
             raise CpuKernelError(f"fused_experts_cpu: method {method} is not one of quantized weights")
         quantize = self._rows_of(Method(method), block)

@@ -30,7 +30,7 @@ def scheduler_class(scheduler_class: Any) -> Any:
     """
     handle_generate_request = scheduler_class.handle_generate_request
     pause_generation = scheduler_class.pause_generation
-    process_batch_result = scheduler_class.process_batch_result
+    observe = seams.around_results(scheduler_class.process_batch_result)
     get_internal_state = scheduler_class.get_internal_state
     set_internal_state = scheduler_class.set_internal_state
 
@@ -44,12 +44,6 @@ def scheduler_class(scheduler_class: Any) -> Any:
         if recv_req.mode != "in_place":  # which leaves all as it is
             seams.on_pause(scheduler)
         pause_generation(scheduler, recv_req)
-
-    @wraps(process_batch_result)
-    def observe(scheduler: Any, batch: Any, result: Any) -> None:
-        seams.before_results(scheduler, batch)
-        process_batch_result(scheduler, batch, result)
-        seams.after_results(scheduler, batch)
 
     @wraps(get_internal_state)
     def tell(scheduler: Any, recv_req: Any) -> Any:

@@ -48,10 +48,32 @@ FLAGS: Mapping[str, str] = {
     "--radix-cache-backend": f"{FOREIGN_CACHE}; leave the flag out",
     "--enable-forward-pass-metrics": "they count a prompt in one forward and it takes several; use"
     " --enable-metrics",
+    # Of SGLang 0.5.23.
+    "--enable-pd-role-switch": "it ends one event loop and starts another; leave the flag out",
+    "--prefill-decode-interval": "it lets prompts wait for decode rounds, and layered mode decodes in every"
+    " step; use 0",
+    "--enable-watermark": "it marks tokens by those before them, kept by rows of the request pool, which is"
+    " not tested beside a cohort; leave the flag out",
+    "--enable-return-aux-hidden-states": "a model gathers these rows in one forward and a prompt takes"
+    " several; leave the flag out",
+    "--enable-encoder-swa-bounded-replay": "it computes windows again in forwards of its own; leave the flag"
+    " out",
+    "--enable-nvidia-megakernel": "one kernel runs all layers of the rows that decode; leave the flag out",
+    "--enable-amd-monokernel": "one kernel runs all layers of the rows that decode; leave the flag out",
+    "--enable-paged-experts": "experts of two kinds of rows would take one another's place on the device;"
+    " leave the flag out",
+    "--enable-kv-cache-sharding": "it is for servers that only compute prompts; leave the flag out",
+    "--enable-unified-cache-external-linker": f"{FOREIGN_CACHE}; leave the flag out",
+    "--hicache-host-memory-mode": "KV that passes through host memory without staying there is not tested"
+    " beside a cohort; use 'cache'",
+    "--startup-weight-load-mode": "the start compares layer ranges, and the weights would come after it; use"
+    " 'serial'",
 }
 """What layered mode does not work with: the reason, and after a semicolon the remedy."""
 
 LORA: Mapping[str, str] = {
+    "--lora-backend": "triton_v2 keeps which rows have which adapter in objects of its own, which a layered"
+    " step would have to exchange for each kind of its rows; use 'csgmv' or 'triton'",
     "--enable-lora-overlap-loading": "a stream of its own writes adapters beside a cohort, which is not"
     " tested; leave the flag out",
     "--pp-size": "a cohort passes a stage beside the decode rows of other micro-batches, whose adapters are"
@@ -101,6 +123,9 @@ UNASKED: Mapping[str, Callable[[Any], bool]] = {
     "--attn-cp-size": lambda value: value == 1,
     "--dcp-size": lambda value: value == 1,
     "--pp-size": lambda value: value == 1,
+    "--lora-backend": lambda value: value != "triton_v2",
+    "--hicache-host-memory-mode": lambda value: value == "cache",
+    "--startup-weight-load-mode": lambda value: value == "serial",
     "--load-format": lambda value: value not in ("bitsandbytes", "flash_rl"),
     "--kv-cache-dtype": lambda value: value in ("auto", "bf16", "bfloat16"),
 }

@@ -9,6 +9,8 @@ one of them, none is called: each is then a function that returns None (`server_
 that must leave SGLang as released. A function whose arguments or meaning change gets a new name.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 
@@ -122,6 +124,21 @@ def after_results(scheduler: Any, batch: Any) -> None:
     observer = getattr(scheduler, "layered_observer", None)
     if observer is not None:
         observer.after_results(batch)
+
+
+def around_results(process_batch_result: Callable[..., None]) -> Callable[..., None]:
+    """`Scheduler.process_batch_result` where no line is inserted: both of these around it, in one call."""
+
+    @wraps(process_batch_result)
+    def process(scheduler: Any, batch: Any, result: Any) -> None:
+        observer = getattr(scheduler, "layered_observer", None)
+        if observer is not None:
+            observer.before_results(batch)
+        process_batch_result(scheduler, batch, result)
+        if observer is not None:
+            observer.after_results(batch)
+
+    return process
 
 
 def add_state(scheduler: Any, state: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ SERVER_DOORS = ("sglang.launch_server", "sglang.cli.main")
 def add_fields(cls: Any) -> Any:
     """The class that SGLang takes its flags from, with every flag of ours.
 
-    Upstream file: srt/server_args.py. On 0.5.23 ours have no heading.
+    Upstream file: srt/server_args.py.
     """
     types = get_type_hints(LayeredConfig)
     flags = [
@@ -46,8 +46,8 @@ def add_fields(cls: Any) -> Any:
         for item in fields(LayeredConfig)
     ]
     cls = arguments.with_fields(cls, flags)
+    arguments.let_flags_be_added(cls, under_heading)
     if arguments.IS_ONE_CLASS:
-        cls.add_cli_args = staticmethod(under_heading(cls.add_cli_args))
         register_cpu_attention()
     offer_cpu_attention(cls)
     return cls
@@ -58,23 +58,25 @@ class _WithHeading:
 
     def __init__(self, parser: Any) -> None:
         self._parser = parser
-        self._group = parser.add_argument_group("layered prefill", HEADING)
+        self._group: Any = None
         self._ours = {flag_name(item.name) for item in fields(LayeredConfig)}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parser, name)
 
     def add_argument(self, *names: str, **settings: Any) -> Any:
-        place = self._group if self._ours.intersection(names) else self._parser
-        return place.add_argument(*names, **settings)
+        if not self._ours.intersection(names):
+            return self._parser.add_argument(*names, **settings)
+        self._group = self._group or self._parser.add_argument_group("layered prefill", HEADING)
+        return self._group.add_argument(*names, **settings)
 
 
-def under_heading(add_cli_args: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Wrap `ServerArgs.add_cli_args`: `--help` shows our flags under a heading behind SGLang's hundreds."""
+def under_heading(add_cli_args: Callable[..., None]) -> Callable[..., None]:
+    """Wrap what adds flags to a parser: `--help` shows ours under a heading behind SGLang's hundreds."""
 
     @wraps(add_cli_args)
-    def add(parser: Any) -> None:
-        add_cli_args(_WithHeading(parser))
+    def add(parser: Any, *args: Any, **kwargs: Any) -> None:
+        add_cli_args(_WithHeading(parser), *args, **kwargs)
 
     return add
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sglang.srt.managers import mm_utils
 
 from harness import SteppedScheduler
 from image_prompts import Asked, Picture, Pictures
 from prompts import prompt
+from release_differences import embeddings_of_images
 from sglang_layered.upstream.aux_states import KeptEmbeds
 
 NUM_OUTPUTS = 24
@@ -84,7 +84,7 @@ class ImageRun:
     def _forget(self, **settings: float) -> None:
         self._stepped.drain()
         assert self._stepped.change(settings)
-        mm_utils.embedding_cache.clear()
+        embeddings_of_images().clear()
 
     def _note(self, name: str, rids: list[str]) -> None:
         self._found.tokens[name] = [tokens[:NUM_OUTPUTS] for tokens in self._stepped.finish(*rids)]

@@ -100,6 +100,8 @@ def use_references() -> None:
     lfm2.causal_conv1d_fn = lfm2_moe.causal_conv1d_fn = causal_conv1d_fn_cpu
     lfm2.causal_conv1d_update = lfm2_moe.causal_conv1d_update = causal_conv1d_update_cpu
     CPU_OPERATORS.impl("mm.dtype", wide_product, "CPU")
+    if not torch.cuda.is_available():  # where 0.5.23 makes a norm of Qwen3-Next, whatever the server's device
+        torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment,return-value]
     experts.forward_native = partialmethod(some_without_gates, experts.forward_native)
     # What these two do on another device without CUDA's kernels is right on a CPU too: a router's bias of one
     # dimension, which the top-k takes; and rotated queries and keys, which a CPU returns, not in place.

@@ -13,19 +13,20 @@ from families_on_cpu import FEW_STATES, FLAGS, use_references  # noqa: E402
 
 # isort: split
 import click  # noqa: E402
+import pytest  # noqa: E402
 from lora_models import leave_memory_unpinned  # noqa: E402
 from sglang.srt.distributed.parallel_state import (  # noqa: E402
     destroy_distributed_environment,
     destroy_model_parallel,
 )
 from sglang.srt.runtime_context import reset_context  # noqa: E402
-from sglang.srt.server_args import ServerArgs  # noqa: E402
 from tiny_models import tiny_model  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from case_by_case import check_all  # noqa: E402
 from family_checks import CHUNK_TOKENS, DEFINED, GROUP_TOKENS, check_family  # noqa: E402
 from harness import SteppedScheduler  # noqa: E402
+from release_differences import let_states_be_kept  # noqa: E402
 from sglang_layered.models.layer_shapes import read_layer_shapes  # noqa: E402
 from sglang_layered_lab.models.catalogue import ARCHS  # noqa: E402
 
@@ -35,7 +36,7 @@ def further_slots() -> dict[str, Any]:
 
     SGLang allows it with CUDA's kernels alone, and pins memory for it. Our references keep the states too.
     """
-    ServerArgs._validate_mamba_extra_buffer = lambda *args: None  # type: ignore[method-assign]
+    let_states_be_kept(pytest.MonkeyPatch())  # for as long as this process lives
     leave_memory_unpinned()
     flags = {"mamba_radix_cache_strategy": "extra_buffer", "disable_overlap_schedule": False}
     return flags | FEW_STATES

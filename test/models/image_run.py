@@ -23,13 +23,13 @@ use_references()
 import pytest
 import torch
 from own_process import in_forks
-from sglang.srt.managers import mm_utils
 from tiny_models import tiny_model
 
 from family_checks import sequential
 from harness import SteppedScheduler
 from image_prompts import Asked, Picture, Pictures
 from prompts import prompt
+from release_differences import embeddings_of_images
 from sglang_layered.core.events import StepDone
 from sglang_layered.upstream import images
 
@@ -84,7 +84,7 @@ class Run:
         """Nothing is in the caches of KV and of embeddings."""
         self.stepped.drain()
         assert self.stepped.change(settings)
-        mm_utils.embedding_cache.clear()
+        embeddings_of_images().clear()
         self.encoded.clear()
 
     def answers(self, prompts: Sequence[Asked], **settings: float) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def ways(run: Run) -> dict[str, Any]:
     with sequential(run.stepped):
         seen["sequential"] = run.answers(PROMPTS, layered_num_groups=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mm_utils.embedding_cache, "max_size", 0)
+        patch.setattr(embeddings_of_images(), "max_size", 0)
         seen["no cache"] = run.answers(PROMPTS, layered_num_groups=3)
     return seen
 

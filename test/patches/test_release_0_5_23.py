@@ -24,13 +24,18 @@ class Aborted:
 def loaded(concern: str, **modules: Any) -> Iterator[ModuleType]:
     """The module of this concern, with stand-ins for modules of SGLang; `__` stands for a dot."""
     names = {f"sglang.srt.{name.replace('__', '.')}": module for name, module in modules.items()}
+    own = f"{PACKAGE}.{concern}"
+    installed = sys.modules.pop(own, None)  # where this release is
     with pytest.MonkeyPatch.context() as patch:
         for name, module in names.items():
             patch.setitem(sys.modules, name, module)
             package, _, last = name.rpartition(".")
             patch.setattr(import_module(package), last, module, raising=False)
-        yield import_module(f"{PACKAGE}.{concern}")
-    sys.modules.pop(f"{PACKAGE}.{concern}", None)
+        yield import_module(own)
+    sys.modules.pop(own, None)
+    if installed is not None:
+        sys.modules[own] = installed
+        setattr(import_module(PACKAGE), concern, installed)
 
 
 HOOKS: dict[str, Any] = {}
@@ -145,6 +150,32 @@ def test_nothing_is_kept_of_a_request_in_flight(requests: ModuleType) -> None:
     assert cache.claim_kv_row(turn) and len(asked) == 2, "an aborted turn is released by its session"
 
 
+class KeepsTurns:
+    """As SGLang's streaming sessions: a slot takes the last token of an answer for written."""
+
+    def __init__(self) -> None:
+        self.slots: dict[str, Any] = {}
+
+    def try_cache_finished_req(self, req: Any) -> bool:
+        if req.session is None:
+            return False
+        self.slots[req.session.session_id] = SimpleNamespace(kv=req.kv)
+        req.kv.kv_committed_len = 30
+        req.kv = None
+        return True
+
+
+def test_a_slot_counts_what_is_written_of_a_drafted_turn(requests: ModuleType) -> None:
+    sessions: Any = KeepsTurns()
+    for _ in range(2):
+        requests.keep_what_is_written(None, sessions)
+    turn = SimpleNamespace(session=SimpleNamespace(session_id="s"), kv=SimpleNamespace(kv_committed_len=29))
+    assert sessions.try_cache_finished_req(turn)
+    assert sessions.slots["s"].kv.kv_committed_len == 29
+    plain = SimpleNamespace(session=None, kv=SimpleNamespace(kv_committed_len=29))
+    assert not sessions.try_cache_finished_req(plain)
+
+
 def test_a_request_has_its_places_in_its_kv(requests: ModuleType) -> None:
     kv = SimpleNamespace(req_pool_idx=3, cache_protected_len=4)
     req = SimpleNamespace(kv=kv, prefix_len=8, extend_end=24)
@@ -210,8 +241,8 @@ def serving() -> Iterator[ModuleType]:
     with loaded(
         "serving",
         managers__schedule_batch=SimpleNamespace(ScheduleBatch=Any),
-        managers__scheduler=SimpleNamespace(_make_abort_req=MagicMock()),
-        runtime_context=SimpleNamespace(get_parallel=lambda: SimpleNamespace(num_dp_ranks=4)),
+        managers__scheduler=SimpleNamespace(_make_abort_req=MagicMock(), Scheduler=MagicMock()),
+        runtime_context=SimpleNamespace(get_parallel=lambda: SimpleNamespace(num_dp_ranks=4, pp_size=2)),
     ) as module:
         yield module
 
@@ -232,6 +263,31 @@ def test_a_prompt_counts_once_however_many_groups_it_has(serving: ModuleType) ->
     assert scheduler.processed_tokens_counter == 50
     assert prompt.after_idle_gap and decode.after_idle_gap is False
     assert serving.num_replicas_of(scheduler) == 4
+
+
+class Asked:
+    """A scheduler that is asked for what a layered one cannot serve."""
+
+    def __init__(self) -> None:
+        self.beam_coordinator: Any = SimpleNamespace(retire_group=lambda req: f"retired {req}")
+        self.done: list[str] = []
+
+    def _add_request_to_queue(self, req: Any, is_retracted: bool = False) -> None:
+        self.done.append(f"queued, {is_retracted}")
+
+    def _reject_sampling_mask_request(self, req: Any, error_msg: str) -> None:
+        self.done.append(error_msg.partition(" ")[0])
+
+
+def test_what_no_layered_server_serves_is_answered_with_the_reason(serving: ModuleType) -> None:
+    scheduler: Any = Asked()
+    for _ in range(2):  # a second loop changes nothing
+        serving.refuse_requests(scheduler)
+    assert "Beam search" in scheduler.beam_coordinator.validate_and_init(None, None)
+    assert scheduler.beam_coordinator.retire_group(1) == "retired 1"
+    scheduler._add_request_to_queue(SimpleNamespace(return_sampling_mask=False), is_retracted=True)
+    scheduler._add_request_to_queue(SimpleNamespace(return_sampling_mask=True))
+    assert scheduler.done == ["queued, True", "return_sampling_mask"]
 
 
 class Schedule(msgspec.Struct):

@@ -20,9 +20,10 @@ from stock_calls import calls_in, find_function, last_names
 
 OURS = Path(__file__).resolve().parents[2] / "python" / "sglang_layered"
 LISTED = read_guards(OURS)["function"]
+CHANGED = read_guards(OURS)["changed"]
 EACH = [
-    pytest.param(name, words, id=f"{function['name']}:{name}")
-    for function in LISTED
+    pytest.param(name, words, id=f"{function['name']}:{name}{function.get('release', '')}")
+    for function in [*LISTED, *CHANGED]
     for name, words in function.get("each", {}).items()
 ]
 
@@ -31,30 +32,57 @@ def by_name(function: dict[str, Any]) -> str:
     return str(function["name"])
 
 
-def listed_calls(function: dict[str, Any]) -> Counter[str]:
-    """The calls of a listed function; `x2` behind a name counts."""
+def listed_calls(function: dict[str, Any], changes: list[dict[str, Any]]) -> Counter[str]:
+    """The calls of a listed function, with a release's changes; `x2` behind a name counts."""
+    calls = counted(function, [*function["calls"], *function.get("each", {})])
+    for change in changes:
+        gone = counted(change, change["gone"])
+        assert gone <= calls, f"{change['name']} of {change['release']}: {gone - calls} is not listed"
+        calls = calls - gone + counted(change, [*change.get("calls", ()), *change.get("each", {})])
+    return calls
+
+
+def counted(function: dict[str, Any], texts: list[str]) -> Counter[str]:
     calls: Counter[str] = Counter()
-    for text in [*function["calls"], *function.get("each", {})]:
+    for text in texts:
         name, times = re.fullmatch(r"(\S+)(?: x(\d+))?", text).groups()
         assert name not in calls, f"{function['name']}: {name} is listed twice"
         calls[name] = int(times or 1)
     return calls
 
 
-def difference(function: dict[str, Any], package: Path) -> list[str]:
+def difference(
+    function: dict[str, Any], package: Path, changes: list[dict[str, Any]] | None = None
+) -> list[str]:
     """What the list and the source of a function do not have in common."""
-    found, listed = calls_in(package / function["file"], function["name"]), listed_calls(function)
+    found = calls_in(package / function["file"], function["name"])
+    listed = listed_calls(function, changes or [])
     return [f"new: {name} x{times}" for name, times in sorted((found - listed).items())] + [
         f"gone: {name} x{times}" for name, times in sorted((listed - found).items())
     ]
+
+
+def changes_of(function: dict[str, Any], release: str) -> list[dict[str, Any]]:
+    """What is said of a function in a later release."""
+    return [change for change in CHANGED if change["release"] == release and is_of(change, function)]
+
+
+def is_of(change: dict[str, Any], function: dict[str, Any]) -> bool:
+    return (change["file"], change["name"]) == (function["file"], function["name"])
 
 
 @pytest.mark.parametrize("function", LISTED, ids=by_name)
 def test_every_call_of_sglangs_loops_is_listed_and_every_listed_call_is_made(
     function: dict[str, Any], real_site: Site
 ) -> None:
-    assert difference(function, real_site.package) == []
+    assert difference(function, real_site.package, changes_of(function, real_site.version)) == []
     assert function["ours"]
+
+
+@pytest.mark.parametrize("change", CHANGED, ids=by_name)
+def test_a_change_is_of_a_listed_function(change: dict[str, Any]) -> None:
+    [function] = [function for function in LISTED if is_of(change, function)]
+    listed_calls(function, [change])
 
 
 @pytest.mark.parametrize(

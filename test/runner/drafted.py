@@ -101,7 +101,7 @@ def play(stepped: SteppedScheduler, asked: Sequence[tuple[int, int, int]] = ASKE
     """Send requests as ASKED says and run SGLang's own loop until all are answered; nothing stays behind."""
     scheduler, turn, rids = stepped.scheduler, 0, list[str]()
 
-    def receive() -> list[Any]:
+    def receive(**_: Any) -> list[Any]:  # SGLang 0.5.23 hands over requests of its own
         nonlocal turn
         due = [(length, answer) for length, answer, at in asked if at == turn]
         rids.extend(stepped.send(prompt(length, length), answer) for length, answer in due)

@@ -29,12 +29,12 @@ def without_states(how: str) -> Iterator[None]:
     """What a layered step that loses rows of its prompts would hand to the draft."""
     extend = EagleDraftWorker._draft_extend_for_prefill
 
-    def losing(worker: Any, batch: Any, states: torch.Tensor, *args: Any) -> Any:
+    def losing(worker: Any, batch: Any, states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         kept = torch.zeros_like(states)
         if how == "blind":
             last = torch.tensor(batch.extend_lens).cumsum(0) - 1
             kept[last] = states[last]
-        return extend(worker, batch, kept, *args)
+        return extend(worker, batch, kept, *args, **kwargs)
 
     EagleDraftWorker._draft_extend_for_prefill = losing if how in ("blind", "lost") else extend
     yield

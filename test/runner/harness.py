@@ -190,7 +190,7 @@ class SteppedScheduler:
         """Run SGLang's own overlap loop; `on_turn`, called as a turn begins, says whether more follow."""
         scheduler = self.scheduler
 
-        def receive() -> list[Any]:
+        def receive(**_: Any) -> list[Any]:
             scheduler.gracefully_exit = not on_turn()
             return []
 

@@ -188,7 +188,11 @@ def evicting(run: Run) -> dict[str, Any]:
     run.alone(prompt(5, 1), None)
     rid = run.send(other, "a")
     run.stepped.step(2)
-    return {"equal": run.stepped.finish(rid, run.send(tokens, "b")) == expected}
+    try:
+        outputs = run.stepped.finish(rid, run.send(tokens, "b"))
+    except KeyError:  # of an adapter that is not there; SGLang 0.5.17 takes the weights of another
+        return {"equal": False}
+    return {"equal": outputs == expected}
 
 
 def overtaken(run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,9 +63,7 @@ asks_the_process = _asks_context if get_pp_group is None else _asks_group
 LAYERED_GRAPHS = pytest.mark.skipif(
     forwarding.GRAPHS_MISSING is not None, reason=str(forwarding.GRAPHS_MISSING)
 )
-OWN_HEADING = pytest.mark.skipif(
-    not arguments.IS_ONE_CLASS, reason="in this release our flags have no heading of their own"
-)
+OF_0_5_23 = pytest.mark.skipif(arguments.IS_ONE_CLASS, reason="SGLang 0.5.17 has no such flag or value")
 KV_SIZED_LATE = pytest.mark.skipif(
     not hasattr(kv_pool_runtime, "get_world_group"),
     reason="SGLang's own sizing is fed by hand here, with what it reads in 0.5.17",
@@ -105,6 +104,12 @@ def ways_to_keep(tree_cache: Any, req: Any) -> list[Callable[[], Any]]:
         lambda: tree_cache.cache_finished_req(req, is_insert=True),
         lambda: tree_cache.cache_finished_req(req, is_insert=False),  # its session would save it all the same
     ]
+
+
+def embeddings_of_images() -> Any:
+    """SGLang's cache of what its encoder has made of images."""
+    module = "mm_utils" if arguments.IS_ONE_CLASS else "mm_schedule"
+    return import_module(f"sglang.srt.managers.{module}").embedding_cache
 
 
 def length_of(match: Any) -> int:

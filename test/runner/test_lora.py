@@ -12,9 +12,11 @@ from lora_models import merged
 from own_process import found_by
 from tiny_models import tiny_model
 
+from sglang_layered.upstream.releases import serving
+
 SCRIPT = Path(__file__).with_name("lora_run.py")
 MANY = ["ways", "mixed/use", "leaving", "paused", "ended", "changed"]
-FEW = ["few", "drained", "evicting", "evicting/fetch", "overtaken"]
+FEW = ["few", "drained", "evicting", "overtaken", "evicting/fetch"]  # after the last one steps may not go on
 WAYS = ["groups", "uneven", "one layer a group", "sequential"]
 # By fixture: scenarios, and flags of their scheduler.
 CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -132,7 +134,9 @@ def test_a_cohort_that_is_sent_back_comes_again_with_its_adapter(many: Any) -> N
 
 
 def test_an_aborted_prompt_ends_by_an_output_or_its_adapter_could_not_be_unloaded(many: Any) -> None:
-    assert many["ended"]["heard"] == [["output", "abort"], ["output", "abort"], ["AbortReq"]]
+    """Where SGLang does not give an adapter back by itself."""
+    with_adapter = ["AbortReq"] if serving.GIVES_ADAPTERS_BACK else ["output", "abort"]
+    assert many["ended"]["heard"] == [with_adapter, with_adapter, ["AbortReq"]]
 
 
 def test_adapters_come_and_go_beside_a_cohort(many: Any) -> None:

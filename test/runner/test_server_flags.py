@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 from sglang.srt.server_args import ServerArgs
 
-from release_differences import OWN_HEADING
 from server_doors import LAYERED, check, judge
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import ConfigError, LayeredPrefillError, UnsupportedError
 from sglang_layered.flag_fields import flag_name
 
 
-@OWN_HEADING
 def test_help_shows_every_flag_under_one_heading() -> None:
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)

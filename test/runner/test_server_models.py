@@ -15,7 +15,7 @@ from sglang.srt.managers import tokenizer_manager
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from tiny_models import tiny_model
 
-from release_differences import let_states_be_kept
+from release_differences import OF_0_5_23, let_states_be_kept
 from server_doors import LAYERED, check
 from sglang_layered.config import LayeredConfig
 from sglang_layered.errors import UnsupportedError
@@ -53,6 +53,7 @@ ADAPTERS = ("--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "o
     [
         ("--enable-lora-overlap-loading", "--max-loaded-loras", "8"),
         ("--pp-size", "2"),
+        pytest.param(("--lora-backend", "triton_v2"), marks=OF_0_5_23),
     ],
 )
 def test_what_adapters_do_not_work_with_is_refused(tiny_qwen3_moe: Path, flags: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from sglang_layered.scheduler.stream import Admitted, EventStream, ResultsDue
 from sglang_layered.upstream.cache import guard_cache
 from sglang_layered.upstream.lora import EndsByOutputs
 from sglang_layered.upstream.recurrent import keep_right_states
-from sglang_layered.upstream.releases import arguments
+from sglang_layered.upstream.releases import arguments, serving
 from sglang_layered.upstream.room import end_aborted_that_wait, last_one_has_no_room, make_room_for_chunk
 from sglang_layered.upstream.speculation import num_draft_layers
 
@@ -57,6 +57,7 @@ class BaseLoop:
         guard_cache(scheduler)
         keep_right_states(scheduler)
         EndsByOutputs.install(scheduler)
+        serving.refuse_requests(scheduler)
         count_cohorts(scheduler)
         self._first_waiting: Any = None
         self.subscribe(config)

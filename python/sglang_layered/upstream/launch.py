@@ -150,6 +150,8 @@ class StepLauncher:
             result.next_token_ids = sample(self._model_runner, forward, logits)
             serving.relay(self._scheduler, batch, batch.req_pool_indices, result)
             self._scheduler.update_cache_from_scheduler(batch, result)
+            if serving.copy_rest is not None:
+                serving.copy_rest(self._scheduler, batch, result)
         return result
 
     def _finish_overlapped(self, batch: ScheduleBatch, forward: Any, result: GenerationBatchResult) -> None:
@@ -168,7 +170,7 @@ class StepLauncher:
             return
         result.next_token_ids = sample(self._model_runner, forward, result.logits_output)
         serving.relay(scheduler, batch, indices, result)
-        serving.copy_to_host(scheduler, batch, result)
+        serving.copy_to_host(scheduler, result, batch)
 
 
 def forward_of(

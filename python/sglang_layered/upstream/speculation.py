@@ -128,7 +128,7 @@ class SpeculativeLauncher(StepLauncher):
         slot = scheduler.batch_record_buf[scheduler.batch_record_ct]
         slot.extend(result.extra_keep_alive_refs or ())
         serving.relay(scheduler, batch, indices, result)
-        serving.copy_to_host(scheduler, batch, result)
+        serving.copy_to_host(scheduler, result, batch)
         return result
 
     def _hand_on(self, batch: ScheduleBatch, result: GenerationBatchResult) -> None:

@@ -21,6 +21,8 @@ from sglang_layered_lab.models.tensors import TensorSpec, list_tensors, tensor_s
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_SHARD_BYTES = 1_000_000_000
+# Kinds of layers that transformers 5.19 writes by other names than released files have, which SGLang reads.
+RELEASED_KINDS = {"linear_attention": "mamba", "full_attention": "attention"}
 
 
 def random_tensor(tensor: TensorSpec, seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -120,10 +122,14 @@ def write_family(recipe: FamilyRecipe, folder: Path, on_progress: Callable[[int]
         }
         write_file(weights, path, like=folder / "config.json")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if recipe.architecture:
-        write_json(folder / "config.json", config | {"architectures": [recipe.architecture]})
+    own: dict[str, Any] = {"architectures": [recipe.architecture]} if recipe.architecture else {}
     if recipe.released:
-        config["text_config"] |= recipe.config_fields()["text_config"] | recipe.released
-        write_json(folder / "config.json", config)
+        fields = recipe.config_fields()["text_config"] | recipe.released
+        own["text_config"] = config["text_config"] | fields
+    for name in ("layers_block_type", "mtp_layers_block_type"):
+        if name in config:
+            own[name] = [RELEASED_KINDS.get(kind, kind) for kind in config[name]]
+    if own:
+        write_json(folder / "config.json", config | own)
     for path in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", path)  # the library writes them for their owner only

@@ -66,6 +66,11 @@ def with_fields(cls: Any, flags: Iterable[tuple[str, Any, Any, dict[str, Any]]])
     return cls
 
 
+def let_flags_be_added(cls: Any, wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+    """Put `wrap` around what adds the flags of the class to a parser."""
+    cls.add_cli_args = staticmethod(wrap(cls.add_cli_args))
+
+
 def register_model_override(architecture: str) -> Any:
     """Decorate what says of arguments and a model's config which of the former are others for it."""
     from sglang.srt.arg_groups import overrides

@@ -26,6 +26,14 @@ note_launch: Callable[[Any, Sequence[ScheduleBatch]], None] | None = None
 """What SGLang counts of a launch, before it is stamped; nothing here that `begin_launch` does not."""
 
 
+copy_rest: Callable[[Any, ScheduleBatch, Any], None] | None = None
+"""Nothing: this release has no observers of sampling."""
+
+
+def refuse_requests(scheduler: Any) -> None:
+    """Nothing that `refusals.py` does not refuse by its flag."""
+
+
 def ranks_of(scheduler: Any) -> Any:
     """Sizes and ranks: `tp_size`, `pp_rank`, `attn_tp_rank` and the like."""
     return scheduler.ps
@@ -87,7 +95,7 @@ def relay(scheduler: Any, batch: ScheduleBatch, indices: torch.Tensor, result: A
     scheduler._relay_forward_payload(indices, result)
 
 
-def copy_to_host(scheduler: Any, batch: ScheduleBatch, result: Any) -> None:
+def copy_to_host(scheduler: Any, result: Any, batch: ScheduleBatch) -> None:
     """Start the copy of a result to the host, beside the next forward."""
     scheduler.copy_stream.wait_stream(scheduler.forward_stream)
     with scheduler.copy_stream_ctx:

@@ -5,11 +5,12 @@ It is imported while SGLang defines them, so it imports modules and takes names 
 Upstream: srt/server_args.py, srt/arg_groups/overrides.py, srt/arg_groups/model_override_base.py.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from sglang.srt import runtime_context
-from sglang.srt.arg_groups import choices, model_override_base, overrides, resolution_hooks
+from sglang.srt.arg_groups import arg_utils, choices, model_override_base, overrides, resolution_hooks
 from sglang.srt.arg_groups.arg_utils import A, Arg
 
 
@@ -92,6 +93,17 @@ def with_fields(cls: Any, flags: Iterable[tuple[str, Any, Any, dict[str, Any]]])
         made[name], defaults[name] = A[kind, Arg(**settings)], default
     body = {"__annotations__": made, "__module__": cls.__module__, "__doc__": cls.__doc__, **defaults}
     return type(cls)(cls.__name__, (cls,), body)
+
+
+def let_flags_be_added(cls: Any, wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+    """Put `wrap` around what adds the flags of a class, and with them those of its namespaces, to a parser.
+
+    ServerArgs' module imports that function by its name, perhaps before it imports this namespace.
+    """
+    arg_utils.add_cli_args_from_dataclass = wrap(arg_utils.add_cli_args_from_dataclass)
+    importing = sys.modules.get("sglang.srt.server_args")
+    if importing is not None:
+        vars(importing)["add_cli_args_from_dataclass"] = arg_utils.add_cli_args_from_dataclass
 
 
 def register_model_override(architecture: str) -> Any:

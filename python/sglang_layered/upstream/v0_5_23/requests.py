@@ -80,11 +80,24 @@ def _is_turn(req: Any) -> bool:
 
 
 def keep_what_is_written(cache: Any, sessions: StreamingSession) -> None:
-    """With drafts, let the slot of a streaming session count the tokens whose KV is written, and no more."""
-    raise NotImplementedError(
-        "--enable-streaming-session with --speculative-algorithm is not there on SGLang 0.5.23 yet: a turn"
-        " would go on behind what is written of the one before; leave one of the two out"
-    )
+    """With drafts, let the slot of a streaming session count the tokens whose KV is written, and no more.
+
+    The last token of a verified step is computed by the next one, and slots for further drafts lie behind it:
+    SGLang counts it as written when a turn ends with it, as 0.5.17 does. What is not counted the next turn
+    computes. Upstream: `StreamingSession.try_cache_finished_req`.
+    """
+    finished = type(sessions).try_cache_finished_req.__get__(sessions)
+
+    def try_cache_finished_req(req: Any) -> bool:
+        name = None if req.session is None else req.session.session_id
+        written = req.kv.kv_committed_len
+        is_kept = bool(finished(req))
+        if is_kept:
+            kv = sessions.slots[name].kv
+            kv.kv_committed_len = min(kv.kv_committed_len, written)
+        return is_kept
+
+    vars(sessions)["try_cache_finished_req"] = try_cache_finished_req
 
 
 def slot_row(slot: SessionSlot) -> int | None:

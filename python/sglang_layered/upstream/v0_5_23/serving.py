@@ -5,12 +5,12 @@ Upstream: srt/managers/scheduler.py.
 
 import time
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.managers.scheduler import _make_abort_req
+from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
 from sglang.srt.runtime_context import get_parallel
 
 reader_of: Callable[[Any], Any] = attrgetter("last_shared_read_runner")
@@ -23,6 +23,48 @@ READ_DONE = "shared_read_done_event"
 
 GIVES_ADAPTERS_BACK = True
 """Whether the tokenizer process counts an adapter as free again however its request ends."""
+
+copy_rest: Callable[[Any, ScheduleBatch, Any], None] | None = Scheduler._copy_auxiliary_output_to_cpu
+"""Without overlap: start the copy of what an observer of sampling has found."""
+
+NO_MASKS = (
+    "return_sampling_mask is not tested over the pipeline stages of --prefill-mode layered; leave it out, or"
+    " use a server in another mode."
+)
+
+
+class _NoBeams:
+    """SGLang's coordinator of beam searches, which takes no new one."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coordinator, name)
+
+    def validate_and_init(self, req: Any, recv_req: Any) -> str:
+        """Why a beam search is answered with 400: it has more rows in a decode batch than requests."""
+        return (
+            "Beam search is not tested beside a cohort of --prefill-mode layered; leave beam_width out, or"
+            " use a server in another mode."
+        )
+
+
+def refuse_requests(scheduler: Any) -> None:
+    """Let requests be answered with 400 that a layered server cannot serve."""
+    if not isinstance(scheduler.beam_coordinator, _NoBeams):
+        scheduler.beam_coordinator = _NoBeams(scheduler.beam_coordinator)
+    add = type(scheduler)._add_request_to_queue.__get__(
+        scheduler
+    )  # of the class: a second loop adds no second
+
+    def add_unless_masked(req: Any, is_retracted: bool = False) -> None:
+        if req.return_sampling_mask and ranks_of(scheduler).pp_size > 1:
+            scheduler._reject_sampling_mask_request(req, NO_MASKS)
+        else:
+            add(req, is_retracted)
+
+    scheduler._add_request_to_queue = add_unless_masked
 
 
 def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
@@ -56,9 +98,8 @@ def num_replicas_of(scheduler: Any) -> int:
     return num_ranks
 
 
-def take_in(scheduler: Any) -> None:
-    """Receive requests and dispatch them; requests that ran too long are aborted there."""
-    scheduler.ingest_requests()
+take_in: Callable[[Any], Any] = methodcaller("ingest_requests")
+"""Receive requests and dispatch them; requests that ran too long are aborted there."""
 
 
 def note_idle(scheduler: Any) -> None:
@@ -77,18 +118,17 @@ def tend_requests(scheduler: Any, inflight: Any) -> None:
     What waits or runs too long ends where requests are taken in: there SGLang also looks at `inflight`, its
     last batch.
     """
-    scheduler._process_hicache_events()
+    collect_events(scheduler)
     if scheduler.grammar_manager.has_waiting_grammars():
         for req in scheduler.grammar_manager.get_ready_grammar_requests():
             scheduler._add_request_to_queue(req)
 
 
-def collect_events(scheduler: Any) -> None:
-    """Take in which writes and loads of the hierarchical cache have ended, before a batch is chosen.
+collect_events: Callable[[Any], Any] = methodcaller("_process_hicache_events")
+"""Take in which writes and loads of the hierarchical cache have ended, before a batch is chosen.
 
-    Until then SGLang keeps their nodes locked. Every tensor rank must call it in the same step.
-    """
-    scheduler._process_hicache_events()
+Until then SGLang keeps their nodes locked. Every tensor rank must call it in the same step.
+"""
 
 
 def end_late_ones(scheduler: Any) -> None:
@@ -100,9 +140,8 @@ def relay(scheduler: Any, batch: ScheduleBatch, indices: torch.Tensor, result: A
     scheduler._relay_forward_payload(batch, indices, result)
 
 
-def copy_to_host(scheduler: Any, batch: ScheduleBatch, result: Any) -> None:
-    """Start the copy of a result to the host, beside the next forward, in SGLang's way."""
-    scheduler._copy_result_to_cpu(result, batch)
+copy_to_host: Callable[[Any, Any, ScheduleBatch], None] = Scheduler._copy_result_to_cpu
+"""Start the copy of a result to the host, beside the next forward, in SGLang's way."""
 
 
 def forget_aborted(scheduler: Any, req: Any) -> None:
