@@ -113,6 +113,25 @@ def test_the_policy_says_who_goes_before_the_cohort_in_flight(exact: ExactSchedu
     assert policy.views["preempt"][-1].flying[-1].times_overtaken == 1
 
 
+def test_who_may_overtake_fits_though_what_was_cached_is_evicted(exact: ExactScheduler) -> None:
+    exact.turns.anybody = True
+    exact.finish(exact.send(prompt(400, 7), 1))
+    start_decoding(exact)
+    asked: list[Snapshot] = []
+    policy = Wishes(preempt=lambda view: everybody(view) if asked else asked.append(view))
+    with in_force(exact.stepped, policy):
+        long = exact.send(prompt(500, 1), 3)
+        exact.step()
+        first, second = (exact.send([*prompt(400, 7), *prompt(20, seed)], 3) for seed in (8, 9))
+        exact.step()
+        assert asked[0].waiting[1].tokens == 20
+        exact.take_slots(100_000)
+        exact.give_slots()
+        exact.step()
+        assert exact.cohort == (long, first)
+        exact.finish(long, first, second)
+
+
 def test_whatever_the_policy_says_a_cohort_runs_a_group_between_two_turns(exact: ExactScheduler) -> None:
     exact.turns.anybody = True
     start_decoding(exact)

@@ -187,9 +187,7 @@ def test_auto_leaves_concurrent_out_where_attention_has_one_workspace(
 def test_drafts_are_verified_with_the_group_unless_that_is_whole_or_images_are_told_of(
     device: str, apart: bool, keeps_embeds: bool
 ) -> None:
-    runner = SimpleNamespace(
-        verifies_apart=apart, keeps_embeds=keeps_embeds, fused=None, decode_alone=None
-    )
+    runner = SimpleNamespace(verifies_apart=apart, keeps_embeds=keeps_embeds, fused=None, decode_alone=None)
     execution = Execution.from_config(runner, LayeredConfig("layered"), device, True)  # type: ignore[arg-type]
     assert execution.choice.only == ("sequential" if apart or keeps_embeds else "fused")
 

@@ -93,13 +93,18 @@ def test_short_and_long_prompts_share_no_cohort(exact: ExactScheduler) -> None:
     assert exact.launched(short) == 1 and cohorts(exact) == [((long, other), 0)]
 
 
-def test_a_long_history_that_is_cached_is_short(exact: ExactScheduler) -> None:
+@pytest.mark.parametrize("evicted", [False, True])
+def test_a_long_history_is_short_while_it_is_cached(exact: ExactScheduler, evicted: bool) -> None:
     history = prompt(400, 7)
     exact.finish(exact.send(history, 2))
-    _, _ = behind_a_long_one(exact)
+    long, _ = behind_a_long_one(exact, length=60)
     turn = exact.send([*history, *prompt(20, 8)], 4)
-    exact.step()
-    assert exact.launched(turn) == 1
+    exact.step()  # it was looked up, and does not fit beside the other one
+    if evicted:
+        exact.take_slots(100_000)
+        exact.give_slots()
+    exact.step(2)
+    assert exact.launched(turn) == (not evicted) and cohorts(exact) == [((long,), 2 + evicted)]
 
 
 def test_more_short_prompts_than_fit_into_one_turn_wait(exact: ExactScheduler) -> None:

@@ -132,7 +132,7 @@ class Asking:
         except Exception as error:
             self._failed(error)
             return []
-        found = [reqs[index] for index in chosen]
+        found = self._queue.still_fitting([reqs[index] for index in chosen], view.max_tokens)
         if found:
             self._tell("preempt", found)
         return found

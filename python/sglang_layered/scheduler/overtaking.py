@@ -169,6 +169,14 @@ class Overtaking:
             place, is_short = precedence(scheduler, req), self._is_short(req)
             if place == limit and not is_short:
                 continue
+            if known_cached_tokens(req):  # it may have been evicted since
+                if not self._lookups_left:
+                    break
+                self._lookups_left -= 1
+                look_up_cached_tokens(scheduler, req)
+                is_short = self._is_short(req)
+                if place == limit and not is_short:
+                    continue
             if not chosen:
                 are_short, left = is_short, self._most_tokens if is_short else self._most_long_tokens
             left -= -(-self._to_compute(req) // page) * page

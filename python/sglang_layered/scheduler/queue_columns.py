@@ -83,8 +83,28 @@ class QueueColumns:
         """A few of those that nobody has looked up in the prefix cache: until then all counts."""
         for req in [*islice(self._not_looked_up, MOST_LOOKED_UP)]:
             del self._not_looked_up[req]
-            row, cached = self._rows[req], look_up_cached_tokens(self._scheduler, req)
-            self._tokens[row], self._prefix_tokens[row] = req.seqlen - cached, cached
+            self._look_up(req)
+
+    def still_fitting(self, reqs: Sequence[Any], max_tokens: int) -> list[Any]:
+        """The first of these that `max_tokens` hold now: what was cached of them may have been evicted."""
+        found: list[Any] = []
+        lookups_left = MOST_LOOKED_UP
+        for req in reqs:
+            row = self._rows[req]
+            if self._prefix_tokens[row]:
+                if not lookups_left:
+                    break
+                lookups_left -= 1
+                self._look_up(req)
+            max_tokens -= int(self._tokens[row])
+            if max_tokens < 0:
+                break
+            found.append(req)
+        return found
+
+    def _look_up(self, req: Any) -> None:
+        row, cached = self._rows[req], look_up_cached_tokens(self._scheduler, req)
+        self._tokens[row], self._prefix_tokens[row] = req.seqlen - cached, cached
 
     def _rows_of(self, reqs: Sequence[Any]) -> Numbers:
         latest = self._latest
