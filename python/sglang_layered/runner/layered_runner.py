@@ -201,7 +201,7 @@ class LayeredRunner(GroupRunner):
 
     @property
     def verifies_apart(self) -> bool:
-        """True where SGLang's CUDA graphs verify drafts, whole, or an indexer chooses what verified rows see."""
+        """True where SGLang's CUDA graphs verify drafts, whole, or an indexer chooses what such rows see."""
         return self.decode_paths.stock is not None or has_indexer(self._model_runner.model_config)
 
     @property
