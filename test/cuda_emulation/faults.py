@@ -156,7 +156,6 @@ FAULTS: dict[str, tuple[str, Plant]] = {
         ("fused", static_rows_move),
         ("fused", graphs_are_not_planned),
         ("fused", tokens_are_not_copied_in),
-        ("sequential", drafts_go_on_from_no_choice),
         ("fused", plan_has_a_row_too_few),  # last: the scheduler does not survive it
     )
 }
@@ -170,12 +169,14 @@ GROUP_FAULTS: dict[str, Plant] = {
     )
 }
 """Of steps whose groups run by graphs, all fused."""
+DRAFT_FAULTS: dict[str, Plant] = {plant.__name__: plant for plant in (drafts_go_on_from_no_choice,)}
+"""Of sequential steps with drafts."""
 
 
 @contextmanager
 def planted(name: str, emulated: Emulated) -> Iterator[None]:
     """The fault is there inside."""
     with pytest.MonkeyPatch.context() as patch:
-        plant = GROUP_FAULTS[name] if name in GROUP_FAULTS else FAULTS[name][1]
-        plant(emulated, patch)
+        plants = {name: plant for name, (_, plant) in FAULTS.items()} | GROUP_FAULTS | DRAFT_FAULTS
+        plants[name](emulated, patch)
         yield
