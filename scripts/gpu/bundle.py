@@ -144,14 +144,15 @@ def write_bundle(archives: Sequence[Sequence[Member]], out: Path, install_script
 
 
 def tracked_files(repository: Path) -> list[str]:
-    """Names of the files git tracks, that is the project without what was built or measured here."""
+    """Names of the files that git tracks, but for records of runs elsewhere: the host has no use for them."""
     command = ["git", "-C", str(repository), "ls-files", "-z"]
     listed = subprocess.run(command, capture_output=True, text=True)
     if listed.returncode != 0:
         raise LabError(
             f"{repository}: not a git checkout ({listed.stderr.strip()}); run this in the checkout"
         )
-    return [name for name in listed.stdout.split("\0") if name and (repository / name).is_file()]
+    names = [name for name in listed.stdout.split("\0") if name and (repository / name).is_file()]
+    return [name for name in names if not name.startswith("results/") or name.startswith("results/h200/")]
 
 
 def _pack_wheel(source: Path, target: Path, drop: tuple[str, ...]) -> None:
