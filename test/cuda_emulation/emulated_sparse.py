@@ -277,11 +277,16 @@ def set_decode_metadata(
     real_page_size: int,
 ) -> None:
     """In place, as captured kernels need it."""
-    cache_seqlens[:bs].copy_(seq_lens)
-    dsa_cache_seqlens[:bs].copy_(seq_lens.clamp(max=dsa_index_topk))
-    for bounds, lengths in ((cu_seqlens_k, cache_seqlens), (dsa_cu_seqlens_k, dsa_cache_seqlens)):
-        bounds[1 : bs + 1].copy_(torch.cumsum(lengths[:bs], 0))
+    write_lengths(seq_lens, cache_seqlens, cu_seqlens_k)
+    write_lengths(seq_lens.clamp(max=dsa_index_topk), dsa_cache_seqlens, dsa_cu_seqlens_k)
     table = req_to_token[req_pool_indices, :max_len]
     if page_table_1 is not None:
         page_table_1[:bs, :max_len].copy_(table)
     real_page_table[:bs].copy_(table[:, ::real_page_size] // real_page_size)
+
+
+def write_lengths(lengths: Any, place: Any, bounds: Any) -> None:
+    """In place: how many tokens each row sees, and where its tokens begin among those of all rows."""
+    place[: len(lengths)].copy_(lengths)
+    bounds[0] = 0
+    bounds[1 : len(lengths) + 1].copy_(torch.cumsum(lengths, 0))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from emulated_kernels import normed
+from emulated_sparse import write_lengths
 from memory_watch import as_kernel
 
 
@@ -60,18 +61,11 @@ def _plan(
     """
     num_rows = num_requests * num_drafts
     assert len(seq_lens) == len(req_pool_indices) == num_requests
-    cache_seqlens[:num_requests].copy_(seq_lens)
-    visible = seq_lens.repeat_interleave(num_drafts) - torch.arange(num_drafts - 1, -1, -1).repeat(
-        num_requests
-    )
-    seqlens_expanded[:num_rows].copy_(visible.clamp(min=0))
-    dsa_cache_seqlens[:num_rows].copy_(seqlens_expanded[:num_rows].clamp(max=num_chosen))
-    for bounds, lengths in (
-        (cu_seqlens_k, cache_seqlens[:num_requests]),
-        (dsa_cu_seqlens_k, dsa_cache_seqlens[:num_rows]),
-    ):
-        bounds[0] = 0
-        bounds[1 : len(lengths) + 1].copy_(torch.cumsum(lengths, 0))
+    behind = torch.arange(num_drafts - 1, -1, -1).repeat(num_requests)
+    visible = (seq_lens.repeat_interleave(num_drafts) - behind).clamp(min=0)
+    seqlens_expanded[:num_rows].copy_(visible)
+    write_lengths(seq_lens, cache_seqlens, cu_seqlens_k)
+    write_lengths(visible.clamp(max=num_chosen), dsa_cache_seqlens, dsa_cu_seqlens_k)
     width = page_table_1.shape[1]
     table = req_to_token[req_pool_indices.repeat_interleave(num_drafts), :width]
     page_table_1[:num_rows].copy_(table)

@@ -22,11 +22,11 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "runner"), str(Path(__file__).pa
 from drafts_on_cpu import stand_in  # noqa: E402
 from own_process import in_forks  # noqa: E402
 
+from drafted_cases import CASES  # noqa: E402
 from family_checks import hugging_face, run  # noqa: E402
 from harness import Rank, SteppedScheduler  # noqa: E402
 from sglang_layered_lab.serving import free_port  # noqa: E402
 from speculative_run import (  # noqa: E402
-    CASES,
     CHUNK_TOKENS,
     GROUP_TOKENS,
     acceptance,
