@@ -1,5 +1,6 @@
 """What a record says of where it was made: versions, commit, machine."""
 
+import json
 import os
 import platform
 import re
@@ -13,11 +14,27 @@ import psutil  # type: ignore[import-untyped]
 from sglang_layered import __version__
 from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
+VERSIONS_OF = """
+import json, platform, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        continue
+print(json.dumps(found))
+"""
 VERSIONED = ("sglang", "torch", "sglang-layered", "openai", "transformers")
 
 
-def installed_versions(*more: str) -> dict[str, str]:
-    """Versions of the packages that matter, and of `more`; one that is not installed is left out."""
+def installed_versions(*more: str, python: str | None = None) -> dict[str, str]:
+    """Versions of the packages that matter, and of `more`; one that is not installed is left out.
+
+    `python` is the interpreter of another environment, whose packages are meant.
+    """
+    if python is not None:
+        return dict(json.loads(_output_of(python, "-c", VERSIONS_OF, *VERSIONED, *more) or "{}"))
     found = {"python": platform.python_version()}
     for name in (*VERSIONED, *more):
         try:

@@ -201,8 +201,9 @@ class Questions(Protocol):
     def order(self, view: Snapshot) -> Sequence[int] | Numbers:
         """Indices of the waiting prompts that may be admitted now, in this order; the others wait.
 
-        Asked with prompts that wait and no cohort in flight. A prompt between two chunks goes on whatever the
-        answer is. Bounds: who was passed `MOST_PASSED` times comes first, the oldest first.
+        Asked with prompts that wait, no cohort in flight, and fewer requests running than may run. A prompt
+        between two chunks goes on whatever the answer is. Bounds: who was passed `MOST_PASSED` times comes
+        first, the oldest first.
         """
 
     def hold(self, view: Snapshot) -> float:

@@ -27,7 +27,7 @@ from sglang_layered.scheduler.rank_clock import LastTokenTimes
 from sglang_layered.scheduler.results import Outcome
 from sglang_layered.scheduler.running_columns import RunningColumns
 from sglang_layered.scheduler.stream import Answered
-from sglang_layered.upstream.overtake import waiting
+from sglang_layered.upstream.overtake import has_place, waiting
 from sglang_layered.upstream.releases import arguments, serving
 
 NAP_S = 1e-3  # with nothing to run and prompts held; then the scheduler looks for requests again
@@ -92,6 +92,8 @@ class Asking:
             self._held_since_s = None
         if not (scheduler.waiting_queue and (self.orders or self._holds)):
             return nullcontext()
+        if not has_place(scheduler):
+            return nullcontext()  # a full server asks nobody whom it would admit
         serving.end_late_ones(scheduler)  # also of those that SGLang will not see
         try:
             admissible = self._admissible()

@@ -18,7 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.observability.metrics_collector import QueueCount
 
 from sglang_layered.upstream.releases import requests
-from sglang_layered.upstream.room import filter_running, preempted_wait, room_came_free
+from sglang_layered.upstream.room import filter_running, preempted_wait, room_came_free, somebody_decodes
 
 
 class SeveralBatches:
@@ -91,6 +91,20 @@ def first_to_go(scheduler: Any, most: int) -> list[Any]:
 def looks_at_queue(scheduler: Any) -> bool:
     """True when SGLang would look whether there is room: it may make some by preemption."""
     return scheduler.enable_priority_preemption or not scheduler.running_batch.batch_is_full
+
+
+def has_place(scheduler: Any) -> bool:
+    """False when SGLang's limit of running requests admits nobody in this step, whoever is first.
+
+    True where it may admit somebody: also before the latest prompts are merged, which may have ended.
+    Upstream: `Scheduler._get_new_batch_prefill_raw`, before it looks at the queue.
+    """
+    last = scheduler.last_batch
+    if scheduler.chunked_req is not None or scheduler.enable_priority_preemption:
+        return True
+    if (last is not None and last.forward_mode.is_extend()) or not somebody_decodes(scheduler):
+        return True
+    return bool(scheduler.get_num_allocatable_reqs(len(scheduler.running_batch.reqs)) > 0)
 
 
 def known_cached_tokens(req: Any) -> int | None:

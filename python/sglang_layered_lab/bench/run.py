@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from sglang_layered_lab.bench.metrics import Window
 from sglang_layered_lab.bench.record import BenchRecord, Repetition, to_go_on
 from sglang_layered_lab.bench.server_state import flush_cache, put_in_force
 from sglang_layered_lab.bench.spec import BenchSpec, MakeModelSpec
+from sglang_layered_lab.bench.spec_errors import SpecError
 from sglang_layered_lab.bench.workload import Server
 from sglang_layered_lab.models.make import make_from_recipe
 from sglang_layered_lab.models.router_targets import DEFAULT_TARGETS, read_targets
@@ -34,12 +37,17 @@ MODELS = Path("out") / "models"
 Tell = Callable[[Progress], None]
 
 
-def made_with() -> dict[str, Any]:
-    """Versions, commit, patch set and machine of a run."""
+def made_with(spec: BenchSpec | None = None) -> dict[str, Any]:
+    """Versions, commit, patch set and machine of a run; versions of the environment that serves.
+
+    Raises:
+        SpecError: the spec names an interpreter that does not run.
+    """
     manifests = sorted(default_root().glob("*/manifest.json"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()
+    python = None if spec is None else interpreter(spec)
     return {
-        "versions": installed_versions("aiohttp", "numpy", "scipy"),
+        "versions": installed_versions("aiohttp", "numpy", "scipy", python=python),
         "commit": current_commit(),
         "patches_sha256": digest,
         "machine": this_machine(),
@@ -76,8 +84,25 @@ def process_of(spec: BenchSpec, model: Path, log_path: Path) -> ServerProcess:
         measured_flags(asked.flags),
         log_path=log_path,
         env=asked.env,
+        python=interpreter(spec) or sys.executable,
         ready_timeout_s=asked.ready_timeout_s,
     )
+
+
+def interpreter(spec: BenchSpec) -> str | None:
+    """The one that the spec names, None for our own.
+
+    Raises:
+        SpecError: there is none; it names the key and the remedy.
+    """
+    named = spec.server.python
+    if named is None:
+        return None
+    path = Path(os.path.abspath(spec.folder / named))  # a link must stay one: it says which environment
+    if not os.access(path, os.X_OK):
+        problem = f"{named!r} cannot be run; give the python of an environment, as scripts/setup.sh makes it"
+        raise SpecError("server.python", problem)
+    return str(path)
 
 
 def started(spec: BenchSpec, model: Path, url: str) -> Server:
@@ -170,7 +195,7 @@ def run(spec: BenchSpec, out: Path, *, restart: bool = False, tell: Tell | None 
     check_output(out)
     if restart:
         out.unlink(missing_ok=True)
-    record = to_go_on(out, spec, made_with())
+    record = to_go_on(out, spec, made_with(spec))
     done = len(record.repetitions)
     if done == spec.run.repetitions:
         return record

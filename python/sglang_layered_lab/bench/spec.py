@@ -73,6 +73,9 @@ class ServerSpec(of.Section):
     ] = None
     flags: Annotated[tuple[str, ...], "further words of the server's command line"] = ()
     env: Annotated[dict[str, str], "its environment variables"] = field(default_factory=dict)
+    python: Annotated[str | None, "the interpreter that serves, of another environment; absent: this one"] = (
+        None
+    )
     settings: Annotated[dict[str, of.Number], "put in force before every repetition"] = field(
         default_factory=dict
     )
@@ -84,7 +87,7 @@ class ServerSpec(of.Section):
             yield "model", "is missing; give the model to serve, or the url of a running server"
         if self.url is not None and not ADDRESS.match(self.url):
             yield "url", f"{self.url!r} is no address; give http://HOST:PORT"
-        for name in ("model", "flags", "env"):
+        for name in ("model", "flags", "env", "python"):
             if self.url is not None and getattr(self, name):
                 yield name, "a server at a url has its own; remove it or url"
         for index, word in enumerate(self.flags):

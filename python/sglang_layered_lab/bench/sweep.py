@@ -80,8 +80,12 @@ def run_sweep(
     check_cells(spec)
     check_output(folder / MANIFEST)
     _begin(spec, folder, restart)
-    made, cells = made_with(), spec.cells
-    records = {cell.file_name: to_go_on(folder / cell.file_name, cell.spec, made) for cell in cells}
+    by_python = {cell.spec.server.python: cell.spec for cell in spec.cells}
+    made = {python: made_with(each) for python, each in by_python.items()}
+    records = {
+        cell.file_name: to_go_on(folder / cell.file_name, cell.spec, made[cell.spec.server.python])
+        for cell in spec.cells
+    }
     for turn in turns(spec, records):
         if tell is not None:
             tell(turn)
