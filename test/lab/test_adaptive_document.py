@@ -26,8 +26,7 @@ RECORDS = REPO / "results" / "auto"
 NUM_LAYERS = 8
 LATER = {"never-worse": "2026-12-01"}  # in bfloat16 on a machine that has it
 MEANS = ("ttft_mean", "tpot_mean", "e2e_mean")
-DUELS = (512, 2048, 6000)
-AUTO, LIMIT_S = "auto-320", 0.32  # of bursts and ramp
+DUELS, AUTO, LIMIT_S = (512, 2048, 6000), "auto-320", 0.32  # the latter of bursts and ramp
 REPLAYED = ((None, "mean"), (0.5, "p50"), (0.99, "p99"))
 
 
@@ -182,14 +181,16 @@ def said_of_default() -> list[str]:
 
 def said_of_overtaking() -> list[str]:
     """The least and the most of each figure over the points, with overtaking over without."""
-    found, lines = sweep("never-worse"), list[str]()
+    found, lines, own = sweep("never-worse"), list[str](), f"{AUTO}-overtaking"
     for metric in MEANS:
         over = [ratio(found, metric, "auto-overtaking", "auto", point) for point in found.points]
         ratios = [(each.value, each.interval) for each in over if each is not None and each.interval]
         assert all(interval.low < 1 < interval.high for _, interval in ratios)
         lines.append(f"{metric[:-5].upper()} {min(ratios)[0]:.2f} to {max(ratios)[0]:.2f}")
-    ramp = SweepResult.read(RECORDS / "2026-12-01-2cores-ramp")
-    return [*lines, *map(shown, filter(None, [ratio(ramp, MEANS[0], f"{AUTO}-overtaking", AUTO, {})]))]
+    for name, metrics in (("ramp", MEANS[:1]), ("bursts", MEANS)):
+        load = SweepResult.read(RECORDS / f"2026-12-01-2cores-{name}")
+        lines += [shown(each) for metric in metrics if (each := ratio(load, metric, own, AUTO, {}))]
+    return lines
 
 
 def said_without_overlap() -> list[str]:
