@@ -1,7 +1,8 @@
 """What the four questions cost the scheduler: CPU time of a step that asks, with the policies that ship.
 
 256 requests decode and more prompts wait than a policy sees. Before each step one prompt goes and another
-comes, so no view is the one before. A question is timed where the scheduler asks it: what a policy sees, its
+comes, so no view is the one before. A full server asks neither `order` nor `hold`; here it does, as if there
+were a place, so that all stay. A question is timed where the scheduler asks it: what a policy sees, its
 answer, the bounds, and what was noted for it when results came. A new prompt's way through SGLang's prefix
 cache is its own row (*looking up*): it is taken once a prompt, and grows with its length. Run by
 `scripts/bench-scheduler`.
@@ -16,9 +17,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.bounds import MOST_LOOKED_AT
+from sglang_layered.scheduler import asking
 
 QUESTIONS = {  # the policy whose answer is timed, and the call that asks
     "order": ("flow-prefill", "shown"),
@@ -39,8 +43,10 @@ def questions(stepped: SteppedScheduler, rounds: int) -> dict[str, list[float]]:
     for question, (policy, call) in QUESTIONS.items():
         with _policy(stepped, policy, **LIMITS | (LATE if question == "preempt" else {})):
             if question in ("order", "hold"):
-                stepped.limit_running(num_running)  # who waits is asked about in every step, and stays
-            times[question], looking_up = _asked(stepped, call, 8 * rounds)
+                stepped.limit_running(num_running)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(asking, "has_place", lambda scheduler: True)
+                times[question], looking_up = _asked(stepped, call, 8 * rounds)
             times[LOOKING_UP] += looking_up
             stepped.limit_running(stepped.scheduler.max_running_requests)
     return times
@@ -61,9 +67,9 @@ def _policy(stepped: SteppedScheduler, name: str, **flags: Any) -> Iterator[None
 
 
 def _asked(stepped: SteppedScheduler, call: str, count: int) -> tuple[list[float], list[float]]:
-    asking, scheduler = stepped.loop.driver.asking, stepped.scheduler
+    asks, scheduler = stepped.loop.driver.asking, stepped.scheduler
     spent, times, looking_up = Counter[str](), list[float](), list[float]()
-    for owner, name in ((asking, call), (asking, "processed"), (asking._queue, "look_up")):
+    for owner, name in ((asks, call), (asks, "processed"), (asks._queue, "look_up")):
         setattr(owner, name, _counted(getattr(owner, name), name, spent))
     alive: list[Any] = []  # who leaves a queue by admission lives on: to end a request is no part of asking
     while len(times) < count + MOST_LOOKED_AT // 8:  # until all that wait have been looked up

@@ -65,6 +65,12 @@ def alone(sizes: ModelSizes, num_tokens: int) -> Amounts:
     return amounts(sizes, StepLoad(0, 0, (num_tokens,), (0,), sizes.num_layers))
 
 
+@lru_cache(maxsize=64)
+def alone_lines(sizes: ModelSizes, num_tokens: int) -> tuple[Amounts, Amounts]:
+    """`lines` of a prompt beside nothing."""
+    return lines(sizes, StepLoad(0, 0, (num_tokens,), (0,)))
+
+
 def lines(sizes: ModelSizes, load: StepLoad) -> tuple[Amounts, Amounts]:
     """Amounts of the step without prompt layers, and what each prompt layer adds."""
     decode_rows = load.decode_rows

@@ -46,12 +46,11 @@ def decoding(answer: Sequence[int] | Numbers | None, running: Running) -> list[i
     """Who decodes, in the order of the batch; None: all."""
     if answer is None or len(answer) == 0:
         return None
-    chosen = np.asarray(answer, np.int64)
-    if not 0 <= chosen.min() <= chosen.max() < len(running):
+    chosen = answer if isinstance(answer, list) else np.asarray(answer, np.int64).tolist()
+    if not 0 <= min(chosen) <= max(chosen) < len(running):
         raise ValueError(f"decode_rows gave {list(answer)}; give indices below {len(running)}")
-    decodes = running.sat_out >= MOST_SAT_OUT
-    decodes[chosen] = True
-    found: list[int] = decodes.nonzero()[0].tolist()
+    overdue = (running.sat_out >= MOST_SAT_OUT).nonzero()[0].tolist()
+    found = sorted({*map(int, chosen), *overdue})
     return None if len(found) == len(running) else found
 
 

@@ -39,9 +39,7 @@ class FlowPrefillPolicy(AutoPolicy):
         prompts = Queue.of(view.waiting)
         due_s, own_s = prompts.ttft_s - prompts.waited_s, prompts.tokens * token_s
         in_order = _most_urgent_first(prompts, due_s, is_late=due_s < base_s + own_s)
-        due_s, own_s = due_s.take(in_order), own_s.take(in_order)
-        own_s[:1] += base_s
-        done_s = own_s.cumsum()
+        due_s, done_s = due_s.take(in_order), base_s + own_s.take(in_order).cumsum()
         left_s = np.minimum.accumulate(np.where(due_s >= done_s, due_s, inf))  # who is late hurries nobody
         [makes_late] = (done_s[1:] > left_s[:-1]).nonzero()
         return in_order[: 1 + int(makes_late[0])] if len(makes_late) else in_order

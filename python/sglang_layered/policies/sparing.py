@@ -6,9 +6,9 @@ from math import inf
 from typing import ClassVar
 
 from sglang_layered.auto.policy import AutoPolicy
-from sglang_layered.auto.step_times import lines
+from sglang_layered.auto.step_times import alone_lines
 from sglang_layered.core.capability import Capability
-from sglang_layered.core.pacing import Decision, PaceView, QueueView, StepLoad
+from sglang_layered.core.pacing import Decision, PaceView, QueueView
 from sglang_layered.core.questions import Running, Seconds, Snapshot
 
 CATCH_UP_STEPS = (
@@ -43,7 +43,7 @@ class SparingPolicy(AutoPolicy):
             return None
         flight, due_s = view.flying[-1], self.due_s(running)
         # Of a step of the cohort's layers beside nobody.
-        alone_s, layer_s = self.times.predict_line(*lines(self.sizes, StepLoad(0, 0, (flight.tokens,), (0,))))
+        alone_s, layer_s = self.times.predict_line(*alone_lines(self.sizes, flight.tokens))
         catch_up_s = CATCH_UP_STEPS * (self._decode_s(running) + alone_s + layer_s)
         first = int(due_s.argmin())
         first_s = float(due_s[first])

@@ -154,9 +154,8 @@ class Asking:
         if keep is None:
             columns.decode(None)
             return None
-        ends = [*map(_ABORTED, batch.reqs)]
-        if ends.count(None) < len(ends):
-            aborted = {index for index, end in enumerate(ends) if end is not None}
+        if any(map(_ABORTED, batch.reqs)):
+            aborted = {index for index, req in enumerate(batch.reqs) if _ABORTED(req)}
             keep = sorted(aborted.union(keep))
         columns.decode(keep)
         if self._loop.is_heard:
@@ -226,13 +225,19 @@ class Asking:
     def _flying(self, item: InFlightCohort) -> Flying:
         known, num_reqs = item.urgent, len(item.reqs)
         if known is None or known[0] is not self._limits or known[1] != num_reqs:
-            arrivals_s, all_limits, priorities = zip(*map(self._facts, item.reqs), strict=True)
-            limits = SloClass(*map(min, zip(*set(all_limits), strict=True)))
-            known = item.urgent = self._limits, num_reqs, min(arrivals_s), limits, max(priorities)
+            known = item.urgent = self._limits, num_reqs, *self._urgent(item.reqs)
         _, _, arrived_s, limits, priority = known
         cohort, waited_s = item.cohort, self.now_s - arrived_s
         where = (item.num_prompt_tokens, cohort.group.start, cohort.plan.num_layers, waited_s)
         return Flying(*where, limits, priority, item.num_overtaken)
+
+    def _urgent(self, reqs: Sequence[Any]) -> tuple[float, SloClass, int]:
+        """Of several the most urgent values."""
+        if len(reqs) == 1:
+            return self._facts(reqs[0])
+        arrivals_s, all_limits, priorities = zip(*map(self._facts, reqs), strict=True)
+        limits = SloClass(*map(min, zip(*set(all_limits), strict=True)))
+        return min(arrivals_s), limits, max(priorities)
 
     def _facts(self, req: Any, may_refuse: bool = False) -> tuple[float, SloClass, int]:
         """When it came, its limits, its priority. Limits without a meaning end a request that waits."""
