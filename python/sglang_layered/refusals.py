@@ -36,6 +36,12 @@ def _sums_in_place(start: Start) -> bool:
     return asks_for_sums_in_place(start.model_config)
 
 
+def _serves_in_rust(_: Start) -> bool:
+    from sglang_layered.upstream.releases import arguments
+
+    return arguments.serves_in_rust()
+
+
 def _is_dense(start: Start) -> bool:
     """True only for a model that is known to have no experts."""
     from sglang_layered.models.layer_shapes import read_layer_shapes
@@ -173,6 +179,8 @@ REFUSALS: Mapping[Applies, Mapping[str, Applies]] = {
         " (leave these flags out and --kv-cache-dtype at bfloat16) or serve it in chunked mode": (
             lambda start: start.untried_sparse_attention is not None
         ),
+        "SGLANG_RUST_SERVER=1: HTTP, tokenizer and streams then run in Rust inside the scheduler's process,"
+        " which is not tested in layered mode; unset it": _serves_in_rust,
         "SGLANG_K3_AR_FUSION=1: sums over ranks in place hold one call of attention a layer and a layered"
         " step makes two; unset it": _sums_in_place,
         "--layered-policy balanced: it cuts by the bytes of the layers, and those of {args.model_path} are"

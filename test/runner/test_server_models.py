@@ -85,6 +85,16 @@ def test_kimi_k3s_sums_in_place_are_off(monkeypatch: pytest.MonkeyPatch) -> None
     assert os.environ[variable] == "False"
 
 
+@OF_0_5_23
+def test_the_server_in_rust_is_refused_in_layered_mode_alone(
+    tiny_qwen3_moe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+    check(tiny_qwen3_moe)
+    with pytest.raises(UnsupportedError, match=r"SGLANG_RUST_SERVER=1: .*; unset it"):
+        check(tiny_qwen3_moe, *LAYERED)
+
+
 @pytest.mark.parametrize("flag", SPECULATION)
 def test_what_speculative_decoding_does_not_work_with_is_refused(flag: str) -> None:
     applies = [

@@ -49,6 +49,11 @@ def num_replicas(server_args: Any) -> int:
     return 1 if server_args.enable_dp_attention else int(server_args.dp_size)
 
 
+def serves_in_rust() -> bool:
+    """Whatever the environment says: there is no such server."""
+    return False
+
+
 IS_ONE_CLASS = True
 """Flags are fields of the class that also parses and resolves them; or of a namespace, as `schedule`."""
 

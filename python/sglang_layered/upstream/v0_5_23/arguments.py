@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sglang.srt import runtime_context
+from sglang.srt import environ, runtime_context
 from sglang.srt.arg_groups import arg_utils, choices, model_override_base, overrides, resolution_hooks
 from sglang.srt.arg_groups.arg_utils import A, Arg
 
@@ -75,6 +75,11 @@ def eager_prompt_mib(server_args: Any, capacity_mib: float) -> float:
 def num_replicas(server_args: Any) -> int:
     """How often the whole model is on the server's devices; groups of attention share one."""
     return int(resolved(server_args).dp_size)
+
+
+def serves_in_rust() -> bool:
+    """True where HTTP, tokenizer and streams are threads in Rust, inside the scheduler's process."""
+    return bool(environ.envs.SGLANG_RUST_SERVER.get())
 
 
 IS_ONE_CLASS = False
