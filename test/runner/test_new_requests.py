@@ -70,3 +70,10 @@ def test_a_beam_search_is_answered_with_400(stepped: SteppedScheduler) -> None:
     with pytest.raises(IndexError):  # nothing waits
         stepped.send(prompt(20, 5), 3, sampling={"beam_width": 2})
     assert_refused(stepped, "Beam search is not tested beside a cohort")
+
+
+def test_a_prompt_without_tokens_is_answered_with_400(stepped: SteppedScheduler) -> None:
+    """A text of which the tokenizer makes nothing; the release ends in its forward."""
+    stepped.send((), 3)
+    stepped.step_until(stepped.scheduler.is_fully_idle)
+    assert_refused(stepped, "The prompt has no tokens")

@@ -33,6 +33,9 @@ NO_MASKS = (
 )
 
 
+NO_TOKENS = "The prompt has no tokens; send some. SGLang 0.5.23 as released ends where it computes such a prompt."
+
+
 class _NoBeams:
     """SGLang's coordinator of beam searches, which takes no new one."""
 
@@ -54,17 +57,18 @@ def refuse_requests(scheduler: Any) -> None:
     """Let requests be answered with 400 that a layered server cannot serve."""
     if not isinstance(scheduler.beam_coordinator, _NoBeams):
         scheduler.beam_coordinator = _NoBeams(scheduler.beam_coordinator)
-    add = type(scheduler)._add_request_to_queue.__get__(
-        scheduler
-    )  # of the class: a second loop adds no second
+    # Of the class: a second loop adds no second.
+    add = type(scheduler)._add_request_to_queue.__get__(scheduler)
 
-    def add_unless_masked(req: Any, is_retracted: bool = False) -> None:
+    def add_unless_refused(req: Any, is_retracted: bool = False) -> None:
         if req.return_sampling_mask and ranks_of(scheduler).pp_size > 1:
             scheduler._reject_sampling_mask_request(req, NO_MASKS)
-        else:
-            add(req, is_retracted)
+            return
+        if not req.origin_input_ids:
+            req.set_finish_with_abort(NO_TOKENS)
+        add(req, is_retracted)
 
-    scheduler._add_request_to_queue = add_unless_masked
+    scheduler._add_request_to_queue = add_unless_refused
 
 
 def note_launch(scheduler: Any, batches: Sequence[ScheduleBatch]) -> None:
