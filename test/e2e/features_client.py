@@ -27,6 +27,7 @@ TOLERANCE = 1e-4
 VOLATILE = {"id", "rid", "created", "created_at", "total_duration"} | {
     "forward_entry_time", "prefill_finished_time", "queue_time", "e2e_latency", "request_received_ts",
     "api_server_dispatch_finish_ts", "request_finished_ts", "response_sent_to_client_ts", "decode_throughput",
+    "first_token_latency", "storage_prefetch_wait", "storage_staging_wait",
 }  # fmt: skip
 NEIGHBOURS = ("left", "right")
 _numbers = itertools.count()

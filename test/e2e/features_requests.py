@@ -167,7 +167,6 @@ HTTP: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-REFUSED_BY_THE_RELEASE = ("completions-no-token",)
 
 STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "generate": ("/generate", {"input_ids": list(PROMPT), "sampling_params": GREEDY}),

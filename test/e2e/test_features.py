@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,13 +37,13 @@ from features_requests import (
     NUM_OUTPUTS,
     PAUSES,
     PROMPT,
-    REFUSED_BY_THE_RELEASE,
     STOPS,
     STREAMS,
     STRUCTURED,
 )
 from features_servers import FLAGS, GROUP_TOKENS, serve_both
 from features_text import joined_text, log_fields, metric_names, stream_events
+from release_served import REFUSED_BY_THE_RELEASE
 from sglang_layered_lab.models import make_model
 from workload import prompt
 
@@ -72,11 +73,18 @@ def other_weights(pair: Pair, tiny_qwen3_moe: Path, tmp_path: Path) -> Iterator[
         scenarios.load_weights(served, tiny_qwen3_moe)
 
 
+def refused(pair: Pair, path: str, body: dict[str, Any]) -> bool:
+    return [call(served, path, body).status_code for served in (pair.layered, pair.stock)] == [400, 400]
+
+
 @pytest.mark.parametrize("name", GENERATE)
 def test_generate(pair: Pair, name: str) -> None:
     feature = GENERATE[name]
     if feature.needs_compiler and shutil.which("g++") is None:
         pytest.skip(reason="SGLang compiles penalties with g++, which this machine lacks")
+    if name in REFUSED_BY_THE_RELEASE:
+        assert refused(pair, "/generate", feature.body())
+        return
     mine, theirs = pair.generate(feature.body(), **feature.neighbours)
     assert_same(mine, theirs)
     assert (mine["output_ids"] == pair.greedy["output_ids"]) == (feature.tokens == "greedy")
@@ -104,7 +112,7 @@ def test_structured_output(pair: Pair, name: str) -> None:
 def test_other_interfaces(pair: Pair, name: str) -> None:
     path, body = HTTP[name]
     if name in REFUSED_BY_THE_RELEASE:
-        assert [call(served, path, body).status_code for served in (pair.layered, pair.stock)] == [400, 400]
+        assert refused(pair, path, body)
         return
     assert_same(*pair.both(path, body))
 

@@ -33,7 +33,8 @@ NO_MASKS = (
 )
 
 
-NO_TOKENS = "The prompt has no tokens; send some. SGLang 0.5.23 as released ends where it computes such a prompt."
+NO_TOKENS = "The prompt has no tokens; send some."
+"""Why such a prompt gets 400; SGLang as released ends in its forward."""
 
 
 class _NoBeams:
