@@ -41,7 +41,8 @@ lab=(
   "test/runner --without-overlap"
 )
 carried=( # by a release beside the default
-  "test/e2e/test_equality.py test/e2e/test_faults.py test/e2e/test_feature_off.py"
+  "$sharing"
+  "test/e2e/test_features.py"
   "test/models/test_cuts.py test/models/test_speculative.py"
   "test/patches"
   "test/runner"

@@ -14,7 +14,7 @@ from sglang_layered_lab.serving import ServerProcess
 COMMON = (*servers.COMMON, "--disable-overlap-schedule")
 FLAGS = ("--grammar-backend", "llguidance", "--enable-metrics", "--enable-priority-scheduling")
 FLAGS += ("--enable-return-hidden-states", "--enable-custom-logit-processor")
-FLAGS += ("--chunked-prefill-size", "1024")
+FLAGS += ("--chunked-prefill-size", "1024", "--served-model-name", "default")
 # The release takes input embeddings only in bfloat16 and without the radix cache.
 # Both servers attend in the same way: another way rounds otherwise.
 BFLOAT16_FLAGS = ("--dtype", "bfloat16", "--disable-radix-cache", "--attention-backend", "torch_native")

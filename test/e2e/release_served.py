@@ -13,3 +13,6 @@ REFUSED_BY_THE_RELEASE: tuple[str, ...] = ("completions-no-token",)
 """Requests, by the names of features_requests.py, that get 400."""
 if not IS_0_5_17:
     REFUSED_BY_THE_RELEASE += ("hidden-states-last",)  # 0.5.23 takes `last` from an Engine alone
+
+HAS_GET_LOAD = IS_0_5_17
+"""Whether `/get_load` is there, the older one of two paths."""
