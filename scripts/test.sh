@@ -42,7 +42,7 @@ lab=(
 )
 carried=( # by a release beside the default
   "$sharing"
-  "test/e2e/test_features.py"
+  "test/e2e/test_features.py test/e2e/test_features_own_servers.py"
   "test/models/test_cuts.py test/models/test_speculative.py"
   "test/patches"
   "test/runner"
