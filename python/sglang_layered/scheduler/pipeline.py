@@ -8,8 +8,6 @@ itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/schedul
 `event_loop_pp`.
 """
 
-import logging
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -34,15 +32,7 @@ from sglang_layered.upstream.chunks import LaunchedChunk, stand_in
 from sglang_layered.upstream.launch import ready_to_decode
 from sglang_layered.upstream.pipeline import StageLauncher, Stock, launch_apart
 from sglang_layered.upstream.releases import serving
-from sglang_layered.upstream.room import (
-    filter_running,
-    is_chunk_aborted,
-    last_one_has_no_room,
-    let_wait,
-    preempted_wait,
-)
-
-logger = logging.getLogger(__name__)
+from sglang_layered.upstream.room import filter_running, is_chunk_aborted, preempted_wait
 
 
 class PipelineLoop(BaseLoop):
@@ -76,7 +66,7 @@ class PipelineLoop(BaseLoop):
         self.cohorts.let_aborted_leave()
         if all(req.finished() for req in running_batch.reqs):
             filter_running(running_batch)  # SGLang clears `batch_is_full` of batches with requests only
-        self._make_room_soon(running_batch, last)
+        self.make_room(running_batch)
         self.look_at_queue_again()
         if self._may_admit():
             self.make_room_for_chunk()
@@ -138,41 +128,12 @@ class PipelineLoop(BaseLoop):
         scheduler = self.scheduler
         self.drop(DropReason.PAUSED)
         running, last = scheduler.running_batch, _to_merge(scheduler.last_batch)
-        running.reqs = [*running.reqs, *self._to_come(running, last)]
+        if last is not None and last is not running and last.forward_mode.is_extend():
+            chunked = (last.chunked_req, scheduler.chunked_req)
+            more = [req for req in last.reqs if req not in running.reqs and req not in chunked]
+            running.reqs = [*running.reqs, *more]
         self._forget_merged(scheduler.last_batch)
         scheduler.last_batch = None
-
-    def _make_room_soon(self, running: ScheduleBatch, last: ScheduleBatch | None) -> None:
-        """Room for the last request that decodes in a micro-batch: it never ends for want of others' slots.
-
-        SGLang reserves slots for the requests of a prompt's own micro-batch alone, and aborts the last one of
-        another that finds none. Here it waits again, after the cohorts in flight.
-        """
-        to_come = self._to_come(running, last)
-        if not last_one_has_no_room(running, last, to_come):
-            return
-        if self.cohorts.inflight:
-            self.drop(DropReason.KV_POOL_FULL)
-            if not last_one_has_no_room(running, last, to_come):
-                return
-        mine = [req for req in (*running.reqs, *to_come) if not req.finished()]
-        if any(req not in mine and not req.finished() for req in self._holding()):
-            logger.info("%s: wait again, other micro-batches hold all slots", [req.rid for req in mine])
-            let_wait(self.scheduler, mine, [running, *([last] if to_come and last is not None else ())])
-
-    def _holding(self) -> Iterator[Any]:
-        """Requests that hold slots, of all micro-batches; some may have finished."""
-        scheduler = self.scheduler
-        for batch in (*scheduler.running_mbs, *scheduler.last_mbs):
-            yield from () if batch is None else batch.reqs
-        yield from () if scheduler.chunked_req is None else (scheduler.chunked_req,)
-
-    def _to_come(self, running: ScheduleBatch, last: ScheduleBatch | None) -> list[Any]:
-        """Requests of the latest prompts that SGLang merges into the running batch."""
-        if last is None or last is running or not last.forward_mode.is_extend():
-            return []
-        chunked = (last.chunked_req, self.scheduler.chunked_req)
-        return [req for req in last.reqs if req not in running.reqs and req not in chunked]
 
     def _next_plan(self, running_batch: ScheduleBatch, last: ScheduleBatch | None) -> NextBatchPlan:
         plan = self._choose(running_batch, last)
