@@ -37,19 +37,22 @@ def _resolved(command: Sequence[str]) -> dict[str, Any]:
     """The settings that the server would run with, and what of the model must fit them."""
     import sglang.srt.server_args as server_args
 
+    from sglang_layered.upstream.releases import arguments
+
     try:
-        args = server_args.prepare_server_args(command)
-        args.check_server_args()
-        model = args.get_model_config()
+        given = server_args.prepare_server_args(command)
+        given.check_server_args()
+        model = arguments.model_config_of(given)
     except (Exception, SystemExit) as error:
         return {"error": f"{type(error).__name__}: {error}"}
+    args = arguments.resolved(given)
     graphs = args.cuda_graph_config
     sizes = [] if graphs is None or args.disable_cuda_graph else graphs.decode.bs or []
     return {name: getattr(args, name, None) for name in SHOWN} | {
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "head_size": model.head_dim,
         "num_layers": model.num_hidden_layers,
-        "attention": list(args.get_attention_backends()),
+        "attention": list(arguments.attention_backends_of(given)),
         "decode_graph_sizes": list(sizes),
     }
 
@@ -85,7 +88,9 @@ def _reasons(args: Any) -> Iterator[str]:
     from sglang_layered.config import LayeredConfig
     from sglang_layered.models.refused import MODELS
     from sglang_layered.refusals import REFUSALS, Start
+    from sglang_layered.upstream.releases import arguments
 
+    args = arguments.resolved(args)
     start = Start(LayeredConfig.from_server_args(args), args)
     kinds = [kind for kind, (applies, _) in MODELS.items() if applies(start.model_config)]
     for is_asked, rows in REFUSALS.items():

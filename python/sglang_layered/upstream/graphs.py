@@ -184,6 +184,7 @@ class CudaGraphRecorder:
         keep_gc = self._args.enable_cudagraph_gc
         with (
             torch.no_grad(),
+            forwarding.settings_of(self._model_runner),
             model_capture_mode(),
             freeze_gc(keep_gc),
             graph_capture(stream=self._runner.stream) as context,

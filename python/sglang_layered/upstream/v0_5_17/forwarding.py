@@ -36,6 +36,10 @@ num_shared_slots: Callable[[Any], int] = attrgetter("num_fused_shared_experts")
 """Of a TopKConfig: shared experts that are chosen with the others."""
 
 
+def plan_own_slots(model_runner: Any, batch: Any) -> None:
+    """Nothing: KV slots are those of the batch."""
+
+
 def settings_of(model_runner: Any) -> AbstractContextManager[Any]:
     """Inside, settings are the model's own, as SGLang has them in a forward."""
     return nullcontext()
