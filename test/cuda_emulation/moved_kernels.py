@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import msgspec
 from sglang.version import __version__ as RELEASE
 
 IS_0_5_23 = RELEASE == "0.5.23"
@@ -46,3 +47,11 @@ def put(**references: Any) -> None:
         module = import_module(place)
         assert hasattr(module, name or kernel), f"{place} has no {name or kernel}"
         setattr(module, name or kernel, reference)
+
+
+def set_argument(server_args: Any, name: str, value: Any) -> None:
+    """Another value of a flag, after SGLang has resolved and published its arguments."""
+    if IS_0_5_23:
+        msgspec.structs.force_setattr(server_args, name, value)
+    else:
+        object.__setattr__(server_args, name, value)

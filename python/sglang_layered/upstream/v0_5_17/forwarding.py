@@ -37,7 +37,7 @@ num_shared_slots: Callable[[Any], int] = attrgetter("num_fused_shared_experts")
 
 
 def plan_own_slots(model_runner: Any, batch: Any) -> None:
-    """Nothing: KV slots are those of the batch."""
+    """Nothing: attention takes KV slots from the batch."""
 
 
 def settings_of(model_runner: Any) -> AbstractContextManager[Any]:

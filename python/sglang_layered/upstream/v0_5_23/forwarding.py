@@ -44,7 +44,10 @@ build_replay_fb_view = partial(decode_cuda_graph_runner.build_replay_fb_view, gl
 
 
 def plan_own_slots(model_runner: Any, batch: Any) -> None:
-    """Let attention plan for a batch over static inputs, whose KV slots are what lies there at a replay."""
+    """Let attention plan for a batch that SGLang has not made: its KV slots are those that it names.
+
+    Where a graph is captured they are what lies there at a replay.
+    """
     model_runner.kv_index_translator.bind_runner_slots(batch)
 
 
