@@ -35,12 +35,10 @@ def resolve(case: dict[str, Any]) -> dict[str, Any]:
 
 def _resolved(command: Sequence[str]) -> dict[str, Any]:
     """The settings that the server would run with, and what of the model must fit them."""
-    import sglang.srt.server_args as server_args
-
     from sglang_layered.upstream.releases import arguments
 
     try:
-        given = server_args.prepare_server_args(command)
+        given = _prepared(command)
         given.check_server_args()
         model = arguments.model_config_of(given)
     except (Exception, SystemExit) as error:
@@ -57,6 +55,15 @@ def _resolved(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _prepared(command: Sequence[str]) -> Any:
+    """Arguments as a launch has them when it checks them; 0.5.17 resolves them as they are made."""
+    import sglang.srt.server_args as server_args
+
+    args = server_args.prepare_server_args(list(command))
+    getattr(args, "resolve_once", lambda: None)()
+    return args
+
+
 def refusals(case: dict[str, Any]) -> dict[str, Any]:
     """Of each command why layered mode refuses it: all reasons, what a server says, and stock's own error."""
     pretend(DEVICES[case["device"]])
@@ -65,14 +72,12 @@ def refusals(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refused(command: Sequence[str]) -> dict[str, Any]:
-    import sglang.srt.server_args as server_args
-
     from sglang_layered.errors import UnsupportedError
 
     found: dict[str, Any] = {"reasons": [], "told": None, "stock": None}
     try:
-        server_args.prepare_server_args(command).check_server_args()
-        args = server_args.prepare_server_args([*command, "--prefill-mode", "layered"])
+        _prepared(command).check_server_args()
+        args = _prepared([*command, "--prefill-mode", "layered"])
         found["reasons"] = list(dict.fromkeys(_reasons(args)))
         args.check_server_args()
     except UnsupportedError as error:
