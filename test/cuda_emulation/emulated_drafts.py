@@ -78,9 +78,7 @@ def follow_targets(
     target_predict: Any,
 ) -> None:
     links = (retrive_index, retrive_next_token, retrive_next_sibling)
-    trees.verify_tree_greedy_cpu(
-        predicts, accept_index, accept_token_num, candidates, *links, target_predict
-    )
+    trees.verify_tree_greedy_cpu(predicts, accept_index, accept_token_num, candidates, *links, target_predict)
 
 
 @as_kernel("positions", "index", "next_token", "next_sibling")

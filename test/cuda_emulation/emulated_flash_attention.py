@@ -27,9 +27,7 @@ def emulate_flash_attention() -> None:
     kernels.get_scheduler_metadata = lambda batch_size, *others, **more: torch.zeros(
         1 + 4 * batch_size, dtype=torch.int32
     )
-    backend.normal_decode_set_metadata = (
-        set_decode_tables if moved_kernels.IS_0_5_23 else set_decode_metadata
-    )
+    backend.normal_decode_set_metadata = set_decode_tables if moved_kernels.IS_0_5_23 else set_decode_metadata
     backend.merge_state_v2 = as_kernel()(merge)
     for module in (kernels, ops, backend):
         module.flash_attn_with_kvcache = flash_attn_with_kvcache

@@ -26,9 +26,6 @@ COUNTS = ("num_token_non_padded_cpu",)
 COUNT_TENSORS = ("num_token_non_padded",)
 """And as tensors, each None where SGLang needs none."""
 
-GRAPHS_MISSING: str | None = None
-"""Why layered steps have no CUDA graphs on this release."""
-
 DRAFT_ATTENTION_IS_NAMED = False
 """Whether what makes a draft's attention gives its name before it (srt/speculative/draft_utils.py)."""
 
