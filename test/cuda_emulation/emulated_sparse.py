@@ -240,17 +240,10 @@ def choose_paged(scores: Any, lengths: Any, tables: Any, out: Any, page_size: in
 
 @as_kernel()
 def attend_to_chosen(
-    *,
-    q: Any,
-    kv: Any,
-    indices: Any,
-    sm_scale: float,
-    d_v: int,
-    topk_length: Any = None,
-    attn_sink: None = None,
+    *, q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int, topk_length: Any = None, **sink: None
 ) -> tuple[torch.Tensor, None, None]:
     """Each row on its own slots."""
-    assert attn_sink is None
+    assert not any(sink.values())
     out = q.new_empty((*q.shape[:2], d_v))
     assert len(q) == len(indices)
     for row in range(len(q)):
