@@ -5,10 +5,12 @@ test/kernels compiles them without a device; test/cuda_emulation checks that ste
 
 from __future__ import annotations
 
+from sglang.version import __version__ as release
+
 OPS = "sglang.kernels.ops"
 OURS = "sglang_layered_kernels.expert_traffic.triton_kernel"
 
-KERNELS = {
+_VARIANTS = {
     f"{OURS}:count_small": 3,
     f"{OURS}:gather_blocks": 3,
     f"{OURS}:fold_scratch": 3,
@@ -27,3 +29,18 @@ KERNELS = {
     f"{OPS}.memory.allocator:alloc_extend_kernel": 1,
     f"{OPS}.memory.common:write_req_to_token_pool_triton": 1,
 }
+# From which module SGLang 0.5.23 has moved some to another.
+_MOVED = {
+    f"{OPS}.kvcache.cache_ops": f"{OPS}.attention.mla_qk_prep",
+    f"{OPS}.kvcache.kv_indices": f"{OPS}.attention.kv_indices",
+    f"{OPS}.kvcache.trtllm_mha_graph_metadata": f"{OPS}.attention.trtllm_mha_graph_metadata",
+    f"{OPS}.kvcache.trtllm_mha_page_table": f"{OPS}.attention.trtllm_mha_page_table",
+}
+
+
+def _name(kernel: str) -> str:
+    module, _, name = kernel.partition(":")
+    return f"{module if release == '0.5.17' else _MOVED.get(module, module)}:{name}"
+
+
+KERNELS = {_name(kernel): num_variants for kernel, num_variants in _VARIANTS.items()}

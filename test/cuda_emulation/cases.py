@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import draft_cases
+import moved_kernels
 import quantized_cases
+from emulated_0_5_23 import emulate_0_5_23
 from emulated_drafts import emulate_drafts
 from emulated_flash_attention import emulate_flash_attention
 from emulated_flashinfer import emulate_flashinfer
@@ -28,6 +30,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         return {"resolve": resolve, "refusals": refusals}[case["kind"]](case)
     from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_experts
 
+    if moved_kernels.IS_0_5_23:
+        emulate_0_5_23()
     emulate_kernels()
     emulate_graphs()
     for emulate_attention in (

@@ -12,6 +12,7 @@ import torch
 from drafts_on_cpu import load_ngram_corpus
 from sglang_layered_kernels.cpu import speculative as trees
 
+import moved_kernels
 from emulated_kernels import register
 from emulated_sparse_drafts import emulate_sparse_drafts
 from memory_watch import as_kernel
@@ -21,11 +22,13 @@ WHOLE_MASK, ONLY_TREE = 0, 1  # SGLang's TreeMaskMode
 
 def emulate_drafts(algorithm: str) -> None:
     """Put them where SGLang calls the kernels."""
-    import sglang.srt.speculative.ngram_worker as ngram
-
-    register("sgl_kernel", {"build_tree_kernel_efficient": build_trees, "verify_tree_greedy": follow_targets})
+    if moved_kernels.IS_0_5_23:
+        moved_kernels.put(sgl_build_tree_kernel_efficient=build_trees, verify_tree_greedy=follow_targets)
+    else:
+        kernels = {"build_tree_kernel_efficient": build_trees, "verify_tree_greedy": follow_targets}
+        register("sgl_kernel", kernels)
     # Of tensors on a CPU it would ask for an operator of other builds.
-    ngram.reconstruct_indices_from_tree_mask = links_of_masks
+    moved_kernels.put(reconstruct_indices_from_tree_mask=links_of_masks)
     emulate_sparse_drafts()
     if algorithm == "NGRAM":
         load_ngram_corpus()
@@ -63,20 +66,19 @@ def build_trees(
         start = end
 
 
-@as_kernel("predicts", "accepted", "num_accepted")
+@as_kernel("predicts", "accept_index", "accept_token_num")
 def follow_targets(
     predicts: Any,
-    accepted: Any,
-    num_accepted: Any,
+    accept_index: Any,
+    accept_token_num: Any,
     candidates: Any,
-    index: Any,
-    next_token: Any,
-    next_sibling: Any,
-    targets: Any,
+    retrive_index: Any,
+    retrive_next_token: Any,
+    retrive_next_sibling: Any,
+    target_predict: Any,
 ) -> None:
-    trees.verify_tree_greedy_cpu(
-        predicts, accepted, num_accepted, candidates, index, next_token, next_sibling, targets
-    )
+    links = (retrive_index, retrive_next_token, retrive_next_sibling)
+    trees.verify_tree_greedy_cpu(predicts, accept_index, accept_token_num, candidates, *links, target_predict)
 
 
 @as_kernel("positions", "index", "next_token", "next_sibling")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from flashinfer_emulation import attend
 
+import moved_kernels
 from emulated_flashinfer import log_sum, merge
 from memory_watch import as_kernel
 
@@ -26,7 +27,7 @@ def emulate_flash_attention() -> None:
     kernels.get_scheduler_metadata = lambda batch_size, *others, **more: torch.zeros(
         1 + 4 * batch_size, dtype=torch.int32
     )
-    backend.normal_decode_set_metadata = set_decode_metadata
+    backend.normal_decode_set_metadata = set_decode_tables if moved_kernels.IS_0_5_23 else set_decode_metadata
     backend.merge_state_v2 = as_kernel()(merge)
     for module in (kernels, ops, backend):
         module.flash_attn_with_kvcache = flash_attn_with_kvcache
@@ -143,3 +144,23 @@ def set_decode_metadata(
     page_table[:, : len(columns)].copy_(
         req_to_token[req_pool_indices.unsqueeze(1), columns.unsqueeze(0)] // page_size
     )
+
+
+def set_decode_tables(
+    cache_seqlens: Any,
+    cu_seqlens_k: Any,
+    page_table: Any,
+    req_to_token: Any,
+    req_pool_indices: Any,
+    max_pages: int,
+    seq_lens: Any,
+    seq_len_delta: int,
+    page_size: int,
+    swa_page_table: None,
+    **usual: Any,
+) -> None:
+    """The same by the arguments of SGLang 0.5.23, whose kernel finds the first slots of pages itself."""
+    assert swa_page_table is None and not any(value for value in usual.values())
+    first_slots = torch.arange(0, req_to_token.shape[1], page_size)
+    tables = cache_seqlens, cu_seqlens_k, page_table, req_to_token, req_pool_indices, first_slots
+    set_decode_metadata(*tables, max_pages, seq_lens, seq_len_delta, page_size)

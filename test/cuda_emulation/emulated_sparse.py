@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import moved_kernels
 from emulated_flash_attention import attend_wide, flash_attn_varlen_func, flash_attn_with_kvcache, slots_of
 from emulated_kernels import _rotate_part
 from memory_watch import as_kernel
@@ -24,9 +25,6 @@ def emulate_sparse_attention() -> None:
     """Put them where SGLang calls the kernels."""
     import deep_gemm
     import sgl_kernel
-    import sgl_kernel.flash_mla as flash_mla
-    import sglang.kernels.ops.attention.dsa.triton_kernel as triton_kernel
-    import sglang.kernels.ops.attention.dsa_metadata as metadata
     import sglang.kernels.ops.attention.dsv4.topk as topk
     import sglang.kernels.ops.quantization.hadamard as rotation
     import sglang.srt.layers.attention.dsa.dsa_indexer as indexer
@@ -37,10 +35,14 @@ def emulate_sparse_attention() -> None:
     deep_gemm.get_paged_mqa_logits_metadata = plan_scores
     deep_gemm.fp8_mqa_logits, deep_gemm.fp8_paged_mqa_logits = score, score_paged
     sgl_kernel.fast_topk_transform_fused = choose
-    topk.plan_topk_v2, topk.topk_transform_512_v2 = plan_choice, choose_paged
+    topk.plan_topk_v2 = plan_choice
+    moved_kernels.put(
+        topk_transform_paged_v2=choose_paged,
+        act_quant=quantize,
+        fused_dsa_decode_metadata=set_decode_metadata,
+        flash_mla_sparse_fwd=attend_to_chosen,
+    )
     rotation.hadamard_transform = rotate_all
-    triton_kernel.act_quant = quantize
-    metadata.fused_dsa_decode_metadata = set_decode_metadata
     indexer.can_use_dsa_fused_store = lambda *args: True
     indexer.fused_store_index_k_cache = store_keys
     indexer.Indexer._weights_proj_bf16_in_fp32_out = weigh_heads
@@ -48,7 +50,6 @@ def emulate_sparse_attention() -> None:
     indexer.fused_q_indexer_rope_first_quant = rotate_and_quantize
     indexer.fused_k_indexer_norm_rope_store = norm_and_store
     DSATokenToKVPool.get_index_k_scale_buffer = gather_keys
-    flash_mla.flash_mla_sparse_fwd = attend_to_chosen
     backend.flash_attn_with_kvcache = flash_attn_with_kvcache
     backend.flash_attn_varlen_func = flash_attn_varlen_func
 
@@ -239,9 +240,10 @@ def choose_paged(scores: Any, lengths: Any, tables: Any, out: Any, page_size: in
 
 @as_kernel()
 def attend_to_chosen(
-    *, q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int, topk_length: Any = None
+    *, q: Any, kv: Any, indices: Any, sm_scale: float, d_v: int, topk_length: Any = None, **sink: None
 ) -> tuple[torch.Tensor, None, None]:
     """Each row on its own slots."""
+    assert not any(sink.values())
     out = q.new_empty((*q.shape[:2], d_v))
     assert len(q) == len(indices)
     for row in range(len(q)):
@@ -274,15 +276,16 @@ def set_decode_metadata(
     bs: int,
     max_len: int,
     dsa_index_topk: int,
-    real_page_size: int,
+    **page: int,
 ) -> None:
-    """In place, as captured kernels need it."""
+    """In place, as captured kernels need it. `page` is its size, by the name that a release has for it."""
+    [page_size] = page.values()
     write_lengths(seq_lens, cache_seqlens, cu_seqlens_k)
     write_lengths(seq_lens.clamp(max=dsa_index_topk), dsa_cache_seqlens, dsa_cu_seqlens_k)
     table = req_to_token[req_pool_indices, :max_len]
     if page_table_1 is not None:
         page_table_1[:bs, :max_len].copy_(table)
-    real_page_table[:bs].copy_(table[:, ::real_page_size] // real_page_size)
+    real_page_table[:bs].copy_(table[:, ::page_size] // page_size)
 
 
 def write_lengths(lengths: Any, place: Any, bounds: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+import moved_kernels
 from emulated_kernels import normed
 from emulated_sparse import write_lengths
 from memory_watch import as_kernel
@@ -16,13 +17,14 @@ from memory_watch import as_kernel
 
 def emulate_sparse_drafts() -> None:
     """Put them where SGLang calls the kernels."""
-    import sglang.kernels.ops.attention.dsa_metadata as metadata
-    import sglang.kernels.ops.attention.fused_metadata_copy as copies
     import sglang.srt.models.deepseek_nextn as draft
 
-    metadata.fused_dsa_target_verify_metadata = plan_verify
-    metadata.fused_dsa_draft_extend_metadata = plan_draft_extend
-    copies.fused_metadata_copy_cuda = copies.fused_metadata_copy_multi_cuda = not_there
+    moved_kernels.put(
+        fused_dsa_target_verify_metadata=plan_verify,
+        fused_dsa_draft_extend_metadata=plan_draft_extend,
+        fused_metadata_copy_cuda=not_there,
+        fused_metadata_copy_multi_cuda=not_there,
+    )
     draft.fused_eh_norm = norm_both
 
 
@@ -52,6 +54,7 @@ def _plan(
     num_requests: int,
     num_drafts: int,
     num_chosen: int,
+    width: int,
     page_size: int,
 ) -> None:
     """`seq_lens` [requests] with the drafts; `num_drafts` rows of each request see the last tokens of it.
@@ -66,9 +69,10 @@ def _plan(
     seqlens_expanded[:num_rows].copy_(visible)
     write_lengths(seq_lens, cache_seqlens, cu_seqlens_k)
     write_lengths(visible.clamp(max=num_chosen), dsa_cache_seqlens, dsa_cu_seqlens_k)
-    width = page_table_1.shape[1]
     table = req_to_token[req_pool_indices.repeat_interleave(num_drafts), :width]
-    page_table_1[:num_rows].copy_(table)
+    if page_table_1 is not None:
+        assert width == page_table_1.shape[1]
+        page_table_1[:num_rows].copy_(table)
     real_page_table[:num_rows].copy_(table[:, ::page_size] // page_size)
 
 
@@ -78,16 +82,14 @@ def plan_verify(
     bs: int,
     max_seqlen_k: int,
     dsa_index_topk: int,
-    real_page_size: int,
     next_n: int,
     paged_mqa_ctx_lens_2d: Any = None,
     **tables: Any,
 ) -> None:
     """The drafts are behind `seq_lens`."""
     assert paged_mqa_ctx_lens_2d is None, "a plan of Blackwell's"
-    assert max_seqlen_k == tables["page_table_1"].shape[1]
     sizes = {"num_requests": bs, "num_drafts": next_n}
-    chosen = {"num_chosen": dsa_index_topk, "page_size": real_page_size}
+    chosen = {"num_chosen": dsa_index_topk, "width": max_seqlen_k, "page_size": page_size_in(tables)}
     _plan(seq_lens=seq_lens + next_n, **tables, **sizes, **chosen)
 
 
@@ -99,7 +101,6 @@ def plan_draft_extend(
     total_len: int,
     max_seqlen_k: int,
     dsa_index_topk: int,
-    real_page_size: int,
     max_extend_len: int,
     max_total_len: int,
     static_extend_len: bool,
@@ -108,10 +109,16 @@ def plan_draft_extend(
     """The drafts are the last tokens of `seq_lens`."""
     assert static_extend_len and total_len == bs * max_extend_len == max_total_len
     assert extend_seq_lens.tolist() == [max_extend_len] * bs
-    assert max_seqlen_k == tables["page_table_1"].shape[1]
     sizes = {"num_requests": bs, "num_drafts": max_extend_len}
-    chosen = {"num_chosen": dsa_index_topk, "page_size": real_page_size}
+    chosen = {"num_chosen": dsa_index_topk, "width": max_seqlen_k, "page_size": page_size_in(tables)}
     _plan(seq_lens=seq_lens, **tables, **sizes, **chosen)
+
+
+def page_size_in(call: dict[str, Any]) -> int:
+    """Taken out of what a plan was called with: each release has a name of its own for it."""
+    [name] = call.keys() & {"real_page_size", "physical_page_size"}
+    size: int = call.pop(name)
+    return size
 
 
 def not_there(*args: Any) -> None:

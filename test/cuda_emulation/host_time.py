@@ -24,6 +24,7 @@ from rich.console import Console
 
 from cpu_clock import Clock, Step
 from host_report import PARTS, compared, summary, table_of
+from moved_kernels import set_argument
 from step_calls import StepCalls
 from worker import prepare
 
@@ -114,7 +115,7 @@ class Bench:
         assert self.stepped.change({"layered_num_groups": num_groups})
         args, paths = self.model_runner.server_args, self._runner.decode_paths
         if args.layered_graph_granularity != granularity:
-            object.__setattr__(args, "layered_graph_granularity", granularity)
+            set_argument(args, "layered_graph_granularity", granularity)
             paths.graphs = make_decode_graphs(self.model_runner, self._runner._calls)
             self._watch(paths.graphs._attention.backend)
         return len(paths.graphs.buckets.sizes) * paths.graphs.segments.num_graphs

@@ -35,23 +35,33 @@ def resolve(case: dict[str, Any]) -> dict[str, Any]:
 
 def _resolved(command: Sequence[str]) -> dict[str, Any]:
     """The settings that the server would run with, and what of the model must fit them."""
-    import sglang.srt.server_args as server_args
+    from sglang_layered.upstream.releases import arguments
 
     try:
-        args = server_args.prepare_server_args(command)
-        args.check_server_args()
-        model = args.get_model_config()
+        given = _prepared(command)
+        given.check_server_args()
+        model = arguments.model_config_of(given)
     except (Exception, SystemExit) as error:
         return {"error": f"{type(error).__name__}: {error}"}
+    args = arguments.resolved(given)
     graphs = args.cuda_graph_config
     sizes = [] if graphs is None or args.disable_cuda_graph else graphs.decode.bs or []
     return {name: getattr(args, name, None) for name in SHOWN} | {
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "head_size": model.head_dim,
         "num_layers": model.num_hidden_layers,
-        "attention": list(args.get_attention_backends()),
+        "attention": list(arguments.attention_backends_of(given)),
         "decode_graph_sizes": list(sizes),
     }
+
+
+def _prepared(command: Sequence[str]) -> Any:
+    """Arguments as a launch has them when it checks them; 0.5.17 resolves them as they are made."""
+    import sglang.srt.server_args as server_args
+
+    args = server_args.prepare_server_args(list(command))
+    getattr(args, "resolve_once", lambda: None)()
+    return args
 
 
 def refusals(case: dict[str, Any]) -> dict[str, Any]:
@@ -62,14 +72,12 @@ def refusals(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refused(command: Sequence[str]) -> dict[str, Any]:
-    import sglang.srt.server_args as server_args
-
     from sglang_layered.errors import UnsupportedError
 
     found: dict[str, Any] = {"reasons": [], "told": None, "stock": None}
     try:
-        server_args.prepare_server_args(command).check_server_args()
-        args = server_args.prepare_server_args([*command, "--prefill-mode", "layered"])
+        _prepared(command).check_server_args()
+        args = _prepared([*command, "--prefill-mode", "layered"])
         found["reasons"] = list(dict.fromkeys(_reasons(args)))
         args.check_server_args()
     except UnsupportedError as error:
@@ -85,7 +93,9 @@ def _reasons(args: Any) -> Iterator[str]:
     from sglang_layered.config import LayeredConfig
     from sglang_layered.models.refused import MODELS
     from sglang_layered.refusals import REFUSALS, Start
+    from sglang_layered.upstream.releases import arguments
 
+    args = arguments.resolved(args)
     start = Start(LayeredConfig.from_server_args(args), args)
     kinds = [kind for kind, (applies, _) in MODELS.items() if applies(start.model_config)]
     for is_asked, rows in REFUSALS.items():

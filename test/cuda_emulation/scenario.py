@@ -15,6 +15,7 @@ from emulated_graphs import GRAPHS
 from emulated_streams import CURRENT, recorded
 from harness import SteppedScheduler
 from memory_watch import LAUNCHED, WATCH, watch_triton
+from moved_kernels import set_argument
 from prompts import alone
 from scenario_requests import LONG, OVERTAKER, SHORT
 from sglang_layered.core.choice import StrategyChoice
@@ -120,7 +121,7 @@ class Emulated:
         """Run layered steps in this way from now on; with a granularity, on graphs captured anew."""
         self.stepped.loop._execution.choice = StrategyChoice(execution)
         if granularity is not None:
-            object.__setattr__(self.model_runner.server_args, "layered_graph_granularity", granularity)
+            set_argument(self.model_runner.server_args, "layered_graph_granularity", granularity)
             self.runner.decode_paths.graphs = make_decode_graphs(self.model_runner, self.runner._calls)
 
     def alone(self) -> list[list[int]]:

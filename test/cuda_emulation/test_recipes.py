@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moved_kernels import IS_0_5_23
 from recipes import DOCUMENT, asked, recipes, written
 from workers import Workers
 
@@ -29,6 +30,7 @@ def test_a_server_refuses_what_the_table_has_reasons_for(answers: list[dict[str,
         assert bool(answer["told"]) == bool(answer["reasons"]), answer
 
 
+@pytest.mark.skipif(IS_0_5_23, reason="the document has what SGLang 0.5.17, the default, says to each")
 def test_the_document_has_the_table(answers: list[dict[str, Any]]) -> None:
     assert DOCUMENT.read_text() == written(answers), "run scripts/recipes-list"
 

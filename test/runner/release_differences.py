@@ -17,7 +17,7 @@ from sglang.srt.model_executor.model_runner_components import kv_pool_runtime
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.server_args import ServerArgs
 
-from sglang_layered.upstream.releases import arguments, boundaries, forwarding, serving
+from sglang_layered.upstream.releases import arguments, boundaries, serving
 
 get_pp_group = getattr(distributed, "get_pp_group", None)
 MARKS_EMPTY_ONES_FULL = get_pp_group is not None
@@ -60,9 +60,6 @@ def _asks_context(
 asks_the_process = _asks_context if get_pp_group is None else _asks_group
 """A model's forward: whether the process's pipeline group has the first layer, and its own the last."""
 
-LAYERED_GRAPHS = pytest.mark.skipif(
-    forwarding.GRAPHS_MISSING is not None, reason=str(forwarding.GRAPHS_MISSING)
-)
 OF_0_5_23 = pytest.mark.skipif(arguments.IS_ONE_CLASS, reason="SGLang 0.5.17 has no such flag or value")
 KV_SIZED_LATE = pytest.mark.skipif(
     not hasattr(kv_pool_runtime, "get_world_group"),

@@ -12,11 +12,11 @@ from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCuda
 from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
 from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
-from release_differences import LAYERED_GRAPHS
 from sglang_layered.runner.decode_graphs import paths
 from sglang_layered.runner.decode_graphs.paths import DecodePaths
 from sglang_layered.upstream.graph_attention import GraphAttention
 from sglang_layered.upstream.graphs import obstacle, slower_than_stock
+from sglang_layered.upstream.releases import arguments
 
 
 def stock_runner(**changes: Any) -> Any:
@@ -26,7 +26,6 @@ def stock_runner(**changes: Any) -> Any:
     return stock
 
 
-@LAYERED_GRAPHS
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -90,8 +89,13 @@ class Called:
 
 
 def test_attention_of_the_graphs_leaves_the_stock_backend_alone() -> None:
-    stock, own = Called(), Called()
-    attention = GraphAttention(SimpleNamespace(attn_backend=stock, _get_attention_backend=lambda: own), 64)
+    stock, own, slots_planned = Called(), Called(), []
+    model_runner = SimpleNamespace(
+        attn_backend=stock,
+        _get_attention_backend=lambda: own,
+        kv_index_translator=SimpleNamespace(bind_runner_slots=slots_planned.append),
+    )
+    attention = GraphAttention(model_runner, 64)
     few, many = (SimpleNamespace(batch_size=size) for size in (2, 4))
     own.forward_metadata = "plan of four"
     attention.plan_capture(many)
@@ -105,6 +109,7 @@ def test_attention_of_the_graphs_leaves_the_stock_backend_alone() -> None:
     del own.forward_metadata
     attention.plan_capture(few)
     assert attention.planned(few) is None, "a backend around others has no plan of its own"
+    assert slots_planned == ([] if arguments.IS_ONE_CLASS else [many, few, few])
     assert own.calls[:-1] == [
         ("init_cuda_graph_state", 64, 64),
         ("init_forward_metadata_out_graph", many, ("in_capture", True)),
@@ -115,10 +120,9 @@ def test_attention_of_the_graphs_leaves_the_stock_backend_alone() -> None:
     ]
 
 
-@LAYERED_GRAPHS
 def test_sglang_still_has_what_the_recorder_uses() -> None:
     """The capture stream of the stock runner, and the hook of its graph backend."""
-    assert "self.stream = graph_capture_context.stream" in inspect.getsource(DecodeCudaGraphRunner.capture)
+    assert "self.stream = graph_capture_context.stream" in inspect.getsource(DecodeCudaGraphRunner)
     assert "post_warmup_hook" in inspect.signature(FullCudaGraphBackend.capture_one).parameters
     assert list(inspect.signature(FullCudaGraphBackend.replay).parameters)[1:3] == [
         "shape_key",

@@ -11,7 +11,6 @@ from sglang.srt.model_executor.model_runner import ModelRunnerOutput
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
 
-from release_differences import LAYERED_GRAPHS
 from sglang_layered.runner.layered_runner import LayeredRunner, StepOutput
 from sglang_layered.upstream.group_graphs import ROWS, GroupInputs, group_obstacle
 from sglang_layered.upstream.models import PipelineRanges
@@ -62,7 +61,6 @@ def server() -> dict[str, Any]:
     return {"runner": runner, "args": args, "config": config}
 
 
-@LAYERED_GRAPHS
 @pytest.mark.parametrize(("part", "name", "value", "reason"), CHANGES)
 def test_what_was_not_tried_runs_eagerly(part: str, name: str, value: Any, reason: str) -> None:
     ranges = PipelineRanges.__new__(PipelineRanges)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+from sglang_layered.upstream.releases import forwarding
+
 
 class PlannedDecode(NamedTuple):
     """Decode rows and the backend that their attention is planned on; a batch may have padding rows."""
@@ -48,6 +50,7 @@ class GraphAttention:
     """
 
     def __init__(self, model_runner: Any, max_rows: int) -> None:
+        self._model_runner = model_runner
         # Without a workspace of its own: the scratch memory is shared, its contents do not outlive a kernel.
         self.backend = model_runner._get_attention_backend()
         # SGLang stamps these two names on its own instance after making it; models ask for them.
@@ -60,6 +63,7 @@ class GraphAttention:
 
     def plan_capture(self, batch: ForwardBatch) -> None:
         """Make the batch size's metadata; the addresses are final from here on."""
+        forwarding.plan_own_slots(self._model_runner, batch)
         self.backend.init_forward_metadata_out_graph(batch, in_capture=True)
         self._plans[batch.batch_size] = vars(self.backend).get("forward_metadata")
 

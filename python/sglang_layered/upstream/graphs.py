@@ -184,6 +184,7 @@ class CudaGraphRecorder:
         keep_gc = self._args.enable_cudagraph_gc
         with (
             torch.no_grad(),
+            forwarding.settings_of(self._model_runner),
             model_capture_mode(),
             freeze_gc(keep_gc),
             graph_capture(stream=self._runner.stream) as context,
@@ -232,8 +233,6 @@ def slower_than_stock(model_runner: Any) -> dict[str, bool]:
 
 def obstacle(model_runner: Any) -> str | None:
     """What SGLang's decode graphs handle on this server and layered ones do not, or None."""
-    if forwarding.GRAPHS_MISSING is not None:
-        return forwarding.GRAPHS_MISSING
     stock, args = model_runner.decode_cuda_graph_runner, arguments.resolved(model_runner.server_args)
     obstacles = {
         "the decode graph backend is not 'full'": not isinstance(stock.backend, FullCudaGraphBackend),

@@ -25,7 +25,7 @@ from sglang_layered.errors import UnsupportedError
 from sglang_layered.upstream.graph_attention import PlannedDecode
 from sglang_layered.upstream.graphs import CudaGraphRecorder, obstacle, stock_buckets
 from sglang_layered.upstream.models import LayerRanges, PipelineRanges
-from sglang_layered.upstream.releases import arguments
+from sglang_layered.upstream.releases import arguments, forwarding
 from sglang_layered.upstream.runner import HEAD_ARGUMENTS, HybridAttention
 
 ROWS = ("input_ids", "positions", "out_cache_loc")
@@ -163,6 +163,7 @@ class BreakableRecorder(CudaGraphRecorder):
         keep_gc = self._args.enable_cudagraph_gc
         with (
             torch.no_grad(),
+            forwarding.settings_of(self._model_runner),
             freeze_gc(keep_gc),
             graph_capture(stream=self._runner.stream) as context,
             self._graph_backend.capture_session(context.stream),

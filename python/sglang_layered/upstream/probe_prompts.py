@@ -9,6 +9,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sglang_layered.upstream.lora import Adapters
+from sglang_layered.upstream.releases import forwarding
 
 NUM_TOKENS, NUM_OTHER_TOKENS = 5, 3
 ROWS = (0, 1)  # of the table of requests; 0 is SGLang's for padding
@@ -67,6 +68,7 @@ def _prompt(model_runner: Any, row: int, slot: int, num_tokens: int) -> ForwardB
         spec_algorithm=SpeculativeAlgorithm.NONE,
         lora_ids=[None],
     )
+    forwarding.plan_own_slots(model_runner, batch)
     model_runner._prepare_eager_forward_batch(batch)
     if (adapters := Adapters.of(model_runner)) is not None:
         adapters.prepare(batch)

@@ -26,14 +26,15 @@ COUNTS = ("num_token_non_padded_cpu",)
 COUNT_TENSORS = ("num_token_non_padded",)
 """And as tensors, each None where SGLang needs none."""
 
-GRAPHS_MISSING: str | None = None
-"""Why layered steps have no CUDA graphs on this release."""
-
 DRAFT_ATTENTION_IS_NAMED = False
 """Whether what makes a draft's attention gives its name before it (srt/speculative/draft_utils.py)."""
 
 num_shared_slots: Callable[[Any], int] = attrgetter("num_fused_shared_experts")
 """Of a TopKConfig: shared experts that are chosen with the others."""
+
+
+def plan_own_slots(model_runner: Any, batch: Any) -> None:
+    """Nothing: attention takes KV slots from the batch."""
 
 
 def settings_of(model_runner: Any) -> AbstractContextManager[Any]:

@@ -30,9 +30,6 @@ COUNTS = ("global_num_token_non_padded_cpu",)
 COUNT_TENSORS = ("num_token_non_padded", "global_num_token_non_padded")
 """And as tensors, each None where SGLang needs none."""
 
-GRAPHS_MISSING = "layered CUDA graphs are not carried to SGLang 0.5.23 yet"
-"""Why layered steps have no CUDA graphs on this release."""
-
 DRAFT_ATTENTION_IS_NAMED = True
 """Whether what makes a draft's attention gives its name before it (srt/speculative/draft_utils.py)."""
 
@@ -41,6 +38,14 @@ num_shared_slots: Callable[[Any], int] = attrgetter("shared_experts.num_shared_t
 
 # Rows are gathered from no other rank: `refuse_unfit_server` has seen to that.
 build_replay_fb_view = partial(decode_cuda_graph_runner.build_replay_fb_view, global_num_tokens_cpu=None)
+
+
+def plan_own_slots(model_runner: Any, batch: Any) -> None:
+    """Let attention plan for a batch that SGLang has not made: its KV slots are those that it names.
+
+    Where a graph is captured they are what lies there at a replay.
+    """
+    model_runner.kv_index_translator.bind_runner_slots(batch)
 
 
 def settings_of(model_runner: Any) -> AbstractContextManager[Any]:
