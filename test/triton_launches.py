@@ -5,7 +5,7 @@ test/kernels compiles them without a device; test/cuda_emulation checks that ste
 
 from __future__ import annotations
 
-from sglang.version import __version__ as release
+from importlib.metadata import version
 
 OPS = "sglang.kernels.ops"
 OURS = "sglang_layered_kernels.expert_traffic.triton_kernel"
@@ -40,7 +40,7 @@ _MOVED = {
 
 def _name(kernel: str) -> str:
     module, _, name = kernel.partition(":")
-    return f"{module if release == '0.5.17' else _MOVED.get(module, module)}:{name}"
+    return f"{module if version('sglang') == '0.5.17' else _MOVED.get(module, module)}:{name}"
 
 
 KERNELS = {_name(kernel): num_variants for kernel, num_variants in _VARIANTS.items()}

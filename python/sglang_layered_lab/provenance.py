@@ -5,13 +5,14 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
 from sglang_layered import __version__
+from sglang_layered.errors import LabError
 from sglang_layered.upstream.cpu_kernels import cuda_driver_available
 
 VERSIONS_OF = """
@@ -28,20 +29,18 @@ print(json.dumps(found))
 VERSIONED = ("sglang", "torch", "sglang-layered", "openai", "transformers")
 
 
-def installed_versions(*more: str, python: str | None = None) -> dict[str, str]:
+def installed_versions(*more: str, python: str = sys.executable) -> dict[str, str]:
     """Versions of the packages that matter, and of `more`; one that is not installed is left out.
 
-    `python` is the interpreter of another environment, whose packages are meant.
+    `python` is the interpreter of the environment that is meant.
+
+    Raises:
+        LabError: it does not run.
     """
-    if python is not None:
-        return dict(json.loads(_output_of(python, "-c", VERSIONS_OF, *VERSIONED, *more) or "{}"))
-    found = {"python": platform.python_version()}
-    for name in (*VERSIONED, *more):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    said = _output_of(python, "-c", VERSIONS_OF, *VERSIONED, *more)
+    if not said:
+        raise LabError(f"{python} does not run; give the python of an environment")
+    return dict(json.loads(said))
 
 
 def current_commit() -> str | None:

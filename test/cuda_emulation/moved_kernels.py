@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
-from sglang.version import __version__ as RELEASE
 
+RELEASE = version("sglang")  # SGLang itself is imported later, when Triton knows that it interprets
 IS_0_5_23 = RELEASE == "0.5.23"
 OPS = "sglang.kernels.ops"
 DSA, TREES = f"{OPS}.attention.dsa", f"{OPS}.speculative"

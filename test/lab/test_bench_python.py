@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_layered.errors import LabError
 from sglang_layered_lab.bench.run import interpreter, made_with, process_of
 from sglang_layered_lab.bench.server_pool import key_of
 from sglang_layered_lab.bench.spec import BenchSpec, spec_from
@@ -52,7 +53,9 @@ def test_a_named_interpreter_serves_and_says_what_it_has(tmp_path: Path, other: 
 def test_an_interpreter_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"server\.python: 'nowhere/python' cannot be run; give the python"):
         made_with(spec_of(tmp_path, "nowhere/python"))
-    assert interpreter(spec_of(tmp_path, None)) is None
+    assert interpreter(spec_of(tmp_path, None)) == sys.executable
+    with pytest.raises(LabError, match="/bin/true does not run"):
+        installed_versions(python="/bin/true")
 
 
 def test_a_server_at_a_url_has_its_own() -> None:

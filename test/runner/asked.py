@@ -1,14 +1,27 @@
-"""What tests of a policy's questions share: requests that decode, and answers that were heard."""
+"""What tests of a policy share: a scheduler where short ones overtake, requests that decode, answers heard."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from exact_scheduler import ExactScheduler
+from exact_swap import exact_scheduler
+from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.events import CohortAdmitted, PolicyAnswered
 from sglang_layered.core.questions import Snapshot
 
 NUM_LAYERS = 7
 ON = {"layered_max_parked": 1, "layered_short_tokens": 64, "slo_tbt_ms": 1e6}
+
+
+@pytest.fixture
+def exact(stepped: SteppedScheduler) -> Iterator[ExactScheduler]:
+    with exact_scheduler(stepped, NUM_LAYERS, **ON) as exact:
+        yield exact
+        exact.settle()
 
 
 def everybody(view: Snapshot) -> range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-from asked import NUM_LAYERS, ON, answers, everybody, start_decoding
+from asked import answers, everybody, exact, start_decoding
 from exact_scheduler import ExactScheduler
-from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core import bounds
@@ -23,12 +22,7 @@ from sglang_layered.core.questions import SloClass, Snapshot
 from sglang_layered.scheduler import asking, rank_clock
 from wishes import Wishes, in_force
 
-
-@pytest.fixture
-def exact(stepped: SteppedScheduler) -> Iterator[ExactScheduler]:
-    with exact_scheduler(stepped, NUM_LAYERS, **ON) as exact:
-        yield exact
-        exact.settle()
+__all__ = ["exact"]
 
 
 def test_prompts_are_admitted_in_the_order_that_the_policy_says(exact: ExactScheduler) -> None:

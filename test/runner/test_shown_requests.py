@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from asked import NUM_LAYERS, ON, everybody, start_decoding
+from asked import everybody, exact, start_decoding
 from exact_scheduler import ExactScheduler
-from exact_swap import exact_scheduler
-from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core.questions import Snapshot
 from sglang_layered.upstream.releases import requests
 from wishes import Wishes, in_force
 
-
-@pytest.fixture
-def exact(stepped: SteppedScheduler) -> Iterator[ExactScheduler]:
-    with exact_scheduler(stepped, NUM_LAYERS, **ON) as exact:
-        yield exact
-        exact.settle()
+__all__ = ["exact"]
 
 
 def test_a_batch_without_lengths_on_the_host_is_shown_by_its_requests(exact: ExactScheduler) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from asked import NUM_LAYERS, ON, answers, start_decoding
+from asked import answers, exact, start_decoding
 from exact_scheduler import ExactScheduler
-from exact_swap import exact_scheduler
 from harness import SteppedScheduler
 from prompts import prompt
 from sglang_layered.core import bounds
 from wishes import Wishes, in_force
 
-
-@pytest.fixture
-def exact(stepped: SteppedScheduler) -> Iterator[ExactScheduler]:
-    with exact_scheduler(stepped, NUM_LAYERS, **ON) as exact:
-        yield exact
-        exact.settle()
+__all__ = ["exact"]
 
 
 def sits_out(*indices: int) -> Any:

@@ -45,7 +45,7 @@ def made_with(spec: BenchSpec | None = None) -> dict[str, Any]:
     """
     manifests = sorted(default_root().glob("*/manifest.json"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in manifests)).hexdigest()
-    python = None if spec is None else interpreter(spec)
+    python = sys.executable if spec is None else interpreter(spec)
     return {
         "versions": installed_versions("aiohttp", "numpy", "scipy", python=python),
         "commit": current_commit(),
@@ -84,20 +84,20 @@ def process_of(spec: BenchSpec, model: Path, log_path: Path) -> ServerProcess:
         measured_flags(asked.flags),
         log_path=log_path,
         env=asked.env,
-        python=interpreter(spec) or sys.executable,
+        python=interpreter(spec),
         ready_timeout_s=asked.ready_timeout_s,
     )
 
 
-def interpreter(spec: BenchSpec) -> str | None:
-    """The one that the spec names, None for our own.
+def interpreter(spec: BenchSpec) -> str:
+    """The one that the spec names, or our own.
 
     Raises:
         SpecError: there is none; it names the key and the remedy.
     """
     named = spec.server.python
     if named is None:
-        return None
+        return sys.executable
     path = Path(os.path.abspath(spec.folder / named))  # a link must stay one: it says which environment
     if not os.access(path, os.X_OK):
         problem = f"{named!r} cannot be run; give the python of an environment, as scripts/setup.sh makes it"
