@@ -1,4 +1,4 @@
-"""What tests of a policy share: a scheduler where short ones overtake, requests that decode, answers heard."""
+"""What tests of a policy share: a scheduler where short ones overtake, who decodes, what was answered."""
 
 from __future__ import annotations
 
