@@ -124,6 +124,12 @@ class ExactPipeline(ExactScheduler):
             made = len(self.stepped.reqs[rid].output_ids)
             assert made == self.tokens_at_abort[rid], f"{rid} got a token after its abort"
 
+    def _aborted_for_slots(self, rid: str) -> bool:
+        """In no micro-batch does anybody else hold rows then."""
+        is_aborted = super()._aborted_for_slots(rid)
+        assert not is_aborted or not self.unfinished, f"{rid} is aborted, and {self.describe()}"
+        return is_aborted
+
     def running_batches(self) -> list[Any]:
         return list(self.scheduler.running_mbs)
 

@@ -6,8 +6,9 @@ of a request that leaves a cohort early are filled in some layers only, so nothi
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -142,25 +143,40 @@ def _leave_chunking(scheduler: Any, req: Any) -> None:
         scheduler._pending_chunked_abort_req = None
 
 
-def last_one_has_no_room(running: ScheduleBatch) -> bool:
-    """SGLang would abort the last running request for want of a slot; a cohort in flight holds some.
+def last_one_has_no_room(
+    running: ScheduleBatch, last: ScheduleBatch | None = None, to_come: Sequence[Any] = ()
+) -> bool:
+    """SGLang would abort the last running request for want of a slot, though others hold some.
+
+    `to_come` are requests of the `last` prompts, which SGLang is about to merge into the running batch.
 
     It retracts the others first. That frees nothing when they are turns of streaming sessions, whose slots
     their sessions keep, or when all their slots are in the prefix cache, perhaps those of the last one; so
     those do not count as others.
     """
+    reqs = [req for req in (*running.reqs, *to_come) if not req.finished()]
     gains = (
         req
-        for req in running.reqs
-        if not (req.finished() or (req.session is not None and in_streaming_session(req)))
+        for req in reqs
+        if not (req.session is not None and in_streaming_session(req))
         and req.kv.kv_allocated_len > requests.cached_len(req)
     )
-    if len(list(islice(gains, 2))) == 2 or running.is_prefill_only:
-        return False
-    if all(req.finished() for req in running.reqs):
+    if not reqs or running.is_prefill_only or len(list(islice(gains, 2))) == 2:
         return False
     filter_running(running)
-    return not running.check_decode_mem()
+    soon = copy(running if running.reqs or last is None else last)
+    soon.reqs = reqs
+    return not soon.check_decode_mem()
+
+
+def take_out(scheduler: Any, reqs: Sequence[Any], batches: Iterable[ScheduleBatch]) -> None:
+    """Requests that decode leave these batches and the pool, as if retracted; the caller queues them."""
+    for batch in batches:
+        requests.leave_out(batch, reqs)
+        room_came_free(batch)
+    for req in reqs:
+        _give_back(scheduler, req)
+        req.reset_for_retract()
 
 
 def is_chunk_aborted(scheduler: Any) -> bool:
@@ -218,7 +234,8 @@ def preempted_wait(scheduler: Any, running: ScheduleBatch) -> Iterator[None]:
         return
     last = scheduler.last_batch
     reqs = [*running.reqs, *([] if last is None else last.reqs)]
-    before = {id(req): (req, req.to_finish) for req in reqs}
+    # Who is retracted already waits, and what shows SGLang a part of the queue may hide it.
+    before = {id(req): (req, req.to_finish) for req in reqs if not req.is_retracted}
     yield
     queued = set(map(id, scheduler.waiting_queue))
     for key, (req, end) in before.items():
