@@ -125,9 +125,10 @@ class ExactPipeline(ExactScheduler):
             assert made == self.tokens_at_abort[rid], f"{rid} got a token after its abort"
 
     def _aborted_for_slots(self, rid: str) -> bool:
-        """In no micro-batch does anybody else hold rows then."""
+        """In no micro-batch does anybody else hold rows then; whose cohort was dropped waits."""
         is_aborted = super()._aborted_for_slots(rid)
-        assert not is_aborted or not self.unfinished, f"{rid} is aborted, and {self.describe()}"
+        others = [req.rid for req in self.unfinished if not req.is_retracted]
+        assert not (is_aborted and others), f"{rid} is aborted beside {others}; {self.describe()}"
         return is_aborted
 
     def running_batches(self) -> list[Any]:
