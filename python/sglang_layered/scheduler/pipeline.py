@@ -215,6 +215,7 @@ class PipelineLoop(BaseLoop):
     def _decode(self, running: ScheduleBatch) -> tuple[ScheduleBatch | None, ScheduleBatch]:
         if running.is_empty() or running.is_prefill_only:
             return None, running
+        self.make_room(running)  # the prompts just admitted may have taken it: SGLang reserves by an estimate
         decode = self.scheduler.update_running_batch(running)
         if decode is None or decode.is_empty():
             return None, running
