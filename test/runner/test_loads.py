@@ -53,6 +53,24 @@ def test_dispatch_by_load_sees_a_cohort(stepped: SteppedScheduler) -> None:
     assert budget.dispatch(LoadBalanceMethod.TOTAL_REQUESTS) == 1
 
 
+def test_who_reads_the_load_is_a_step_behind_at_most(
+    stepped: SteppedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, seen = stepped.scheduler, [0]
+    writer = SimpleNamespace(
+        publish_counter=0, publish_interval=15, write=lambda load: seen.append(load.num_running_reqs)
+    )
+    monkeypatch.setattr(scheduler, "load_snapshot_writer", writer)
+    stepped.drain()
+    stepped.send(prompt(10, 1), 60)
+    stepped.step(3)
+    assert seen[-1] == 1
+    stepped.send(prompt(300, 2), 4)
+    stepped.step_until(lambda: stepped.next_group is not None)
+    stepped.step(2)
+    assert stepped.next_group is not None and seen[-1] == 2
+
+
 def test_a_dropped_cohort_waits_again(stepped: SteppedScheduler) -> None:
     stepped.send(prompt(10, 1), 60)
     stepped.step(2)

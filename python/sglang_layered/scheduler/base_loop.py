@@ -17,7 +17,7 @@ from sglang_layered.models.quantization import DEPENDS, sharing_of
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.invariants import InvariantChecker
-from sglang_layered.scheduler.loads import count_cohorts
+from sglang_layered.scheduler.loads import LoadSnapshots, count_cohorts
 from sglang_layered.scheduler.metrics import LoopMetrics
 from sglang_layered.scheduler.report import Reporter, Spans
 from sglang_layered.scheduler.results import LaunchedStep
@@ -98,6 +98,7 @@ class BaseLoop:
             self.stream.add(observer)
         self.stream.add(LoopMetrics(self.scheduler, config, lambda: self.cohorts.inflight))
         self.stream.add(Spans())
+        self.stream.add(LoadSnapshots(self.scheduler))
         self.stream.add(self.report)
         self.is_heard = bool(self.report.handlers())
 
