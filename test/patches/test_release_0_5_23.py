@@ -188,6 +188,11 @@ def test_what_no_layered_server_serves_is_answered_with_the_reason(serving: Modu
         serving.refuse_requests(scheduler)
     assert "Beam search" in scheduler.beam_coordinator.validate_and_init(None, None)
     assert scheduler.beam_coordinator.retire_group(1) == "retired 1"
-    scheduler._add_request_to_queue(SimpleNamespace(return_sampling_mask=False), is_retracted=True)
+    asked = SimpleNamespace(return_sampling_mask=False, origin_input_ids=[1], set_finish_with_abort=MagicMock())
+    scheduler._add_request_to_queue(asked, is_retracted=True)
+    asked.set_finish_with_abort.assert_not_called()
+    asked.origin_input_ids = []
+    scheduler._add_request_to_queue(asked)  # it is queued: SGLang answers those that are aborted from there
+    asked.set_finish_with_abort.assert_called_once()
     scheduler._add_request_to_queue(SimpleNamespace(return_sampling_mask=True))
-    assert scheduler.done == ["queued, True", "return_sampling_mask"]
+    assert scheduler.done == ["queued, True", "queued, False", "return_sampling_mask"]
