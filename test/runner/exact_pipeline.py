@@ -30,6 +30,7 @@ from virtual_stages import StageLog, Ticks, VirtualStages
 
 HOOKED = (
     "get_next_batch_to_run",
+    "update_running_batch",
     "_pp_launch_batch",
     "_pp_prep_batch_result",
     "_pp_process_batch_result",

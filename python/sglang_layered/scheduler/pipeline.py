@@ -8,7 +8,6 @@ itself and comes to the same ticks, as in SGLang. Upstream: srt/managers/schedul
 `event_loop_pp`.
 """
 
-import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -39,10 +38,8 @@ from sglang_layered.upstream.room import (
     is_chunk_aborted,
     last_one_has_no_room,
     preempted_wait,
-    take_out,
+    wait_again,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class PipelineLoop(BaseLoop):
@@ -76,18 +73,27 @@ class PipelineLoop(BaseLoop):
         self.cohorts.let_aborted_leave()
         if all(req.finished() for req in running_batch.reqs):
             filter_running(running_batch)  # SGLang clears `batch_is_full` of batches with requests only
-        again = self._make_room_soon(running_batch, last)
         self.look_at_queue_again()
         if self._may_admit():
             self.make_room_for_chunk()
             if is_chunk_aborted(self.scheduler):
                 self.cohorts.room_came_free()
         plan = self._next_plan(running_batch, last)
-        for req in again:  # not before: this turn has no room for them
-            self.scheduler._add_request_to_queue(req, is_retracted=True)
         if plan.batch_to_run is None:
             self._forget_merged(last_batch)
         return plan
+
+    def update_running(self, running: ScheduleBatch) -> ScheduleBatch | None:
+        """SGLang's, once there is room: the last request that decodes never ends for want of others' slots.
+
+        SGLang reserves slots for the requests of a prompt's own micro-batch alone, and aborts the last one of
+        another that finds none. Here it waits again, after the cohorts in flight.
+        """
+        self.make_room(running)
+        if last_one_has_no_room(running) and self._others_hold_slots(running):
+            wait_again(self.scheduler, running)
+        updated: ScheduleBatch | None = self._stock.update_running(running)
+        return updated
 
     def launch(
         self, mb_id: int, batch: Any, received: PPProxyTensors, metadata: list[Any], outputs_queue: Any
@@ -140,43 +146,20 @@ class PipelineLoop(BaseLoop):
         scheduler = self.scheduler
         self.drop(DropReason.PAUSED)
         running, last = scheduler.running_batch, _to_merge(scheduler.last_batch)
-        running.reqs = [*running.reqs, *self._to_come(running, last)]
+        if last is not None and last is not running and last.forward_mode.is_extend():
+            chunked = (last.chunked_req, scheduler.chunked_req)
+            more = [req for req in last.reqs if req not in running.reqs and req not in chunked]
+            running.reqs = [*running.reqs, *more]
         self._forget_merged(scheduler.last_batch)
         scheduler.last_batch = None
 
-    def _make_room_soon(self, running: ScheduleBatch, last: ScheduleBatch | None) -> list[Any]:
-        """Room for the last request that decodes in a micro-batch: it never ends for want of others' slots.
-
-        SGLang reserves slots for the requests of a prompt's own micro-batch alone, and aborts the last one of
-        another that finds none. Here it waits again, after the cohorts in flight: it is in the result.
-        """
-        to_come = self._to_come(running, last)
-        if not last_one_has_no_room(running, last, to_come):
-            return []
-        if self.cohorts.inflight:
-            self.drop(DropReason.KV_POOL_FULL)
-            if not last_one_has_no_room(running, last, to_come):
-                return []
-        mine = [req for req in (*running.reqs, *to_come) if not req.finished()]
-        if not self._others_hold_slots(mine):
-            return []
-        logger.info("%s: wait again, other micro-batches hold all slots", [req.rid for req in mine])
-        take_out(self.scheduler, mine, [running, *([last] if to_come and last is not None else ())])
-        return mine
-
-    def _others_hold_slots(self, mine: list[Any]) -> bool:
+    def _others_hold_slots(self, running: ScheduleBatch) -> bool:
         """In any micro-batch; whose cohort was dropped waits again and holds none."""
         scheduler = self.scheduler
-        batches = [batch.reqs for batch in (*scheduler.running_mbs, *scheduler.last_mbs) if batch is not None]
-        reqs = [*chain.from_iterable(batches), *filter(None, [scheduler.chunked_req])]
-        return any(not (req.finished() or req.is_retracted or req in mine) for req in reqs)
-
-    def _to_come(self, running: ScheduleBatch, last: ScheduleBatch | None) -> list[Any]:
-        """Requests of the latest prompts that SGLang merges into the running batch."""
-        if last is None or last is running or not last.forward_mode.is_extend():
-            return []
-        chunked = (last.chunked_req, self.scheduler.chunked_req)
-        return [req for req in last.reqs if req not in running.reqs and req not in chunked]
+        batches = (*scheduler.running_mbs, *scheduler.last_mbs, *scheduler.mbs)
+        reqs = chain.from_iterable(batch.reqs for batch in batches if batch is not None)
+        reqs = chain(reqs, filter(None, [scheduler.chunked_req]))
+        return any(not (req.finished() or req.is_retracted or req in running.reqs) for req in reqs)
 
     def _next_plan(self, running_batch: ScheduleBatch, last: ScheduleBatch | None) -> NextBatchPlan:
         plan = self._choose(running_batch, last)
@@ -215,7 +198,6 @@ class PipelineLoop(BaseLoop):
     def _decode(self, running: ScheduleBatch) -> tuple[ScheduleBatch | None, ScheduleBatch]:
         if running.is_empty() or running.is_prefill_only:
             return None, running
-        self.make_room(running)  # the prompts just admitted may have taken it: SGLang reserves by an estimate
         decode = self.scheduler.update_running_batch(running)
         if decode is None or decode.is_empty():
             return None, running

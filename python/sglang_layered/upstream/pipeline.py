@@ -34,9 +34,11 @@ class Stock:
     def __init__(self, scheduler: Any, loop: Any) -> None:
         self._scheduler = scheduler
         self.next_batch = scheduler.get_next_batch_to_run
+        self.update_running = scheduler.update_running_batch
         self.launch = scheduler._pp_launch_batch
         self.results = scheduler._pp_prep_batch_result
         scheduler.get_next_batch_to_run = loop.next_batch
+        scheduler.update_running_batch = loop.update_running
         scheduler._pp_launch_batch = loop.launch
         scheduler._pp_prep_batch_result = loop.results
         scheduler._pp_process_batch_result = loop.process
@@ -57,20 +59,22 @@ class Stock:
     @contextmanager
     def _closed(self, admit: Callable[[ScheduleBatch], ScheduleBatch | None]) -> Iterator[None]:
         scheduler = self._scheduler
-        chunked, scheduler.chunked_req = scheduler.chunked_req, None
-        aborted, scheduler._pending_chunked_abort_req = scheduler._pending_chunked_abort_req, None
+        between = scheduler.chunked_req, scheduler._pending_chunked_abort_req
+        scheduler.chunked_req = scheduler._pending_chunked_abort_req = None
 
         def asked(running: ScheduleBatch) -> NextBatchPlan:
             del scheduler.get_new_batch_prefill  # SGLang's own may be asked in turn
-            return NextBatchPlan(admit(running), running)
+            try:
+                return NextBatchPlan(admit(running), running)
+            finally:  # from here on it may lose its chunks, for want of slots
+                scheduler.chunked_req, scheduler._pending_chunked_abort_req = between
 
         scheduler.get_new_batch_prefill = asked
         try:
             yield
         finally:
-            vars(scheduler).pop("get_new_batch_prefill", None)
-            scheduler.chunked_req = chunked
-            scheduler._pending_chunked_abort_req = aborted
+            if vars(scheduler).pop("get_new_batch_prefill", None) is not None:
+                scheduler.chunked_req, scheduler._pending_chunked_abort_req = between
 
 
 class StageLauncher:

@@ -6,9 +6,8 @@ of a request that leaves a cohort early are filled in some layers only, so nothi
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -143,40 +142,34 @@ def _leave_chunking(scheduler: Any, req: Any) -> None:
         scheduler._pending_chunked_abort_req = None
 
 
-def last_one_has_no_room(
-    running: ScheduleBatch, last: ScheduleBatch | None = None, to_come: Sequence[Any] = ()
-) -> bool:
-    """SGLang would abort the last running request for want of a slot, though others hold some.
-
-    `to_come` are requests of the `last` prompts, which SGLang is about to merge into the running batch.
+def last_one_has_no_room(running: ScheduleBatch) -> bool:
+    """SGLang would abort the last running request for want of a slot, though others may hold some.
 
     It retracts the others first. That frees nothing when they are turns of streaming sessions, whose slots
     their sessions keep, or when all their slots are in the prefix cache, perhaps those of the last one; so
     those do not count as others.
     """
-    reqs = [req for req in (*running.reqs, *to_come) if not req.finished()]
     gains = (
         req
-        for req in reqs
-        if not (req.session is not None and in_streaming_session(req))
+        for req in running.reqs
+        if not (req.finished() or (req.session is not None and in_streaming_session(req)))
         and req.kv.kv_allocated_len > requests.cached_len(req)
     )
-    if not reqs or running.is_prefill_only or len(list(islice(gains, 2))) == 2:
+    if len(list(islice(gains, 2))) == 2 or running.is_prefill_only:
+        return False
+    if all(req.finished() for req in running.reqs):
         return False
     filter_running(running)
-    soon = copy(running if running.reqs or last is None else last)
-    soon.reqs = reqs
-    return not soon.check_decode_mem()
+    return not running.check_decode_mem()
 
 
-def take_out(scheduler: Any, reqs: Sequence[Any], batches: Iterable[ScheduleBatch]) -> None:
-    """Requests that decode leave these batches and the pool, as if retracted; the caller queues them."""
-    for batch in batches:
-        requests.leave_out(batch, reqs)
-        room_came_free(batch)
-    for req in reqs:
-        _give_back(scheduler, req)
-        req.reset_for_retract()
+def wait_again(scheduler: Any, running: ScheduleBatch) -> None:
+    """Whoever decodes in this micro-batch leaves it and the pool, as if retracted."""
+    reqs = [req for req in running.reqs if not req.finished()]
+    logger.info("%s wait again: other micro-batches hold all slots", [req.rid for req in reqs])
+    requests.leave_out(running, reqs)
+    room_came_free(running)
+    requeue_requests(scheduler, reqs)
 
 
 def is_chunk_aborted(scheduler: Any) -> bool:
