@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from event_lines import events_now
 from event_tail import EventTail
 
 from features_requests import GREEDY, PROMPT
@@ -152,9 +152,8 @@ class Neighbours:
             suppress(httpx.HTTPError),
             httpx.stream("POST", url, json=body, timeout=TIMEOUT_S, trust_env=False) as reply,
         ):
-            for line in reply.iter_lines():
-                if line.startswith("data: {"):
-                    self.tokens[name] = json.loads(line[6:])["output_ids"]
+            for event in events_now(reply):
+                self.tokens[name] = event["output_ids"]
 
     def __enter__(self) -> Neighbours:
         self._rids = {name: new_rid(name) for name in NEIGHBOURS}

@@ -7,7 +7,6 @@ Then chats are aborted while their images pass the encoder. Run by `scripts/benc
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,7 @@ sys.path[:0] = [str(TESTS / "models"), str(TESTS)]
 
 import click  # noqa: E402
 import httpx  # noqa: E402
+from event_lines import events  # noqa: E402
 from event_tail import EventTail  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -103,9 +103,8 @@ async def decode(client: httpx.AsyncClient, seed: int, arrivals: list[float]) ->
         "stream": True,
     }
     async with client.stream("POST", "/generate", json=body) as reply:
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                arrivals.append(time.monotonic())
+        async for _ in events(reply):
+            arrivals.append(time.monotonic())
 
 
 @asynccontextmanager
@@ -134,11 +133,10 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, s
     """When the first token came, and the answer."""
     first_s, answer = None, ""
     async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                first_s = time.monotonic() if first_s is None else first_s
-                for choice in json.loads(line.removeprefix("data: ")).get("choices", ()):
-                    answer += choice["delta"].get("content") or ""
+        async for event in events(reply):
+            first_s = time.monotonic() if first_s is None else first_s
+            for choice in event.get("choices", ()):
+                answer += choice["delta"].get("content") or ""
         reply.raise_for_status()
     assert first_s is not None, "the chat has no answer"
     return first_s, answer

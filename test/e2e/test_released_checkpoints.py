@@ -7,7 +7,6 @@ mode; Hugging Face answers every third request from the same weights as floats.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from event_lines import events
 from lora_models import ATTENTION, make_adapter, merged
 from ties import TiedModel
 from tiny_models import ON_CUDA, drafted_model, quantized_model, tiny_model
@@ -165,9 +165,8 @@ async def chat(client: httpx.AsyncClient, adapter: str | None) -> str:
     parts = []
     async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
         reply.raise_for_status()
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                parts += [choice["delta"].get("content") or "" for choice in json.loads(line[6:])["choices"]]
+        async for event in events(reply):
+            parts += [choice["delta"].get("content") or "" for choice in event["choices"]]
     assert len(parts) > 5
     return "".join(parts)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import torch
+from event_lines import events
 from ties import TiedModel
 
 VOCAB = 1000
@@ -119,10 +120,9 @@ async def streamed(client: httpx.AsyncClient, body: dict[str, Any], flowing: asy
     last: dict[str, Any] = {}
     async with client.stream("POST", "/generate", json=body | {"stream": True}) as reply:
         reply.raise_for_status()
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                last = json.loads(line.removeprefix("data: "))
-                flowing.set()
+        async for event in events(reply):
+            last = event
+            flowing.set()
     if "error" in last or last["meta_info"]["finish_reason"]["type"] == "abort":
         raise httpx.RemoteProtocolError(f"the stream says {last}")
     return str(last["meta_info"]["finish_reason"]["type"])

@@ -22,6 +22,7 @@ sys.path[:0] = [str(TESTS / "e2e"), str(TESTS)]
 
 import click  # noqa: E402
 import httpx  # noqa: E402
+from event_lines import events  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from tiny_models import MODELS  # noqa: E402
@@ -69,9 +70,8 @@ async def decode(client: httpx.AsyncClient, seed: int, arrivals: list[float]) ->
         "stream": True,
     }
     async with client.stream("POST", "/generate", json=body) as reply:
-        async for line in reply.aiter_lines():
-            if line.startswith("data: {"):
-                arrivals.append(time.monotonic())
+        async for _ in events(reply):
+            arrivals.append(time.monotonic())
 
 
 async def first_token(client: httpx.AsyncClient, seed: int) -> float:

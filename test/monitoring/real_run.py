@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 from energy_replay import environment_of
+from event_lines import events
 from tiny_models import tiny_model
 
 from monitored import prometheus
@@ -90,8 +91,7 @@ class Traffic:
         body = {"input_ids": list(tokens), "stream": True, "sampling_params": sampling}
         async with client.stream("POST", "/generate", json=body) as reply:
             reply.raise_for_status()
-            lines = [line async for line in reply.aiter_lines() if line.startswith("data: {")]
-        last = json.loads(lines[-1].removeprefix("data: "))
+            last = [event async for event in events(reply)][-1]
         if last["meta_info"]["completion_tokens"] != num_outputs:
             raise ValueError(f"a stream ended early: {last}")
 

@@ -188,7 +188,9 @@ def test_what_no_layered_server_serves_is_answered_with_the_reason(serving: Modu
         serving.refuse_requests(scheduler)
     assert "Beam search" in scheduler.beam_coordinator.validate_and_init(None, None)
     assert scheduler.beam_coordinator.retire_group(1) == "retired 1"
-    asked = SimpleNamespace(return_sampling_mask=False, origin_input_ids=[1], set_finish_with_abort=MagicMock())
+    asked = SimpleNamespace(
+        return_sampling_mask=False, origin_input_ids=[1], set_finish_with_abort=MagicMock()
+    )
     scheduler._add_request_to_queue(asked, is_retracted=True)
     asked.set_finish_with_abort.assert_not_called()
     asked.origin_input_ids = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import orjson
+from event_lines import events
 
 from soak_asks import AbortAll, Ask, Outcome
 
@@ -162,10 +162,9 @@ class Desk:
             if reply.status_code != 200:
                 outcome.ending = f"error {reply.status_code}: {(await reply.aread())[:300]!r}"
                 return
-            async for line in reply.aiter_lines():
-                if line.startswith("data: {"):
-                    self.news_s = time.monotonic()
-                    outcome.hear(orjson.loads(line.removeprefix("data: ")))
+            async for event in events(reply):
+                self.news_s = time.monotonic()
+                outcome.hear(event)
 
     async def _give_up(self, outcome: Outcome, reader: asyncio.Task[None]) -> None:
         abort = outcome.ask.abort
