@@ -269,3 +269,21 @@ def test_a_calibration_is_kept_and_only_for_its_kind_of_server(
     path.write_text("{}")
     with pytest.raises(ConfigError, match="no calibration"):
         file.read()
+
+
+@pytest.mark.parametrize("is_heard", [False, True])
+def test_a_policy_learns_from_no_step_that_was_launched_before_it(
+    stepped: SteppedScheduler, is_heard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped.send(prompt(10, 1), 30)
+    stepped.step(3)
+    loop, driver = stepped.loop, stepped.loop.driver
+    monkeypatch.setattr(loop, "is_heard", is_heard)  # as on rank 0, whose listeners the others have not
+    stepped.step()
+    with auto(stepped, slo_tbt_ms=100.0):
+        loop.settle()
+        assert not driver._learning and driver._clock.publish().durations_s == ()
+        stepped.step()
+        loop.settle()
+        assert len(driver._learning) == len(driver._clock.publish().durations_s) == 1
+        driver._learning.clear()

@@ -61,6 +61,7 @@ class StepPolicyDriver:
         self._clock = RankClock()
         self._now_s = 0.0
         self._learning: deque[tuple[StepLoad, str]] = deque()
+        self._last_before = 0  # number of the last step that was launched before the policy came into force
         self._last_tokens = LastTokenTimes()
         self._was_planned = False  # the latest step's layers, by the policy
         self._has_other_ranks = serving.ranks_of(self._scheduler).tp_size > 1
@@ -174,7 +175,7 @@ class StepPolicyDriver:
     def _results_are_in(self, event: stream.StepDone) -> None:
         if self.asking is not None:
             self.asking.processed(event.step.outcomes)
-        if event.step.load is not None:
+        if event.step.load is not None and event.step.number > self._last_before:
             self._learning.append((event.step.load, event.step.kind))
             self._clock.step_took(event.timing.duration_s)
 
@@ -184,7 +185,9 @@ class StepPolicyDriver:
             return
         self.policy, self.decision = policy, None
         self._can = frozenset() if policy is None else capabilities_of(policy)
+        # A step that is under way has a load where somebody listens, which may be rank 0 alone.
         self._learning.clear()
+        self._last_before = self._scheduler.forward_ct
         self._last_tokens.forget()
         self.asking = asking = Asking.of(self._loop, policy, self._last_tokens, self._policy_failed)
         chooses = asking is not None and Capability.CHOOSES_DECODES in self._can
