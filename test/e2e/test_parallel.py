@@ -19,6 +19,7 @@ from tiny_models import tiny_model
 
 from disturbances import hang_ups, pauses
 from measured import MEASURING, replayed_energy, series, state
+from release_served import IS_0_5_17
 from servers import LAYERED, Served, serve
 from workload import Ask, answers, assert_equal_answers, change, prompt, read_steps, send_all, staggered
 
@@ -131,7 +132,8 @@ def staged(tiny_qwen3_moe: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("staged")
     flags = ["--pp-size", "2", "--prefill-mode", "layered", "--layered-group-tokens", "64"]
     flags += ["--chunked-prefill-size", "512", "--layered-listeners", f"jsonl={folder}/steps-{{pp}}.jsonl"]
-    env = OVER_GLOO | replayed_energy(folder)
+    # 0.5.17 takes a stage's cores by its tensor rank, so both stages would share one.
+    env = (OVER_GLOO if IS_0_5_17 else ENVIRONMENT) | replayed_energy(folder)
     with serve(folder, tiny_qwen3_moe, *flags, *MEASURING, env=env) as server:
         yield Staged(server.base_url, folder)
 
