@@ -27,7 +27,8 @@ def inject(fault: str) -> None:
             raise RuntimeError(f"injected fault in {path}")
         return real(*args, **kwargs)
 
-    for place in (owner, *sys.modules.values()):  # SGLang 0.5.23 calls seams by names of another module
+    setattr(owner, name, failing)
+    for place in [*sys.modules.values()]:  # SGLang 0.5.23 calls seams by names of another module
         if getattr(place, "__dict__", {}).get(name) is real:
             setattr(place, name, failing)
 

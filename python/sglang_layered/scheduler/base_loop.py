@@ -17,7 +17,7 @@ from sglang_layered.models.quantization import DEPENDS, sharing_of
 from sglang_layered.scheduler.cohorts import CohortSet
 from sglang_layered.scheduler.control import Controls
 from sglang_layered.scheduler.invariants import InvariantChecker
-from sglang_layered.scheduler.loads import LoadSnapshots, count_cohorts
+from sglang_layered.scheduler.loads import count_cohorts
 from sglang_layered.scheduler.metrics import LoopMetrics
 from sglang_layered.scheduler.report import Reporter, Spans
 from sglang_layered.scheduler.results import LaunchedStep
@@ -60,6 +60,7 @@ class BaseLoop:
         serving.refuse_requests(scheduler)
         count_cohorts(scheduler)
         self._first_waiting: Any = None
+        self._has_other_load = False  # than is published
         self.subscribe(config)
 
     @classmethod
@@ -98,7 +99,6 @@ class BaseLoop:
             self.stream.add(observer)
         self.stream.add(LoopMetrics(self.scheduler, config, lambda: self.cohorts.inflight))
         self.stream.add(Spans())
-        self.stream.add(LoadSnapshots(self.scheduler))
         self.stream.add(self.report)
         self.is_heard = bool(self.report.handlers())
 
@@ -144,6 +144,7 @@ class BaseLoop:
 
     def admit(self, batch: ScheduleBatch, plan: LayerGroupPlan) -> None:
         """A prompt batch that SGLang chose becomes a cohort."""
+        self._has_other_load = True
         self.stream.emit(Admitted(self.cohorts.admit(batch, plan)))
 
     def drop(self, reason: DropReason) -> None:
@@ -176,7 +177,15 @@ class BaseLoop:
             self.cohorts.room_came_free()
 
     def hand_over(self, step: LaunchedStep) -> None:
-        """SGLang processes the results of a step."""
+        """SGLang processes the results of a step.
+
+        It publishes its load with those of a prompt, where its last batch may still be the one before, and
+        then in every 15th decode step (`--load-snapshot-publish-interval`): till then a server that was idle
+        would pass for idle. So the load is published a step later as well.
+        """
         self.stream.emit(ResultsDue(step))
         for outcome in step.outcomes:
             self.scheduler.process_batch_result(outcome.batch_at_launch, outcome.result)
+        if self._has_other_load:
+            self.scheduler.publish_load_snapshot(force=True)
+        self._has_other_load = step.finished is not None or step.kind == "prefill"

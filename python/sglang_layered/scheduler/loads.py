@@ -13,7 +13,6 @@ from typing import Any
 
 from sglang.srt.observability.metrics_collector import QueueCount
 
-from sglang_layered.scheduler.stream import Admitted, Handlers, StepDone
 from sglang_layered.scheduler.tick import PipelineTick
 from sglang_layered.upstream.releases import requests, serving
 
@@ -30,31 +29,6 @@ def count_cohorts(scheduler: Any) -> None:
     scheduler.load_inquirer = replace(scheduler.load_inquirer, get_running_batch=running)
     if scheduler.metrics_reporter.current_scheduler_metrics_enabled:
         _count_in_gauge(scheduler, in_flight)
-
-
-class LoadSnapshots:
-    """Publishes the load in the step after one that changed it by prompts.
-
-    SGLang publishes it with a prompt's results, where its last batch may still be the one before them, and
-    then in every 15th decode step (`--load-snapshot-publish-interval`): till then a server that was idle
-    would pass for idle. Upstream: `Scheduler.publish_load_snapshot`.
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
-        self._has_changed = False
-
-    def handlers(self) -> Handlers:
-        """Cohorts that are admitted, and steps that are done."""
-        return {Admitted: self._admitted, StepDone: self._step_done}
-
-    def _admitted(self, event: Admitted) -> None:
-        self._has_changed = True
-
-    def _step_done(self, event: StepDone) -> None:
-        if self._has_changed:
-            self._scheduler.publish_load_snapshot(force=True)
-        self._has_changed = event.step.finished is not None or event.step.kind == "prefill"
 
 
 def not_merged(scheduler: Any) -> list[Any]:
