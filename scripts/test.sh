@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Sets everything up, then: checks, and the tests of the runtime. With --lab: instead tests of the lab and those of the
 # runtime that take long (servers of several ranks, kinds of weights and replicas, CUDA emulation, schedulers stepped a
-# second time without SGLang's overlap, monitoring, soak), with --all: both, and equality, faults, patches and emulation on
-# SGLang 0.5.23, in its own environment. Other arguments go to pytest, and it runs once. With --sglang 0.5.23 before them:
-# in that release's environment; without others what shows that it is served as well.
+# second time without SGLang's overlap, monitoring, soak), with --all: both. Other arguments go to pytest, and it runs once.
+# With --sglang 0.5.23 before them: in that release's environment; without others what shows that it is served as well.
 #
 # A job is one pytest, or the checks. Three run side by side, on two cores: what serves waits a third of its time, for
 # SGLang's own sleeps, clients and scrapes. One worker takes jobs from the front, where those with servers are: these
@@ -48,15 +47,11 @@ carried=( # by a release beside the default
   "test/patches"
   "test/runner"
 )
-other_release=(
-  "scripts/test.sh --sglang 0.5.23 $(printf 'test/e2e/test_%s.py ' equality faults feature_off_0_5_23)"
-  "scripts/test.sh --sglang 0.5.23 test/patches $(printf 'test/cuda_emulation/test_%s.py ' equal_tokens order)"
-)
 case "${release[*]:+carried}${1:-}" in
   "") jobs=("${runtime_served[@]}" "${runtime[@]}") ;;
   carried) jobs=("${carried[@]}") ;;
   --lab) jobs=("${lab_served[@]}" "${lab[@]}" "scripts/check") ;;
-  --all) jobs=("${runtime_served[@]}" "${lab_served[@]}" "${other_release[@]}" "${lab[@]}" "${runtime[@]}") ;;
+  --all) jobs=("${runtime_served[@]}" "${lab_served[@]}" "${lab[@]}" "${runtime[@]}") ;;
   *) jobs=("$*") ;;
 esac
 
@@ -65,8 +60,8 @@ worker() { # runs the jobs that it is told of and that nobody has taken, in that
   local failed=0 job begun command
   for job; do
     mkdir "$taken/$job" 2> /dev/null || continue
-    command=${jobs[job]}
-    [[ $command = scripts/* ]] || command="pytest $command"
+    command="pytest ${jobs[job]}"
+    [ "${jobs[job]}" != scripts/check ] || command=scripts/check
     echo "test: $command"
     begun=$SECONDS
     # shellcheck disable=SC2086
@@ -79,10 +74,6 @@ worker() { # runs the jobs that it is told of and that nobody has taken, in that
 }
 
 scripts/setup.sh "${release[@]}"
-if [ "${1:-}" = --all ] && [ ! -d .venv-0.5.23 ] && [ "$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')" -lt 16 ]; then
-  echo "test: LEFT OUT, for want of 16 GiB of disk: SGLang 0.5.23" >&2
-  for job in "${!jobs[@]}"; do [[ ${jobs[job]} != *--sglang* ]] || unset "jobs[job]"; done
-fi
 if [ "${#jobs[@]}" = 1 ]; then
   [ -n "${release[*]}" ] || scripts/check
   exec "$python" -m pytest "$@"
