@@ -6,7 +6,6 @@ A request's id tells which replica served it: every replica writes the ids of it
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from event_lines import event_of, lines
 from tiny_models import tiny_model
 
 from measured import MEASURING, replayed_energy, series, state
@@ -149,10 +149,10 @@ class Sent:
     async def _stream(self, client: httpx.AsyncClient) -> None:
         async with client.stream("POST", "/generate", json=self.body) as reply:
             self.status = reply.status_code
-            async for line in reply.aiter_lines():
-                self.complete |= line == "data: [DONE]"
-                if line.startswith("data: {"):
-                    self.tokens = tuple(output_tokens(json.loads(line.removeprefix("data: "))))
+            async for line in lines(reply):
+                self.complete |= line == b"data: [DONE]"
+                if (event := event_of(line)) is not None:
+                    self.tokens = tuple(output_tokens(event))
 
 
 def load() -> list[Sent]:
